@@ -1,0 +1,70 @@
+# The project's habits. The first target that needs the virtual environment makes it; a changed setup.cfg brings it up to date.
+
+PYTHON ?= python3
+VENV := .venv
+TESTS := tests
+SECONDS :=
+
+BIN := $(VENV)/bin
+RUN := $(VENV)/installed
+DEV := $(VENV)/installed-dev
+PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
+
+.PHONY: help demo test campaign lint format types docs proto clean
+
+help:
+	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
+	@echo 'make test    run the tests (or some: TESTS=tests.test_config)'
+	@echo 'make campaign  kill, starve and damage the bridge for some minutes, and write the result into the documentation'
+	@echo 'make lint    check style and layout;  make format  mends what can be mended'
+	@echo 'make types   check the types'
+	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make proto   generate mqhooks/pb from proto/'
+	@echo 'make clean   remove whatever these have made'
+
+demo: $(RUN)
+	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
+
+test: $(DEV)
+	$(BIN)/python -m twisted.trial $(TESTS)
+
+campaign: $(DEV)
+	$(BIN)/python -m tests.campaign --table docs/campaign.inc
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+docs: $(DEV)
+	$(BIN)/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
+proto: $(DEV)
+	$(BIN)/python tools/generate_pb.py
+
+clean:
+	rm -rf $(VENV) build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache mqhooks.egg-info twisted/plugins/dropin.cache
+	find mqhooks twisted tests docs tools -name __pycache__ -prune -exec rm -rf {} +
+
+need = || { echo 'mqhooks needs $(1)' >&2; exit 1; }
+
+$(RUN): setup.cfg
+	@command -v $(PYTHON) >/dev/null $(call need,Python 3.11 or newer and finds no $(PYTHON): name one with make PYTHON=/path/to/python3)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' $(call need,Python 3.11 or newer and $(PYTHON) is older: name one with make PYTHON=python3.11)
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null $(call need,the venv module of $(PYTHON): on Debian and Ubuntu install python3-venv)
+	@echo 'Installing mqhooks into $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -e .
+	@touch $@
+
+$(DEV): $(RUN)
+	@echo 'Installing the development tools into $(VENV) ...'
+	@$(PIP) install -e '.[dev]'
+	@touch $@

@@ -1,0 +1,140 @@
+"""
+A configuration file as a whole: the webhooks, and what mqhooks itself can be told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
+
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.blocks import check_url, shared, webhooks
+from mqhooks.nanomq.events import NANOMQ_EVENTS
+from mqhooks.nanomq.hocon import Block, read
+from mqhooks.nanomq.settings import Rule, SharedSettings, WebhookSettings
+
+OutboxKind = Literal["sqlite", "memory"]
+Sync = Literal["normal", "full"]
+OnFull = Literal["pause", "drop_oldest"]
+
+OUTBOX_KIND: OutboxKind = "sqlite"
+"""Where deliveries wait when nothing is said."""
+
+OUTBOX_SIZES: dict[OutboxKind, int] = {"sqlite": 1 << 30, "memory": 64 << 20}
+"""How many bytes may wait for each webhook when nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarSettings:
+    """
+    How VerneMQ's stream is read.
+
+    :param max_frame: bytes; a longer frame is left out.
+    :param max_sessions: of how many clients the username is remembered.
+    """
+
+    max_frame: int = 16 << 20
+    max_sessions: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxSettings:
+    """
+    Where deliveries wait.
+
+    :param kind: ``sqlite`` outlives the process, ``memory`` does not.
+    :param path: the file of ``sqlite``.
+    :param sync: whether ``sqlite`` waits for the disk with each commit (``full``) or leaves that to the kernel (``normal``).
+    :param max_size: bytes for each webhook.
+    :param on_full: whether no more is read then, or the oldest is dropped.
+    :param dead_max: how many dead letters are kept.
+    """
+
+    kind: OutboxKind = OUTBOX_KIND
+    path: str = "mqhooks-outbox"
+    sync: Sync = "normal"
+    max_size: int = OUTBOX_SIZES[OUTBOX_KIND]
+    on_full: OnFull = "pause"
+    dead_max: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    Everything that a file says.
+
+    :param webhooks: those that are enabled.
+    :param shutdown_timeout: how many seconds stopping may wait for deliveries.
+    :param warnings: what is odd but no mistake, each in one line.
+    """
+
+    webhooks: tuple[WebhookSettings, ...] = ()
+    sidecar: SidecarSettings = SidecarSettings()
+    outbox: OutboxSettings = OutboxSettings()
+    shutdown_timeout: float = 10.0
+    warnings: tuple[str, ...] = ()
+
+
+DEFAULTS = Settings()
+
+
+def load(path: str) -> Settings:
+    """
+    Read a file, such as a whole ``nanomq.conf``: its ``webhook``, ``webhooks`` and ``mqhooks`` blocks; the rest is left alone.
+
+    :raises mqhooks.errors.ConfigError: at the first mistake, with file, key and remedy.
+    """
+    values, warnings = read(path)
+    root = Block(values, path, "", warnings)
+    ours = root.block("mqhooks")
+    enabled = tuple(webhooks(root, shared(ours, SharedSettings())))
+    for key in ("sidecar", "outbox", "admin"):
+        if key in root:
+            root.warn(key, f"belongs into the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
+    sidecar = ours.block("sidecar")
+    settings = Settings(
+        webhooks=enabled,
+        sidecar=SidecarSettings(
+            max_frame=sidecar.size("max_frame", DEFAULTS.sidecar.max_frame, least=1 << 10, most=256 << 20),
+            max_sessions=sidecar.integer("max_sessions", DEFAULTS.sidecar.max_sessions, least=0),
+        ),
+        outbox=_outbox(ours.block("outbox")),
+        shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms"),
+    )
+    for block in (sidecar, ours):
+        block.close()
+    return replace(settings, warnings=tuple(warnings))
+
+
+def _outbox(block: Block) -> OutboxSettings:
+    defaults = DEFAULTS.outbox
+    kind = cast(OutboxKind, block.choice("kind", defaults.kind, get_args(OutboxKind)))
+    settings = OutboxSettings(
+        kind=kind,
+        path=block.string("path", defaults.path),
+        sync=cast(Sync, block.choice("sync", defaults.sync, get_args(Sync))),
+        max_size=block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20),
+        on_full=cast(OnFull, block.choice("on_full", defaults.on_full, get_args(OnFull))),
+        dead_max=block.integer("dead_max", defaults.dead_max, least=0),
+    )
+    if kind == "memory":
+        for key in ("path", "sync", "on_full"):
+            if key in block:
+                block.warn(key, "is for kind = sqlite, and does nothing here")
+    if not settings.path:
+        raise block.error("path", "is empty: which file is the outbox?")
+    block.close()
+    return settings
+
+
+def for_url(url: str) -> Settings:
+    """
+    Make the settings that send all of NanoMQ's events to one address.
+
+    :raises mqhooks.errors.ConfigError: when nothing can be sent there.
+    """
+    try:
+        checked = check_url(url)
+    except ConfigError as error:
+        raise ConfigError(error.message, "--url") from None
+    return Settings(webhooks=(WebhookSettings("webhook", checked, tuple(Rule(event) for event in NANOMQ_EVENTS)),))

@@ -1,0 +1,78 @@
+"""
+What a configuration means, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mqhooks.config import OutboxSettings, Settings
+from mqhooks.listening import complete
+from mqhooks.nanomq.settings import RetrySettings, WebhookSettings
+from mqhooks.webhook.retry import span
+
+
+def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:
+    """
+    Say what would be listened on, and what would be sent where.
+
+    :param descriptions: the sidecar endpoints.
+    :param sinks: the descriptions of further sinks.
+    :returns: lines for a terminal. The values of headers, passwords and secrets are not among them.
+    """
+    return "\n".join(_lines(settings, descriptions, sinks))
+
+
+def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> Iterator[str]:
+    for warning in settings.warnings:
+        yield f"warning: {warning}"
+    for description in descriptions:
+        yield f"listen  {complete(description)}"
+    for webhook in settings.webhooks:
+        yield from _webhook(webhook)
+    if settings.webhooks:
+        yield _outbox(settings.outbox)
+    for sink in sinks:
+        yield f"sink    {sink}"
+    if not settings.webhooks and not sinks:
+        yield "sink    JSON lines to standard output"
+    yield "The configuration is good."
+
+
+def _webhook(webhook: WebhookSettings) -> Iterator[str]:
+    yield f"webhook {webhook.name}: POST {webhook.url}"
+    yield (
+        f"        at most {webhook.pool_size} connections, {webhook.cancel_timeout:g} s for a request, "
+        f"payload as {webhook.encoding}{', with details' if webhook.details else ''}"
+    )
+    yield f"        {_retry(webhook.retry)}"
+    if webhook.ordering == "none":
+        yield "        in no particular order"
+    elif webhook.merge_window:
+        yield f"        each client's events in order, {webhook.merge_window * 1000:g} ms for those that come late"
+    else:
+        yield "        each client's events in the order they are read"
+    if webhook.secrets:
+        yield f"        signed with {len(webhook.secrets)} secret{'s' if len(webhook.secrets) > 1 else ''}"
+    if webhook.headers:
+        yield f"        headers {', '.join(name for name, _ in webhook.headers)}"
+    if webhook.tls is not None:
+        trusted = webhook.tls.cacertfile or "the system's authorities"
+        ours = f", as {webhook.tls.certfile}" if webhook.tls.certfile else ""
+        yield f"        trusts {trusted}{ours}"
+    for rule in webhook.rules:
+        yield f"        {rule.event}" + (f" on {rule.topic}" if rule.topic is not None else "")
+
+
+def _retry(retry: RetrySettings) -> str:
+    attempts = f", {retry.max_attempts} times at most" if retry.max_attempts else ""
+    statuses = f"; again after {', '.join(['no answer', *map(str, retry.on)])}" if retry.on != RetrySettings().on else ""
+    return f"tried for {span(retry.max_age)}{attempts}, with waits of {span(retry.initial)} to {span(retry.maximum)}{statuses}"
+
+
+def _outbox(outbox: OutboxSettings) -> str:
+    size = f"at most {outbox.max_size >> 20} MiB for each webhook"
+    if outbox.kind == "memory":
+        return f"outbox  in memory, {size}"
+    full = "no more is read" if outbox.on_full == "pause" else "the oldest is dropped"
+    return f"outbox  {outbox.path}, sync {outbox.sync}, {size}; when it is full {full}; {outbox.dead_max} dead letters"

@@ -1,0 +1,79 @@
+"""
+Everything that mqhooks raises for others to catch.
+
+Each message is one line that a person can act on: what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class MqhooksError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(MqhooksError):
+    """
+    A setting is missing or wrong.
+
+    :param message: what is wrong and what to do about it.
+    :param where: the file, option or string that holds the setting.
+    :param key: the setting's path within it, for example ``webhook.events[0].topic``.
+    """
+
+    def __init__(self, message: str, where: str = "", key: str = "") -> None:
+        super().__init__(": ".join(part for part in (where, key, message) if part))
+        self.message = message
+        self.where = where
+        self.key = key
+
+
+class ListenError(MqhooksError):
+    """An address cannot be listened on."""
+
+
+class OutboxError(MqhooksError):
+    """The outbox's file cannot be used."""
+
+
+class DecodeError(MqhooksError):
+    """A frame does not hold an event that we know."""
+
+
+class MalformedFrame(DecodeError):
+    """The frame is not a protobuf ``Any``, or its value is not the message that it names."""
+
+
+class UnknownType(DecodeError):
+    """
+    The frame holds a message of a type that we don't know.
+
+    :param name: the type's name as the frame gives it, shortened to 128 characters.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name[:128]
+        super().__init__(f"no hook sends messages of type {self.name!r}")
+
+
+class BadSignature(MqhooksError):
+    """A request is not signed as it has to be."""
+
+
+class DeliveryError(MqhooksError):
+    """An attempt got no answer: nothing is known of what the endpoint did with the request."""
+
+
+class ConnectFailed(DeliveryError):
+    """No connection to the endpoint: it got no byte of the request."""
+
+
+class ConnectionBroken(DeliveryError):
+    """The connection ended before a whole answer had come."""
+
+
+class DeliveryTimeout(DeliveryError):
+    """The endpoint did not answer within ``cancel_timeout``."""
+
+
+class BadAnswer(DeliveryError):
+    """The endpoint answered something that is not HTTP, or more of it than anyone should."""

@@ -1,0 +1,87 @@
+"""
+Listening on what an operator has written down.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.python.failure import Failure
+
+from mqhooks.errors import ConfigError, ListenError
+
+BACKLOG = 1024
+"""VerneMQ opens its whole pool within milliseconds; connections beyond the backlog wait a second or more."""
+
+_DEFAULTS: dict[str, dict[str, object]] = {
+    "tcp": {"interface": "127.0.0.1", "backlog": BACKLOG},
+    "tcp6": {"interface": "\\:\\:1", "backlog": BACKLOG},
+    "ssl": {"interface": "127.0.0.1", "backlog": BACKLOG},
+    "unix": {"backlog": BACKLOG},
+}
+
+
+def complete(description: str) -> str:
+    """
+    Give a listening endpoint's description our defaults: the loopback interface, and a backlog of :data:`BACKLOG`.
+
+    :param description: as Twisted's ``serverFromString`` has it. One with further positional arguments is left alone.
+    """
+    kind, *parts = re.split(r"(?<!\\):", description)
+    given = {part.partition("=")[0] for part in parts if "=" in part}
+    if len(parts) - len(given) > 1:
+        return description
+    defaults = _DEFAULTS.get(kind, {})
+    return ":".join([description, *(f"{key}={value}" for key, value in defaults.items() if key not in given)])
+
+
+class Listener:
+    """
+    One address to listen on.
+
+    :param reactor: listens.
+    :param description: a string for Twisted's ``serverFromString``, completed by :func:`complete`.
+    :raises mqhooks.errors.ConfigError: when the description is wrong.
+    """
+
+    def __init__(self, reactor: Any, description: str) -> None:
+        self.description = description
+        try:
+            self._endpoint = serverFromString(reactor, complete(description))
+        except Exception as error:
+            raise ConfigError(
+                f"not a listening endpoint ({error}); write it like tcp:8890 or unix:/run/mqhooks.sock", description
+            ) from error
+
+    def listen(self, factory: IProtocolFactory) -> IListeningPort:
+        """
+        Listen at once.
+
+        :raises mqhooks.errors.ListenError: when the address is taken or not allowed.
+        """
+        results: list[Any] = []
+        self._endpoint.listen(factory).addBoth(results.append)
+        if not results:
+            raise ListenError(f"cannot listen on {self.description}: this kind of endpoint does not listen at once")
+        if isinstance(results[0], Failure):
+            error = results[0].value
+            cause = error.socketError if isinstance(error, CannotListenError) else error
+            reason = getattr(cause, "strerror", None) or str(cause)
+            raise ListenError(f"cannot listen on {self.description}: {reason}; stop what uses the address or give another one")
+        port: IListeningPort = results[0]
+        return port
+
+
+def address_name(address: Any) -> str:
+    """
+    Write an address as people do: ``127.0.0.1:8890``, or a path.
+    """
+    if hasattr(address, "port"):
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{address.port}"
+    name = getattr(address, "name", None)
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name or "unix")

@@ -1,0 +1,257 @@
+"""
+``webhook {}`` blocks become settings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, cast, get_args
+from urllib.parse import urlsplit
+
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
+from mqhooks.nanomq.hocon import Block, suggest
+from mqhooks.nanomq.settings import (
+    Encoding,
+    Ordering,
+    RetrySettings,
+    Rule,
+    SharedSettings,
+    TLSSettings,
+    WebhookSettings,
+    secret_key,
+)
+from mqhooks.nanomq.topics import check_filter
+
+_DEFAULTS = SharedSettings()
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OURS = frozenset(
+    {
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+    }
+)
+
+
+def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]:
+    """
+    Read ``webhook {}`` and what ``webhooks {}`` holds; those that are not enabled are left out.
+
+    :param root: the whole file.
+    :param defaults: what goes where a block doesn't say otherwise.
+    :raises mqhooks.errors.ConfigError: at the first mistake.
+    """
+    single = root.block("webhook")
+    if single.boolean("enable", default=True) and "webhook" in root:
+        yield webhook(single, "webhook", defaults)
+    several = root.block("webhooks")
+    for name in several.names():
+        block = several.block(name)
+        if block.boolean("enable", default=True):
+            if name == "webhook" and "webhook" in root:
+                raise several.error(name, "there is a webhook block beside, which has this name: call this one something else")
+            yield webhook(block, name, defaults)
+
+
+def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> WebhookSettings:
+    """
+    Read one block.
+
+    :param name: how logs and counters will call it.
+    :param defaults: what goes where the block doesn't say otherwise.
+    :raises mqhooks.errors.ConfigError: at the first mistake.
+    """
+    block.boolean("enable", default=True)
+    url = _url(block)
+    unknown = block.block("unknown")
+    body = block.block("body")
+    common = shared(block, defaults)
+    settings = WebhookSettings(
+        name=name,
+        url=url,
+        rules=_rules(block),
+        headers=_headers(block.block("headers")),
+        encoding=cast(Encoding, body.choice("encoding", "plain", get_args(Encoding))),
+        pool_size=block.integer("pool_size", 32, least=1, most=65535),
+        cancel_timeout=block.duration("cancel_timeout", 5.0, unit="ms"),
+        tls=_tls(block, url),
+        details=block.boolean("details", default=False),
+        proto_ver=unknown.integer("proto_ver", None, least=0, most=255),
+        keepalive=unknown.integer("keepalive", None, least=0, most=65535),
+        retry=common.retry,
+        ordering=common.ordering,
+        merge_window=common.merge_window,
+        secrets=_secrets(block),
+    )
+    for part in (unknown, body, block):
+        part.close()
+    return settings
+
+
+def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
+    """
+    Read what a webhook's block may say, and the ``mqhooks`` block for all of them.
+
+    :param defaults: what goes where it doesn't.
+    :raises mqhooks.errors.ConfigError: at the first mistake.
+    """
+    return SharedSettings(
+        retry=_retry(block.block("retry"), defaults.retry),
+        ordering=cast(Ordering, block.choice("ordering", defaults.ordering, get_args(Ordering))),
+        merge_window=block.duration("merge_window", defaults.merge_window, unit="ms", zero=True),
+    )
+
+
+def check_url(url: str) -> str:
+    """
+    Check where requests are to be sent.
+
+    :returns: the URL, its scheme in lower case.
+    :raises mqhooks.errors.ConfigError: when that is no place; the message alone.
+    """
+    shown = re.sub(r"//[^/]*@", "//…@", url)
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{shown!r} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("a URL's user and password are not sent: set headers.authorization instead")
+    if parts.fragment:
+        raise ConfigError(f"{shown!r} has a fragment (#…), which is never sent: remove it")
+    return parts.scheme + url[len(parts.scheme) :]
+
+
+def _url(block: Block) -> str:
+    url = block.string("url", None)
+    if url is None:
+        raise block.error("url", 'is missing: where are the events to be sent? For example url = "http://127.0.0.1:8080/hook"')
+    try:
+        return check_url(url)
+    except ConfigError as error:
+        raise block.error("url", error.message) from None
+
+
+def _headers(block: Block) -> tuple[tuple[str, str], ...]:
+    headers: dict[str, tuple[str, str]] = {}
+    for name, value in block.members():
+        if not _TOKEN.fullmatch(name):
+            raise block.error(name, "is not a header's name")
+        if name.lower() in _OURS:
+            raise block.error(name, "is set by mqhooks itself: remove it")
+        headers[name.lower()] = (name, _header_value(block, name, value))
+    return tuple(headers.values())
+
+
+def _header_value(block: Block, name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, (str, int, float)):
+        raise block.error(name, "is not text, a number, true or false; put it in quotes")
+    text = str(value).strip(" \t")
+    if any((ord(character) < 32 and character != "\t") or ord(character) == 127 for character in text):
+        raise block.error(name, "has a line break or another control character, which a header cannot have")
+    return text
+
+
+def _rules(block: Block) -> tuple[Rule, ...]:
+    rules = []
+    for entry in block.blocks("events") or ():
+        name = entry.string("event", None)
+        if name is None:
+            raise entry.error("event", 'is missing: which event? For example event = "on_message_publish"')
+        event = name.lower()
+        if event not in RULE_EVENTS:
+            raise entry.error("event", f"there is no event {name!r}{suggest(event, RULE_EVENTS)}")
+        topic = entry.string("topic", None)
+        if topic is not None:
+            problem = check_filter(topic)
+            if problem is not None:
+                raise entry.error("topic", f"{topic!r}: {problem}")
+            if event not in TOPIC_EVENTS:
+                entry.warn("topic", f"{event} has no topic: every {event} is sent")
+                topic = None
+        entry.close()
+        rules.append(Rule(event, topic))
+    if not rules:
+        block.warn("events", 'is empty: nothing will be sent; add for example events = [ { event = "on_message_publish" } ]')
+    return tuple(rules)
+
+
+def _retry(block: Block, defaults: RetrySettings) -> RetrySettings:
+    settings = RetrySettings(
+        initial=block.duration("initial", defaults.initial, unit="ms"),
+        multiplier=block.number("multiplier", defaults.multiplier, least=1, most=100),
+        maximum=block.duration("max", defaults.maximum, unit="ms"),
+        jitter=block.number("jitter", defaults.jitter, least=0, most=1),
+        max_age=block.duration("max_age", defaults.max_age, unit="ms"),
+        max_attempts=block.integer("max_attempts", defaults.max_attempts, least=0),
+        on=_statuses(block, defaults.on),
+    )
+    if settings.maximum < settings.initial:
+        raise block.error("max", f"{settings.maximum:g} s is less than initial, {settings.initial:g} s: raise it")
+    block.close()
+    return settings
+
+
+def _statuses(block: Block, defaults: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    entries = block.entries("on")
+    if entries is None:
+        return defaults
+    statuses: list[int | str] = []
+    for entry in entries:
+        text = str(entry).lower()
+        if text not in ("3xx", "4xx", "5xx") and not re.fullmatch("[345][0-9][0-9]", text):
+            raise block.error("on", f'{text[:80]!r} is not a status from 300 to 599, "3xx", "4xx" or "5xx"')
+        statuses.append(int(text) if text.isdigit() else text)
+    return tuple(statuses)
+
+
+def _secrets(block: Block) -> tuple[str, ...]:
+    entries = block.entries("secret")
+    if entries == []:
+        raise block.error("secret", "is an empty list: remove it, or nothing is signed")
+    for entry in entries or ():
+        # The value must not be shown.
+        if not isinstance(entry, str):
+            raise block.error("secret", 'is not text, or a list of it: write it like "whsec_…", in quotes')
+        try:
+            secret_key(entry)
+        except ConfigError as error:
+            raise block.error("secret", error.message) from None
+    return tuple(entries or ())
+
+
+def _tls(block: Block, url: str) -> TLSSettings | None:
+    if "tls" in block and "ssl" in block:
+        raise block.error("ssl", "tls and ssl are two names for the same block: keep one")
+    spellings = {key: block.block(key) for key in ("tls", "ssl")}
+    given = [key for key in spellings if key in block]
+    if not given or not spellings[given[0]].boolean("enable", default=True):
+        return None
+    tls = spellings[given[0]]
+    files = {key: tls.string(key, None) for key in ("cacertfile", "certfile", "keyfile")}
+    password = tls.string("key_password", None)
+    tls.close()
+    if not url.startswith("https:"):
+        tls.warn("enable", "the url is http, so nothing is encrypted and this block is not used")
+        return None
+    for key, path in files.items():
+        if path is not None and not os.access(path, os.R_OK):
+            problem = "may not be read by this user" if os.path.exists(path) else "does not exist"
+            raise tls.error(key, f"{path} {problem}")
+    for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
+        if files[one] is not None and files[other] is None:
+            raise tls.error(other, f"is missing: {one} needs it")
+    return TLSSettings(**files, key_password=password)

@@ -1,0 +1,307 @@
+"""
+The JSON bodies: NanoMQ's, byte for byte, and those in VerneMQ's own words.
+
+The Structs' fields stand in the order of NanoMQ's keys.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from mqhooks.nanomq import base62
+from mqhooks.nanomq.settings import Encoding, WebhookSettings
+from mqhooks.sidecar.events import Event, failure_name, reason_name
+
+UNDEFINED = "undefined"
+"""What stands for a username that nobody gave."""
+
+BASE62_LIMIT = 128 << 10
+"""How many bytes of a payload are written in base62 at most. Much longer ones would hold everything else up for seconds."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Connect(msgspec.Struct, gc=False):
+    proto_ver: int | None
+    keepalive: int | None
+    username: str
+    clientid: str
+    ipaddress: str | None
+    action: str = "client_connect"
+
+
+class _Connack(msgspec.Struct, gc=False):
+    proto_ver: int | None
+    keepalive: int | None
+    conn_ack: str
+    username: str
+    clientid: str
+    action: str = "client_connack"
+
+
+class _Connected(msgspec.Struct, gc=False):
+    proto_ver: int | None
+    keepalive: int | None
+    connected_at: int
+    username: str
+    clientid: str
+    ipaddress: str | None
+    action: str = "client_connected"
+
+
+class _Ended(msgspec.Struct, gc=False):
+    reason: str
+    username: str
+    clientid: str
+    action: str
+
+
+class _Options(msgspec.Struct, gc=False):
+    qos: int
+
+
+class _Subscribed(msgspec.Struct, gc=False):
+    topic: str
+    opts: _Options
+    username: str
+    clientid: str
+    action: str
+
+
+class _Unsubscribed(msgspec.Struct, gc=False):
+    topic: str
+    username: str
+    clientid: str
+    action: str
+
+
+class _Published(msgspec.Struct, gc=False):
+    ts: int
+    topic: str
+    retain: bool
+    qos: int
+    action: str
+    from_username: str
+    from_client_id: str
+    payload: str
+
+
+class _Delivered(msgspec.Struct, gc=False):
+    ts: int
+    topic: str
+    retain: bool
+    qos: int
+    action: str
+    username: str
+    clientid: str
+    from_username: None
+    from_client_id: None
+    payload: str
+
+
+class _ACL(msgspec.Struct, gc=False):
+    name: str
+    pattern: str
+
+
+class _Further(msgspec.Struct, omit_defaults=True):
+    """What follows NanoMQ's keys, where there is something to say."""
+
+    ts: int | None = None
+    mountpoint: str = ""
+    session_id: str = ""
+    ipaddress: str = ""
+    port: int = 0
+    matched_acl: _ACL | None = None
+    user_properties: dict[str, str] = {}
+    payload_encoding: str | None = None
+
+
+class Bodies:
+    """
+    Makes the bodies that NanoMQ's events have.
+
+    :param settings: how payloads are encoded, what stands for what the stream doesn't carry, and whether details follow.
+    """
+
+    def __init__(self, settings: WebhookSettings) -> None:
+        if settings.encoding == "base62":
+            base62.prepare()
+        self._text = _PAYLOADS[settings.encoding]
+        self._details = settings.details
+        self._proto_ver = settings.proto_ver
+        self._keepalive = settings.keepalive
+
+    def client_connect(self, event: Event) -> bytes:
+        """``on_client_connect``, of a registration or a refused one."""
+        body = _Connect(
+            self._version(event), self._keepalive, event.username or UNDEFINED, event.client_id, event.message.peer_addr or None
+        )
+        return self._finish(event, body)
+
+    def client_connack(self, event: Event) -> bytes:
+        """``on_client_connack``, of a registration or a refused one."""
+        answer = failure_name(event.message.reason) if event.hook == "on_register_failed" else "success"
+        body = _Connack(self._version(event), self._keepalive, answer, event.username or UNDEFINED, event.client_id)
+        return self._finish(event, body)
+
+    def client_connected(self, event: Event) -> bytes:
+        """``on_client_connected``, of a registration."""
+        body = _Connected(
+            self._version(event),
+            self._keepalive,
+            event.timestamp // 1_000_000,
+            event.username or UNDEFINED,
+            event.client_id,
+            event.message.peer_addr or None,
+        )
+        return self._finish(event, body)
+
+    def client_disconnected(self, event: Event) -> bytes:
+        """``on_client_disconnected``, of a connection's end."""
+        body = _Ended(_reason(event), event.username or UNDEFINED, event.client_id, "client_disconnected")
+        return self._finish(event, body)
+
+    def session_terminated(self, event: Event) -> bytes:
+        """``on_session_terminated``, of the end of a clean session's connection or of an expired session."""
+        reason = "expired" if event.hook == "on_session_expired" else _reason(event)
+        body = _Ended(reason, event.username or UNDEFINED, event.client_id, "session_terminated")
+        return self._finish(event, body)
+
+    def client_subscribe(self, event: Event, info: Any) -> bytes:
+        """``on_client_subscribe``, of one topic of a subscription."""
+        return self._subscribed(event, info, "client_subscribe")
+
+    def session_subscribed(self, event: Event, info: Any) -> bytes:
+        """``on_session_subscribed``, of one topic of a subscription."""
+        return self._subscribed(event, info, "session_subscribed")
+
+    def client_unsubscribe(self, event: Event, topic: str) -> bytes:
+        """``on_client_unsubscribe``, of one of the topics."""
+        return self._finish(event, _Unsubscribed(topic, event.username or UNDEFINED, event.client_id, "client_unsubscribe"))
+
+    def session_unsubscribed(self, event: Event, topic: str) -> bytes:
+        """``on_session_unsubscribed``, of one of the topics."""
+        return self._finish(event, _Unsubscribed(topic, event.username or UNDEFINED, event.client_id, "session_unsubscribed"))
+
+    def message_publish(self, event: Event) -> bytes:
+        """``on_message_publish``."""
+        message = event.message
+        payload, encoding = self._text(message.payload)
+        body = _Published(
+            event.timestamp // 1_000_000,
+            message.topic,
+            message.retain,
+            message.qos,
+            "message_publish",
+            event.username or UNDEFINED,
+            event.client_id,
+            payload,
+        )
+        return self._finish(event, body, encoding)
+
+    def message_delivered(self, event: Event) -> bytes:
+        """``on_message_delivered``."""
+        return self._delivered(event, "message_delivered")
+
+    def message_acked(self, event: Event) -> bytes:
+        """``on_message_acked``."""
+        return self._delivered(event, "message_acked")
+
+    def _version(self, event: Event) -> int | None:
+        # A refused registration has no such field; where there are user properties, they prove MQTT 5.
+        return 5 if event.hook == "on_register" and event.message.user_properties else self._proto_ver
+
+    def _subscribed(self, event: Event, info: Any, action: str) -> bytes:
+        body = _Subscribed(info.topic, _Options(info.qos), event.username or UNDEFINED, event.client_id, action)
+        return self._finish(event, body, acl=info.matched_acl)
+
+    def _delivered(self, event: Event, action: str) -> bytes:
+        message = event.message
+        payload, encoding = self._text(message.payload)
+        body = _Delivered(
+            event.timestamp // 1_000_000,
+            message.topic,
+            message.is_retain,
+            message.qos,
+            action,
+            event.username or UNDEFINED,
+            event.client_id,
+            None,
+            None,
+            payload,
+        )
+        return self._finish(event, body, encoding)
+
+    def _finish(self, event: Event, body: msgspec.Struct, encoding: str | None = None, acl: Any = None) -> bytes:
+        encoded = _encode(body)
+        if self._details:
+            message = event.message
+            if acl is None:
+                acl = getattr(message, "matched_acl", None)
+            further = _Further(
+                ts=None if hasattr(body, "ts") else event.timestamp // 1_000_000,
+                mountpoint=event.mountpoint,
+                session_id=getattr(message, "session_id", ""),
+                ipaddress="" if hasattr(body, "ipaddress") else getattr(message, "peer_addr", ""),
+                port=getattr(message, "peer_port", 0),
+                matched_acl=_ACL(acl.name, acl.pattern) if acl is not None and (acl.name or acl.pattern) else None,
+                user_properties=dict(sorted(getattr(message, "user_properties", {}).items())),
+                payload_encoding=encoding,
+            )
+        elif encoding:
+            further = _Further(payload_encoding=encoding)
+        else:
+            return encoded
+        tail = _encode(further)
+        return encoded if tail == b"{}" else encoded[:-1] + b"," + tail[1:]
+
+
+def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
+    """
+    Make the body that any event has in VerneMQ's own words.
+
+    :param encoding: how a payload becomes a string. A plain one that is not UTF-8, and one too long for base62, is in base64
+        instead, and the body ends with ``"payload_encoding":"base64"``.
+    :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields.
+    """
+    fields: dict[str, Any] = {"action": event.hook.removeprefix("on_"), **dict(event.fields())}
+    if "payload" in fields:
+        fields["payload"], other = _PAYLOADS[encoding](fields["payload"])
+        if other:
+            fields["payload_encoding"] = other
+    return _encode(fields)
+
+
+def _reason(event: Event) -> str:
+    name = reason_name(event.message.reason)
+    return "normal" if name in ("normal_disconnect", "mqtt_client_disconnect") else name
+
+
+def _plain(payload: bytes) -> tuple[str, str | None]:
+    try:
+        return payload.decode(), None
+    except UnicodeDecodeError:
+        return _base64(payload)[0], "base64"
+
+
+def _base64(payload: bytes) -> tuple[str, str | None]:
+    return b2a_base64(payload, newline=False).decode("ascii"), None
+
+
+def _base62(payload: bytes) -> tuple[str, str | None]:
+    if len(payload) > BASE62_LIMIT:
+        return _base64(payload)[0], "base64"
+    return base62.encode(payload), None
+
+
+_PAYLOADS: dict[Encoding, Callable[[bytes], tuple[str, str | None]]] = {
+    "plain": _plain,
+    "base64": _base64,
+    "base62": _base62,
+}
+"""What makes a string of a payload, and says how when it is not as asked for."""

@@ -1,0 +1,93 @@
+"""
+Which bodies an event makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mqhooks.nanomq.bodies import Bodies, hook_body
+from mqhooks.nanomq.events import CAUSES, TOPIC_EVENTS
+from mqhooks.nanomq.settings import WebhookSettings
+from mqhooks.nanomq.topics import compile_filter
+from mqhooks.sidecar.events import Event
+
+REFUSED = 128
+"""The QoS of a subscription that was not granted (MQTT 3.1.1, section 3.9.3)."""
+
+_Step = Callable[[Event], Iterable[bytes]]
+_Matcher = Callable[[str], bool]
+
+
+class Rules:
+    """
+    What one webhook wants to hear of, worked out beforehand for each hook.
+
+    :param settings: what its block says.
+    :raises mqhooks.errors.ConfigError: when a topic filter is not valid.
+    """
+
+    def __init__(self, settings: WebhookSettings) -> None:
+        steps = {hook: list(_steps(settings, hook)) for hook in CAUSES}
+        self._plans = {hook: _in_turn(found) for hook, found in steps.items() if found}
+
+    def bodies(self, event: Event) -> Iterable[bytes]:
+        """
+        Make the bodies of the requests that tell of an event.
+
+        :returns: one for each NanoMQ event that the hook causes and a rule wants, in the order of
+            :data:`~mqhooks.nanomq.events.CAUSES` (of a subscription's events, one for each topic); then the event in VerneMQ's
+            words, when a rule names the hook. None when no rule matches. Those of many topics are made one by one, when they
+            are asked for: together they may be a thousand times as long as the event.
+        """
+        plan = self._plans.get(event.hook)
+        return [] if plan is None else plan(event)
+
+
+def _steps(settings: WebhookSettings, hook: str) -> Iterator[_Step]:
+    bodies = Bodies(settings)
+    for name in CAUSES[hook]:
+        wanted, matches = _wanted(settings, name)
+        if wanted:
+            yield _nanomq_step(hook, name, getattr(bodies, name.removeprefix("on_")), matches)
+    wanted, matches = _wanted(settings, hook)
+    if wanted:
+        yield _hook_step(settings, matches)
+
+
+def _wanted(settings: WebhookSettings, name: str) -> tuple[bool, _Matcher | None]:
+    """Say whether a rule names an event, and which topics are wanted: ``None`` for every one, or where there are none."""
+    topics = [rule.topic for rule in settings.rules if rule.event == name]
+    filters = [topic for topic in topics if topic is not None]
+    if len(filters) < len(topics) or name not in TOPIC_EVENTS:
+        return bool(topics), None
+    return bool(topics), compile_filter(*filters)
+
+
+def _nanomq_step(hook: str, name: str, make: Callable[..., bytes], matches: _Matcher | None) -> _Step:
+    if hook == "on_subscribe":
+        granted = name == "on_session_subscribed"
+
+        def wants(info: Any) -> bool:
+            return (matches is None or matches(info.topic)) and not (granted and info.qos == REFUSED)
+
+        return lambda event: (make(event, info) for info in event.message.topics if wants(info))
+    if hook == "on_unsubscribe":
+        return lambda event: (make(event, topic) for topic in event.message.topics if matches is None or matches(topic))
+    if matches is None:
+        return lambda event: [make(event)]
+    return lambda event: [make(event)] if matches(event.message.topic) else []
+
+
+def _hook_step(settings: WebhookSettings, matches: _Matcher | None) -> _Step:
+    encoding = settings.encoding
+    if matches is None:
+        return lambda event: [hook_body(event, encoding)]
+    return lambda event: [hook_body(event, encoding)] if any(map(matches, event.topics)) else []
+
+
+def _in_turn(steps: list[_Step]) -> _Step:
+    if len(steps) == 1:
+        return steps[0]
+    return lambda event: (body for step in steps for body in step(event))

@@ -1,0 +1,75 @@
+"""
+Dead letters, seen from outside the process that owns the outbox.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from mqhooks.errors import OutboxError
+from mqhooks.outbox import schema
+from mqhooks.outbox.delivery import DeadLetter
+from mqhooks.outbox.sqlite import list_dead
+
+Action = Literal["replay", "purge"]
+
+
+class Letters:
+    """
+    The dead letters in a file that another process may be using.
+
+    What is asked for is done by that process within a second, or by the next one that opens the file.
+
+    :param path: the outbox.
+    :raises mqhooks.errors.OutboxError: when there is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        if not os.path.exists(path):
+            raise OutboxError(f"{path}: does not exist; name the outbox with --outbox or the configuration with --config")
+        try:
+            schema.check(path)
+            self._connection = schema.connect(path)
+        except sqlite3.DatabaseError as error:
+            raise OutboxError(f"{path}: cannot be read ({error})") from None
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        """Go through all of them, oldest first."""
+        return self.of(None)
+
+    def of(self, webhook: str | None) -> Iterator[DeadLetter]:
+        """Go through those of one webhook, oldest first; of all for ``None``."""
+        after = 0
+        while found := list_dead(self._connection, webhook, after, 100):
+            yield from found
+            after = found[-1].number
+
+    def get(self, number: int) -> DeadLetter:
+        """
+        Get one.
+
+        :raises mqhooks.errors.OutboxError: when there is none of that number.
+        """
+        found = list_dead(self._connection, None, number - 1, 1)
+        if not found or found[0].number != number:
+            raise OutboxError(f"there is no dead letter {number}")
+        return found[0]
+
+    def ask(self, action: Action, numbers: Iterable[int]) -> int:
+        """
+        Ask for dead letters to be replayed or purged.
+
+        :returns: how many.
+        """
+        rows = [(action, number) for number in numbers]
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
+        return len(rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()

@@ -1,0 +1,910 @@
+"""
+An outbox on disk: what was accepted survives the process.
+
+One SQLite file holds the deliveries of all webhooks. What one turn of the reactor accepts and settles is one transaction; the
+deliveries that are accepted together are one row, and a row leaves when all of its deliveries are settled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import groupby, islice
+from time import time
+from typing import Any, Literal
+from zlib import crc32
+
+import msgspec
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from mqhooks.errors import OutboxError
+from mqhooks.interfaces import IOutbox
+from mqhooks.outbox import schema
+from mqhooks.outbox.delivery import DeadLetter, Delivery
+from mqhooks.outbox.salvage import finish, salvage
+from mqhooks.ratelimit import RateLimit
+
+CACHE = 4096
+"""How many deliveries that nobody has claimed yet are kept in memory for each webhook; what is beyond them is read again."""
+
+CACHE_BYTES = 8 << 20
+"""How many bytes their bodies may have, about."""
+
+CLAIM_BYTES = 4 << 20
+"""How many bytes of bodies are claimed at a time, about."""
+
+BATCH = 512
+"""How many deliveries one row has at most."""
+
+BATCH_BYTES = 1 << 20
+"""How many bytes of bodies one row has at most, unless a single body is longer."""
+
+DAMAGED = b"damaged"
+"""What the lock file says when the file was found damaged while it was in use."""
+
+CLOSING_TIME = 5.0
+"""How many seconds stopping waits for the last transaction."""
+
+UNWRITTEN_BYTES = 8 << 20
+"""How many bytes of bodies are kept until the end of a turn."""
+
+THINNED = 100
+"""How many of the oldest rows are looked at each second for what they could free."""
+
+THIN_SIZE = 4096
+"""A row of fewer bytes is not worth it."""
+
+RETRY = 1.0
+"""Seconds before a transaction that failed is tried again."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Delivery | None]).decode
+_decode_one = msgspec.msgpack.Decoder(Delivery).decode
+
+
+class SqliteStore(Service):
+    """
+    The file. It has to be started before its outboxes are used, and stopped after them.
+
+    :param reactor: tells the time, calls back, and has threads.
+    :param path: the file; its directory has to exist.
+    :param sync: ``normal``: a power failure may take back the last seconds, the process's end takes nothing. ``full``: what is
+        accepted is on the disk; the reactor does not wait for it.
+    :param max_size: bytes of deliveries, for each webhook.
+    :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
+    :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
+    :param now: tells the time that is stored, in seconds since 1970.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        path: str,
+        *,
+        sync: Literal["normal", "full"] = "normal",
+        max_size: int = 1 << 30,
+        on_full: Literal["pause", "drop_oldest"] = "pause",
+        dead_max: int = 100_000,
+        now: Callable[[], float] = time,
+    ) -> None:
+        self.path = path
+        self.max_size = max_size
+        self.on_full = on_full
+        self.dead_max = dead_max
+        self.complaints = RateLimit(reactor)
+        self._reactor = reactor
+        self._now = now
+        self._full = sync == "full"
+        self._threads: ThreadPool | None = None
+        self._lock: int | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._outboxes: dict[str, SqliteOutbox] = {}
+        self._dirty: dict[SqliteOutbox, None] = {}
+        self._turn: IDelayedCall | None = None
+        self._plan: list[_Plan] | None = None
+        self._flushed: list[Deferred[None]] = []
+        self._poll: IDelayedCall | None = None
+        self._data_version = 0
+        self._requests: dict[int, None] = {}
+        self._handled: list[int] = []
+
+    def outbox(self, name: str) -> SqliteOutbox:
+        """
+        Get the outbox of a webhook.
+
+        :param name: the webhook's name; the outbox holds what was left under it.
+        """
+        if name not in self._outboxes:
+            self._outboxes[name] = SqliteOutbox(self, name)
+            if self._writer is not None:
+                self._outboxes[name].load(self._writer)
+        return self._outboxes[name]
+
+    def startService(self) -> None:
+        """
+        Open the file, or make it. A damaged one is set aside, and what can be read of it is taken over.
+
+        :raises mqhooks.errors.OutboxError: when it is in use, not ours, of a newer version or cannot be used.
+        """
+        wanted = set(self._outboxes)
+        marked = os.path.exists(self._lock_path)
+        damaged = self._take_lock()
+        try:
+            try:
+                finish(self.path)
+                if marked and os.path.exists(self.path) and not os.path.getsize(self.path):
+                    lost = "{path}: is damaged: empty, though it was used before; what it held is lost"
+                    self.log.critical(lost, path=self.path)
+                if damaged:
+                    raise sqlite3.DatabaseError("found when it was read")
+                schema.prepare(self.path)
+                self._open()
+            except sqlite3.OperationalError as error:
+                raise OutboxError(f"{self.path}: cannot be used ({error})") from None
+            except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+                self._close()
+                if not marked:
+                    problem = f"is no outbox of mqhooks ({error}); give outbox.path another name"
+                    raise OutboxError(f"{self.path}: {problem}") from None
+                self._salvage(error)
+                self._open()
+        except BaseException:
+            self._close()
+            self._drop_lock()
+            if not marked:
+                # It says that the file beside it is ours.
+                os.unlink(self._lock_path)
+            raise
+        for outbox in self._outboxes.values():
+            if outbox.pending and outbox.name not in wanted:
+                self.log.warn(
+                    "{path}: holds {pending} deliveries of webhook {name}, which is not configured: they stay there",
+                    path=self.path,
+                    pending=outbox.pending,
+                    name=outbox.name,
+                )
+        super().startService()
+        if self._full:
+            self._threads = ThreadPool(1, 1, "outbox")
+            self._threads.start()
+        self._poll = self._reactor.callLater(1.0, self._look)
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Write what is not yet written, and close the file; what cannot be written within :data:`CLOSING_TIME` is lost.
+
+        :returns: a ``Deferred`` that fires when it is closed.
+        """
+        if self._poll is not None and self._poll.active():
+            self._poll.cancel()
+        late = self._reactor.callLater(CLOSING_TIME, self._give_up)
+        return self.flushed().addCallback(lambda _: late.cancel() if late.active() else None).addCallback(self._stopped)
+
+    def flushed(self) -> Deferred[None]:
+        """
+        Wait until everything so far is committed.
+        """
+        if self._plan is None and not self._dirty:
+            return succeed(None)
+        flushed: Deferred[None] = Deferred()
+        self._flushed.append(flushed)
+        return flushed
+
+    def _give_up(self) -> None:
+        self.log.critical("{path}: stopped without having been written to; what was not accepted yet is lost", path=self.path)
+        self._tell_flushed()
+
+    def _tell_flushed(self) -> None:
+        flushed, self._flushed = self._flushed, []
+        for deferred in flushed:
+            deferred.callback(None)
+
+    # What the outboxes ask for.
+
+    @property
+    def reader(self) -> sqlite3.Connection:
+        """The connection for questions."""
+        if self._reader is None:
+            raise OutboxError(f"{self.path}: is not open")
+        return self._reader
+
+    def touch(self, outbox: SqliteOutbox) -> None:
+        """Commit what an outbox has to write, when this turn of the reactor is over."""
+        self._dirty[outbox] = None
+        self._schedule()
+
+    # Dead letters.
+
+    def dead_letters(self, webhook: str | None = None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        """
+        List dead letters, oldest first.
+
+        :param webhook: of one webhook only.
+        :param after: those with a higher number.
+        """
+        return list_dead(self.reader, webhook, after, limit)
+
+    def dead_letter(self, number: int) -> DeadLetter | None:
+        """Get one dead letter; ``None`` when there is none of that number."""
+        found = list_dead(self.reader, None, number - 1, 1)
+        return found[0] if found and found[0].number == number else None
+
+    def replay(self, numbers: Iterable[int]) -> int:
+        """
+        Put dead letters back, behind what waits. Their ids stay, their age begins anew.
+
+        :returns: how many.
+        """
+        return self._resolve(numbers, replay=True)
+
+    def purge(self, numbers: Iterable[int]) -> int:
+        """
+        Remove dead letters for good.
+
+        :returns: how many.
+        """
+        return self._resolve(numbers, replay=False)
+
+    def _resolve(self, numbers: Iterable[int], *, replay: bool) -> int:
+        count = 0
+        for number in numbers:
+            letter = self.dead_letter(number)
+            if letter is not None and self.outbox(letter.webhook).resolve(letter, replay=replay):
+                count += 1
+        return count
+
+    # The file.
+
+    @property
+    def _lock_path(self) -> str:
+        return f"{self.path}.lock"
+
+    def _take_lock(self) -> bool:
+        """
+        Keep other processes away.
+
+        :returns: whether the last one found the file damaged.
+        """
+        try:
+            self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            remedy = "its directory has to exist and be writable; outbox.path names it"
+            raise OutboxError(f"{self._lock_path}: cannot be written: {error.strerror}; {remedy}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            self._lock = None
+            raise OutboxError(
+                f"{self.path}: is in use by process {owner or 'unknown'}; stop that one or give outbox.path another name"
+            ) from None
+        damaged = os.pread(self._lock, len(DAMAGED), 0) == DAMAGED
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        return damaged
+
+    def _drop_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _open(self) -> None:
+        self._writer = schema.connect(self.path, full=self._full)
+        self._reader = schema.connect(self.path) if self._full else self._writer
+        left = [row[0] for row in self._reader.execute("SELECT name FROM webhook").fetchall()]
+        for name in dict.fromkeys([*left, *self._outboxes]):
+            self._outboxes.setdefault(name, SqliteOutbox(self, name)).load(self._writer)
+        # Requests may be waiting, whatever the version says.
+        self._data_version = -1
+
+    def _close(self) -> None:
+        for connection in {self._reader, self._writer} - {None}:
+            assert connection is not None
+            connection.close()
+        self._reader = self._writer = None
+
+    def _stopped(self, _: None) -> None:
+        super().stopService()
+        if self._turn is not None and self._turn.active():
+            self._turn.cancel()
+        if self._threads is not None:
+            self._threads.stop()
+            self._threads = None
+        self._close()
+        self._drop_lock()
+
+    def _salvage(self, error: Exception) -> None:
+        try:
+            aside, found = salvage(self.path)
+        except (sqlite3.Error, OSError, ValueError, TypeError) as problem:
+            remedy = "move it away, or give outbox.path another name"
+            raise OutboxError(f"{self.path}: is damaged ({error}) and cannot be repaired ({problem}); {remedy}") from None
+        self.log.critical(
+            "{path}: is damaged ({error}): set aside as {aside}; taken over: {found}",
+            path=self.path,
+            error=error,
+            aside=aside,
+            found=found,
+        )
+
+    def _look(self) -> None:
+        """See once a second whether another process has asked for something."""
+        self._poll = self._reactor.callLater(1.0, self._look)
+        for outbox in self._outboxes.values():
+            outbox.thin()
+            excess = outbox.bytes - self.max_size
+            if self.on_full == "drop_oldest" and excess > 0 and outbox.overflow is not None:
+                outbox.overflow(excess)
+            # What could not be read a second ago may be now.
+            if outbox.more is not None:
+                outbox.more()
+            if outbox.paused and self.complaints.allow(("full", outbox.name)) is not None:
+                self.log.warn(
+                    "{path}: webhook {name} is full ({bytes} bytes, outbox.max_size): nothing more is read from VerneMQ",
+                    path=self.path,
+                    name=outbox.name,
+                    bytes=outbox.bytes,
+                )
+        try:
+            self._read_requests()
+        except sqlite3.DatabaseError as error:
+            self.unreadable(error)
+
+    def _read_requests(self) -> None:
+        version = self.reader.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._data_version and not self._full:
+            return
+        self._data_version = version
+        for number, action, dead in self.reader.execute("SELECT id, action, dead FROM request ORDER BY id").fetchall():
+            if number not in self._requests and self._resolve([dead], replay=action == "replay"):
+                self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
+            self._requests[number] = None
+            self._schedule()
+
+    def unreadable(self, error: sqlite3.DatabaseError) -> None:
+        """Say that something cannot be read: it may pass, or the file may be damaged."""
+        if not isinstance(error, sqlite3.OperationalError):
+            self.damaged(error)
+        elif self.complaints.allow("read") is not None:
+            self.log.error("{path}: cannot be read ({error}); trying again", path=self.path, error=error)
+
+    def damaged(self, error: sqlite3.DatabaseError) -> None:
+        """Stop the process: its next start sets the file aside and takes over what can be read."""
+        if self._lock is not None:
+            with suppress(OSError):
+                os.pwrite(self._lock, DAMAGED + b"\n", 0)
+        if self.complaints.allow("damaged") is not None:
+            self.log.critical("{path}: is damaged ({error}); stopping, the next start repairs it", path=self.path, error=error)
+            # It may be found while the sinks are started.
+            self._reactor.callWhenRunning(self._stop_process)
+
+    def _stop_process(self) -> None:
+        with suppress(ReactorNotRunning):
+            self._reactor.stop()
+
+    def seconds(self) -> float:
+        """The reactor's time."""
+        seconds: float = self._reactor.seconds()
+        return seconds
+
+    def now(self) -> int:
+        """The time in milliseconds since 1970."""
+        return int(self._now() * 1000)
+
+    # Transactions.
+
+    def hurry(self) -> None:
+        """Commit now what waits for this turn's end, unless a thread does it: it is too much to be kept."""
+        if self._threads is None and self._turn is not None and self._plan is None:
+            self._turn.cancel()
+            self._flush()
+
+    def _schedule(self) -> None:
+        if self._turn is None and self._plan is None:
+            self._turn = self._reactor.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        self._turn = None
+        if self._plan is None:
+            self._plan = [outbox.plan() for outbox in self._dirty]
+            self._dirty.clear()
+            self._handled = list(self._requests)
+        plan = self._plan
+        if self._threads is None:
+            try:
+                self._write(plan)
+            except Exception:
+                self._failed(Failure())
+            else:
+                self._written(None)
+        else:
+            deferToThreadPool(self._reactor, self._threads, self._write, plan).addCallbacks(self._written, self._failed)
+
+    def _write(self, plans: list[_Plan]) -> None:
+        connection = self._writer
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for plan in plans:
+                plan.write(connection)
+            connection.executemany("DELETE FROM request WHERE id = ?", [(number,) for number in self._handled])
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _written(self, _: None) -> None:
+        plans, self._plan = self._plan, None
+        if plans is None or self._writer is None:
+            return
+        for number in self._handled:
+            self._requests.pop(number, None)
+        for plan in plans:
+            plan.outbox.written(plan)
+        if self._dirty:
+            self._schedule()
+        else:
+            self._tell_flushed()
+
+    def _failed(self, failure: Failure) -> None:
+        if self._writer is None:
+            return
+        if isinstance(failure.value, sqlite3.DatabaseError) and not isinstance(failure.value, sqlite3.OperationalError):
+            self.damaged(failure.value)
+        held = self.complaints.allow("write")
+        if held is not None:
+            self.log.error(
+                "{path}: cannot be written ({reason}): nothing more is accepted until it can; trying each second",
+                path=self.path,
+                reason=failure.getErrorMessage(),
+            )
+        self._turn = self._reactor.callLater(RETRY, self._flush)
+
+
+class _Batch:
+    """A row that was read, and what of it is settled."""
+
+    __slots__ = ("id", "kept", "left", "marked", "settled", "size")
+
+    def __init__(self, id_: int, count: int, size: int, settled: bytes | None = None) -> None:
+        self.id = id_
+        self.size = size
+        self.kept = count
+        self.marked = settled is not None
+        self.settled = bytearray(settled if settled is not None else (count + 7) // 8)
+        self.left = count - sum(byte.bit_count() for byte in self.settled)
+
+    def holds(self, index: int) -> bool:
+        return not self.settled[index >> 3] >> (index & 7) & 1
+
+    def settle(self, index: int) -> None:
+        self.settled[index >> 3] |= 1 << (index & 7)
+        self.left -= 1
+
+
+class _Plan:
+    """What one transaction writes for one outbox."""
+
+    def __init__(self, outbox: SqliteOutbox) -> None:
+        self.outbox = outbox
+        self.rows: list[tuple[int, int, int, bytes]] = []
+        self.batches: list[tuple[_Batch, Sequence[Delivery]]] = []
+        self.accepting: list[Deferred[None]] = []
+        self.finished: list[_Batch] = []
+        self.progress: list[tuple[int, bytes]] = []
+        self.dead: list[DeadLetter] = []
+        self.resolved: list[int] = []
+        self.thinned: list[tuple[int, bytes, int]] = []
+        self.dropped: list[int] = []
+        self.counters = (0, 0, 0, 0, 0, 0)
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write it all, within a transaction."""
+        if self.rows:
+            connection.executemany("INSERT INTO batch VALUES (?, ?, ?, ?)", self.rows)
+        if self.thinned:
+            connection.executemany("UPDATE batch SET checksum = ?, deliveries = ? WHERE id = ?", self.thinned)
+        if self.progress:
+            connection.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?)", self.progress)
+        gone = [batch.id for batch in self.finished]
+        _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", gone + self.dropped)
+        marked = [batch.id for batch in self.finished if batch.marked]
+        _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", marked + self.dropped)
+        for letter in self.dead:
+            connection.execute(
+                "INSERT INTO dead (webhook, delivery, url, reason, status, answer, died) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    letter.webhook,
+                    _encode(letter.delivery),
+                    letter.url,
+                    letter.reason,
+                    letter.status,
+                    letter.answer,
+                    letter.died,
+                ),
+            )
+        if self.dead:
+            connection.execute(
+                "DELETE FROM dead WHERE webhook = ?1 AND id <= "
+                "(SELECT id FROM dead WHERE webhook = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                (self.outbox.name, self.outbox.dead_max),
+            )
+        if self.resolved:
+            connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in self.resolved])
+        connection.execute(
+            "UPDATE webhook SET accepted = ?, delivered = ?, dead = ?, dropped = ?, bytes = ?, last = ? WHERE id = ?",
+            (*self.counters, self.outbox.key),
+        )
+
+
+def _delete(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> None:
+    """Delete by ranges: that is a third of the cost of doing it one by one."""
+    for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        connection.execute(statement, (members[0], members[-1]))
+
+
+@implementer(IOutbox)
+class SqliteOutbox:
+    """
+    What one webhook has accepted and not settled.
+
+    ``accepted = delivered + dead + dropped + pending`` holds at every moment, also across restarts.
+
+    :ivar accepted: deliveries that were appended.
+    :ivar delivered: deliveries that arrived.
+    :ivar dead: deliveries that became dead letters and were not replayed.
+    :ivar dropped: deliveries that had to make room, or that a damaged file has lost.
+    :ivar bytes: what the rows take that are not yet deleted.
+    """
+
+    durable = True
+
+    def __init__(self, store: SqliteStore, name: str) -> None:
+        self.name = name
+        self.key = 0
+        self.dead_max = store.dead_max
+        self.accepted = self.delivered = self.dead = self.dropped = self.bytes = 0
+        self._store = store
+        self._cache: deque[Delivery] = deque()
+        self._batches: dict[int, _Batch] = {}
+        self._progress: dict[int, bytes] = {}
+        self._read = 0
+        self._last = 0
+        self._assigned = 0
+        self._new: list[Delivery] = []
+        self._accepting: list[Deferred[None]] = []
+        self._unaccepted: list[Deferred[None]] = []
+        self._touched: dict[int, _Batch] = {}
+        self._finished: list[_Batch] = []
+        self._dead: list[DeadLetter] = []
+        self._resolved: dict[int, None] = {}
+        self._thinned: list[_Batch] = []
+        self._cached = 0
+        self.more: Callable[[], object] | None = None
+        self.overflow: Callable[[int], object] | None = None
+        self._size = 0
+        self._appended: float | None = None
+        self._writing: float | None = None
+
+    @property
+    def pending(self) -> int:
+        """How many deliveries were appended and are not settled."""
+        return self.accepted - self.delivered - self.dead - self.dropped
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest delivery was appended that is not committed; the reactor's seconds."""
+        return self._appended if self._writing is None else self._writing
+
+    def load(self, connection: sqlite3.Connection) -> None:
+        """Take up what the file holds for this webhook, or make a place for it."""
+        connection.execute("INSERT OR IGNORE INTO webhook (name) VALUES (?)", (self.name,))
+        question = "SELECT id, accepted, delivered, dead, dropped, bytes, last FROM webhook WHERE name = ?"
+        row = connection.execute(question, (self.name,)).fetchone()
+        self.key, self.accepted, self.delivered, self.dead, self.dropped, self.bytes, assigned = row
+        first, last = self.key << 40, ((self.key + 1) << 40) - 1
+        question = "SELECT max(id) FROM batch WHERE id BETWEEN ? AND ?"
+        self._last = connection.execute(question, (first, last)).fetchone()[0] or first
+        # A row's number is never given again: what a row of that number has left behind must not be taken for this one's.
+        self._assigned = max(self._last, assigned)
+        question = "SELECT min(id) FROM batch WHERE id BETWEEN ? AND ?"
+        self._read = (connection.execute(question, (first, last)).fetchone()[0] or first + 1) - 1
+        question = "SELECT batch, settled FROM progress WHERE batch BETWEEN ? AND ?"
+        self._progress = dict(connection.execute(question, (first, last)).fetchall())
+
+    # IOutbox
+
+    def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
+        """Take deliveries over; they are accepted when they are committed."""
+        if not deliveries:
+            return None
+        if self._appended is None:
+            self._appended = self._store.seconds()
+        self._new.extend(deliveries)
+        self.accepted += len(deliveries)
+        accepted: Deferred[None] = Deferred()
+        self._accepting.append(accepted)
+        self._size += sum(len(delivery.body) for delivery in deliveries)
+        self._store.touch(self)
+        if self._size > UNWRITTEN_BYTES:
+            self._store.hurry()
+        return accepted
+
+    def claim(self, limit: int) -> Sequence[Delivery]:
+        """Hand out the oldest unclaimed deliveries."""
+        cache = self._cache
+        if not cache and self._read < self._last:
+            self._fill()
+        claimed: list[Delivery] = []
+        size = 0
+        while cache and len(claimed) < limit and size < CLAIM_BYTES:
+            delivery = cache.popleft()
+            size += len(delivery.body)
+            claimed.append(delivery)
+        self._cached -= size
+        return claimed
+
+    def settle(self, delivery: Delivery) -> None:
+        """Forget a delivery that arrived."""
+        self.delivered += 1
+        self._settle(delivery)
+
+    def discard(self, delivery: Delivery) -> None:
+        """Forget a delivery for want of room."""
+        self.dropped += 1
+        self._settle(delivery)
+
+    def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
+        """Make a dead letter of a delivery."""
+        self.dead += 1
+        self._dead.append(DeadLetter(0, self.name, delivery, url, reason, status, answer, died))
+        self._settle(delivery)
+
+    def recall(self, places: Iterable[int]) -> list[Delivery]:
+        """Read deliveries again that were claimed before, by their places."""
+        recalled = []
+        for number, group in groupby(places, lambda place: place >> 16):
+            row = self._row(number)
+            for place in group:
+                delivery = row[place & 0xFFFF] if row else None
+                if delivery is not None:
+                    delivery.place = place
+                    recalled.append(delivery)
+        return recalled
+
+    # Dead letters
+
+    def resolve(self, letter: DeadLetter, *, replay: bool) -> bool:
+        """
+        Remove a dead letter, and append its delivery anew if it is to be replayed.
+
+        :returns: whether it was still there.
+        """
+        if letter.number in self._resolved:
+            return False
+        self._resolved[letter.number] = None
+        if replay:
+            delivery = letter.delivery
+            delivery.attempts = 0
+            delivery.accepted = self._store.now()
+            self.dead -= 1
+            self._new.append(delivery)
+        self._store.touch(self)
+        return True
+
+    # Transactions
+
+    def plan(self) -> _Plan:
+        """Say what is to be written now; :meth:`written` is called when it was."""
+        plan = _Plan(self)
+        new, self._new = self._new, []
+        self._writing, self._appended = self._appended, None
+        self._size = 0
+        for chunk in _chunks(new):
+            self._assigned += 1
+            data = _encode(chunk)
+            plan.rows.append((self._assigned, len(chunk), crc32(data), data))
+            plan.batches.append((_Batch(self._assigned, len(chunk), len(data)), chunk))
+            self.bytes += len(data)
+        plan.accepting, self._accepting = self._accepting, []
+        plan.finished, self._finished = self._finished, []
+        self.bytes -= sum(batch.size for batch in plan.finished)
+        for batch in self._touched.values():
+            if batch.left:
+                batch.marked = True
+                plan.progress.append((batch.id, bytes(batch.settled)))
+        self._touched.clear()
+        plan.dead, self._dead = self._dead, []
+        plan.resolved = list(self._resolved)
+        plan.thinned = self._thin()
+        if self.bytes > self._store.max_size and self._store.on_full == "drop_oldest":
+            try:
+                plan.dropped = self._drop(self.bytes - self._store.max_size)
+            except sqlite3.DatabaseError as error:
+                self._store.unreadable(error)
+            if self._store.complaints.allow(("dropped", self.name)) is not None:
+                self._store.log.warn(
+                    "{path}: webhook {name} is full (outbox.max_size): the oldest make room, {dropped} are dropped so far",
+                    path=self._store.path,
+                    name=self.name,
+                    dropped=self.dropped,
+                )
+        plan.counters = (self.accepted, self.delivered, self.dead, self.dropped, self.bytes, self._assigned)
+        return plan
+
+    def written(self, plan: _Plan) -> None:
+        """Go on after a transaction."""
+        self._writing = None
+        caught_up = self._read == self._last
+        for batch, deliveries in plan.batches:
+            self._last = batch.id
+            if caught_up and len(self._cache) < CACHE and self._cached < CACHE_BYTES:
+                self._read = batch.id
+                self._take(batch, deliveries)
+            else:
+                caught_up = False
+        for number in plan.resolved:
+            self._resolved.pop(number, None)
+        self._unaccepted += plan.accepting
+        self.release()
+        if plan.batches and self.more is not None:
+            self.more()
+
+    def release(self) -> None:
+        """Tell that there is room, if there is."""
+        if self._unaccepted and (self.bytes <= self._store.max_size or self._store.on_full == "drop_oldest"):
+            unaccepted, self._unaccepted = self._unaccepted, []
+            for accepted in unaccepted:
+                accepted.callback(None)
+
+    def thin(self) -> None:
+        """
+        Free what settled deliveries still take in rows that others keep: those of clients that wait long for their retries.
+        """
+        oldest = islice(self._batches.values(), THINNED)
+        self._thinned = [batch for batch in oldest if batch.left * 2 <= batch.kept and batch.size > THIN_SIZE]
+        if self._thinned:
+            self._store.touch(self)
+
+    @property
+    def paused(self) -> bool:
+        """Whether something waits for room."""
+        return bool(self._unaccepted)
+
+    def _drop(self, excess: int) -> list[int]:
+        """Give up the oldest rows that nobody has read."""
+        rows = self._store.reader.execute(
+            "SELECT id, count, length(deliveries) FROM batch WHERE id > ? AND id <= ? ORDER BY id", (self._read, self._last)
+        )
+        dropped = []
+        for number, count, size in rows:
+            if excess <= 0:
+                break
+            # What a crash has left half settled is not pending as a whole.
+            batch = _Batch(number, count, size, self._progress.pop(number, None))
+            self.dropped += batch.left
+            self.bytes -= size
+            excess -= size
+            self._read = number
+            dropped.append(number)
+        rows.close()
+        return dropped
+
+    def _thin(self) -> list[tuple[int, bytes, int]]:
+        thinned = []
+        batches, self._thinned = self._thinned, []
+        for batch in batches:
+            row = self._row(batch.id) if batch.left else ()
+            if row:
+                data = _encode([delivery if batch.holds(index) else None for index, delivery in enumerate(row)])
+                thinned.append((crc32(data), data, batch.id))
+                self.bytes -= batch.size - len(data)
+                batch.size = len(data)
+                batch.kept = batch.left
+        return thinned
+
+    def _take(self, batch: _Batch, deliveries: Iterable[Delivery | None]) -> None:
+        self._batches[batch.id] = batch
+        place = batch.id << 16
+        for index, delivery in enumerate(deliveries):
+            if delivery is not None and batch.holds(index):
+                delivery.place = place + index
+                self._cache.append(delivery)
+                self._cached += len(delivery.body)
+
+    def _fill(self) -> None:
+        question = "SELECT id, count, checksum, deliveries FROM batch WHERE id > ? AND id <= ? ORDER BY id"
+        rows = None
+        try:
+            rows = self._store.reader.execute(question, (self._read, self._last))
+            while len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES:
+                row = rows.fetchone()
+                if row is None:
+                    self._read = self._last
+                    break
+                self._load_row(*row)
+        except sqlite3.DatabaseError as error:
+            self._store.unreadable(error)
+        finally:
+            if rows is not None:
+                rows.close()
+
+    def _load_row(self, number: int, count: int, checksum: int, data: bytes) -> None:
+        self._read = number
+        batch = _Batch(number, count, len(data), self._progress.pop(number, None))
+        if crc32(data) == checksum:
+            self._take(batch, _decode(data))
+        else:
+            self._store.log.critical(
+                "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",
+                path=self._store.path,
+                number=number,
+                name=self.name,
+                lost=batch.left,
+            )
+            self.dropped += batch.left
+            batch.left = 0
+        if not batch.left:
+            self._batches.pop(number, None)
+            self._finished.append(batch)
+            self._store.touch(self)
+
+    def _row(self, number: int) -> Sequence[Delivery | None]:
+        try:
+            row = self._store.reader.execute("SELECT checksum, deliveries FROM batch WHERE id = ?", (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            self._store.unreadable(error)
+            row = None
+        return _decode(row[1]) if row is not None and crc32(row[1]) == row[0] else ()
+
+    def _settle(self, delivery: Delivery) -> None:
+        batch = self._batches[delivery.place >> 16]
+        batch.settle(delivery.place & 0xFFFF)
+        if batch.left:
+            self._touched[batch.id] = batch
+        else:
+            del self._batches[batch.id]
+            self._touched.pop(batch.id, None)
+            self._finished.append(batch)
+        self._store.touch(self)
+
+
+def _chunks(deliveries: Sequence[Delivery]) -> Iterable[Sequence[Delivery]]:
+    start = size = 0
+    for index, delivery in enumerate(deliveries):
+        if index > start and (index - start == BATCH or size + len(delivery.body) > BATCH_BYTES):
+            yield deliveries[start:index]
+            start, size = index, 0
+        size += len(delivery.body)
+    if start < len(deliveries):
+        yield deliveries[start:]
+
+
+def list_dead(connection: sqlite3.Connection, webhook: str | None, after: int, limit: int) -> list[DeadLetter]:
+    """
+    Read dead letters, oldest first, as :meth:`SqliteStore.dead_letters` does.
+    """
+    rows = connection.execute(
+        "SELECT id, webhook, delivery, url, reason, status, answer, died FROM dead "
+        "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) ORDER BY id LIMIT ?3",
+        (after, webhook, limit),
+    ).fetchall()
+    return [DeadLetter(row[0], row[1], _decode_one(row[2]), *row[3:]) for row in rows]

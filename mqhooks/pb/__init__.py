@@ -1,0 +1,1 @@
+"""The messages of VerneMQ's events sidecar, generated from ``proto/`` by ``make proto``."""

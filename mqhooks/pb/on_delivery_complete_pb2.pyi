@@ -1,0 +1,36 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from mqhooks.pb import matched_acl_pb2 as _matched_acl_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OnDeliveryComplete(_message.Message):
+    __slots__ = ("timestamp", "username", "client_id", "mountpoint", "topic", "qos", "is_retain", "payload", "matched_acl", "persisted", "session_id")
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    USERNAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    MOUNTPOINT_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    QOS_FIELD_NUMBER: _ClassVar[int]
+    IS_RETAIN_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_ACL_FIELD_NUMBER: _ClassVar[int]
+    PERSISTED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    timestamp: _timestamp_pb2.Timestamp
+    username: str
+    client_id: str
+    mountpoint: str
+    topic: str
+    qos: int
+    is_retain: bool
+    payload: bytes
+    matched_acl: _matched_acl_pb2.MatchedACL
+    persisted: bool
+    session_id: str
+    def __init__(self, timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., username: _Optional[str] = ..., client_id: _Optional[str] = ..., mountpoint: _Optional[str] = ..., topic: _Optional[str] = ..., qos: _Optional[int] = ..., is_retain: _Optional[bool] = ..., payload: _Optional[bytes] = ..., matched_acl: _Optional[_Union[_matched_acl_pb2.MatchedACL, _Mapping]] = ..., persisted: _Optional[bool] = ..., session_id: _Optional[str] = ...) -> None: ...

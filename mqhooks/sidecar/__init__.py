@@ -1,0 +1,1 @@
+"""The way in: VerneMQ's events sidecar stream, decoded."""

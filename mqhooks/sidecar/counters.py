@@ -1,0 +1,57 @@
+"""
+What came in, counted.
+"""
+
+from __future__ import annotations
+
+from mqhooks.sidecar.events import HOOKS
+
+UNKNOWN_NAMES = 64
+"""How many unknown types are counted by name; further ones share the name ``other``."""
+
+
+class SidecarCounters:
+    """
+    Counters of one sidecar listener, from its start.
+
+    ``frames = empty + unknown + malformed + events`` holds whenever no frame is under way.
+
+    :ivar frames: how many frames came, whole or not.
+    :ivar empty: frames of length zero, VerneMQ's answer to an event that it cannot encode.
+    :ivar unknown: frames of a type that no hook sends, by the type's name.
+    :ivar undecodable: frames that don't parse.
+    :ivar oversized: frames longer than ``sidecar.max_frame`` (drained), or than the hard limit (the connection was aborted).
+    :ivar truncated: frames that their connection's end cut off.
+    :ivar hooks: events by hook.
+    :ivar connections: how many connections are open.
+    :ivar pauses: how often the connections stopped being read because a sink had no room.
+    :ivar paused: whether they are not read now.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.empty = 0
+        self.unknown: dict[str, int] = {}
+        self.undecodable = 0
+        self.oversized = 0
+        self.truncated = 0
+        self.hooks = dict.fromkeys(HOOKS, 0)
+        self.connections = 0
+        self.pauses = 0
+        self.paused = False
+
+    @property
+    def malformed(self) -> int:
+        """Frames that hold no event through somebody's fault."""
+        return self.undecodable + self.oversized + self.truncated
+
+    @property
+    def events(self) -> int:
+        """Frames that became events."""
+        return sum(self.hooks.values())
+
+    def count_unknown(self, name: str) -> None:
+        """Count a frame of an unknown type, keeping the table bounded."""
+        if name not in self.unknown and len(self.unknown) >= UNKNOWN_NAMES:
+            name = "other"
+        self.unknown[name] = self.unknown.get(name, 0) + 1

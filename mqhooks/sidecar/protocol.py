@@ -1,0 +1,276 @@
+"""
+The stream of one of VerneMQ's connections, and the factory that all of them share.
+
+Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever sent back.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
+from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import Int32StringReceiver
+from twisted.python.failure import Failure
+
+from mqhooks.errors import MalformedFrame, UnknownType
+from mqhooks.interfaces import IEventSink
+from mqhooks.listening import address_name
+from mqhooks.ratelimit import RateLimit
+from mqhooks.sidecar.counters import SidecarCounters
+from mqhooks.sidecar.decode import decode
+from mqhooks.sidecar.events import Event
+from mqhooks.sidecar.sessions import SessionTable
+
+HARD_LIMIT = (256 << 20) + (1 << 20)
+"""MQTT's largest payload and an envelope. A longer frame cannot be one: the bytes read as its length were something else."""
+
+UNACCEPTED_LIMIT = 1 << 20
+"""How many bytes of frames may wait for their sinks' acceptance before the connections stop being read."""
+
+_LENGTH = Struct("!I")
+
+
+class SidecarProtocol(Int32StringReceiver):
+    """
+    Cuts a stream into frames and hands what one read gave to the factory, as one batch.
+
+    A frame in any number of pieces costs time linear in its length.
+    """
+
+    MAX_LENGTH = HARD_LIMIT
+    factory: SidecarFactory
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._needed = _LENGTH.size
+        self._drain = 0
+        self._lost = False
+        self._events: list[Event] = []
+
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, for the log."""
+        assert self.transport is not None
+        return address_name(self.transport.getPeer())
+
+    def connectionMade(self) -> None:
+        """Join the factory's connections."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpKeepAlive(True)
+        self.factory.joined(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Leave the factory's connections; a frame that has begun is lost."""
+        if self._partial and not self._lost:
+            self.factory.counters.frames += 1
+            self.factory.counters.truncated += 1
+        self._partial.clear()
+        self.factory.left(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Take in what one read of the socket gave.
+        """
+        if self._lost:
+            return
+        if self._drain:
+            drained = min(self._drain, len(data))
+            self._drain -= drained
+            data = data[drained:]
+        if self._partial:
+            self._partial += data
+            if len(self._partial) < self._needed:
+                return
+            data = bytes(self._partial)
+            self._partial = bytearray()
+        self._partial += data[self._split(data) :]
+        if self._events:
+            events, self._events = self._events, []
+            self.factory.accept(events, len(data))
+
+    def _split(self, data: bytes) -> int:
+        """
+        Cut off the whole frames at the front.
+
+        :returns: how many bytes they took; ``_needed`` says how many must be there before it is worth another look at the rest.
+        """
+        offset, end = 0, len(data)
+        limit = self.factory.max_frame
+        while end - offset >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(data, offset)
+            start = offset + _LENGTH.size
+            offset = start + length
+            if length > limit:
+                if length > self.MAX_LENGTH:
+                    self.lengthLimitExceeded(length)
+                    return end
+                self.factory.oversized(self, length)
+                if offset >= end:
+                    self._drain = offset - end
+                    offset = end
+            elif offset > end:
+                self._needed = _LENGTH.size + length
+                return start - _LENGTH.size
+            else:
+                self.stringReceived(data[start:offset])
+        self._needed = _LENGTH.size
+        return offset
+
+    def stringReceived(self, string: bytes) -> None:
+        """
+        Decode one frame.
+        """
+        factory = self.factory
+        counters = factory.counters
+        counters.frames += 1
+        if not string:
+            counters.empty += 1
+            return
+        try:
+            event = decode(string)
+        except UnknownType as error:
+            counters.count_unknown(error.name)
+            factory.complain(self, "unknown", str(error))
+        except MalformedFrame as error:
+            counters.undecodable += 1
+            factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
+        else:
+            counters.hooks[event.hook] += 1
+            self._events.append(factory.sessions.see(event))
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        """
+        Give the connection up: what was read as a length cannot be one, so nobody knows where the next frame begins.
+        """
+        self._lost = True
+        self.factory.counters.frames += 1
+        self.factory.counters.oversized += 1
+        self.factory.complain(
+            self, "framing", f"a frame announces {length} bytes, no event is that long: the framing is lost, connection aborted"
+        )
+        self.abort()
+
+    def close(self) -> None:
+        """Close the connection in order."""
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+
+class SidecarFactory(ServerFactory):
+    """
+    What the connections share: the sink, the counters, the session table, and the brake.
+
+    :param reactor: tells the time.
+    :param sink: where the events go. It is not started or stopped here.
+    :param max_frame: bytes; a longer frame is drained and counted.
+    :param max_sessions: how many clients' usernames are remembered.
+    """
+
+    noisy = False
+    log = Logger()
+
+    def __init__(
+        self, reactor: IReactorTime, sink: IEventSink, *, max_frame: int = 16 << 20, max_sessions: int = 1_000_000
+    ) -> None:
+        self.max_frame = min(max_frame, HARD_LIMIT)
+        self.counters = SidecarCounters()
+        self.sessions = SessionTable(max_sessions)
+        self.connections: set[SidecarProtocol] = set()
+        self._sink = sink
+        self._complaints = RateLimit(reactor)
+        self._unaccepted = 0
+        self._emptied: list[Deferred[None]] = []
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Make the protocol of one connection."""
+        protocol = SidecarProtocol()
+        protocol.factory = self
+        return protocol
+
+    def joined(self, protocol: SidecarProtocol) -> None:
+        """Note a new connection."""
+        self.connections.add(protocol)
+        self.counters.connections = len(self.connections)
+        if self.counters.paused:
+            protocol.pauseProducing()
+        if len(self.connections) == 1:
+            self.log.info("{peer}: the first sidecar connection is here", peer=protocol.peer)
+
+    def left(self, protocol: SidecarProtocol) -> None:
+        """Note that a connection ended."""
+        self.connections.discard(protocol)
+        self.counters.connections = len(self.connections)
+        if not self.connections:
+            self.log.info("{peer}: the last sidecar connection is gone", peer=protocol.peer)
+            waiting, self._emptied = self._emptied, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def when_empty(self) -> Deferred[None]:
+        """
+        Wait for the connections' end.
+
+        :returns: a ``Deferred`` that fires when no connection is open.
+        """
+        deferred: Deferred[None] = Deferred()
+        if self.connections:
+            self._emptied.append(deferred)
+        else:
+            deferred.callback(None)
+        return deferred
+
+    def accept(self, events: list[Event], size: int) -> None:
+        """
+        Hand a batch to the sink; stop reading all connections while more than :data:`UNACCEPTED_LIMIT` bytes are unaccepted.
+
+        :param size: how many bytes the batch's frames took.
+        """
+        try:
+            accepted = self._sink.receive(events)
+        except Exception:
+            self.log.failure("the sink refused {count} events", count=len(events))
+            return
+        if accepted is None:
+            return
+        self._unaccepted += size
+        accepted.addErrback(lambda failure: self.log.failure("the sink lost {count} events", failure, count=len(events)))
+        accepted.addCallback(self._accepted, size)
+        if self._unaccepted > UNACCEPTED_LIMIT and not self.counters.paused:
+            self.counters.pauses += 1
+            self.counters.paused = True
+            self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
+            for protocol in self.connections:
+                protocol.pauseProducing()
+
+    def _accepted(self, _: None, size: int) -> None:
+        self._unaccepted -= size
+        if self.counters.paused and self._unaccepted <= UNACCEPTED_LIMIT // 2:
+            self.counters.paused = False
+            self.log.info("the sinks have room: VerneMQ's connections are read again")
+            for protocol in list(self.connections):
+                protocol.resumeProducing()
+
+    def oversized(self, protocol: SidecarProtocol, length: int) -> None:
+        """Count a frame that is too long to be held in memory."""
+        self.counters.frames += 1
+        self.counters.oversized += 1
+        self.complain(
+            protocol, "oversized", f"a frame of {length} bytes is longer than sidecar.max_frame ({self.max_frame}): left out"
+        )
+
+    def complain(self, protocol: SidecarProtocol, kind: str, complaint: str) -> None:
+        """Say what is wrong with a peer's frames, once a minute for each host and kind."""
+        peer = protocol.peer
+        held = self._complaints.allow((peer.rpartition(":")[0], kind))
+        if held is not None:
+            more = f" ({held} more like it since the last time)" if held else ""
+            self.log.warn("{peer}: {complaint}{more}", peer=peer, complaint=complaint, more=more)

@@ -1,0 +1,81 @@
+"""
+Listening for VerneMQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.logger import Logger
+
+from mqhooks.listening import Listener, address_name
+from mqhooks.sidecar.protocol import SidecarFactory
+
+CLOSING_TIME = 2.0
+"""How many seconds open connections get to close before they are aborted."""
+
+
+class SidecarService(Service):
+    """
+    Listens on any number of endpoints; stopping it closes their connections too.
+
+    :param reactor: listens and tells the time.
+    :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.listening.complete`.
+    :param factory: what the connections share.
+    :raises mqhooks.errors.ConfigError: when a description is wrong.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, descriptions: Sequence[str], factory: SidecarFactory) -> None:
+        self._clock: IReactorTime = reactor
+        self._factory = factory
+        self._listeners = [Listener(reactor, description) for description in descriptions]
+        self._ports: list[IListeningPort] = []
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Where it listens, as Twisted's addresses."""
+        return [port.getHost() for port in self._ports]
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen; what connects is read once the reactor runs.
+
+        :raises mqhooks.errors.ListenError: when an address is taken or not allowed.
+        """
+        for listener in self._listeners:
+            port = listener.listen(self._factory)
+            self._ports.append(port)
+            self.log.info("listening for VerneMQ on {address}", address=address_name(port.getHost()))
+
+    def startService(self) -> None:
+        """Listen, unless that was done while there were privileges."""
+        super().startService()
+        if not self._ports:
+            self.privilegedStartService()
+
+    @inlineCallbacks
+    def stopService(self) -> Generator[Deferred[Any], Any, None]:
+        """
+        Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it.
+
+        What VerneMQ wrote and nobody read is lost to it; it notices the end and refuses further events.
+        """
+        super().stopService()
+        ports, self._ports = self._ports, []
+        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        for protocol in list(self._factory.connections):
+            protocol.close()
+        late = self._clock.callLater(CLOSING_TIME, self._abort_connections)
+        yield self._factory.when_empty()
+        if late.active():
+            late.cancel()
+
+    def _abort_connections(self) -> None:
+        for protocol in list(self._factory.connections):
+            protocol.abort()

@@ -1,0 +1,182 @@
+"""
+Sinks made of sinks. Each starts and stops what it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import translate
+from hashlib import blake2b
+from re import compile as compile_pattern
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mqhooks.errors import ConfigError
+from mqhooks.interfaces import IEventSink
+from mqhooks.nanomq.topics import compile_filter
+from mqhooks.sidecar.events import HOOKS, Event
+
+
+@implementer(IEventSink)
+class FanOut(MultiService):
+    """
+    Hands each batch to several sinks, and has accepted it when all have. They stop together, each as fast as it can.
+
+    A sink that breaks its promise and fails stops none of the others: that is counted in :attr:`failures`, and logged the 1st,
+    10th, 100th … time.
+
+    :param sinks: started in this order.
+    """
+
+    log = Logger()
+
+    def __init__(self, sinks: Iterable[IEventSink]) -> None:
+        super().__init__()
+        self._sinks = tuple(sinks)
+        for sink in self._sinks:
+            sink.setServiceParent(self)
+        self.failures = 0
+
+    def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Hand the batch on; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        waiting: list[Deferred[None]] = []
+        for sink in self._sinks:
+            try:
+                accepted = sink.receive(events)
+                if accepted is not None:
+                    waiting.append(accepted.addErrback(self._failed, sink, len(events)))
+            except Exception:
+                self._failed(Failure(), sink, len(events))
+        if not waiting:
+            return None
+        return waiting[0] if len(waiting) == 1 else gatherResults(waiting).addCallback(_nothing)
+
+    def _failed(self, failure: Failure, sink: IEventSink, count: int) -> None:
+        self.failures += 1
+        if str(self.failures).strip("0") == "1":
+            self.log.failure(
+                "{sink} failed on a batch of {count} events ({failures} failures so far)",
+                failure,
+                sink=sink,
+                count=count,
+                failures=self.failures,
+            )
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+@implementer(IEventSink)
+class _Selection(MultiService):
+    """
+    Hands on only what passes a test, and counts the others in :attr:`filtered`.
+    """
+
+    def __init__(self, sink: IEventSink, passes: Callable[[Event], bool]) -> None:
+        super().__init__()
+        sink.setServiceParent(self)
+        self._sink = sink
+        self._passes = passes
+        self.filtered = 0
+
+    def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Hand on what passes; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        passes = self._passes
+        passed = [event for event in events if passes(event)]
+        self.filtered += len(events) - len(passed)
+        return self._sink.receive(passed) if passed else None
+
+
+class FilterSink(_Selection):
+    """
+    Hands on the events that match every criterion given. Each criterion is one string or several, of which one has to match.
+
+    :param sink: gets what matches.
+    :param hooks: hooks by VerneMQ's names, for example ``on_publish``.
+    :param topics: MQTT topic filters. A subscription matches when one of its topics does, an event without topics never.
+    :param clients: client ids, in which ``*`` stands for any characters, ``?`` for one and ``[abc]`` for one of these.
+    :param mountpoints: mountpoints; the default one is ``""``.
+    :raises mqhooks.errors.ConfigError: when there is no such hook, or a topic filter is malformed.
+    """
+
+    def __init__(
+        self,
+        sink: IEventSink,
+        *,
+        hooks: str | Iterable[str] | None = None,
+        topics: str | Iterable[str] | None = None,
+        clients: str | Iterable[str] | None = None,
+        mountpoints: str | Iterable[str] | None = None,
+    ) -> None:
+        criteria: list[Callable[[Event], bool]] = []
+        if hooks is not None:
+            criteria.append(_hook_criterion(_several(hooks)))
+        if mountpoints is not None:
+            criteria.append(_mountpoint_criterion(_several(mountpoints)))
+        if clients is not None:
+            criteria.append(_client_criterion(_several(clients)))
+        if topics is not None:
+            criteria.append(_topic_criterion(_several(topics)))
+        super().__init__(sink, criteria[0] if len(criteria) == 1 else lambda event: all(fits(event) for fits in criteria))
+
+
+def _several(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _hook_criterion(hooks: Iterable[str]) -> Callable[[Event], bool]:
+    wanted = frozenset(hooks)
+    for hook in sorted(wanted - HOOKS.keys()):
+        near = get_close_matches(hook, HOOKS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(HOOKS)}"
+        raise ConfigError(f"VerneMQ has no hook {hook!r}; {hint}", key="hooks")
+    return lambda event: event.hook in wanted
+
+
+def _mountpoint_criterion(mountpoints: Iterable[str]) -> Callable[[Event], bool]:
+    wanted = frozenset(mountpoints)
+    return lambda event: event.mountpoint in wanted
+
+
+def _client_criterion(globs: Iterable[str]) -> Callable[[Event], bool]:
+    wanted = [compile_pattern(translate(glob)).match for glob in globs]
+    return lambda event: any(match(event.client_id) for match in wanted)
+
+
+def _topic_criterion(filters: Iterable[str]) -> Callable[[Event], bool]:
+    try:
+        matches = compile_filter(*filters)
+    except ConfigError as error:
+        raise ConfigError(error.message, key="topics") from None
+    return lambda event: any(map(matches, event.topics))
+
+
+class SampleSink(_Selection):
+    """
+    Hands on all events of a share of the clients.
+
+    Which clients they are follows from mountpoint and client id alone: it is the same in every process and after a restart. A
+    larger share only adds some.
+
+    :param sink: gets their events.
+    :param share: more than 0, at most 1.
+    :raises mqhooks.errors.ConfigError: when the share is outside that.
+    """
+
+    def __init__(self, sink: IEventSink, share: float) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"{share:g} is no share of the clients; give one above 0 and up to 1", key="share")
+        limit = int(share * 2**64)
+        super().__init__(sink, lambda event: _position(event) < limit)
+
+
+def _position(event: Event) -> int:
+    """Where a client stands among all: evenly spread over 0 to 2 ** 64 - 1, and independent of which lane it gets."""
+    client = f"{event.mountpoint}\0{event.client_id}".encode()
+    return int.from_bytes(blake2b(client, digest_size=8, person=b"mqhooks.sample").digest())

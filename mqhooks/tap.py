@@ -1,0 +1,155 @@
+"""
+``twistd mqhooks``: the options, and the service tree that they ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.logger import Logger
+from twisted.python import usage
+
+from mqhooks import config
+from mqhooks.config import OutboxSettings, Settings
+from mqhooks.describe import describe
+from mqhooks.errors import ConfigError
+from mqhooks.interfaces import IEventSink
+from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.service import LogAsideService, OrderedService
+from mqhooks.sidecar.protocol import SidecarFactory
+from mqhooks.sidecar.service import SidecarService
+from mqhooks.sinks import FanOut, LogSink, sinkFromString
+from mqhooks.tools.options import whole
+from mqhooks.webhook.sink import WebhookSink
+
+SIDECAR_PORT = 8890
+"""Where VerneMQ's ``vmq_events_sidecar`` connects to unless it is told otherwise."""
+
+
+def _port(name: str) -> Callable[[str], int]:
+    return whole(f"--{name}-port", 0, 65_535)
+
+
+class Options(usage.Options):
+    """The command line of ``twistd mqhooks``."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Relay VerneMQ's events as NanoMQ-style webhooks. Point vmq_events_sidecar at the sidecar port, and mqhooks at the "
+        "nanomq.conf that holds the webhook block. Without a configuration the events go to stdout as JSON lines."
+    )
+    optParameters = [
+        [
+            "sidecar-port",
+            None,
+            None,
+            f"Listen for VerneMQ on this port of 127.0.0.1. [default: {SIDECAR_PORT}]",
+            whole("--sidecar-port", 0, 65_535),
+        ],
+        ["config", "c", None, "The HOCON file with the webhook {} block, such as nanomq.conf."],
+        ["url", None, None, "Send all NanoMQ events to this address; no file is needed."],
+        ["admin-port", None, 0, "Reserved for the status page; 0 is off.", _port("admin")],
+    ]
+    optFlags = [["check", None, "Check the configuration, print what would be sent where, and exit."]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["sidecar"] = []
+        self["sink"] = []
+
+    def opt_sidecar(self, description: str) -> None:
+        """
+        Listen for VerneMQ on this Twisted endpoint, such as tcp:8890:interface=10.0.0.1; may be repeated.
+        """
+        self["sidecar"].append(description)
+
+    def opt_sink(self, description: str) -> None:
+        """
+        Send the events to this sink too, such as log:path=/var/log/mqhooks.jsonl; may be repeated.
+        """
+        self["sink"].append(description)
+
+
+def makeService(options: Options) -> IService:
+    """
+    Put the service together that the options ask for.
+
+    :raises SystemExit: with one line when a setting is wrong; with status 0 after ``--check``.
+    """
+    from twisted.internet import reactor
+
+    # Timers must not stop, or all end at once, when somebody sets the clock.
+    reactor.seconds = monotonic  # type: ignore[method-assign]
+    try:
+        return _build(reactor, options)
+    except ConfigError as error:
+        raise SystemExit(f"mqhooks: {error}") from None
+
+
+def _build(reactor: Any, options: Options) -> IService:
+    settings = _settings(options)
+    descriptions = list(options["sidecar"])
+    if options["sidecar-port"] is not None or not descriptions:
+        port = SIDECAR_PORT if options["sidecar-port"] is None else options["sidecar-port"]
+        descriptions.insert(0, f"tcp:{port}")
+    store = None
+    if settings.webhooks and settings.outbox.kind == "sqlite":
+        store = _store(reactor, settings.outbox)
+    sinks = _sinks(reactor, options, settings, store)
+    sink = sinks[0] if len(sinks) == 1 else FanOut(sinks)
+    factory = SidecarFactory(reactor, sink, max_frame=settings.sidecar.max_frame, max_sessions=settings.sidecar.max_sessions)
+    listener = SidecarService(reactor, descriptions, factory)
+    if options["check"]:
+        print(describe(settings, descriptions, options["sink"]))  # noqa: T201 - this is what the option is for
+        raise SystemExit(0)
+    log = Logger()
+    for warning in settings.warnings:
+        log.warn("{line}", line=warning)
+    to_stdout = any(isinstance(each, LogSink) and each.uses_stdout for each in sinks)
+    if to_stdout and options.parent is not None and not options.parent.get("nodaemon"):
+        raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
+    log_elsewhere = options.parent is not None and (options.parent.get("logfile") or options.parent.get("syslog"))
+    children = [sink, listener] if store is None else [store, sink, listener]
+    return (LogAsideService if to_stdout and not log_elsewhere else OrderedService)(children)
+
+
+def _settings(options: Options) -> Settings:
+    settings = Settings() if options["config"] is None else config.load(options["config"])
+    if options["url"] is not None:
+        (webhook,) = config.for_url(options["url"]).webhooks
+        if settings.webhooks:
+            webhook = replace(webhook, name="url")
+        if webhook.name in [other.name for other in settings.webhooks]:
+            raise ConfigError("--url is called so too: call this webhook something else", options["config"], "webhooks.url")
+        settings = replace(settings, webhooks=(*settings.webhooks, webhook))
+    if options["config"] is not None and not settings.webhooks and not options["sink"]:
+        remedy = "add webhook { url = … events = […] }, or give --url or --sink"
+        raise ConfigError(f"no webhook is enabled: {remedy}", options["config"])
+    return settings
+
+
+def _store(reactor: Any, outbox: OutboxSettings) -> SqliteStore:
+    return SqliteStore(
+        reactor,
+        outbox.path,
+        sync=outbox.sync,
+        max_size=outbox.max_size,
+        on_full=outbox.on_full,
+        dead_max=outbox.dead_max,
+    )
+
+
+def _sinks(reactor: Any, options: Options, settings: Settings, store: SqliteStore | None) -> list[IEventSink]:
+    sinks: list[IEventSink] = []
+    for webhook in settings.webhooks:
+        outbox = (
+            MemoryOutbox(settings.outbox.max_size, settings.outbox.dead_max) if store is None else store.outbox(webhook.name)
+        )
+        sinks.append(WebhookSink(reactor, webhook, outbox, drain_time=settings.shutdown_timeout))
+    sinks += [sinkFromString(reactor, description) for description in options["sink"]]
+    return sinks or [LogSink(reactor)]

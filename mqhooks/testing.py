@@ -1,0 +1,148 @@
+"""
+For those who write sinks and test them: events, a sink that remembers, and the contract of
+:class:`~mqhooks.interfaces.IEventSink` as a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from mqhooks.interfaces import IEventSink
+from mqhooks.sidecar.events import HOOKS, Event
+
+TIMESTAMP = 1_767_225_600_123_000_000
+"""When made events happen, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
+
+_DEFAULTS: dict[str, Any] = {
+    "client_id": "client-1",
+    "username": "user-1",
+    "peer_addr": "127.0.0.1",
+    "peer_port": 51883,
+    "topic": "a/b",
+    "qos": 1,
+    "payload": b"hello",
+    "matched_acl": {"name": "default", "pattern": "#"},
+}
+_REASONS: dict[str, Any] = {
+    "on_client_gone": "REASON_NORMAL_DISCONNECT",
+    "on_client_offline": "REASON_TCP_CLOSED",
+    "on_register_failed": "REGISTRATION_REASON_INVALID_CREDENTIALS",
+    "on_message_drop": "queue_full",
+}
+_TOPICS: dict[str, Any] = {
+    "on_subscribe": [{"topic": "a/b", "qos": 1, "matched_acl": {"name": "default", "pattern": "#"}}],
+    "on_unsubscribe": ["a/b"],
+}
+
+
+def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Event:
+    """
+    Make an event as VerneMQ would send it.
+
+    :param hook: the hook's name, a key of :data:`mqhooks.sidecar.events.HOOKS`.
+    :param timestamp: nanoseconds since 1970.
+    :param fields: fields of the hook's message by their names in the proto file, for example ``client_id``, ``topic`` or
+        ``payload``; the others get sensible values. A message within the message is a dictionary. ``username`` may be given for
+        every hook: where the message has none, it stands for the one that was remembered from the client's registration.
+    :raises ValueError: when there is no such hook, or its message has no such field.
+    """
+    message_type = HOOKS.get(hook)
+    if message_type is None:
+        raise ValueError(f"VerneMQ has no hook {hook!r}")
+    names = message_type.DESCRIPTOR.fields_by_name
+    defaults = _DEFAULTS | {"reason": _REASONS.get(hook), "topics": _TOPICS.get(hook)}
+    values = {name: value for name, value in defaults.items() if name in names} | fields
+    username = values["username"] if "username" in names else values.pop("username", "")
+    seconds, nanos = divmod(timestamp, 1_000_000_000)
+    message: Any = message_type(timestamp={"seconds": seconds, "nanos": nanos}, **values)
+    return Event(hook, message, timestamp, message.mountpoint, message.client_id, username)
+
+
+@implementer(IEventSink)
+class RecordingSink(Service):
+    """
+    A sink that remembers what it was given.
+
+    :ivar batches: every batch that was received, in order.
+    :ivar error: what ``receive`` raises instead of accepting, as no sink should; ``None`` for nothing.
+    :ivar waiting: what ``receive`` returned while acceptance was on hold. Fire them, or fail them, in any order.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[Event]] = []
+        self.error: Exception | None = None
+        self.waiting: list[Deferred[None]] = []
+        self._on_hold = False
+
+    @property
+    def events(self) -> list[Event]:
+        """The events of all batches."""
+        return [event for batch in self.batches for event in batch]
+
+    def hold(self) -> None:
+        """From now on accept nothing at once: ``receive`` returns a ``Deferred`` and adds it to :attr:`waiting`."""
+        self._on_hold = True
+
+    def release(self) -> None:
+        """Accept what waits, oldest first, and everything that follows at once."""
+        self._on_hold = False
+        waiting, self.waiting = self.waiting, []
+        for accepted in waiting:
+            if not accepted.called:
+                accepted.callback(None)
+
+    def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Remember a batch."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        self.batches.append(list(events))
+        if not self._on_hold:
+            return None
+        accepted: Deferred[None] = Deferred()
+        self.waiting.append(accepted)
+        return accepted
+
+
+def verify_sink(sink: IEventSink, events: Sequence[Event] | None = None) -> Deferred[None]:
+    """
+    Check that a sink keeps the contract of :class:`~mqhooks.interfaces.IEventSink`: it provides the interface, takes an empty
+    batch and full ones without waiting for acceptance in between, returns ``None`` or a ``Deferred``, and leaves the batch as
+    it was.
+
+    :param sink: a sink that has been started, if it needs that.
+    :param events: what it gets; one event of each hook when not given.
+    :returns: a ``Deferred`` that fires with ``None`` when everything was accepted, and fails when an acceptance failed or
+        carried another value than ``None``.
+    :raises AssertionError: when the sink breaks the contract at once.
+    :raises zope.interface.exceptions.Invalid: when it does not provide the interface.
+    """
+    verifyObject(IEventSink, sink)
+    full = [make_event(hook) for hook in HOOKS] if events is None else list(events)
+    waiting = [_receive(sink, batch) for batch in ([], full, full)]
+    return Deferred.fromCoroutine(_all_accepted([accepted for accepted in waiting if accepted is not None]))
+
+
+def _receive(sink: IEventSink, events: Sequence[Event]) -> Deferred[None] | None:
+    batch = list(events)
+    try:
+        accepted = sink.receive(batch)
+    except Exception as error:
+        raise AssertionError(f"{sink!r} raised {error!r} for a batch of {len(events)} events; a sink never raises") from error
+    if batch != events:
+        raise AssertionError(f"{sink!r} changed its batch of {len(events)} events")
+    if accepted is not None and not isinstance(accepted, Deferred):
+        raise AssertionError(f"{sink!r} returned {accepted!r}; a sink returns None or a Deferred")
+    return accepted
+
+
+async def _all_accepted(waiting: Sequence[Deferred[Any]]) -> None:
+    for accepted in waiting:
+        result = await accepted
+        if result is not None:
+            raise AssertionError(f"an acceptance carried {result!r}; it has to be None")

@@ -1,0 +1,218 @@
+"""
+Bridge, receiver and simulator as three processes: ``python -m mqhooks.tools.demo [SECONDS]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import sys
+import sysconfig
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from socket import socket
+from tempfile import TemporaryDirectory
+
+LAST_LINES = 15
+"""How many of a process's last lines are shown when it fails."""
+
+STOPPING_TIME = 20.0
+"""How many seconds a process gets to stop in order; the bridge itself takes up to 10 to deliver what waits."""
+
+LINE_LIMIT = 1 << 20
+"""How many bytes a line of a process may have."""
+
+_WEBHOOK = re.compile(r"\d\d:\d\d:\d\d\.\d{3} ")
+_SENT = re.compile(r"\bsent (\d+) events\b")
+
+
+class Child:
+    """
+    One of the processes. It has a process group of its own, so that Ctrl-C reaches only the demo, which stops all in order.
+
+    :param title: what it is, for a person.
+    :param command: the program and its arguments.
+    """
+
+    def __init__(self, title: str, command: Sequence[str]) -> None:
+        self.title = title
+        self.command = command
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self._process: Process
+        self._ended: asyncio.Task[int]
+
+    async def start(self) -> asyncio.Task[int]:
+        """
+        Start it.
+
+        :returns: a task that ends with it; its result is the exit status.
+        :raises OSError: when there is no such program.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            *self.command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, process_group=0, limit=LINE_LIMIT
+        )
+        self._ended = asyncio.create_task(self._read())
+        return self._ended
+
+    async def stop(self) -> None:
+        """Have it stop in order; kill it when it does not."""
+        if not self._ended.done():
+            self._process.terminate()
+            if not (await asyncio.wait([self._ended], timeout=STOPPING_TIME))[0]:
+                self._process.kill()
+                await asyncio.wait([self._ended])
+
+    def heard(self, line: str) -> None:
+        """Do something about a line that it wrote."""
+
+    async def _read(self) -> int:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            text = line.decode("utf-8", "backslashreplace").rstrip()
+            self.last.append(text)
+            self.heard(text)
+        return await self._process.wait()
+
+
+class Receiver(Child):
+    """
+    The receiver: what it shows is shown.
+
+    :ivar arrived: how many webhooks it has shown.
+    """
+
+    arrived = 0
+
+    def heard(self, line: str) -> None:
+        """Show a webhook."""
+        if _WEBHOOK.match(line):
+            self.arrived += 1
+            _say(line)
+
+
+class Simulator(Child):
+    """
+    The simulator.
+
+    :ivar sent: how many events it says to have sent.
+    """
+
+    sent = 0
+
+    def heard(self, line: str) -> None:
+        """Note its sum."""
+        if found := _SENT.search(line):
+            self.sent = int(found[1])
+
+
+async def demonstrate(seconds: float | None) -> int:
+    """
+    Run the three and show what arrives.
+
+    :param seconds: how long; ``None`` for no limit.
+    :returns: the exit status.
+    :raises OSError: when a process cannot be started.
+    """
+    webhooks, events = _free_ports(2)
+    url = f"http://127.0.0.1:{webhooks}/hook"
+    twistd = [_shortest(Path(sysconfig.get_path("scripts"), "twistd")), "-n", "--pidfile="]
+    receiver = Receiver("an endpoint that shows what arrives", [*twistd, "mqhooks-receive", "--port", str(webhooks)])
+    # The bridge leaves its outbox where it runs.
+    directory = TemporaryDirectory(prefix="mqhooks-demo-")
+    bridge = Child(
+        "the bridge", [*twistd, f"--rundir={directory.name}", "mqhooks", "--sidecar-port", str(events), "--url", url]
+    )
+    simulator = Simulator(
+        "a stand-in for VerneMQ",
+        [*twistd, "mqhooks-simulate", f"--target=tcp:127.0.0.1:{events}", "--clients=5", "--rate=2", "--payload-size=0"],
+    )
+    _say("Three processes, in the order in which events go through them:\n")
+    for child in (simulator, bridge, receiver):
+        _say(f"  {child.title}:\n    {shlex.join(child.command)}")
+    _say(f"\nEach line below is a webhook that arrived at {url}")
+    _say("Ctrl-C ends it.\n" if seconds is None else f"It ends after {seconds:g} seconds, or with Ctrl-C.\n")
+    with directory:
+        status = await run([receiver, bridge, simulator], seconds)
+    if status == 0:
+        _say(f"\nThe simulator sent {simulator.sent} events, the endpoint got {receiver.arrived} webhooks.")
+        _say("An event makes none, one or several; docs/events.rst says which. All three processes have stopped.")
+    return status
+
+
+async def run(children: Sequence[Child], seconds: float | None) -> int:
+    """
+    Run processes until a signal comes, the time is over, or one of them ends; then stop those that run.
+
+    :param children: in the order in which they are started. They are stopped in the reverse order, one after the other.
+    :param seconds: ``None`` for no limit.
+    :returns: 0 when all of them ran until they were told to stop, else 1; what failed has been said then.
+    :raises OSError: when a process cannot be started.
+    """
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stop = asyncio.create_task(stopped.wait())
+    ended = {child: await child.start() for child in children}
+    await asyncio.wait([stop, *ended.values()], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    failed = [child for child in children if ended[child].done()]
+    for child in reversed(children):
+        await child.stop()
+    for child in failed:
+        _complain(f"\n{shlex.join(child.command)} ended with status {ended[child].result()}. Its last lines:", *child.last)
+    return 1 if failed else 0
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _shortest(path: Path) -> str:
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, flush=True)  # noqa: T201 - this is what it is for
+    except BrokenPipeError:
+        # Nobody watches any more. What else is said goes nowhere, and the demo ends as with Ctrl-C.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _complain(*lines: str) -> None:
+    print(*lines, sep="\n    ", file=sys.stderr)  # noqa: T201
+
+
+def main() -> int:
+    """
+    Read the command line and run.
+
+    :returns: the exit status.
+    """
+    try:
+        (seconds,) = (float(text) for text in sys.argv[1:]) if sys.argv[1:] else (None,)
+    except ValueError:
+        _complain(f"demo: {' '.join(sys.argv[1:])!r} is no number of seconds; write it like 10")
+        return 2
+    try:
+        return asyncio.run(demonstrate(seconds))
+    except OSError as error:
+        _complain(f"demo: cannot start: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

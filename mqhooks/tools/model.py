@@ -1,0 +1,429 @@
+"""
+MQTT clients as VerneMQ's hooks see them: sessions that make sense, without a broker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from itertools import accumulate
+from random import Random
+from types import MappingProxyType
+from typing import Any, Literal
+from uuid import UUID
+
+from mqhooks.pb.disconnect_reason_pb2 import Reason
+from mqhooks.pb.matched_acl_pb2 import MatchedACL
+from mqhooks.pb.on_client_gone_pb2 import OnClientGone
+from mqhooks.pb.on_client_offline_pb2 import OnClientOffline
+from mqhooks.pb.on_client_wakeup_pb2 import OnClientWakeUp
+from mqhooks.pb.on_deliver_pb2 import OnDeliver
+from mqhooks.pb.on_delivery_complete_pb2 import OnDeliveryComplete
+from mqhooks.pb.on_message_drop_pb2 import OnMessageDrop
+from mqhooks.pb.on_offline_message_pb2 import OnOfflineMessage
+from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.pb.on_register_failed_pb2 import OnRegisterFailed, RegistrationFailureReason
+from mqhooks.pb.on_register_pb2 import OnRegister
+from mqhooks.pb.on_session_expired_pb2 import OnSessionExpired
+from mqhooks.pb.on_subscribe_pb2 import OnSubscribe, TopicInfo
+from mqhooks.pb.on_unsubscribe_pb2 import OnUnsubscribe
+from mqhooks.sidecar.events import Event
+
+Generation = Literal[2024, 2026]
+
+DEFAULT_MIX: Mapping[str, float] = MappingProxyType(
+    {
+        "on_register": 3,
+        "on_register_failed": 1,
+        "on_publish": 40,
+        "on_subscribe": 4,
+        "on_unsubscribe": 2,
+        "on_deliver": 30,
+        "on_delivery_complete": 10,
+        "on_offline_message": 3,
+        "on_client_wakeup": 1,
+        "on_client_offline": 2,
+        "on_client_gone": 2,
+        "on_session_expired": 1,
+        "on_message_drop": 1,
+    }
+)
+"""How often each hook is aimed at: a fleet that mostly sends and receives."""
+
+IN_FLIGHT = 20
+"""How many deliveries a client leaves unacknowledged at most; it gets the next ones with QoS 0."""
+
+
+class State(Enum):
+    """Where a client's session stands."""
+
+    ABSENT = "absent"
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class SessionModel:
+    """
+    Endless events of a fleet of clients.
+
+    It picks a hook by its weight and a client at random. When that hook cannot be called for the client yet, what has to happen
+    before happens first: a register before a publish, a subscribe before a delivery. So registers, and whatever else is needed,
+    occur even without a weight of their own.
+
+    Timestamps rise strictly. A payload is JSON padded with spaces: the client, ``seq`` (counts this client's payloads from 1)
+    and ``n`` (counts all payloads from 1).
+
+    :param random: all that varies comes from it: the same state makes the same events.
+    :param now: tells the time in nanoseconds since 1970.
+    :param clients: how many clients there are.
+    :param mix: weights by hook.
+    :param payload_size: bytes; a payload is longer where its JSON needs it.
+    :param generation: of VerneMQ's encoder. That of 2024 knows no session ids, names no user when a client leaves, and sends an
+        empty frame instead of ``on_register_failed``: the event's message is ``None``.
+    """
+
+    def __init__(
+        self,
+        random: Random,
+        now: Callable[[], int],
+        *,
+        clients: int = 1000,
+        mix: Mapping[str, float] = DEFAULT_MIX,
+        payload_size: int = 100,
+        generation: Generation = 2026,
+    ) -> None:
+        self._random = random
+        self._now = now
+        self._size = clients
+        self._clients: dict[int, _Client] = {}
+        self._hooks = list(mix)
+        self._weights = list(accumulate(mix.values()))
+        self._payload_size = payload_size
+        self._old = generation == 2024
+        self._aim: tuple[str, _Client] | None = None
+        self._timestamp = 0
+        self._payloads = 0
+        self._makers: dict[str, Callable[[_Client, dict[str, int], str], Any]] = {
+            "on_register": self._register,
+            "on_register_failed": self._fail,
+            "on_publish": self._publish,
+            "on_subscribe": self._subscribe,
+            "on_unsubscribe": self._unsubscribe,
+            "on_deliver": self._deliver,
+            "on_delivery_complete": self._acknowledge,
+            "on_offline_message": self._offline_message,
+            "on_client_wakeup": self._wake_up,
+            "on_client_offline": self._go_offline,
+            "on_client_gone": self._go,
+            "on_session_expired": self._expire,
+            "on_message_drop": self._drop,
+        }
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        aim, client = self._aim or self._choose()
+        hook = _next_step(client, aim)
+        self._aim = None if hook == aim else (aim, client)
+        self._timestamp = timestamp = max(self._now(), self._timestamp + 1)
+        seconds, nanos = divmod(timestamp, 1_000_000_000)
+        message = self._makers[hook](client, {"seconds": seconds, "nanos": nanos}, aim)
+        return Event(hook, message, timestamp, "", client.id, getattr(message, "username", ""))
+
+    def _choose(self) -> tuple[str, _Client]:
+        hook = self._random.choices(self._hooks, cum_weights=self._weights)[0]
+        index = int(self._random.random() * self._size)
+        client = self._clients.get(index)
+        if client is None:
+            client = self._clients[index] = _Client(index)
+        return hook, client
+
+    def _payload(self, client: _Client) -> bytes:
+        client.payloads += 1
+        self._payloads += 1
+        text = f'{{"client":"{client.id}","seq":{client.payloads},"n":{self._payloads}}}'
+        return text.encode().ljust(self._payload_size)
+
+    def _register(self, client: _Client, timestamp: dict[str, int], aim: str) -> OnRegister:
+        resumable = client.state is State.OFFLINE
+        clean = _CLEAN.get(aim)
+        client.clean = clean if clean is not None else not resumable and self._random.random() < 0.5
+        client.asleep = resumable and not client.clean
+        if not client.asleep:
+            client.subscriptions.clear()
+        client.state = State.ONLINE
+        client.session = "" if self._old else str(UUID(int=self._random.getrandbits(128), version=4))
+        return OnRegister(
+            timestamp=timestamp,
+            peer_addr=client.address,
+            peer_port=self._port(),
+            username=client.username,
+            client_id=client.id,
+            user_properties=client.properties,
+            session_id=client.session,
+        )
+
+    def _fail(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnRegisterFailed | None:
+        if self._old:
+            return None
+        return OnRegisterFailed(
+            timestamp=timestamp,
+            client_id=client.id,
+            peer_addr=client.address,
+            peer_port=self._port(),
+            username=client.username,
+            clean_session=self._random.random() < 0.5,
+            reason=self._random.choice(_FAILURES),
+        )
+
+    def _publish(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnPublish:
+        return OnPublish(
+            timestamp=timestamp,
+            username=client.username,
+            client_id=client.id,
+            qos=int(self._random.random() * 3),
+            topic=client.topic,
+            payload=self._payload(client),
+            retain=self._random.random() < 0.1,
+            matched_acl=_PUBLISH_ACL,
+            session_id=client.session,
+        )
+
+    def _subscribe(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnSubscribe:
+        available = client.filters
+        granted = self._random.sample(list(available), self._random.randint(1, len(available)))
+        topics = []
+        for name in granted:
+            qos = int(self._random.random() * 3)
+            client.subscriptions[name] = (available[name], qos)
+            topics.append(TopicInfo(topic=name, qos=qos, matched_acl=_SUBSCRIBE_ACL))
+        if self._random.random() < 0.1:
+            topics.append(TopicInfo(topic="$SYS/#", qos=128, matched_acl=_NO_ACL))
+        return OnSubscribe(
+            timestamp=timestamp,
+            client_id=client.id,
+            username=client.username,
+            topics=topics,
+            session_id=client.session,
+        )
+
+    def _unsubscribe(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnUnsubscribe:
+        name = self._random.choice(list(client.subscriptions))
+        del client.subscriptions[name]
+        return OnUnsubscribe(
+            timestamp=timestamp,
+            username=client.username,
+            client_id=client.id,
+            topics=[name],
+            session_id=client.session,
+        )
+
+    def _deliver(self, client: _Client, timestamp: dict[str, int], aim: str) -> OnDeliver:
+        topic, qos = self._message(client)
+        if aim == "on_delivery_complete":
+            qos = max(qos, 1)
+        elif len(client.unacknowledged) >= IN_FLIGHT:
+            qos = 0
+        if qos:
+            client.unacknowledged.append((topic, qos))
+        return OnDeliver(
+            timestamp=timestamp,
+            username=client.username,
+            client_id=client.id,
+            topic=topic,
+            qos=qos,
+            payload=self._payload(client),
+            matched_acl=_SUBSCRIBE_ACL,
+            persisted=not client.clean,
+            session_id=client.session,
+        )
+
+    def _acknowledge(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnDeliveryComplete:
+        topic, qos = client.unacknowledged.popleft()
+        return OnDeliveryComplete(
+            timestamp=timestamp,
+            username=client.username,
+            client_id=client.id,
+            topic=topic,
+            qos=qos,
+            payload=self._payload(client),
+            matched_acl=_SUBSCRIBE_ACL,
+            persisted=not client.clean,
+            session_id=client.session,
+        )
+
+    def _offline_message(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnOfflineMessage:
+        topic, qos = self._message(client)
+        return OnOfflineMessage(
+            timestamp=timestamp,
+            client_id=client.id,
+            qos=qos,
+            topic=topic,
+            payload=self._payload(client),
+            session_id=client.session,
+        )
+
+    def _drop(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnMessageDrop:
+        topic, qos = self._message(client)
+        reasons = _DROPS_OFFLINE if client.state is State.OFFLINE else _DROPS
+        return OnMessageDrop(
+            timestamp=timestamp,
+            client_id=client.id,
+            qos=qos,
+            topic=topic,
+            payload=self._payload(client),
+            reason=self._random.choice(reasons),
+            matched_acl=_DROP_ACL,
+            session_id=client.session,
+        )
+
+    def _wake_up(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnClientWakeUp:
+        client.asleep = False
+        return OnClientWakeUp(timestamp=timestamp, client_id=client.id, session_id=client.session)
+
+    def _go_offline(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnClientOffline:
+        client.state = State.OFFLINE
+        client.unacknowledged.clear()
+        return OnClientOffline(
+            timestamp=timestamp,
+            client_id=client.id,
+            reason=self._random.choice(_REASONS),
+            username="" if self._old else client.username,
+            session_id=client.session,
+        )
+
+    def _go(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnClientGone:
+        client.end()
+        return OnClientGone(
+            timestamp=timestamp,
+            client_id=client.id,
+            reason=self._random.choice(_REASONS),
+            username="" if self._old else client.username,
+            session_id=client.session,
+        )
+
+    def _expire(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnSessionExpired:
+        client.end()
+        return OnSessionExpired(timestamp=timestamp, client_id=client.id, session_id=client.session)
+
+    def _message(self, client: _Client) -> tuple[str, int]:
+        return self._random.choice(list(client.subscriptions.values()))
+
+    def _port(self) -> int:
+        return 32768 + int(self._random.random() * 28232)
+
+
+class _Client:
+    """
+    One MQTT client and its session.
+
+    :param index: its number from 0; decides everything about it that does not change.
+    """
+
+    __slots__ = (
+        "address",
+        "asleep",
+        "clean",
+        "filters",
+        "id",
+        "payloads",
+        "properties",
+        "session",
+        "state",
+        "subscriptions",
+        "topic",
+        "unacknowledged",
+        "username",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.id = name = f"device-{index:06d}"
+        self.username = "" if index % 10 == 9 else f"user-{index:06d}"
+        self.address = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
+        self.properties = {"firmware": f"1.{index % 7}", "site": f"site-{index % 5}"} if index % 4 == 1 else {}
+        self.topic = f"devices/{name}/telemetry"
+        commands = f"devices/{name}/commands"
+        self.filters = {commands: commands, "fleet/+/alerts": "fleet/north/alerts", "news/#": "news/today"}
+        self.state = State.ABSENT
+        self.clean = True
+        self.asleep = False
+        self.session = ""
+        self.subscriptions: dict[str, tuple[str, int]] = {}
+        self.unacknowledged: deque[tuple[str, int]] = deque()
+        self.payloads = 0
+
+    def end(self) -> None:
+        """Forget the session."""
+        self.state = State.ABSENT
+        self.subscriptions.clear()
+        self.unacknowledged.clear()
+
+
+def _next_step(client: _Client, aim: str) -> str:
+    """
+    Say which hook comes next on the way to one that is aimed at.
+    """
+    if aim == "on_register_failed":
+        return aim
+    subscribed = aim not in _NEEDS_SUBSCRIPTION or client.subscriptions
+    if client.state is State.ONLINE:
+        if client.asleep:
+            return "on_client_wakeup"
+        if client.clean is not _CLEAN.get(aim, client.clean) or (subscribed and aim in _WHILE_AWAY):
+            return "on_client_gone" if client.clean else "on_client_offline"
+        if not subscribed:
+            return "on_subscribe"
+        if aim == "on_delivery_complete" and not client.unacknowledged:
+            return "on_deliver"
+        return aim
+    if client.state is State.OFFLINE and subscribed and aim in _WHILE_OFFLINE:
+        return aim
+    return "on_register"
+
+
+_CLEAN = {
+    "on_client_gone": True,
+    "on_client_offline": False,
+    "on_client_wakeup": False,
+    "on_offline_message": False,
+    "on_session_expired": False,
+}
+"""Whether the session that a hook is about ends with its connection."""
+
+_NEEDS_SUBSCRIPTION = frozenset(
+    {"on_unsubscribe", "on_deliver", "on_delivery_complete", "on_offline_message", "on_message_drop"}
+)
+"""What only a client with a subscription sees."""
+
+_WHILE_AWAY = frozenset({"on_register", "on_client_wakeup", "on_offline_message", "on_session_expired"})
+"""What is not aimed at while the client is connected."""
+
+_WHILE_OFFLINE = frozenset({"on_offline_message", "on_session_expired", "on_message_drop"})
+"""What happens to a session whose client is not connected."""
+
+_PUBLISH_ACL = MatchedACL(name="device-publish", pattern="devices/%c/#")
+_SUBSCRIBE_ACL = MatchedACL(name="device-subscribe", pattern="#")
+_DROP_ACL = MatchedACL(name="device-subscribe")
+_NO_ACL = MatchedACL()
+
+_REASONS = (
+    Reason.REASON_NORMAL_DISCONNECT,
+    Reason.REASON_MQTT_CLIENT_DISCONNECT,
+    Reason.REASON_MQTT_CLIENT_DISCONNECT,
+    Reason.REASON_DISCONNECT_KEEP_ALIVE,
+    Reason.REASON_SESSION_TAKEN_OVER,
+    Reason.REASON_ADMINISTRATIVE_ACTION,
+    Reason.REASON_PROTOCOL_ERROR,
+    Reason.REASON_TCP_CLOSED,
+    Reason.REASON_TCP_CLOSED,
+)
+_FAILURES = (
+    RegistrationFailureReason.REGISTRATION_REASON_NO_MATCHING_HOOK_FOUND,
+    RegistrationFailureReason.REGISTRATION_REASON_INVALID_CREDENTIALS,
+    RegistrationFailureReason.REGISTRATION_REASON_INVALID_CREDENTIALS,
+    RegistrationFailureReason.REGISTRATION_REASON_NOT_AUTHORIZED,
+)
+_DROPS = ("queue_full", "expired")
+_DROPS_OFFLINE = (*_DROPS, "user_offline")

@@ -1,0 +1,98 @@
+"""
+What the tools' options have in common: values that are checked where they are read.
+
+Each function here makes a parser for one option, fit to be the last element of an entry of ``optParameters``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+from twisted.python.usage import UsageError
+
+
+def whole(option: str, least: int, most: int | None = None) -> Callable[[str], int]:
+    """
+    Make the parser of a whole number.
+
+    :param option: how the option is written, for the error.
+    :param least: the smallest allowed.
+    :param most: the largest allowed.
+    :returns: a function from the option's text to its value; it raises ``UsageError``.
+    """
+    limits = f"of {least} or more" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        value = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
+        if value < least or (most is not None and value > most):
+            raise UsageError(f"{option}: {text!r} is not a whole number {limits}")
+        return value
+
+    return parse
+
+
+def number(option: str) -> Callable[[str], float]:
+    """
+    Make the parser of a number of 0 or more, as :func:`whole` does.
+    """
+
+    def parse(text: str) -> float:
+        value = _number(text)
+        if value is None:
+            raise UsageError(f"{option}: {text!r} is not a number of 0 or more")
+        return value
+
+    return parse
+
+
+def share(option: str) -> Callable[[str], float]:
+    """
+    Make the parser of a share like ``10%``; its values are from 0 to 1.
+    """
+
+    def parse(text: str) -> float:
+        value = _number(text.removesuffix("%"))
+        if value is None or value > 100 or not text.endswith("%"):
+            raise UsageError(f"{option}: {text!r} is not a share from 0% to 100%, like 10%")
+        return value / 100
+
+    return parse
+
+
+def duration(option: str) -> Callable[[str], float]:
+    """
+    Make the parser of a duration: ``50ms``, ``1s``, or a number of milliseconds; its values are seconds.
+    """
+
+    def parse(text: str) -> float:
+        if text.endswith("ms"):
+            value, unit = _number(text[:-2]), 0.001
+        elif text.endswith("s"):
+            value, unit = _number(text[:-1]), 1.0
+        else:
+            value, unit = _number(text), 0.001
+        if value is None:
+            raise UsageError(f"{option}: {text!r} is not a duration; write it like 50ms or 1s")
+        return value * unit
+
+    return parse
+
+
+def one_of(option: str, text: str, known: Iterable[str]) -> str:
+    """
+    Check a name.
+
+    :raises UsageError: when it is unknown; the message names the nearest known one, or all of them.
+    """
+    names = list(known)
+    if text in names:
+        return text
+    near = get_close_matches(text, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+    raise UsageError(f"{option}: {text!r} is unknown; {hint}")
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text) else None

@@ -1,0 +1,421 @@
+"""
+A webhook endpoint that shows what arrives, and misbehaves when asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, BinaryIO
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred, succeed
+from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.python.usage import Options as UsageOptions
+from twisted.python.usage import UsageError
+from twisted.web.http import NO_BODY_CODES, UNAUTHORIZED
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from mqhooks.errors import BadSignature, ConfigError
+from mqhooks.listening import Listener, address_name
+from mqhooks.nanomq.settings import secret_key
+from mqhooks.service import OrderedService
+from mqhooks.tools.ledger import Ledger, Received
+from mqhooks.tools.options import duration, share, whole
+from mqhooks.webhook.signature import verify
+
+CLOSING_TIME = 2.0
+"""How many seconds open connections get to close before they are aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """
+    How requests are answered.
+
+    :param status: the answer to a request that nothing happens to.
+    :param fail: the share of requests that is answered with ``fail_status``, from 0 to 1.
+    :param fail_status: the answer to those.
+    :param drop: the share of requests that is answered by closing the connection; with ``fail`` at most 1.
+    :param delay: seconds from a request to its answer.
+    :param secrets: ``whsec_…``; when there are any, a request that is not signed with one of them is answered with 401.
+    """
+
+    status: int = 200
+    fail: float = 0.0
+    fail_status: int = 500
+    drop: float = 0.0
+    delay: float = 0.0
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def answer(self, luck: float) -> int | None:
+        """
+        Choose an answer.
+
+        :param luck: 0 or more and less than 1.
+        :returns: the status, or ``None`` to close the connection.
+        """
+        if luck < self.drop:
+            return None
+        return self.fail_status if luck < self.drop + self.fail else self.status
+
+
+class ReceiverFactory(WrappingFactory):
+    """
+    Speaks HTTP/1.1 on persistent connections, and knows which are open.
+
+    :param clock: for timeouts.
+    :param site: answers the requests.
+    :param ledger: counts the connections.
+    """
+
+    noisy = False
+
+    def __init__(self, clock: IReactorTime, site: Site, ledger: Ledger) -> None:
+        super().__init__(site)
+        self._clock = clock
+        self._ledger = ledger
+        self._empty: Deferred[None] | None = None
+
+    def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
+        """Take in a connection that was opened."""
+        super().registerProtocol(p)
+        self._ledger.connected()
+
+    def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
+        """Let go of a connection that ended."""
+        super().unregisterProtocol(p)
+        self._ledger.disconnected()
+        if self._empty is not None and not self.protocols:
+            empty, self._empty = self._empty, None
+            empty.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """
+        Close what is open; requests that wait for their answer are abandoned.
+
+        :returns: a ``Deferred`` that fires when all are closed, after :data:`CLOSING_TIME` seconds at most.
+        """
+        if not self.protocols:
+            return succeed(None)
+        self._empty = Deferred()
+        late = self._clock.callLater(CLOSING_TIME, self._abort)
+        self._empty.addCallback(lambda _: late.cancel() if late.active() else None)
+        empty = self._empty
+        for protocol in list(self.protocols):
+            protocol.loseConnection()
+        return empty
+
+    def _abort(self) -> None:
+        for protocol in list(self.protocols):
+            protocol.transport.abortConnection()
+
+
+def receiver_site(
+    clock: IReactorTime,
+    behaviour: Behaviour | None = None,
+    *,
+    random: Random | None = None,
+    ledger: Ledger | None = None,
+    show: Callable[[Received], object] | None = None,
+) -> tuple[ReceiverFactory, Ledger]:
+    """
+    Make an endpoint that can be listened with; it takes every method and every path.
+
+    :param clock: for delays and timeouts.
+    :param behaviour: how requests are answered; with status 200 unless it is given.
+    :param random: decides which requests fail.
+    :param ledger: counts; one that keeps everything unless it is given.
+    :param show: called with each request.
+    :returns: the factory and the ledger.
+    """
+    if ledger is None:
+        ledger = Ledger(keep=None, remember=None)
+    endpoint = _Endpoint(clock, behaviour or Behaviour(), random or Random(), ledger, show or (lambda _: None))
+    return ReceiverFactory(clock, _Site(endpoint, reactor=clock), ledger), ledger
+
+
+class _Site(Site):
+    noisy = False
+
+    def log(self, request: Any) -> None:
+        """Log nothing: the endpoint shows its requests itself."""
+
+
+class _Endpoint(Resource):
+    isLeaf = True
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        behaviour: Behaviour,
+        random: Random,
+        ledger: Ledger,
+        show: Callable[[Received], object],
+    ) -> None:
+        super().__init__()
+        self._clock = clock
+        self._behaviour = behaviour
+        self._random = random
+        self._ledger = ledger
+        self._show = show
+
+    def render(self, request: Request) -> int:
+        """Take a request in; the answer may follow later."""
+        now = self._clock.seconds()
+        headers = tuple(
+            (name.decode("latin-1"), value.decode("utf-8", "backslashreplace"))
+            for name, values in request.requestHeaders.getAllRawHeaders()
+            for value in values
+        )
+        body = request.content.read() if request.content is not None else b""
+        status = self._behaviour.answer(self._random.random())
+        problem = self._problem(headers, body, now)
+        received = Received(
+            time=now,
+            method=request.method.decode("latin-1"),
+            path=request.uri.decode("latin-1"),
+            headers=headers,
+            body=body,
+            status=status if problem is None else UNAUTHORIZED,
+            problem=problem,
+        )
+        self._ledger.arrived(received)
+        self._show(received)
+        if self._behaviour.delay:
+            waiting = self._clock.callLater(self._behaviour.delay, self._answer, request, received)
+            request.notifyFinish().addErrback(self._abandon, waiting)
+        else:
+            self._answer(request, received)
+        return NOT_DONE_YET
+
+    def _problem(self, headers: tuple[tuple[str, str], ...], body: bytes, now: float) -> str | None:
+        if not self._behaviour.secrets:
+            return None
+        try:
+            verify(self._behaviour.secrets, headers, body, now)
+        except BadSignature as error:
+            return str(error)
+        return None
+
+    def _answer(self, request: Request, received: Received) -> None:
+        self._ledger.answered(received)
+        if received.status is None:
+            request.loseConnection()
+            return
+        request.setResponseCode(received.status)
+        if received.status not in NO_BODY_CODES:
+            request.setHeader(b"content-length", b"0")
+        request.finish()
+
+    def _abandon(self, _: Failure, waiting: Any) -> None:
+        if waiting.active():
+            waiting.cancel()
+            self._ledger.abandoned += 1
+
+
+class Console:
+    """
+    Writes lines, in UTF-8, for a person to read.
+
+    :param stream: each line is written to it at once, however long that takes.
+    :param when_closed: called once, when nobody reads the stream any more.
+    """
+
+    def __init__(self, stream: BinaryIO, when_closed: Callable[[], object]) -> None:
+        self._stream = stream
+        self._when_closed = when_closed
+        self._closed = False
+
+    def write(self, line: str) -> None:
+        """Write a line."""
+        if self._closed:
+            return
+        try:
+            self._stream.write(line.encode("utf-8", "backslashreplace") + b"\n")
+            self._stream.flush()
+        except OSError:
+            self._closed = True
+            self._when_closed()
+
+
+class Receiver(Service):
+    """
+    Listens, and says what it got when it stops.
+
+    :param reactor: listens and tells the time.
+    :param description: where, as a string for Twisted's ``serverFromString``, completed by :func:`mqhooks.listening.complete`.
+    :param factory: what is listened with.
+    :param ledger: what it counts with.
+    :param write: writes a line.
+    :param quiet: whether the ledger is written each second when something came.
+    :raises mqhooks.errors.ConfigError: when the description is wrong.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        description: str,
+        factory: ReceiverFactory,
+        ledger: Ledger,
+        write: Callable[[str], object],
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self._listener = Listener(reactor, description)
+        self._factory = factory
+        self._ledger = ledger
+        self._write = write
+        self._quiet = quiet
+        self._told = 0
+        self._summaries = LoopingCall(self._summarise)
+        self._summaries.clock = reactor
+        self._port: IListeningPort | None = None
+
+    @property
+    def address(self) -> Any:
+        """Where it listens, as one of Twisted's addresses."""
+        assert self._port is not None
+        return self._port.getHost()
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen.
+
+        :raises mqhooks.errors.ListenError: when the address is taken or not allowed.
+        """
+        self._port = self._listener.listen(self._factory)
+        self.log.info("listening for webhooks on {address}", address=address_name(self._port.getHost()))
+
+    def startService(self) -> None:
+        """Listen, unless that was done while there were privileges."""
+        super().startService()
+        if self._port is None:
+            self.privilegedStartService()
+        if self._quiet:
+            self._summaries.start(1.0, now=False)
+
+    @inlineCallbacks
+    def stopService(self) -> Generator[Deferred[Any], Any, None]:
+        """
+        Stop listening, close what is open and write the ledger.
+
+        :returns: a ``Deferred`` that fires when all are closed.
+        """
+        super().stopService()
+        if self._summaries.running:
+            self._summaries.stop()
+        port, self._port = self._port, None
+        if port is not None:
+            yield maybeDeferred(port.stopListening)
+        yield self._factory.close()
+        self._write(self._ledger.describe())
+
+    def _summarise(self) -> None:
+        if self._ledger.requests != self._told:
+            self._told = self._ledger.requests
+            self._write(self._ledger.describe())
+
+
+def _status(option: str) -> Callable[[str], int]:
+    return whole(option, 200, 599)
+
+
+def _failures(text: str) -> tuple[float, int]:
+    part, colon, status = text.partition(":")
+    return share("--fail")(part), _status("--fail")(status) if colon else 500
+
+
+def _secret(text: str) -> str:
+    try:
+        secret_key(text)
+    except ConfigError as error:
+        raise UsageError(f"--secret: {error.message}") from None
+    return text
+
+
+class Options(UsageOptions):
+    """The options of ``twistd mqhooks-receive``."""
+
+    synopsis = "[options]"
+    longdesc = "Receives webhooks, and shows each in a line on the standard output: run it with twistd -n."
+    optParameters = [
+        ["listen", None, None, "Where to listen: a Twisted server endpoint. [default: tcp:8080:interface=127.0.0.1]"],
+        ["port", None, None, "A port of 127.0.0.1 to listen on; 0 for any free one.", whole("--port", 0, 65_535)],
+        ["status", None, 200, "What requests are answered with.", _status("--status")],
+        ["fail", None, None, "A share that is answered with 500, like 10%; 10%:503 for another status.", _failures],
+        ["delay", None, None, "How long each answer takes: 50ms, 1s, or a number of ms.", duration("--delay")],
+        ["drop", None, None, "A share whose connection is closed without an answer, like 1%.", share("--drop")],
+        ["secret", None, None, "A secret, whsec_...: what is not signed with it is answered with 401.", _secret],
+        ["seed", None, None, "Any text; the same text lets the same requests fail."],
+    ]
+    optFlags = [
+        ["quiet", "q", "Write the counts, at most once a second, instead of each request."],
+        ["verbose", "v", "Write each request's headers too."],
+    ]
+
+    def postOptions(self) -> None:
+        """
+        Check the options against each other.
+
+        :raises UsageError: when options contradict each other.
+        """
+        if self["listen"] is not None and self["port"] is not None:
+            raise UsageError("--listen and --port both say where to listen; give one of them")
+        self["fail"] = self["fail"] or (0.0, 500)
+        self["drop"] = self["drop"] or 0.0
+        if self["fail"][0] + self["drop"] > 1:
+            raise UsageError("--fail and --drop come to more than 100%")
+        if self["quiet"] and self["verbose"]:
+            raise UsageError("--quiet and --verbose contradict each other; give one of them")
+
+
+def makeService(options: Options) -> IService:
+    """
+    Make the receiver that the options ask for. It writes to the standard output itself: twistd's log would spoil the lines.
+
+    :raises SystemExit: when the address is not an endpoint.
+    """
+    from twisted.internet import reactor
+
+    stdout = open(1, "wb", closefd=False)  # noqa: SIM115
+    try:
+        return OrderedService([from_options(reactor, options, stdout)])
+    except ConfigError as error:
+        raise SystemExit(f"mqhooks-receive: {error}") from None
+
+
+def from_options(reactor: Any, options: Options, stream: BinaryIO) -> Receiver:
+    """
+    Make the receiver that the options ask for.
+
+    :param reactor: listens, tells the time, and is stopped when nobody reads the stream any more.
+    :param stream: where requests and counts are shown.
+    :raises mqhooks.errors.ConfigError: when the address is not an endpoint.
+    """
+    description = options["listen"] or f"tcp:{8080 if options['port'] is None else options['port']}:interface=127.0.0.1"
+    fail, fail_status = options["fail"]
+    secrets = () if options["secret"] is None else (options["secret"],)
+    behaviour = Behaviour(options["status"], fail, fail_status, options["drop"], options["delay"] or 0.0, secrets)
+    console = Console(stream, lambda: reactor.stop() if receiver.running else None)
+
+    def show(received: Received) -> None:
+        console.write(received.describe(headers=options["verbose"]))
+
+    factory, ledger = receiver_site(
+        reactor,
+        behaviour,
+        random=Random(options["seed"]),
+        ledger=Ledger(),
+        show=None if options["quiet"] else show,
+    )
+    receiver = Receiver(reactor, description, factory, ledger, console.write, quiet=options["quiet"])
+    return receiver

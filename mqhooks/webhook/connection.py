@@ -1,0 +1,230 @@
+"""
+One persistent connection to an endpoint, with one request under way at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from socket import socket
+from typing import Any
+from typing import Protocol as Typing
+
+import msgspec
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError
+
+MAX_HEAD = 64 << 10
+"""How many bytes an answer may have beside its body."""
+
+MAX_BODY = 1 << 20
+"""How many bytes of an answer's body are read; of a longer one the rest stays unread, and the connection is closed."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """
+    What an endpoint said.
+
+    :param status: the status code, 200 to 599.
+    :param headers: names and values as they came.
+    :param body: its first bytes, as many as the exchange keeps.
+    :param length: how many bytes of the body were read.
+    :param complete: whether these are all bytes of the body.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    length: int
+    complete: bool
+
+
+class Exchange(msgspec.Struct):
+    """
+    A request, and who waits for its answer.
+
+    :param request: all its bytes.
+    :param done: called once, with the answer or with why there is none.
+    :param keep: how many bytes of the answer's body are wanted.
+    :param deadline: when it is given up, in the reactor's seconds.
+    :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
+    """
+
+    request: bytes
+    done: Callable[[Answer | DeliveryError], None]
+    keep: int
+    deadline: float
+    resent: bool = False
+
+
+class ConnectionOwner(Typing):
+    """Who a connection reports to."""
+
+    def released(self, connection: HTTPConnection) -> None:
+        """Note that the connection is free for another exchange."""
+
+    def lost(self, connection: HTTPConnection) -> None:
+        """Note that the connection is gone."""
+
+    def resend(self, exchange: Exchange) -> None:
+        """Send a request again that a closed connection swallowed."""
+
+
+class HTTPConnection(Protocol):
+    """
+    Sends requests as they are and parses the answers.
+
+    Once an answer's head is there, its status stands, whatever becomes of its body or of the connection.
+
+    :param owner: whom to tell what becomes of the connection.
+    """
+
+    def __init__(self, owner: ConnectionOwner) -> None:
+        self._owner = owner
+        self._parser = HttpResponseParser(self)
+        self._used = False
+        self._socket: socket | None = None
+        self.exchange: Exchange | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._length = 0
+        self._received = 0
+        self._complete = False
+        self._reusable = False
+
+    def connectionMade(self) -> None:
+        """Switch off Nagle's algorithm: a request is one write."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            if not ISSLTransport.providedBy(self.transport):
+                transport: Any = self.transport
+                self._socket = transport.getHandle()
+
+    def start(self, exchange: Exchange) -> None:
+        """Send a request. The connection must be free."""
+        self.exchange = exchange
+        request = exchange.request
+        if self._socket is not None:
+            # A transport's write() is a turn of the reactor and two calls of epoll_ctl; the socket mostly takes it all at once.
+            try:
+                request = request[self._socket.send(request) :]
+            except OSError:
+                # Whatever it is, the transport finds out as well.
+                pass
+            if not request:
+                return
+            # The rest may still be in the transport's buffer when the next request comes: from now on all goes through it.
+            self._socket = None
+        transport: Any = self.transport
+        transport.write(request)
+
+    def abandon(self, error: DeliveryError) -> None:
+        """End the exchange without waiting for more of its answer, and the connection with it."""
+        self._finish(error)
+
+    def close(self) -> None:
+        """Close the connection in order."""
+        transport: Any = self.transport
+        transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse what came of an answer."""
+        if self.exchange is None:
+            # Nobody asked: what follows could not be told from the answer to the next request.
+            self.abort()
+            return
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._finish(BadAnswer("it answered with another protocol than HTTP"))
+        except HttpParserError as error:
+            self._finish(BadAnswer(f"its answer is not HTTP: {error}"))
+        else:
+            if self._complete:
+                self._finish(None)
+            elif self._received - self._length > MAX_HEAD:
+                self._finish(BadAnswer(f"what its answer has beside a body is longer than {MAX_HEAD} bytes"))
+            elif self._length > MAX_BODY:
+                self._finish(BadAnswer(f"its answer is longer than {MAX_BODY} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """End the exchange that was under way, if any."""
+        exchange = self.exchange
+        self._owner.lost(self)
+        if exchange is None:
+            return
+        if self._used and not self._received and not exchange.resent:
+            # An idle connection that the endpoint closed just when it was needed: RFC 9110, section 9.2.2.
+            self.exchange = None
+            exchange.resent = True
+            self._owner.resend(exchange)
+        else:
+            self._finish(ConnectionBroken(f"the connection ended before an answer came: {reason.getErrorMessage()}"), lost=True)
+
+    def _finish(self, error: DeliveryError | None, *, lost: bool = False) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            return
+        result: Answer | DeliveryError
+        if error is None or self._status:
+            body = b"".join(self._body)[: exchange.keep]
+            result = Answer(self._status, self._headers, body, self._length, self._complete and len(body) == self._length)
+        else:
+            result = error
+        reusable = self._reusable and error is None
+        self.exchange = None
+        self._used = True
+        self._reset()
+        if reusable:
+            self._owner.released(self)
+        elif not lost:
+            self.abort()
+        exchange.done(result)
+
+    # The parser's callbacks. It wraps what they raise, so they only take notes.
+
+    def on_message_begin(self) -> None:
+        """Note that an answer begins."""
+        if self._complete:
+            self._reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header, unless it belongs to an answer that nobody asked for."""
+        if not self._complete:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Note the status."""
+        if not self._complete:
+            self._status = self._parser.get_status_code()
+
+    def on_body(self, data: bytes) -> None:
+        """Keep what is wanted of the body, and count the rest."""
+        if self._complete or self.exchange is None:
+            return
+        if self._length < self.exchange.keep:
+            self._body.append(data)
+        self._length += len(data)
+
+    def on_message_complete(self) -> None:
+        """Note that the answer is whole, unless it is an interim one."""
+        if self._complete:
+            return
+        if 100 <= self._status < 200:
+            self._reset()
+        else:
+            self._complete = True
+            self._reusable = self._parser.should_keep_alive()

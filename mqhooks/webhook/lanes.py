@@ -1,0 +1,235 @@
+"""
+Keeping each client's deliveries in order while many are under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any
+from zlib import crc32
+
+from mqhooks.outbox.delivery import Delivery
+
+PARKED = 4096
+"""How many parked deliveries are kept in memory; of further ones only the places in the outbox are."""
+
+PARKED_SIZE = 4096
+"""A parked delivery with a body of more bytes is not kept in memory either."""
+
+RECALL = 8
+"""How many of them are read again at a time."""
+
+
+class Verdict(Enum):
+    """What becomes of a delivery after an attempt."""
+
+    DONE = "done"
+    """Nobody will try it again."""
+
+    PARK = "park"
+    """It waits, and its client with it, until :meth:`Lanes.unpark`."""
+
+    AGAIN = "again"
+    """It is the first to be tried when attempts are made again."""
+
+
+Send = Callable[[Delivery, Callable[[Any], None]], None]
+Finished = Callable[[Delivery, Any], Verdict]
+Recall = Callable[[Iterable[int]], Sequence[Delivery]]
+
+
+class Lanes:
+    """
+    Lanes in which deliveries stand one behind the other; the first of each is under way.
+
+    All deliveries of a client stand in the same lane. One that has to wait parks its client: later ones of that client wait
+    behind it, the others in the lane go on.
+
+    :param count: how many lanes.
+    :param send: tries a delivery, and calls its second argument once with what came of it.
+    :param finished: is told what came of each attempt, and says what becomes of the delivery. It must not unpark its client.
+    :param recall: reads deliveries again by their places in the outbox.
+    :ivar load: how many deliveries stand in lanes or are under way; those that are parked don't count.
+    :ivar size: how many bytes their bodies have.
+    :ivar under_way: how many attempts have no result yet.
+    :ivar limit: how many attempts may be under way. Whoever raises it calls :meth:`admit`.
+    :ivar parked: how many deliveries are parked in memory.
+    :ivar clients: how many clients are parked.
+    """
+
+    def __init__(self, count: int, send: Send, finished: Finished, recall: Recall) -> None:
+        self.count = self.limit = count
+        self.send = send
+        self.finished = finished
+        self.recall = recall
+        self.load = 0
+        self.size = 0
+        self.under_way = 0
+        self.parked = 0
+        self.clients = 0
+        self.idle: dict[_Lane, None] = {}
+        self._lanes = [_Lane(self) for _ in range(count)]
+
+    def push(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries at the end of their clients' lanes."""
+        for delivery in deliveries:
+            self._lane(delivery.client).push(delivery)
+
+    def unpark(self, client: str) -> None:
+        """Try a parked client's first delivery again when its lane comes to it, and then those behind it."""
+        self._lane(client).unpark(client)
+
+    def shed(self, size: int) -> list[Delivery]:
+        """
+        Take out deliveries that wait behind a parked one, until they have so many bytes or none is left.
+
+        :returns: them. The first of each client, which was tried, stays.
+        """
+        shed: list[Delivery] = []
+        for lane in self._lanes:
+            while size > 0 and (found := lane.shed()):
+                shed += found
+                size -= sum(len(delivery.body) for delivery in found)
+        return shed
+
+    def admit(self) -> None:
+        """Let lanes go on that the limit had stopped."""
+        while self.idle and self.under_way < self.limit:
+            lane = next(iter(self.idle))
+            del self.idle[lane]
+            lane.run()
+
+    def _lane(self, client: str) -> _Lane:
+        return self._lanes[crc32(client.encode()) % self.count]
+
+
+class _Lane:
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        # A parked client that may go on stands in the queue by its name.
+        self._queue: deque[Delivery | str] = deque()
+        self._parked: dict[str, deque[Delivery | int]] = {}
+        # The outbox does not know how often a delivery was tried that it is to hand out once more.
+        self._attempts: dict[int, int] = {}
+        self._current: Delivery | None = None
+        self._running = False
+
+    def push(self, delivery: Delivery) -> None:
+        self._lanes.load += 1
+        self._lanes.size += len(delivery.body)
+        self._queue.append(delivery)
+        if self._current is None:
+            self.run()
+
+    def unpark(self, client: str) -> None:
+        # Behind those that wait already: who fails again and again must not go before who never had a turn.
+        self._queue.append(client)
+        if self._current is None:
+            self.run()
+
+    def shed(self) -> list[Delivery]:
+        for parked in self._parked.values():
+            if len(parked) > 1:
+                first = parked.popleft()
+                behind = [parked.popleft() for _ in range(min(RECALL, len(parked)))]
+                parked.appendleft(first)
+                kept = [item for item in behind if isinstance(item, Delivery)]
+                self._lanes.parked -= len(kept)
+                return kept + list(self._lanes.recall([item for item in behind if isinstance(item, int)]))
+        return []
+
+    def run(self) -> None:
+        # An attempt may end before send() returns, and so come back here: the loop goes on instead of getting deeper.
+        if self._running:
+            return
+        self._running = True
+        lanes = self._lanes
+        while self._current is None and self._queue:
+            if lanes.under_way >= lanes.limit:
+                lanes.idle[self] = None
+                break
+            delivery = self._next()
+            if delivery is not None:
+                self._current = delivery
+                lanes.under_way += 1
+                lanes.send(delivery, self._done)
+        self._running = False
+
+    def _next(self) -> Delivery | None:
+        """Take the first of the queue: a delivery to be tried, or one to be parked behind others of its client."""
+        item = self._queue.popleft()
+        if isinstance(item, str):
+            return self._first(item)
+        parked = self._parked.get(item.client)
+        if parked is None:
+            return item
+        self._lanes.load -= 1
+        self._lanes.size -= len(item.body)
+        parked.append(self._shelved(item))
+        return None
+
+    def _shelved(self, delivery: Delivery) -> Delivery | int:
+        if self._lanes.parked < PARKED and len(delivery.body) <= PARKED_SIZE:
+            self._lanes.parked += 1
+            return delivery
+        if delivery.attempts:
+            self._attempts[delivery.place] = delivery.attempts
+        return delivery.place
+
+    def _first(self, client: str) -> Delivery | None:
+        parked = self._parked[client]
+        while parked and isinstance(parked[0], int):
+            places = [parked.popleft() for _ in range(min(RECALL, len(parked))) if isinstance(parked[0], int)]
+            recalled = self._lanes.recall([place for place in places if isinstance(place, int)])
+            for delivery in recalled:
+                delivery.attempts = self._attempts.pop(delivery.place, delivery.attempts)
+            parked.extendleft(reversed(recalled))
+            self._lanes.parked += len(recalled)
+        if not parked:
+            self._free(client)
+            return None
+        first = parked.popleft()
+        assert isinstance(first, Delivery)
+        self._lanes.parked -= 1
+        self._lanes.load += 1
+        self._lanes.size += len(first.body)
+        return first
+
+    def _free(self, client: str) -> None:
+        del self._parked[client]
+        self._lanes.clients -= 1
+
+    def _done(self, result: Any) -> None:
+        delivery = self._current
+        assert delivery is not None
+        lanes = self._lanes
+        lanes.load -= 1
+        lanes.size -= len(delivery.body)
+        lanes.under_way -= 1
+        # What is pushed meanwhile has to find the lane busy: nothing may go before a client is parked.
+        verdict = lanes.finished(delivery, result)
+        parked = self._parked.get(delivery.client)
+        if verdict is Verdict.PARK:
+            if parked is None:
+                parked = self._parked[delivery.client] = deque()
+                lanes.clients += 1
+            parked.appendleft(self._shelved(delivery))
+        elif verdict is Verdict.AGAIN:
+            if parked is None:
+                lanes.load += 1
+                lanes.size += len(delivery.body)
+                self._queue.appendleft(delivery)
+            else:
+                parked.appendleft(self._shelved(delivery))
+                self._queue.appendleft(delivery.client)
+        elif parked:
+            # Behind those of other clients that came meanwhile: a long queue of one client must not hold them up.
+            self._queue.append(delivery.client)
+        elif parked is not None:
+            self._free(delivery.client)
+        self._current = None
+        self.run()
+        if lanes.idle:
+            lanes.admit()

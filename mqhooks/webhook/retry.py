@@ -1,0 +1,132 @@
+"""
+Which deliveries are tried again, and when.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from random import Random
+from typing import Literal
+
+from mqhooks.nanomq.settings import RetrySettings
+
+MAX_RETRY_AFTER = 3600.0
+"""How many seconds an endpoint's ``Retry-After`` may ask for; more is taken for this."""
+
+Verdict = Literal["delivered", "retry", "dead"]
+
+_TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
+# The three forms of RFC 9110, section 5.6.7. Names of days are not checked against the date.
+_DATES = [
+    re.compile(pattern, re.ASCII)
+    for pattern in (
+        rf"\w{{3}}, (?P<day>\d\d) (?P<month>\w{{3}}) (?P<year>\d{{4}}) {_TIME} GMT",
+        rf"\w{{6,9}}, (?P<day>\d\d)-(?P<month>\w{{3}})-(?P<year>\d\d) {_TIME} GMT",
+        rf"\w{{3}} (?P<month>\w{{3}}) (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})",
+    )
+]
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class RetryPolicy:
+    """
+    What becomes of a delivery after an attempt.
+
+    :param settings: what the configuration says.
+    """
+
+    def __init__(self, settings: RetrySettings) -> None:
+        self.settings = settings
+        self._retried: set[int] = set()
+        for entry in settings.on:
+            if isinstance(entry, int):
+                self._retried.add(entry)
+            else:
+                first = int(entry[0]) * 100
+                self._retried.update(range(first, first + 100))
+
+    def verdict(self, status: int) -> Verdict:
+        """
+        Judge an answer. An attempt without an answer is always a reason to retry.
+
+        :param status: its status, 200 or more.
+        """
+        if 200 <= status < 300:
+            return "delivered"
+        return "retry" if status in self._retried else "dead"
+
+    def delay(self, attempts: int, random: Random) -> float:
+        """
+        Say how long to wait after an attempt that failed: exponentially longer, up to a limit.
+
+        :param attempts: how many were made; 1 or more.
+        :param random: the source of the jitter.
+        :returns: seconds.
+        """
+        settings = self.settings
+        try:
+            grown = settings.initial * float(settings.multiplier) ** (attempts - 1)
+        except OverflowError:
+            grown = settings.maximum
+        return min(grown, settings.maximum) * (1 + settings.jitter * random.uniform(-1, 1))
+
+    def exhausted(self, attempts: int, age: float) -> str | None:
+        """
+        Say whether a delivery is given up, although its last answer would be a reason to retry.
+
+        :param attempts: how many were made.
+        :param age: how many seconds ago it was accepted.
+        :returns: why; ``None`` when it is not given up.
+        """
+        settings = self.settings
+        if 0 < settings.max_attempts <= attempts:
+            return f"max_attempts ({settings.max_attempts}) reached"
+        if age > settings.max_age:
+            return f"older than max_age ({span(settings.max_age)})"
+        return None
+
+
+def retry_after(headers: Iterable[tuple[bytes, bytes]], now: float) -> float | None:
+    """
+    Read when the endpoint wants to be asked again: RFC 9110, section 10.2.3.
+
+    :param headers: the answer's.
+    :param now: seconds since 1970.
+    :returns: seconds from now, 0 to :data:`MAX_RETRY_AFTER`; ``None`` when it doesn't say, or nothing that can be understood.
+    """
+    for name, value in headers:
+        if name.lower() == b"retry-after":
+            seconds = _seconds(value.strip(b" \t").decode("latin-1"), now)
+            return None if seconds is None else min(max(seconds, 0.0), MAX_RETRY_AFTER)
+    return None
+
+
+def span(seconds: float) -> str:
+    """Write a time out in the largest unit that it is a whole number of, for a person to read."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
+def _seconds(value: str, now: float) -> float | None:
+    if re.fullmatch("[0-9]+", value):
+        # More digits than this are more than any limit, and int() would refuse thousands of them.
+        return float(value) if len(value) <= 20 else MAX_RETRY_AFTER
+    match = next((match for match in (form.fullmatch(value) for form in _DATES) if match), None)
+    if match is None or match["month"] not in _MONTHS:
+        return None
+    year = int(match["year"])
+    if len(match["year"]) == 2:
+        this_year = datetime.fromtimestamp(now, UTC).year
+        year += this_year // 100 * 100
+        if year > this_year + 50:
+            year -= 100
+    hour, minute, second = int(match["hour"]), int(match["minute"]), min(int(match["second"]), 59)
+    try:
+        date = datetime(year, _MONTHS.index(match["month"]) + 1, int(match["day"]), hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        return None
+    return date.timestamp() - now

@@ -1,0 +1,83 @@
+"""
+Whom an ``https`` endpoint has to be, and who we are to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.settings import TLSSettings
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+
+
+def tls_options(host: str, settings: TLSSettings | None) -> IOpenSSLClientConnectionCreator:
+    """
+    Make what a TLS connection to a host needs. The host's name is always verified.
+
+    :param host: a DNS name or an IP address.
+    :param settings: ``None`` for the system's authorities and no client certificate.
+    :raises mqhooks.errors.ConfigError: when a file cannot be read or is not what it should be.
+    """
+    settings = settings or TLSSettings()
+    trust_root = None
+    if settings.cacertfile is not None:
+        authorities = _load("cacertfile", settings.cacertfile, _certificates)
+        trust_root = trustRootFromCertificates([Certificate(authority) for authority in authorities])
+    ours: dict[str, Any] = {}
+    if settings.certfile is not None and settings.keyfile is not None:
+        certificate, *chain = _load("certfile", settings.certfile, _certificates)
+        key = _load("keyfile", settings.keyfile, lambda pem: _private_key(pem, settings.key_password, certificate))
+        ours = {"certificate": certificate, "privateKey": key, "extraCertChain": chain}
+    return optionsForClientTLS(host, trustRoot=trust_root, extraCertificateOptions=ours)
+
+
+def _load(key: str, path: str, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path, key) from error
+    except (crypto.Error, ValueError, TypeError) as error:
+        raise ConfigError(_reason(error), path, key) from error
+
+
+def _certificates(pem: bytes) -> list[crypto.X509]:
+    found = [crypto.load_certificate(crypto.FILETYPE_PEM, block) for block in _CERTIFICATE.findall(pem)]
+    if not found:
+        raise ValueError("holds no PEM certificate")
+    return found
+
+
+def _private_key(pem: bytes, password: str | None, certificate: crypto.X509) -> crypto.PKey:
+    if b"PRIVATE KEY-----" not in pem:
+        raise ValueError("holds no PEM private key")
+    try:
+        # Without a passphrase of ours OpenSSL would ask for one on the terminal.
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, pem, (password or "").encode())
+    except (crypto.Error, ValueError, TypeError) as error:
+        if b"ENCRYPTED" not in pem:
+            raise
+        what = "is encrypted: set key_password" if password is None else "does not open with key_password"
+        raise ValueError(what) from error
+    context = SSL.Context(SSL.TLS_METHOD)
+    try:
+        context.use_certificate(certificate)
+        context.use_privatekey(key)
+        context.check_privatekey()
+    except SSL.Error as error:
+        raise ValueError("is not the key of the certificate in certfile") from error
+    return key
+
+
+def _reason(error: Exception) -> str:
+    if error.args and isinstance(error.args[0], list):
+        return "; ".join(str(entry[-1]) for entry in error.args[0]) or "OpenSSL gives no reason"
+    return str(error)

@@ -1,0 +1,349 @@
+"""Where a scenario plays: producer, bridge and endpoint, and what is checked when it is over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections import defaultdict
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from socket import socket
+
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.task import deferLater
+
+from tests.campaign.endpoint import Recorder
+from tests.campaign.producer import Producer
+from tests.processes import Twistd
+
+UNDER_WAY = 0.1
+"""How many seconds before a kill an answer may have been given and not been noted. A hundredth of it is what it takes."""
+
+COUNTERS = ("accepted", "delivered", "dead", "dropped")
+
+
+@dataclass
+class Row:
+    """
+    What a scenario came to.
+
+    :param title: what was done.
+    :param sent: how many events were written to a socket; those that nobody had read when a process ended are lost to it.
+    :param requests: how many requests came.
+    :param twice: how many came again although they had been answered for good.
+    :param broken: the promises that were broken.
+    """
+
+    title: str
+    sent: int = 0
+    accepted: int = 0
+    delivered: int = 0
+    dead: int = 0
+    dropped: int = 0
+    pending: int = 0
+    requests: int = 0
+    twice: int = 0
+    broken: list[str] = field(default_factory=list)
+
+
+class Stage:
+    """
+    One bridge after the other on the same outbox.
+
+    :param reactor: for everything.
+    :param seed: of all chance.
+    :param directory: where the outbox is; a new one unless it is given.
+    :param webhooks: their names.
+    :param outbox: further settings of the outbox.
+    :param before: Python that the bridge runs before anything else.
+    :param producer: settings of the producer.
+    :ivar log: what the bridges have written that have ended.
+    :ivar forgotten: how many deliveries had arrived that the outbox was made to forget.
+    :ivar gone: how many were pending that it was made to forget.
+    :ivar broken: the promises that were broken.
+    """
+
+    def __init__(self, reactor, seed, *, directory=None, webhooks=("hook",), outbox="", before="", **producer):
+        self.reactor = reactor
+        self.random = Random(seed)
+        self.before = before
+        self.webhooks = webhooks
+        self._cleanups = []
+        self._producer = producer
+        self.home = Path(self.mktemp())
+        self.directory = Path(directory or self.home)
+        self.outbox = self.directory / "outbox"
+        self.endpoints = {name: Recorder(reactor) for name in webhooks}
+        for endpoint in self.endpoints.values():
+            endpoint.open()
+        self.endpoint = self.endpoints[webhooks[0]]
+        self.port = _free_port()
+        blocks = "\n".join(
+            f'{name} {{ url = "http://127.0.0.1:{endpoint.number}/{name}", pool_size = 8, cancel_timeout = 1s, '
+            "merge_window = 20ms, retry { initial = 50ms, max = 400ms }, events = [ { event = on_message_publish } ] }"
+            for name, endpoint in self.endpoints.items()
+        )
+        self.config = self.home / "mqhooks.conf"
+        self.config.write_text(
+            f'webhooks {{ {blocks} }}\nmqhooks {{ outbox {{ kind = sqlite, path = "{self.outbox}"\n{outbox} }} }}',
+            encoding="utf-8",
+        )
+        self.runs = []
+        self._noted = {}
+        self.forgotten = self.gone = 0
+        self.log = ""
+        self.broken = []
+        self.bridge = None
+        self.producer = None
+
+    # What Twistd wants of a test case.
+
+    def mktemp(self):
+        """A new directory."""
+        directory = tempfile.mkdtemp(prefix="mqhooks-campaign-")
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def addCleanup(self, function, *args, **kwargs):  # noqa: N802
+        """Have something done at the end."""
+        self._cleanups.append((function, args, kwargs))
+
+    async def clean(self):
+        """End everything."""
+        if self.producer is not None and not self.producer.stopped:
+            self.producer.stop()
+        for endpoint in self.endpoints.values():
+            await endpoint.close()
+        while self._cleanups:
+            function, args, kwargs = self._cleanups.pop()
+            await maybeDeferred(function, *args, **kwargs)
+
+    # The play.
+
+    def wait(self, seconds):
+        """Let time pass."""
+        return deferLater(self.reactor, seconds)
+
+    async def until(self, condition, what, seconds=30.0):
+        """Wait for something to become true, or note a broken promise."""
+        end = self.reactor.seconds() + seconds
+        while not condition():
+            if self.reactor.seconds() > end:
+                self.broken.append(f"{what}: not within {seconds:g} s")
+                return False
+            await self.wait(0.05)
+        return True
+
+    async def start(self, *, produce=True):
+        """Start a bridge, and the producer if there is none yet."""
+        run = len(self.runs)
+        for endpoint in self.endpoints.values():
+            endpoint.run = run
+        self.bridge = Twistd(
+            self, "mqhooks", "--sidecar-port", str(self.port), "--config", str(self.config), before=self.before
+        )
+        self.runs.append(self.bridge)
+        await self.bridge.until(r"listening for VerneMQ on", anywhere=True)
+        if produce and self.producer is None:
+            self.produce()
+
+    def says(self, text):
+        """Whether the bridge that runs has logged this."""
+        return text in self.bridge.stdout + self.bridge.stderr
+
+    def produce(self, **settings):
+        """Start a producer."""
+        self.producer = Producer(self.reactor, self.port, **{**self._producer, **settings})
+
+    def unnoted(self):
+        """What is answered from now on, the bridge may not be able to note."""
+        self._noted.setdefault(len(self.runs) - 1, self.reactor.seconds())
+
+    async def kill(self):
+        """End the bridge with SIGKILL."""
+        self.unnoted()
+        if self.bridge.ended.called:
+            self.broken.append(f"run {len(self.runs) - 1} had ended by itself")
+        await maybeDeferred(self.bridge.kill)
+        await self._ended()
+
+    async def terminate(self):
+        """End the bridge with SIGTERM, which has to be in order."""
+        if not self.bridge.ended.called:
+            self.bridge.process.signalProcess("TERM")
+        await self.ended()
+
+    async def ended(self):
+        """Wait for the bridge to end in order."""
+        if not await self.until(lambda: self.bridge.ended.called, "the end in order", 20.0):
+            await self.kill()
+            return
+        # twistd ends itself with the signal that it got, once all is stopped.
+        if "Server Shut Down." not in self.bridge.stdout + self.bridge.stderr:
+            self.broken.append(f"run {len(self.runs) - 1}: not stopped in order")
+        await self._ended()
+
+    async def _ended(self):
+        await self.until(
+            lambda: not any(endpoint.connections for endpoint in self.endpoints.values()), "the end of its connections"
+        )
+        log = self.bridge.stdout + self.bridge.stderr
+        if "Traceback" in log:
+            self.broken.append("a traceback: " + log[log.index("Traceback") :][:2000])
+        self.log += log
+
+    async def drain(self, seconds=60.0):
+        """Send nothing more and wait until all that was read has arrived."""
+        if self.producer is not None:
+            await self.producer.stop()
+        await self.until(self._settled, "everything delivered", seconds)
+
+    def _settled(self):
+        counters = self.counters()
+        if any(pending for *_, pending in counters.values()):
+            return False
+        whole = self.producer.whole
+        expected = sum(self.producer.sent[life] for life in whole)
+        for name, (*_, dropped, _) in counters.items():
+            seen = {(one.life, one.number) for one in self.endpoints[name].arrivals if one.life in whole}
+            if len(seen) + dropped < expected:
+                return False
+        return True
+
+    async def finish(self, title, said=""):
+        """
+        Drain, stop, check, and say what it came to.
+
+        :param said: what the log has to say.
+        """
+        await self.drain()
+        await self.terminate()
+        if said not in self.log:
+            self.broken.append(f"the log does not say {said!r}")
+        row = Row(title, broken=self.broken)
+        counters = self.audit()
+        for name in self.webhooks:
+            self._check(name, counters.get(name, (0,) * 5), row)
+        row.sent = self.producer.total
+        return row
+
+    # What the outbox says.
+
+    def counters(self):
+        """Each webhook's counters as they were committed last, and what is pending."""
+        with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
+            return _counters(connection)
+
+    def audit(self):
+        """Compare the counters of a file that nobody uses with its rows. The file itself is left alone."""
+        with tempfile.TemporaryDirectory() as directory:
+            copy = os.path.join(directory, "outbox")
+            for suffix in ("", "-wal"):
+                if os.path.exists(f"{self.outbox}{suffix}"):
+                    shutil.copyfile(f"{self.outbox}{suffix}", f"{copy}{suffix}")
+            with closing(sqlite3.connect(copy)) as connection:
+                counters = _counters(connection)
+                pending, sizes = defaultdict(int), defaultdict(int)
+                progress = dict(connection.execute("SELECT batch, settled FROM progress").fetchall())
+                for number, count, size in connection.execute("SELECT id, count, length(deliveries) FROM batch").fetchall():
+                    pending[number >> 40] += count - sum(byte.bit_count() for byte in progress.pop(number, b""))
+                    sizes[number >> 40] += size
+                if progress:
+                    self.broken.append(f"{len(progress)} marks of rows that are not there")
+                for key, name, size in connection.execute("SELECT id, name, bytes FROM webhook").fetchall():
+                    if pending[key] != counters[name][-1]:
+                        self.broken.append(f"{name}: {pending[key]} pending in the rows, {counters[name]} counted")
+                    if sizes[key] != size:
+                        self.broken.append(f"{name}: {sizes[key]} bytes in the rows, {size} counted")
+                    (dead,) = connection.execute("SELECT count(*) FROM dead WHERE webhook = ?", (name,)).fetchone()
+                    if dead != counters[name][2]:
+                        self.broken.append(f"{name}: {dead} dead letters, {counters[name][2]} counted")
+                return counters
+
+    # What the endpoint saw.
+
+    def _check(self, name, counters, row):
+        accepted, delivered, dead, dropped, pending = counters
+        for key, value in zip((*COUNTERS, "pending"), counters, strict=True):
+            setattr(row, key, getattr(row, key) + value)
+        arrivals = self.endpoints[name].arrivals
+        row.requests += len(arrivals)
+        attempts = defaultdict(list)
+        for arrival in arrivals:
+            attempts[arrival.id].append(arrival)
+        arrived = {id_ for id_, those in attempts.items() if any(200 <= one.status < 300 for one in those)}
+        refused = {id_ for id_, those in attempts.items() if those[-1].status == 410}
+        expect = self.broken.append
+        if pending:
+            expect(f"{name}: {pending} pending after draining")
+        if accepted + self.forgotten != len(attempts) + dropped:
+            expect(f"{name}: {accepted} accepted, {len(attempts)} ever sent, {dropped} dropped")
+        if delivered + self.forgotten != len(arrived - refused):
+            expect(f"{name}: {delivered} delivered, {len(arrived - refused)} answered with success")
+        if dead != len(refused):
+            expect(f"{name}: {dead} dead letters, {len(refused)} refused")
+        self._check_stream(name, attempts, dropped, row)
+        self._check_order(name, arrivals)
+        for id_, those in attempts.items():
+            self._check_attempts(id_, those, row)
+
+    def _check_stream(self, name, attempts, dropped, row):
+        """What was read of a connection is its beginning; of one that was closed in order it is all."""
+        ids = {}
+        read = defaultdict(set)
+        for id_, those in attempts.items():
+            place = those[0].life, those[0].number
+            if ids.setdefault(place, id_) != id_ or any((one.life, one.number) != place for one in those):
+                self.broken.append(f"{name}: event {place} has several ids")
+            read[those[0].life].add(those[0].number)
+        gaps = 0
+        for life, sent in self.producer.sent.items():
+            numbers = read[life]
+            end = sent if life in self.producer.whole else max(numbers, default=-1) + 1
+            gaps += end - len(numbers)
+        if gaps > dropped + self.gone:
+            self.broken.append(f"{name}: {gaps} events are missing, {dropped} counted as dropped")
+
+    def _check_order(self, name, arrivals):
+        tried, delivered = {}, {}
+        seen, done = set(), set()
+        wrong = []
+        for arrival in arrivals:
+            for last, known, counts in ((tried, seen, True), (delivered, done, 200 <= arrival.status < 300)):
+                if counts and arrival.id not in known:
+                    known.add(arrival.id)
+                    if arrival.sequence <= last.get(arrival.client, 0):
+                        wrong.append(f"{arrival.client}: {arrival.sequence} after {last[arrival.client]} in run {arrival.run}")
+                    last[arrival.client] = arrival.sequence
+        if wrong:
+            self.broken.append(f"{name}: {len(wrong)} out of order, first {wrong[0]}")
+
+    def _check_attempts(self, id_, attempts, row):
+        if len({attempt.body for attempt in attempts}) > 1:
+            self.broken.append(f"{id_}: the body changed")
+        for one, other in pairwise(attempts):
+            if one.whole and one.retry_after and one.run == other.run and other.arrived < one.ended + one.retry_after - 0.02:
+                self.broken.append(f"{id_}: again {other.arrived - one.ended:.2f} s after Retry-After: {one.retry_after}")
+            if not one.whole or not (200 <= one.status < 300 or one.status == 410):
+                continue
+            row.twice += 1
+            kill = self._noted.get(one.run)
+            if kill is None or other.run == one.run or one.ended < kill - UNDER_WAY:
+                ago = "" if kill is None else f", {kill - one.ended:.3f} s before the kill"
+                self.broken.append(f"{id_}: came again in run {other.run}, answered in run {one.run}{ago}")
+
+
+def _counters(connection):
+    rows = connection.execute(f"SELECT name, {', '.join(COUNTERS)} FROM webhook").fetchall()
+    return {name: (*numbers, numbers[0] - sum(numbers[1:])) for name, *numbers in rows}
+
+
+def _free_port():
+    with closing(socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -1,0 +1,71 @@
+"""
+Running ``twistd`` as people do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+
+
+class Twistd(ProcessProtocol):
+    """
+    A ``twistd -n`` process, killed when the test case ends.
+
+    :param case: the test case.
+    :param args: what follows ``twistd -n``.
+    :param before: Python that it runs before anything else.
+    """
+
+    def __init__(self, case, *args, before=""):
+        self.stdout = ""
+        self.stderr = ""
+        self._sought = []
+        self.ended = Deferred()
+        directory = Path(case.mktemp())
+        directory.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.process = reactor.spawnProcess(self, sys.executable, command, env=environment, path=str(directory))
+        case.addCleanup(self.kill)
+
+    def until(self, pattern, *, anywhere=False):
+        """Wait for the standard output, or the standard error too, to match a regular expression; fires with the match."""
+        found = Deferred()
+        self._sought.append((re.compile(pattern), found, anywhere))
+        self._seek()
+        return found
+
+    def kill(self):
+        """End the process if it still runs, and wait for it."""
+        if self.process.pid:
+            self.process.signalProcess("KILL")
+            return self.ended
+        return None
+
+    def outReceived(self, data):
+        self.stdout += data.decode("utf-8", "backslashreplace")
+        self._seek()
+
+    def errReceived(self, data):
+        self.stderr += data.decode("utf-8", "backslashreplace")
+        self._seek()
+
+    def processEnded(self, reason):  # noqa: N802
+        self.ended.callback(reason.value)
+        for _, found, _ in self._sought:
+            found.errback(AssertionError(f"ended with {reason.value}\n{self.stdout}{self.stderr}"))
+
+    def _seek(self):
+        for sought in list(self._sought):
+            pattern, found, anywhere = sought
+            match = pattern.search(self.stdout) or (pattern.search(self.stderr) if anywhere else None)
+            if match:
+                self._sought.remove(sought)
+                found.callback(match)

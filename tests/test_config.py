@@ -1,0 +1,573 @@
+"""Configuration files: what they may say, and how mistakes are told."""
+
+import os
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from mqhooks.config import OutboxSettings, Settings, SidecarSettings, for_url, load
+from mqhooks.describe import describe
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
+from mqhooks.nanomq.settings import RetrySettings, Rule, TLSSettings, WebhookSettings, secret_key
+from mqhooks.sidecar.events import HOOKS
+from tests.frames import DATA
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+RULE = 'events = [ { event = "on_message_publish" } ]'
+
+
+class ConfigCase(SynchronousTestCase):
+    def write(self, text, name="mqhooks.conf"):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        path = directory / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    def load(self, text):
+        self.path = self.write(text)
+        return load(self.path)
+
+    def webhook(self, text="", *, url='url = "http://h/"', rules=RULE):
+        loaded = self.load(f"webhook {{\n{url}\n{rules}\n{text}\n}}")
+        self.warnings = loaded.warnings
+        return loaded.webhooks[0]
+
+    def mistake(self, text):
+        error = self.assertRaises(ConfigError, self.load, text)
+        self.assertNotIn("\n", str(error))
+        self.assertTrue(str(error).startswith(self.path + ": "), str(error))
+        return str(error).removeprefix(self.path + ": ")
+
+    def webhook_mistake(self, text, **more):
+        error = self.assertRaises(ConfigError, self.webhook, text, **more)
+        self.assertNotIn("\n", str(error))
+        self.assertTrue(str(error).startswith(self.path + ": webhook."), str(error))
+        return str(error).removeprefix(self.path + ": webhook.")
+
+
+class WholeFileTests(ConfigCase):
+    def test_a_brokers_whole_file(self):
+        loaded = load(str(DATA / "nanomq.conf"))
+        self.assertEqual(
+            loaded,
+            Settings(
+                webhooks=(
+                    WebhookSettings(
+                        name="webhook",
+                        url="http://127.0.0.1:80",
+                        rules=(Rule("on_message_publish", "a/b/c"), Rule("on_client_connack")),
+                        headers=(("content-type", "application/json"),),
+                        encoding="plain",
+                        pool_size=32,
+                        cancel_timeout=5.0,
+                    ),
+                )
+            ),
+        )
+
+    def test_empty(self):
+        self.assertEqual(self.load(""), Settings())
+
+    def test_several_webhooks(self):
+        loaded = self.load(
+            f"""
+            webhook {{ url = "http://a/", {RULE} }}
+            webhooks {{
+              billing {{ url = "http://b/", {RULE} }}
+              audit {{ url = "http://c/", {RULE} }}
+              off {{ enable = false }}
+            }}
+            """
+        )
+        self.assertEqual(
+            [(webhook.name, webhook.url) for webhook in loaded.webhooks],
+            [("webhook", "http://a/"), ("billing", "http://b/"), ("audit", "http://c/")],
+        )
+
+    def test_names_are_unique(self):
+        mistake = self.mistake(
+            f'webhook {{ url = "http://a/", {RULE} }}\nwebhooks {{ webhook {{ url = "http://b/", {RULE} }} }}'
+        )
+        self.assertIn("webhooks.webhook: ", mistake)
+
+    def test_disabled(self):
+        self.assertEqual(self.load("webhook { enable = false, url = 5 }"), Settings())
+
+    def test_ours(self):
+        loaded = self.load(
+            """
+            mqhooks {
+              sidecar { max_frame = 1MiB, max_sessions = 10 }
+              outbox { kind = memory, max_size = 2GiB }
+              shutdown_timeout = 30s
+            }
+            """
+        )
+        self.assertEqual(
+            loaded,
+            Settings(
+                sidecar=SidecarSettings(max_frame=1 << 20, max_sessions=10),
+                outbox=OutboxSettings(kind="memory", max_size=2 << 30),
+                shutdown_timeout=30.0,
+            ),
+        )
+
+    def test_ours_wrong(self):
+        self.assertEqual(
+            self.mistake("mqhooks { sidecar { max_frame = 1GiB } }"),
+            "mqhooks.sidecar.max_frame: '1GiB' is not a size from 1024 to 268435456 bytes, like 512KiB or 16MiB",
+        )
+        self.assertIn("mqhooks.sidecar.max_sessions: -1 is not", self.mistake("mqhooks.sidecar.max_sessions = -1"))
+        self.assertIn(
+            "mqhooks.outbox.kind: 'memori' is not one of sqlite, memory", self.mistake("mqhooks.outbox.kind = memori")
+        )
+        self.assertIn("mqhooks: 5 is not a block", self.mistake("mqhooks = 5"))
+
+    def test_outbox(self):
+        self.assertEqual(
+            self.load(
+                """
+                mqhooks.outbox {
+                  kind = sqlite, path = "/var/lib/mqhooks/outbox", sync = full
+                  max_size = 5GiB, on_full = drop_oldest, dead_max = 0
+                }
+                """
+            ).outbox,
+            OutboxSettings("sqlite", "/var/lib/mqhooks/outbox", "full", 5 << 30, "drop_oldest", 0),
+        )
+        for kind, size in (("sqlite", 1 << 30), ("memory", 64 << 20)):
+            self.assertEqual(self.load(f"mqhooks.outbox.kind = {kind}").outbox, OutboxSettings(kind=kind, max_size=size))
+
+    def test_outbox_wrong(self):
+        for setting, mistake in {
+            "sync = none": "sync: 'none' is not one of normal, full",
+            "on_full = drop": "on_full: 'drop' is not one of pause, drop_oldest",
+            "dead_max = -1": "dead_max: -1 is not a whole number of 0 or more",
+            'path = ""': "path: is empty: which file is the outbox?",
+            "max_size = 1KiB": "max_size: '1KiB' is not a size of 1048576 bytes or more, like 512KiB or 16MiB",
+        }.items():
+            self.assertEqual(self.mistake(f"mqhooks.outbox {{ {setting} }}"), "mqhooks.outbox." + mistake)
+
+    def test_defaults_of_all_webhooks(self):
+        one, other = self.load(
+            f"""
+            mqhooks {{ retry {{ initial = 2s, on = [503] }}, ordering = none, merge_window = 0 }}
+            webhooks {{
+              one {{ url = "http://a/", {RULE} }}
+              other {{
+                url = "http://b/", {RULE}
+                retry {{ max_attempts = 5, on = [429] }}, ordering = client, merge_window = 1s
+              }}
+            }}
+            """
+        ).webhooks
+        self.assertEqual((one.retry, one.ordering, one.merge_window), (RetrySettings(initial=2, on=(503,)), "none", 0))
+        self.assertEqual(
+            (other.retry, other.ordering, other.merge_window),
+            (RetrySettings(initial=2, max_attempts=5, on=(429,)), "client", 1),
+        )
+        self.assertEqual(
+            self.mistake("mqhooks.ordering = clients").partition(";")[0],
+            "mqhooks.ordering: 'clients' is not one of client, none",
+        )
+
+    def test_misplaced(self):
+        (warning,) = self.load("sidecar { max_frame = 1MiB }").warnings
+        self.assertEqual(
+            warning, f"{self.path}: sidecar: belongs into the mqhooks block and is ignored here: mqhooks {{ sidecar {{ … }} }}"
+        )
+
+    def test_unknown_keys_of_ours(self):
+        (warning,) = self.load("mqhooks { sidecar { max_frames = 1MiB } }").warnings
+        self.assertTrue(warning.endswith("mqhooks.sidecar.max_frames: unknown, ignored; did you mean 'max_frame'?"), warning)
+
+    def test_url_alone(self):
+        (webhook,) = for_url("http://127.0.0.1:1/x").webhooks
+        self.assertEqual(webhook.rules, tuple(map(Rule, NANOMQ_EVENTS)))
+        error = self.assertRaises(ConfigError, for_url, "127.0.0.1:1")
+        self.assertIn("--url: '127.0.0.1:1' is not a URL", str(error))
+
+
+class SyntaxTests(ConfigCase):
+    def test_syntax_errors_say_where(self):
+        self.assertIn("syntax error in line 3, column 1: '}'", self.mistake("webhook {\n url  x\n}"))
+        self.assertIn("syntax error at the end of the file", self.mistake("webhook {\n url = \n"))
+        for text in ("{", "a = [1", 'a = "x', "= 1", "a {", "webhook { url }"):
+            self.assertIn("syntax error", self.mistake(text))
+
+    def test_files_that_cannot_be_read(self):
+        for path, reason in (("/nowhere/x.conf", "No such file"), (self.mktemp(), "No such file"), ("/", "directory")):
+            error = self.assertRaises(ConfigError, load, path)
+            self.assertTrue(str(error).startswith(f"{path}: cannot be read: "), str(error))
+            self.assertIn(reason, str(error))
+
+    def test_not_text(self):
+        self.assertEqual(self.mistake(b"a = \xff\xfe"), "is not UTF-8 text")
+
+    def test_byte_order_mark(self):
+        self.assertEqual(self.load("\ufeffmqhooks {}"), Settings())
+
+    def test_a_list(self):
+        self.assertIn("holds a list", self.mistake("[1, 2]"))
+
+    def test_nesting(self):
+        self.assertIn("nested too deeply", self.mistake("a = " + "[" * 5000))
+
+    def test_environment(self):
+        os.environ["MQHOOKS_TEST_TOKEN"] = "s3cret"
+        self.addCleanup(os.environ.pop, "MQHOOKS_TEST_TOKEN")
+        webhook = self.webhook('headers.authorization = "Bearer "${MQHOOKS_TEST_TOKEN}')
+        self.assertEqual(webhook.headers, (("authorization", "Bearer s3cret"),))
+
+    def test_environment_not_set(self):
+        self.assertEqual(
+            self.mistake("a = 1\nb = ${MQHOOKS_NOT_SET}"),
+            "${MQHOOKS_NOT_SET} is not set (line 2): set the environment variable, "
+            "or write ${?MQHOOKS_NOT_SET} where it may be missing",
+        )
+        self.assertEqual(self.webhook("headers.x-token = ${?MQHOOKS_NOT_SET}").headers, ())
+
+    def test_substitution_within_the_file(self):
+        self.assertEqual(self.webhook('x = "v"\nheaders.x-a = ${webhook.x}').headers, (("x-a", "v"),))
+
+    def test_cycles_of_substitutions(self):
+        self.assertIn("refer to each other", self.mistake("a = ${b}\nb = ${a}"))
+
+    def test_include(self):
+        included = self.write('headers { X-A = "1" }', "more.conf")
+        self.assertEqual(self.webhook(f'include "{included}"').headers, (("X-A", "1"),))
+
+    def test_include_is_relative_to_its_file(self):
+        path = self.write('include "sub/more.conf"')
+        sub = Path(path).parent / "sub"
+        sub.mkdir()
+        (sub / "more.conf").write_text('include "most.conf"')
+        (sub / "most.conf").write_text(f'webhook {{ url = "http://h/", {RULE} }}')
+        self.assertEqual(len(load(path).webhooks), 1)
+
+    def test_include_that_is_missing(self):
+        (warning,) = self.load('include "nowhere.conf"').warnings
+        self.assertIn("nowhere.conf: does not exist", warning)
+        error = self.assertRaises(ConfigError, self.load, 'include required("nowhere.conf")')
+        self.assertIn("nowhere.conf: cannot be read: No such file", str(error))
+
+    def test_include_that_includes_itself(self):
+        path = self.write("")
+        Path(path).write_text(f'include "{path}"')
+        self.assertIn("includes itself", str(self.assertRaises(ConfigError, load, path)))
+
+    def test_mistakes_in_an_included_file_name_it(self):
+        included = self.write("a = [", "broken.conf")
+        error = self.assertRaises(ConfigError, self.load, f'include "{included}"')
+        self.assertTrue(str(error).startswith(f"{included}: syntax error"), str(error))
+
+    def test_urls_are_not_fetched(self):
+        for text in ('include "http://127.0.0.1:1/x"', 'include url("http://127.0.0.1:1/x")', 'include "file:///etc/passwd"'):
+            self.assertIn("URLs are not included", str(self.assertRaises(ConfigError, self.load, text)))
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.text(max_size=40) | st.text('{}[]=:,"\\#/$?+&\n abwebhook15', max_size=40))
+    def test_no_text_ends_in_a_traceback(self, text):
+        path = self.write(text.encode("utf-8", "surrogatepass"))
+        try:
+            load(path)
+        except ConfigError as error:
+            self.assertNotIn("\n", str(error))
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.data())
+    def test_no_mutilated_file_ends_in_a_traceback(self, data):
+        text = f'webhook {{ url = "http://h/", headers.x = 1, body.encoding = plain, pool_size = 3, {RULE} }}'
+        start = data.draw(st.integers(0, len(text)))
+        stop = data.draw(st.integers(start, min(len(text), start + 6)))
+        path = self.write(
+            text[:start] + data.draw(st.sampled_from(["", "{", "}", '"', "[", "]", "=", "5", "null"])) + text[stop:]
+        )
+        try:
+            load(path)
+        except ConfigError as error:
+            self.assertNotIn("\n", str(error))
+
+
+class WebhookTests(ConfigCase):
+    def test_defaults(self):
+        self.assertEqual(self.webhook(), WebhookSettings("webhook", "http://h/", (Rule("on_message_publish"),)))
+        self.assertEqual(self.warnings, ())
+
+    def test_everything(self):
+        self.assertEqual(
+            self.webhook(
+                """
+                enable = true
+                headers { content-type = "text/json", X-Number = 5, X-Flag = true, "X-Dotted.Name" = 1.5 }
+                body.encoding = BASE62
+                pool_size = 7
+                cancel_timeout = 2s
+                details = on
+                unknown { proto_ver = 4, keepalive = 60 }
+                retry {
+                  initial = 500ms, multiplier = 3, max = 1m, jitter = 0
+                  max_age = 7d, max_attempts = 20, on = [408, "429", "5XX"]
+                }
+                ordering = none
+                merge_window = 0s
+                secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+                """
+            ),
+            WebhookSettings(
+                name="webhook",
+                url="http://h/",
+                rules=(Rule("on_message_publish"),),
+                headers=(("content-type", "text/json"), ("X-Number", "5"), ("X-Flag", "true"), ("X-Dotted.Name", "1.5")),
+                encoding="base62",
+                pool_size=7,
+                cancel_timeout=2.0,
+                details=True,
+                proto_ver=4,
+                keepalive=60,
+                retry=RetrySettings(0.5, 3, 60, 0, 7 * 86400, 20, (408, 429, "5xx")),
+                ordering="none",
+                merge_window=0,
+                secrets=(SECRET,),
+            ),
+        )
+        self.assertEqual(self.warnings, ())
+
+    def test_durations(self):
+        for text, seconds in (("5000", 5), ("5s", 5), ('"250 ms"', 0.25), ("1m", 60), ('"1.5s"', 1.5), ("2 seconds", 2)):
+            self.assertEqual(self.webhook(f"cancel_timeout = {text}").cancel_timeout, seconds)
+        for text in ("0", "-5", "soon", "5x", "[5]", "true", '""', "0s"):
+            self.assertIn(
+                "is not a duration like 5s, 500ms or a number of ms", self.webhook_mistake(f"cancel_timeout = {text}")
+            )
+
+    def test_urls(self):
+        for url in ("https://h", "http://h:8080/a?b=c", "http://[::1]:80/"):
+            self.assertEqual(self.webhook(url=f'url = "{url}"').url, url)
+        self.assertEqual(self.webhook(url="url = HTTP://H/").url, "http://H/")
+        for url in ("ftp://h/", "h:80", "http://", "http://h:0/", "http://h:99999/", "http://h:x/", "http://[::1", "/hook", ""):
+            self.assertIn("is not a URL", self.webhook_mistake("", url=f'url = "{url}"'))
+        self.assertIn("percent-encode", self.webhook_mistake("", url='url = "http://h/a b"'))
+        self.assertIn("percent-encode", self.webhook_mistake("", url='url = "http://hé/"'))
+        self.assertIn("headers.authorization", self.webhook_mistake("", url='url = "http://u:p@h/"'))
+        self.assertIn("fragment", self.webhook_mistake("", url='url = "http://h/#x"'))
+        self.assertIn("is missing", self.webhook_mistake("", url=""))
+        self.assertEqual(self.webhook_mistake("", url="url = 5"), "url: 5 is not text; put it in quotes")
+
+    def test_headers(self):
+        for name in ("Host", "content-length", "Transfer-Encoding", "CONNECTION", "webhook-id"):
+            self.assertEqual(
+                self.webhook_mistake(f'headers.{name} = "x"'), f"headers.{name}: is set by mqhooks itself: remove it"
+            )
+        for value in ('"a\\nb"', '"a\\rb"', '"a\0b"'):
+            self.assertIn("headers.x: has a line break", self.webhook_mistake(f"headers.x = {value}"))
+        self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = [1]"))
+        self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = 5s"))
+        self.assertIn("is not a header's name", self.webhook_mistake('headers { "a b" = 1 }'))
+        self.assertIn("headers: 5 is not a block", self.webhook_mistake("headers = 5"))
+        self.assertEqual(self.webhook('headers.x = " ö "').headers, (("x", "ö"),))
+
+    def test_encoding(self):
+        self.assertEqual(self.webhook('body.encoding = "Base64"').encoding, "base64")
+        self.assertEqual(
+            self.webhook_mistake("body.encoding = base46"),
+            "body.encoding: 'base46' is not one of plain, base64, base62; did you mean 'base64'?",
+        )
+
+    def test_pool_size(self):
+        self.assertEqual(self.webhook('pool_size = "8"').pool_size, 8)
+        for text in ("0", "-1", "1.5", "many", "true", "[]"):
+            self.assertIn("is not a whole number from 1", self.webhook_mistake(f"pool_size = {text}"))
+
+    def test_every_event_in_any_case(self):
+        self.assertEqual((len(NANOMQ_EVENTS), len(HOOKS), len(RULE_EVENTS)), (12, 13, 25))
+        for event in RULE_EVENTS:
+            webhook = self.webhook(rules=f'events = [ {{ event = "{event.upper()}" }} ]')
+            self.assertEqual(webhook.rules, (Rule(event),))
+
+    def test_events_wrong(self):
+        self.assertEqual(
+            self.webhook_mistake("", rules='events = [ { event = "on_mesage_publish" } ]'),
+            "events[0].event: there is no event 'on_mesage_publish'; did you mean 'on_message_publish'?",
+        )
+        self.assertIn("events[1].event: is missing", self.webhook_mistake("", rules="events = [ { event = on_publish }, {} ]"))
+        self.assertIn("events[0]: 5 is not a block", self.webhook_mistake("", rules="events = [ 5 ]"))
+        self.assertIn("events: 'x' is not a list", self.webhook_mistake("", rules="events = x"))
+
+    def test_no_events(self):
+        for rules in ("", "events = []"):
+            self.webhook(rules=rules)
+            self.assertIn("webhook.events: is empty: nothing will be sent", self.warnings[0])
+
+    def test_topics(self):
+        for topic in ("a/+/c", "#", "+", "a/#", "$share/g/t", "/"):
+            webhook = self.webhook(rules=f'events = [ {{ event = on_publish, topic = "{topic}" }} ]')
+            self.assertEqual(webhook.rules, (Rule("on_publish", topic),))
+        for topic in ("a/#/c", "a+", "", "a#", "#/a"):
+            mistake = self.webhook_mistake("", rules=f'events = [ {{ event = on_publish, topic = "{topic}" }} ]')
+            self.assertTrue(mistake.startswith(f"events[0].topic: '{topic}': "), mistake)
+
+    def test_topics_of_events_without_topics(self):
+        for event in RULE_EVENTS:
+            webhook = self.webhook(rules=f'events = [ {{ event = {event}, topic = "a" }} ]')
+            if event in TOPIC_EVENTS:
+                self.assertEqual((webhook.rules, self.warnings), ((Rule(event, "a"),), ()))
+            else:
+                self.assertEqual(webhook.rules, (Rule(event),))
+                self.assertIn(f"webhook.events[0].topic: {event} has no topic", self.warnings[0])
+
+    def test_unknown_keys(self):
+        self.webhook("pool_sizes = 5\nzzz = 1\nbody.encodings = plain\nunknown.proto = 4")
+        self.assertEqual(
+            [warning.removeprefix(f"{self.path}: webhook.") for warning in self.warnings],
+            [
+                "unknown.proto: unknown, ignored; did you mean 'proto_ver'?",
+                "body.encodings: unknown, ignored; did you mean 'encoding'?",
+                "pool_sizes: unknown, ignored; did you mean 'pool_size'?",
+                "zzz: unknown, ignored",
+            ],
+        )
+
+    def test_enable(self):
+        self.assertIn("enable: 'maybe' is not true or false", self.webhook_mistake("enable = maybe"))
+
+
+class RetryTests(ConfigCase):
+    def test_defaults(self):
+        retry = self.webhook("retry {}").retry
+        self.assertEqual((retry.initial, retry.multiplier, retry.maximum, retry.jitter), (1, 2, 300, 0.2))
+        self.assertEqual((retry.max_age, retry.max_attempts), (259200, 0))
+        self.assertEqual(set(retry.on), {408, 425, 429} | set(range(500, 600)) - {501, 505})
+
+    def test_statuses(self):
+        for text, on in (("[]", ()), ("5xx", ("5xx",)), ("[300, 4xx, 599]", (300, "4xx", 599)), ("429", (429,))):
+            self.assertEqual(self.webhook(f"retry.on = {text}").retry.on, on)
+        for text in ("[299]", "[600]", "[2xx]", '["5x"]', '["٤٠٤"]', "[true]", "[[408]]", "[{}]", "[408.5]", "[5s]", "{}"):
+            mistake = self.webhook_mistake(f"retry.on = {text}")
+            self.assertTrue(mistake.startswith("retry.on: "), mistake)
+            self.assertTrue(mistake.endswith('is not a status from 300 to 599, "3xx", "4xx" or "5xx"'), mistake)
+
+    def test_limits(self):
+        for setting, mistake in {
+            "initial = 0": "initial: 0 is not a duration like 5s, 500ms or a number of ms",
+            "multiplier = 0.5": "multiplier: 0.5 is not a number from 1 to 100",
+            "multiplier = twice": "multiplier: 'twice' is not a number from 1 to 100",
+            "jitter = 20%": "jitter: '20%' is not a number from 0 to 1",
+            "jitter = true": "jitter: true is not a number from 0 to 1",
+            "max_age = 0": "max_age: 0 is not a duration like 5s, 500ms or a number of ms",
+            "max_attempts = -1": "max_attempts: -1 is not a whole number of 0 or more",
+            "initial = 10m": "max: 300 s is less than initial, 600 s: raise it",
+        }.items():
+            self.assertEqual(self.webhook_mistake(f"retry {{ {setting} }}"), "retry." + mistake)
+        self.webhook("retry.maximum = 5m")
+        self.assertIn("webhook.retry.maximum: unknown, ignored; did you mean 'max", self.warnings[0])
+
+    def test_merge_window(self):
+        self.assertEqual(self.webhook("merge_window = 0").merge_window, 0)
+        self.assertEqual(
+            self.webhook_mistake("merge_window = -1"),
+            "merge_window: -1 is not a duration like 5s, 500ms or a number of ms, or 0",
+        )
+
+    def test_described(self):
+        webhook = "retry { on = [429, 5xx], max_attempts = 5, max_age = 90s, max = 1s }\nordering = none"
+        loaded = self.load(
+            f"""
+            webhook {{ url = "http://h/", {RULE}, {webhook} }}
+            mqhooks {{ outbox {{ kind = sqlite, path = box }}, merge_window = 0 }}
+            webhooks.b {{ url = "http://h/", {RULE}, retry.on = [] }}
+            """
+        )
+        lines = [line.strip() for line in describe(loaded, [], []).splitlines()]
+        self.assertIn("tried for 90 s, 5 times at most, with waits of 1 s to 1 s; again after no answer, 429, 5xx", lines)
+        self.assertIn("in no particular order", lines)
+        self.assertIn("tried for 72 h, with waits of 1 s to 5 min; again after no answer", lines)
+        self.assertIn("each client's events in the order they are read", lines)
+        self.assertIn(
+            "outbox  box, sync normal, at most 1024 MiB for each webhook; when it is full no more is read; 100000 dead letters",
+            lines,
+        )
+
+
+class SecretTests(ConfigCase):
+    def test_one_or_several(self):
+        other = "whsec_" + "QUJD" * 16
+        self.assertEqual(self.webhook(f'secret = "{SECRET}"').secrets, (SECRET,))
+        self.assertEqual(self.webhook(f'secret = ["{SECRET}", "{other}"]').secrets, (SECRET, other))
+        self.assertEqual(self.webhook("secret = ${?MQHOOKS_NOT_SET}").secrets, ())
+
+    def test_padding_may_be_left_out(self):
+        self.assertEqual(secret_key("whsec_" + "QUJD" * 8 + "QQ=="), b"ABC" * 8 + b"A")
+        self.assertEqual(secret_key("whsec_" + "QUJD" * 8 + "QQ"), b"ABC" * 8 + b"A")
+
+    def test_wrong(self):
+        for value, mistake in {
+            '"ThisIsSecret"': "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
+            '""': "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
+            '"whsec_ThisIsSecret"': "is the base64 of 9 bytes: it has to be 24 to 64, random",
+            f'"whsec_{"ThisIsSecret" * 8}"': "is the base64 of 72 bytes: it has to be 24 to 64, random",
+            '"whsec_ThisIs-Secret"': "is not base64 after whsec_: copy it again, whole",
+            '"whsec_ThisIsSecreté"': "is not base64 after whsec_: copy it again, whole",
+            '"whsec_ThisIsSecretT"': "is not base64 after whsec_: copy it again, whole",
+            "123456": 'is not text, or a list of it: write it like "whsec_…", in quotes',
+            "{ ThisIsSecret = 1 }": 'is not text, or a list of it: write it like "whsec_…", in quotes',
+            "[]": "is an empty list: remove it, or nothing is signed",
+        }.items():
+            told = self.webhook_mistake(f"secret = {value}")
+            self.assertEqual(told, "secret: " + mistake)
+            self.assertNotIn("ThisIs", told)
+        self.assertIn("secret: does not begin", self.webhook_mistake(f'secret = ["{SECRET}", "x"]'))
+
+    def test_never_shown(self):
+        loaded = self.load(f'webhook {{ url = "http://h/", {RULE}, secret = ["{SECRET}", "{SECRET}"] }}')
+        text = describe(loaded, [], [])
+        self.assertIn("\n        signed with 2 secrets\n", text)
+        for shown in (text, repr(loaded), repr(loaded.webhooks)):
+            self.assertNotIn(SECRET[6:], shown)
+
+    def test_not_in_syntax_errors(self):
+        for line in ("secret = ThisIs+/Secret=", "x = [whsec_ThisIs+Secret=]", 'key_password = "ThisIsSecret'):
+            told = self.mistake(f"webhook {{\n{line}\n}}")
+            self.assertIn("syntax error", told)
+            self.assertNotIn("ThisIs", told)
+
+
+class TLSTests(ConfigCase):
+    https = 'url = "https://h/"'
+
+    def test_both_spellings(self):
+        pem = self.write("")
+        for name in ("tls", "ssl"):
+            webhook = self.webhook(
+                f'{name} {{ cacertfile = "{pem}", certfile = "{pem}", keyfile = "{pem}", key_password = "x" }}', url=self.https
+            )
+            self.assertEqual(webhook.tls, TLSSettings(pem, pem, pem, "x"))
+            self.assertEqual(self.warnings, ())
+
+    def test_both_at_once(self):
+        self.assertIn("keep one", self.webhook_mistake("tls {}\nssl {}", url=self.https))
+
+    def test_switched_off(self):
+        self.assertIsNone(self.webhook('tls { enable = false, cacertfile = "/nowhere" }', url=self.https).tls)
+
+    def test_needless(self):
+        self.assertIsNone(self.webhook("tls { enable = true }").tls)
+        self.assertIn("the url is http", self.warnings[0])
+
+    def test_files(self):
+        pem = self.write("")
+        self.assertEqual(
+            self.webhook_mistake('tls { cacertfile = "/nowhere.pem" }', url=self.https),
+            "tls.cacertfile: /nowhere.pem does not exist",
+        )
+        self.assertEqual(
+            self.webhook_mistake(f'ssl {{ certfile = "{pem}" }}', url=self.https), "ssl.keyfile: is missing: certfile needs it"
+        )
+        self.assertEqual(
+            self.webhook_mistake(f'ssl {{ keyfile = "{pem}" }}', url=self.https), "ssl.certfile: is missing: keyfile needs it"
+        )
+        self.assertIn("put it in quotes", self.webhook_mistake("tls { key_password = 0123 }", url=self.https))

@@ -1,0 +1,267 @@
+"""
+What the documentation says is so.
+"""
+
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from time import time
+from typing import Any
+
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.usage import Options
+from twisted.trial.unittest import SynchronousTestCase
+
+import mqhooks
+from mqhooks import __main__, config, tap
+from mqhooks.nanomq.events import CAUSES, RULE_EVENTS
+from mqhooks.nanomq.hocon import Block
+from mqhooks.nanomq.rules import Rules
+from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
+from mqhooks.outbox.delivery import Delivery
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.pb.disconnect_reason_pb2 import Reason
+from mqhooks.pb.on_register_failed_pb2 import RegistrationFailureReason
+from mqhooks.sidecar.events import HOOKS, failure_name, reason_name
+from mqhooks.testing import make_event
+from mqhooks.tools import receiver, simulator
+from mqhooks.webhook.request import RequestTemplate
+from mqhooks.webhook.retry import RetryPolicy
+
+PROJECT = Path(__file__).parent.parent
+DOCS = PROJECT / "docs"
+TWISTD = "from twisted.scripts.twistd import run; run()"
+PROGRAMS: dict[str, type[Options]] = {
+    "mqhooks": tap.Options,
+    "mqhooks-receive": receiver.Options,
+    "mqhooks-simulate": simulator.Options,
+}
+
+EVERY_BLOCK = """
+webhook {
+  url = "https://localhost/"
+  headers { x-a = b }
+  body { encoding = plain }
+  events = [{ event = on_publish }]
+  tls { enable = true }
+  unknown { }
+}
+mqhooks { sidecar { }, outbox { } }
+"""
+
+
+def body(rule: str, *, details: bool = False) -> str:
+    """What a rule makes of the first event that it has something for."""
+    settings = WebhookSettings("docs", "http://localhost/", (Rule(rule),), details=details)
+    hook = rule if rule in HOOKS else next(hook for hook, events in CAUSES.items() if rule in events)
+    (made,) = Rules(settings).bodies(make_event(hook))
+    return made.decode()
+
+
+class Events(SynchronousTestCase):
+    text = (DOCS / "events.rst").read_text()
+
+    def test_bodies(self) -> None:
+        shown = dict(re.findall(r"^\.\. code-block:: json\n +:name: (\S+)\n\n +(.+)$", self.text, re.M))
+        expected = {f"body-{rule}": body(rule) for rule in RULE_EVENTS}
+        expected["body-details"] = body("on_message_publish", details=True)
+        self.assertEqual(shown, expected)
+
+    def test_causes(self) -> None:
+        table = self.text.partition("What causes what")[2].partition("\n\nWhen several")[0]
+        rows = re.findall(r"^   \* - (.+)\n     - (.+)$", table, re.M)[1:]
+        told = {
+            hook: tuple(re.findall(r"``(on_\w+)``", caused)) if not caused.startswith("none") else ()
+            for hooks, caused in rows
+            for hook in re.findall(r"``(on_\w+)``", hooks)
+        }
+        self.assertEqual(told, dict(CAUSES))
+
+    def test_reasons(self) -> None:
+        refusals = self.text.partition("why it was refused:")[2].partition("\n\n")[0]
+        names = {failure_name(number) for number in RegistrationFailureReason.values()}
+        self.assertEqual(set(re.findall(r"``(\w+)``", refusals)), names)
+        ends = self.text.partition("VerneMQ's reason in lower case:")[2].partition("One that this")[0]
+        names = {reason_name(number) for number in Reason.values()} - {"normal_disconnect", "mqtt_client_disconnect"}
+        self.assertEqual(set(re.findall(r"``(\w+)``", ends)), names)
+
+    def test_request_shown_is_of_this_version(self) -> None:
+        self.assertIn(f"user-agent: mqhooks/{mqhooks.__version__}\n", self.text)
+
+
+def shown(page: str, name: str) -> list[str]:
+    """The lines of a named block."""
+    text = (DOCS / page).read_text()
+    found = re.search(rf"^\.\. code-block:: \w+\n   :name: {name}\n\n((?:   .*\n|\n)+)", text, re.M)
+    assert found is not None, name
+    return dedent(found[1]).strip("\n").split("\n")
+
+
+class Outbox(SynchronousTestCase):
+    """What is shown of an outbox, which here holds the deliveries of a webhook whose endpoint was away."""
+
+    ACCEPTED = 1_767_225_600_000
+    REASON = "https://billing.example/mqtt answered 503: max_attempts (3) reached"
+
+    def setUp(self) -> None:
+        self.path = self.mktemp()
+        self.clock = MemoryReactorClock()
+        store = SqliteStore(self.clock, self.path)
+        store.startService()
+        self.addCleanup(store.stopService)
+        self.outbox = store.outbox("billing")
+        for number in range(1, 8):
+            client = f"client-{number}"
+            body = f'{{"reason":"normal","username":"user-{number}","clientid":"{client}","action":"client_disconnected"}}'
+            id_ = f"msg_2f6b9c41d0e87a35b1{number:x}"
+            self.outbox.append([Delivery(id_, client, self.ACCEPTED * 10**6, body.encode(), self.ACCEPTED)])
+            self.clock.advance(0)
+        for delivery in self.outbox.claim(2):
+            delivery.attempts = 3
+            died = self.ACCEPTED + 7000
+            self.outbox.bury(delivery, "https://billing.example/mqtt", self.REASON, 503, b"come back on Monday", died)
+        for delivery in self.outbox.claim(4):
+            self.outbox.settle(delivery)
+        self.clock.advance(0)
+
+    def test_dead_letters(self) -> None:
+        for name in ("dead-list", "dead-show", "dead-ask"):
+            session = re.split(r"^\$ python -m mqhooks (.+)\n", "\n".join([*shown("delivery.rst", name), ""]), flags=re.M)[1:]
+            for command, expected in zip(session[::2], session[1::2], strict=True):
+                lines: list[str] = []
+                words = command.replace("-c nanomq.conf", f"--outbox {self.path}").split()
+                self.assertEqual(__main__.main(words, lines.append), 0)
+                self.assertEqual(lines, expected.rstrip("\n").split("\n"))
+
+    def test_numbers(self) -> None:
+        lines = shown("operating.rst", "looking")
+        question = re.search('"(.+?)"', "\n".join(lines), re.S)
+        assert question is not None
+        connection = sqlite3.connect(self.path)
+        self.addCleanup(connection.close)
+        answer = connection.execute(question[1])
+        table = [re.split(r"\s*│\s*", line.strip("│ ")) for line in lines if line.startswith("│")]
+        self.assertEqual([column[0] for column in answer.description], table[0])
+        self.assertEqual([[str(value) for value in row] for row in answer], table[1:])
+
+    def test_size(self) -> None:
+        told = re.search(r"its body, its client id and about (\d+) bytes", (DOCS / "configuration.rst").read_text())
+        assert told is not None
+        self.assertIn(f"about {told[1]} more", (DOCS / "operating.rst").read_text())
+        before = self.outbox.bytes
+        for number in range(100):
+            self.outbox.append([Delivery(f"msg_{number:021}", "c" * 13, self.ACCEPTED * 10**6, b"b" * 150, self.ACCEPTED)])
+            self.clock.advance(0)
+        self.assertApproximates((self.outbox.bytes - before) / 100, 150 + 13 + int(told[1]), 5)
+
+
+class Promises(SynchronousTestCase):
+    def test_which_answers(self) -> None:
+        policy = RetryPolicy(RetrySettings())
+        retried = {status for status in range(300, 600) if policy.verdict(status) == "retry"}
+        self.assertEqual(retried, {408, 425, 429, *range(500, 600)} - {501, 505})
+        for page in ("delivery.rst", "configuration.rst"):
+            self.assertIn("408, 425, 429, ", (DOCS / page).read_text())
+            self.assertIn("500 to 599 without 501 and 505", (DOCS / page).read_text())
+
+    def test_signatures(self) -> None:
+        secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+        handled: list[Any] = []
+        house: dict[str, Any] = {"secret": secret, "seen": set(), "handle": handled.append}
+        exec("\n".join(shown("delivery.rst", "verify")), house)
+        template = RequestTemplate(WebhookSettings("docs", "http://h/", (), secrets=(secret,)), time)
+        delivery = Delivery("msg_1", "c", 0, b'{"action":"client_connack"}')
+        for _ in range(2):
+            headers = dict(template.identify(delivery))
+            self.assertEqual(house["receive"](headers, delivery.body), 204)
+        self.assertEqual(house["receive"](headers, b"{}"), 401)
+        self.assertEqual(handled, [{"action": "client_connack"}])
+
+
+class CommandLines(SynchronousTestCase):
+    def test_every_option(self) -> None:
+        text = (DOCS / "configuration.rst").read_text()
+        programs = re.split(r"^\.\. program:: (\S+)$", text, flags=re.M)[1:]
+        told = {
+            program: set(re.findall(r"^\.\. option:: --([\w-]+)", section, re.M))
+            for program, section in zip(programs[::2], programs[1::2], strict=True)
+        }
+        known = {
+            program: {name.rstrip("=") for name in options().longOpt} - {"help", "version"}
+            for program, options in PROGRAMS.items()
+        }
+        self.assertEqual(told, known)
+
+    def test_every_command_is_understood(self) -> None:
+        commands = re.findall(r"^ +(?:\$ )?(twistd .+)$", self.all_text(), re.M)
+        self.assertGreater(len(commands), 10)
+        for command in commands:
+            words = shlex.split(command.partition(" | ")[0])
+            program = next(word for word in words if word in PROGRAMS)
+            PROGRAMS[program]().parseOptions(words[words.index(program) + 1 :])
+
+    def test_every_target_is_there(self) -> None:
+        told = set(re.findall(r"(?:^    |`)make ([a-z]+)", self.all_text(), re.M))
+        self.assertLessEqual({"demo", "test", "docs", "lint", "types", "proto"}, told)
+        targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M))
+        self.assertLessEqual(told, targets)
+
+    def all_text(self) -> str:
+        files = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *DOCS.glob("*.rst")]
+        return "\n".join(file.read_text() for file in files)
+
+
+class Configurations(SynchronousTestCase):
+    def test_every_key(self) -> None:
+        told = set(re.findall(r"^\.\. confval:: (\S+)$", (DOCS / "configuration.rst").read_text(), re.M))
+        asked: set[str] = set()
+        get = Block._get
+
+        def listen(block: Block, key: str) -> Any:
+            asked.add(block.path(key).replace("[0]", "[]"))
+            return get(block, key)
+
+        self.patch(Block, "_get", listen)
+        folder = Path(self.mktemp())
+        folder.mkdir(parents=True)
+        path = folder / "all.conf"
+        path.write_text(EVERY_BLOCK)
+        config.load(str(path))
+        # ssl is told as another name of tls, webhooks as several of webhook; a block that holds told keys needs no telling.
+        known = {key for key in asked if "ssl" not in key and key not in ("webhooks", "sidecar", "outbox", "admin")}
+        inner = {key for key in known if any(other.startswith(f"{key}.") for other in known)} - told
+        self.assertEqual(known - inner, told)
+
+    def test_examples_are_good(self) -> None:
+        examples = sorted(DOCS.glob("*.conf"))
+        self.assertGreater(len(examples), 1)
+        for path in examples:
+            settings = config.load(str(path))
+            self.assertEqual(settings.warnings, ())
+            self.assertTrue(settings.webhooks)
+
+    def test_readme_example_is_that_of_the_quickstart(self) -> None:
+        found = re.search(r"^       webhook \{\n(?:       .*\n)+?       \}\n", (PROJECT / "README.md").read_text(), re.M)
+        assert found is not None
+        self.assertEqual(re.sub("^       ", "", found[0], flags=re.M), (DOCS / "quickstart.conf").read_text())
+
+    def test_check(self) -> None:
+        command = [
+            sys.executable,
+            "-c",
+            TWISTD,
+            "-n",
+            "--pidfile=",
+            "mqhooks",
+            "--check",
+            "--config",
+            str(DOCS / "quickstart.conf"),
+        ]
+        checked = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual((checked.returncode, checked.stderr), (0, ""))
+        self.assertIn("webhook webhook: POST http://127.0.0.1:8080/hook", checked.stdout)
+        self.assertIn("on_message_publish on sensors/#", checked.stdout)

@@ -1,0 +1,84 @@
+"""
+What is built and generated is what it should be.
+"""
+
+import filecmp
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import mqhooks
+
+PROJECT = Path(__file__).parent.parent
+
+
+class GeneratedCode(SynchronousTestCase):
+    def test_is_what_proto_gives(self) -> None:
+        spec = importlib.util.spec_from_file_location("generate_pb", PROJECT / "tools" / "generate_pb.py")
+        assert spec is not None
+        assert spec.loader is not None
+        generate_pb: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(generate_pb)
+        target = Path(self.mktemp())
+        target.mkdir(parents=True)
+        generate_pb.generate(target)
+
+        committed = PROJECT / "mqhooks" / "pb"
+        names = sorted(path.name for path in target.iterdir())
+        self.assertEqual(names, sorted(path.name for path in committed.glob("*_pb2.py*")))
+        _, different, unreadable = filecmp.cmpfiles(target, committed, names, shallow=False)
+        self.assertEqual((different, unreadable), ([], []), "run make proto")
+
+
+class Wheel(SynchronousTestCase):
+    names: list[str]
+    metadata: str
+
+    def setUp(self) -> None:
+        folder = Path(self.mktemp())
+        source = folder / "source"
+        source.mkdir(parents=True)
+        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(PROJECT / name, source)
+        for name in ("mqhooks", "twisted", "tests", "docs", "tools"):
+            shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+        (source / "twisted" / "plugins" / "dropin.cache").write_bytes(b"left there by a developer's twistd")
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
+        built = subprocess.run(build, capture_output=True, text=True)
+        self.assertEqual(built.returncode, 0, built.stdout + built.stderr)
+        (wheel,) = (folder / "dist").glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            self.names = archive.namelist()
+            (metadata,) = (name for name in self.names if name.endswith("/METADATA"))
+            self.metadata = archive.read(metadata).decode()
+
+    def test_holds_the_project_and_nothing_else(self) -> None:
+        code = {name for name in self.names if ".dist-info/" not in name}
+        self.assertEqual({name.split("/")[0] for name in code}, {"mqhooks", "twisted"})
+        self.assertEqual(
+            {name for name in code if name.startswith("twisted/")},
+            {f"twisted/plugins/mqhooks_{name}.py" for name in ("bridge", "receive", "simulate", "sinks")},
+        )
+        modules = {str(path.relative_to(PROJECT)) for path in (PROJECT / "mqhooks").rglob("*.py")}
+        self.assertEqual({name for name in code if name.endswith(".py") and name.startswith("mqhooks/")}, modules)
+        self.assertIn("mqhooks/py.typed", code)
+        self.assertIn("Name: mqhooks\n", self.metadata)
+        self.assertTrue(any(name.endswith("/licenses/LICENSE") for name in self.names))
+
+
+class Version(SynchronousTestCase):
+    def test_stands_in_one_place(self) -> None:
+        text = (PROJECT / "setup.cfg").read_text()
+        found = re.search(r"^version = (\S+)$", text, re.M)
+        assert found is not None
+        self.assertEqual(mqhooks.__version__, found[1])
+        sources = [*(PROJECT / "mqhooks").rglob("*.py"), PROJECT / "pyproject.toml", PROJECT / "docs" / "conf.py"]
+        quoted = f'"{found[1]}"'
+        self.assertEqual([str(path) for path in sources if quoted in path.read_text()], [])

@@ -1,0 +1,279 @@
+"""The stream is cut into frames, whatever comes."""
+
+from time import process_time
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from mqhooks.interfaces import IEventSink
+from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.sidecar.events import HOOKS
+from mqhooks.sidecar.protocol import HARD_LIMIT, UNACCEPTED_LIMIT, SidecarFactory
+from tests.frames import envelope, framed, golden_frames
+
+
+@implementer(IEventSink)
+class Sink(Service):
+    """Keeps batches; accepts at once unless told to hold."""
+
+    def __init__(self):
+        self.batches = []
+        self.held = None
+
+    def receive(self, events):
+        self.batches.append(list(events))
+        if self.held is None:
+            return None
+        self.held.append(Deferred())
+        return self.held[-1]
+
+    @property
+    def events(self):
+        return [event for batch in self.batches for event in batch]
+
+
+def publish(number, size=0):
+    return framed(envelope(OnPublish(client_id=f"c{number}", payload=b"x" * size)))
+
+
+class ProtocolCase(SynchronousTestCase):
+    def setUp(self):
+        self.sink = Sink()
+        self.clock = Clock()
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        self.factory = SidecarFactory(self.clock, self.sink, max_frame=1000)
+        self.counters = self.factory.counters
+
+    def connect(self):
+        protocol = self.factory.buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+        return protocol
+
+    def warnings(self):
+        return [formatEvent(event) for event in self.logged if event["log_level"].name in ("warn", "error")]
+
+    def assert_identity(self):
+        counters = self.counters
+        self.assertEqual(
+            counters.frames, counters.empty + sum(counters.unknown.values()) + counters.malformed + counters.events
+        )
+
+
+class FramingTests(ProtocolCase):
+    """One connection."""
+
+    def test_a_batch_is_what_one_read_gave(self):
+        protocol = self.connect()
+        protocol.dataReceived(publish(1) + publish(2) + publish(3)[:7])
+        protocol.dataReceived(publish(3)[7:])
+        self.assertEqual([[event.client_id for event in batch] for batch in self.sink.batches], [["c1", "c2"], ["c3"]])
+
+    def test_nothing_is_sent_back(self):
+        protocol = self.connect()
+        protocol.dataReceived(publish(1))
+        self.assertEqual(protocol.transport.value(), b"")
+
+    def test_bad_frames_are_counted_and_passed_over(self):
+        protocol = self.connect()
+        protocol.dataReceived(
+            framed(b"")
+            + framed(b"\xff\xff")
+            + framed(envelope(OnPublish(), "eventssidecar.v1.OnLunch"))
+            + framed(b"x" * 1001)
+            + publish(1)
+        )
+        counters = self.counters
+        self.assertEqual((counters.frames, counters.empty, counters.undecodable, counters.oversized), (5, 1, 1, 1))
+        self.assertEqual(counters.unknown, {"eventssidecar.v1.OnLunch": 1})
+        self.assertEqual(counters.hooks["on_publish"], 1)
+        self.assertEqual([event.client_id for event in self.sink.events], ["c1"])
+        self.assert_identity()
+        self.assertFalse(protocol.transport.disconnecting)
+
+    def test_complaints_name_the_peer_and_are_limited(self):
+        protocol = self.connect()
+        for _ in range(1000):
+            protocol.dataReceived(framed(b"\xff"))
+        (warning,) = self.warnings()
+        self.assertIn("192.168.1.1:54321", warning)
+        self.assertIn("a frame of 1 bytes", warning)
+        self.clock.advance(60)
+        protocol.dataReceived(framed(b"\xff"))
+        self.assertIn("(999 more", self.warnings()[-1])
+
+    def test_unknown_types_are_bounded(self):
+        protocol = self.connect()
+        for number in range(1000):
+            protocol.dataReceived(framed(envelope(OnPublish(), f"Type{number}")))
+        self.assertLessEqual(len(self.counters.unknown), 65)
+        self.assert_identity()
+
+    def test_oversized_frames_are_drained_without_being_held(self):
+        protocol = self.connect()
+        protocol.dataReceived((10_000_000).to_bytes(4, "big") + b"x" * 500)
+        for _ in range(99):
+            protocol.dataReceived(b"x" * 100_000)
+            self.assertLess(len(protocol._partial), 5)
+        protocol.dataReceived(b"x" * (100_000 - 500) + publish(1))
+        self.assertEqual([event.client_id for event in self.sink.events], ["c1"])
+        self.assertEqual(self.counters.oversized, 1)
+        self.assertIn("sidecar.max_frame", self.warnings()[0])
+
+    def test_beyond_the_hard_limit_the_framing_is_lost(self):
+        protocol = self.connect()
+        protocol.dataReceived(publish(1) + (HARD_LIMIT + 1).to_bytes(4, "big") + publish(2))
+        protocol.dataReceived(publish(3))
+        self.assertEqual([event.client_id for event in self.sink.events], ["c1"])
+        self.assertTrue(protocol.transport.disconnected)
+        self.assertEqual(self.counters.oversized, 1)
+        self.assertIn("framing is lost", self.warnings()[0])
+        self.assert_identity()
+
+    def test_truncated_at_the_end(self):
+        protocol = self.factory.buildProtocol(None)
+        transport = StringTransportWithDisconnection()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        protocol.dataReceived(publish(1) + publish(2)[:-1])
+        transport.loseConnection()
+        self.assertEqual((self.counters.truncated, self.counters.connections), (1, 0))
+        self.assert_identity()
+
+    def test_large_frames_cost_linear_time(self):
+        # 16 MiB in 16,384 pieces take milliseconds; joining them anew for each piece would copy 128 GiB.
+        self.factory.max_frame = HARD_LIMIT
+        protocol = self.connect()
+        frame = publish(1, 16 << 20)
+        began = process_time()
+        for offset in range(0, len(frame), 1024):
+            protocol.dataReceived(frame[offset : offset + 1024])
+        self.assertLess(process_time() - began, 5)
+        self.assertEqual(len(self.sink.events), 1)
+
+    def test_every_golden_frame_in_one_stream(self):
+        self.factory.max_frame = 1 << 20
+        stream = b"".join(framed(golden.frame) for golden in golden_frames())
+        self.connect().dataReceived(stream)
+        self.assertEqual(len(self.sink.events), sum(bool(golden.frame) for golden in golden_frames()))
+        self.assertEqual({event.hook for event in self.sink.events}, set(HOOKS))
+        self.assertEqual(self.counters.malformed, 0)
+        self.assert_identity()
+
+    def test_usernames_are_completed(self):
+        protocol = self.connect()
+        for golden in golden_frames():
+            if golden.encoder == "vernemq-fork-2024" and golden.case in ("register_typical", "on_client_gone_unicode_mp"):
+                protocol.dataReceived(framed(golden.frame))
+        gone = "on_client_gone_REASON_NORMAL_DISCONNECT"
+        gone = next(golden for golden in golden_frames() if golden.case == gone and golden.encoder == "vernemq-fork-2024")
+        protocol.dataReceived(framed(gone.frame))
+        self.assertEqual(self.sink.events[-1].username, "user-1")
+
+
+class ChunkingTests(ProtocolCase):
+    """The same bytes in any pieces."""
+
+    frames = st.lists(
+        st.one_of(
+            st.builds(lambda number: framed(envelope(OnPublish(client_id=f"c{number}"))), st.integers(0, 99)),
+            st.sampled_from(
+                [framed(b""), framed(b"\xff"), framed(b"y" * 1001), framed(b"y" * 5000), framed(envelope(OnPublish(), "x"))]
+            ),
+            st.sampled_from([framed(golden.frame) for golden in golden_frames() if len(golden.frame) < 500]),
+        ),
+        max_size=12,
+    )
+
+    def run_stream(self, pieces):
+        self.setUp()
+        protocol = self.connect()
+        for piece in pieces:
+            protocol.dataReceived(piece)
+        self.assert_identity()
+        counters = self.counters
+        return self.sink.events, counters.frames, counters.empty, counters.unknown, counters.undecodable, counters.oversized
+
+    @given(frames, st.data())
+    def test_any_chunking_gives_the_same_events(self, frames, data):
+        stream = b"".join(frames)
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+        pieces = [stream[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+        self.assertEqual(self.run_stream(pieces), self.run_stream([stream]))
+
+    @given(frames)
+    def test_byte_by_byte(self, frames):
+        stream = b"".join(frames)[:3000]
+        self.assertEqual(
+            self.run_stream([stream[index : index + 1] for index in range(len(stream))]), self.run_stream([stream])
+        )
+
+    @given(st.lists(st.binary(), max_size=10))
+    def test_random_bytes_never_escape(self, pieces):
+        self.setUp()
+        protocol = self.connect()
+        for piece in pieces:
+            protocol.dataReceived(piece)
+        if not protocol.transport.disconnected and not protocol._partial and not protocol._drain:
+            protocol.dataReceived(publish(7))
+            self.assertEqual(self.sink.events[-1].client_id, "c7")
+
+    @given(st.lists(st.binary(min_size=1, max_size=50), max_size=10))
+    def test_random_frames_do_not_stall_the_connection(self, contents):
+        self.setUp()
+        protocol = self.connect()
+        protocol.dataReceived(b"".join(map(framed, contents)) + publish(7))
+        self.assertEqual(self.sink.events[-1].client_id, "c7")
+        self.assertEqual(self.counters.frames, len(contents) + 1)
+        self.assert_identity()
+
+
+class BackpressureTests(ProtocolCase):
+    """The connections stop being read while too much is unaccepted, and only then."""
+
+    def setUp(self):
+        super().setUp()
+        self.factory.max_frame = UNACCEPTED_LIMIT * 2
+        self.protocols = [self.connect(), self.connect()]
+        self.sink.held = []
+
+    def states(self):
+        return [protocol.transport.producerState for protocol in self.protocols]
+
+    def test_little_may_wait(self):
+        self.protocols[0].dataReceived(publish(1))
+        self.assertEqual(self.states(), ["producing", "producing"])
+
+    def test_much_stops_all(self):
+        self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))
+        self.assertEqual(self.states(), ["paused", "paused"])
+        self.protocols.append(self.connect())
+        self.assertEqual(self.states()[-1], "paused")
+        self.assertEqual((self.counters.pauses, self.counters.paused), (1, True))
+        self.sink.held[0].callback(None)
+        self.assertEqual(self.states(), ["producing"] * 3)
+        self.assertEqual((self.counters.pauses, self.counters.paused), (1, False))
+        self.assertEqual(len(self.warnings()), 1)
+
+    def test_a_sink_that_fails_is_logged_and_does_not_stop_the_stream(self):
+        self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))
+        self.sink.held[0].errback(RuntimeError("no"))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual(self.states(), ["producing", "producing"])
+
+    def test_a_sink_that_raises_is_logged_and_does_not_stop_the_stream(self):
+        self.sink.held = None
+        self.sink.receive = lambda events: 1 / 0
+        self.protocols[0].dataReceived(publish(1))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        del self.sink.receive
+        self.protocols[0].dataReceived(publish(2))
+        self.assertEqual([event.client_id for event in self.sink.events], ["c2"])

@@ -1,0 +1,136 @@
+"""Listening for VerneMQ on real sockets."""
+
+import os
+import resource
+import socket
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from mqhooks.errors import ConfigError, ListenError
+from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.sidecar.protocol import SidecarFactory
+from mqhooks.sidecar.service import SidecarService
+from tests.frames import envelope, framed
+from tests.test_sidecar_protocol import Sink
+
+
+class SidecarServiceTests(TestCase):
+    timeout = 60
+
+    def listen(self, *descriptions):
+        self.sink = Sink()
+        self.factory = SidecarFactory(reactor, self.sink)
+        service = SidecarService(reactor, descriptions, self.factory)
+        service.privilegedStartService()
+        self.addCleanup(lambda: service.stopService() if service.running else None)
+        service.startService()
+        return service
+
+    async def until(self, condition):
+        while not condition():
+            await deferLater(reactor, 0.01)
+
+    async def test_listens_on_loopback(self):
+        (address,) = self.listen("tcp:0").addresses
+        self.assertEqual(address.host, "127.0.0.1")
+
+    async def test_several_endpoints(self):
+        path = os.path.relpath(self.mktemp())
+        service = self.listen("tcp:0", "tcp6:0", f"unix:{path}")
+        frame = framed(envelope(OnPublish(client_id="c")))
+        for family, address in (
+            (socket.AF_INET, ("127.0.0.1", service.addresses[0].port)),
+            (socket.AF_INET6, ("::1", service.addresses[1].port)),
+            (socket.AF_UNIX, path),
+        ):
+            with socket.socket(family) as connection:
+                connection.connect(address)
+                connection.sendall(frame)
+                connection.sendall(framed(b"\xff"))
+        await self.until(lambda: self.factory.counters.undecodable == 3)
+        self.assertEqual(len(self.sink.events), 3)
+        await self.until(lambda: not self.factory.connections)
+
+    async def test_a_thousand_connections_at_once(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard) if hard != resource.RLIM_INFINITY else 4096, hard))
+        service = self.listen("tcp:0")
+        address = ("127.0.0.1", service.addresses[0].port)
+        # None is accepted before all are there: the reactor does not run meanwhile, so the backlog holds them.
+        connections = []
+        for _ in range(1000):
+            connection = socket.socket()
+            self.addCleanup(connection.close)
+            connection.settimeout(0.5)
+            connection.connect(address)
+            connections.append(connection)
+        frame = framed(envelope(OnPublish(client_id="c")))
+        for connection in connections:
+            connection.sendall(frame)
+        await self.until(lambda: len(self.sink.events) == 1000)
+        self.assertEqual(self.factory.counters.connections, 1000)
+
+    async def test_a_taken_port_is_one_line(self):
+        port = self.listen("tcp:0").addresses[0].port
+        service = SidecarService(reactor, [f"tcp:{port}"], self.factory)
+        error = self.assertRaises(ListenError, service.privilegedStartService)
+        self.assertEqual(
+            str(error),
+            f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one",
+        )
+
+    def test_a_wrong_description_is_one_line(self):
+        factory = SidecarFactory(reactor, Sink())
+        for description in ("8890", "nonsense:1", "tcp:x", "ssl:0:privateKey=/nowhere.pem", ""):
+            error = self.assertRaises(ConfigError, SidecarService, reactor, [description], factory)
+            self.assertNotIn("\n", str(error))
+            self.assertIn("not a listening endpoint", str(error))
+
+    async def test_stopping_closes_listener_and_connections(self):
+        service = self.listen("tcp:0")
+        address = ("127.0.0.1", service.addresses[0].port)
+        connection = socket.create_connection(address)
+        self.addCleanup(connection.close)
+        connection.sendall(framed(envelope(OnPublish())) + b"\0\0")
+        await self.until(lambda: self.sink.events)
+        await service.stopService()
+        self.assertEqual(connection.recv(1), b"")
+        self.assertEqual(self.factory.counters.truncated, 1)
+        self.assertRaises(ConnectionRefusedError, socket.create_connection, address)
+
+    async def test_stopping_does_not_wait_for_a_connection_that_is_not_read(self):
+        service = self.listen("tcp:0")
+        self.sink.held = []
+        connection = socket.create_connection(("127.0.0.1", service.addresses[0].port))
+        self.addCleanup(connection.close)
+        self.factory.max_frame = 1 << 24
+        connection.sendall(framed(envelope(OnPublish(payload=b"x" * (3 << 20)))))
+        await self.until(lambda: self.sink.events)
+        await service.stopService()
+        self.assertEqual(self.factory.connections, set())
+
+    async def test_backpressure_reaches_the_socket(self):
+        service = self.listen("tcp:0")
+        self.sink.held = []
+        connection = socket.create_connection(("127.0.0.1", service.addresses[0].port))
+        self.addCleanup(connection.close)
+        connection.setblocking(False)
+        frames = framed(envelope(OnPublish(client_id="c", payload=b"x" * 60_000))) * 20
+        sent = quiet = 0
+        while quiet < 20:
+            try:
+                sent += connection.send(frames[sent % len(frames) :])
+                quiet = 0
+            except BlockingIOError:
+                quiet += 1
+            await deferLater(reactor, 0.01)
+        stalled = len(self.sink.events)
+        self.assertLess(stalled * 60_000, 8 << 20)
+        self.sink.held, held = None, self.sink.held
+        for accepted in held:
+            accepted.callback(None)
+        await self.until(lambda: len(self.sink.events) == sent // (len(frames) // 20))
+        self.assertGreater(len(self.sink.events), stalled)

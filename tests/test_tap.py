@@ -1,0 +1,243 @@
+"""The command line of ``twistd mqhooks``."""
+
+import json
+import socket
+from pathlib import Path
+from time import monotonic
+
+from twisted.application.service import IService
+from twisted.internet import reactor
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.task import deferLater
+from twisted.python.usage import UsageError
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.tap import Options, makeService
+from tests.endpoints import Endpoint
+from tests.frames import envelope, framed
+from tests.processes import Twistd
+
+
+class OptionsCase:
+    def options(self, *args):
+        options = Options()
+        options.parseOptions(args)
+        return options
+
+    def file(self, text):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        path = directory / "mqhooks.conf"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+
+class OptionsTests(OptionsCase, SynchronousTestCase):
+    def test_defaults(self):
+        options = self.options()
+        self.assertEqual((options["sidecar"], options["sink"], options["admin-port"], options["check"]), ([], [], 0, 0))
+
+    def test_repeatable(self):
+        options = self.options("--sidecar", "tcp:1", "--sidecar", "tcp:2", "--sink", "log", "--sink", "log:path=x")
+        self.assertEqual((options["sidecar"], options["sink"]), (["tcp:1", "tcp:2"], ["log", "log:path=x"]))
+
+    def test_ports(self):
+        for option in ("--sidecar-port", "--admin-port"):
+            self.assertEqual(self.options(option, "65535")[option[2:]], 65535)
+            for wrong in ("x", "-1", "65536", ""):
+                error = self.assertRaises(UsageError, self.options, option, wrong)
+                self.assertEqual(str(error), f"{option}: {wrong!r} is not a whole number from 0 to 65535")
+
+
+class MakeServiceTests(OptionsCase, SynchronousTestCase):
+    def setUp(self):
+        # makeService() gives the reactor a clock that nobody can set; the other tests get their own back.
+        self.patch(reactor, "seconds", reactor.seconds)
+
+    def test_timers_do_not_go_by_a_clock_that_can_be_set(self):
+        makeService(self.options("--url", "http://h/"))
+        self.assertIs(reactor.seconds, monotonic)
+
+    def test_two_webhooks_of_one_name(self):
+        path = self.file('webhooks.url { url = "http://h/", events = [] }')
+        self.assertIn("webhooks.url: --url is called so too", self.exit_line("-c", path, "--url", "http://g/"))
+
+    def test_an_empty_address_is_a_mistake(self):
+        self.assertIn("--url: '' is not a URL", self.exit_line("--url", ""))
+
+    def listening(self, *args):
+        (*_, listener) = list(makeService(self.options(*args)))
+        return [each.description for each in listener._listeners]
+
+    def test_where_it_listens(self):
+        self.assertEqual(self.listening(), ["tcp:8890"])
+        self.assertEqual(self.listening("--sidecar-port", "1"), ["tcp:1"])
+        self.assertEqual(self.listening("--sidecar", "unix:/x"), ["unix:/x"])
+        self.assertEqual(self.listening("--sidecar", "unix:/x", "--sidecar-port", "1"), ["tcp:1", "unix:/x"])
+
+    def test_service(self):
+        self.assertTrue(IService.providedBy(makeService(self.options("--url", "http://h/"))))
+
+    def exit_line(self, *args):
+        exit_ = self.assertRaises(SystemExit, makeService, self.options(*args))
+        self.assertIsInstance(exit_.code, str)
+        self.assertNotIn("\n", exit_.code)
+        return exit_.code
+
+    def test_mistakes_are_one_line(self):
+        self.assertEqual(
+            self.exit_line("--config", "/nowhere.conf"), "mqhooks: /nowhere.conf: cannot be read: No such file or directory"
+        )
+        self.assertEqual(self.exit_line("--url", "h:80"), "mqhooks: --url: 'h:80' is not a URL like http://host:8080/path")
+        self.assertIn("mqhooks: nonsense:1: not a listening endpoint", self.exit_line("--sidecar", "nonsense:1"))
+        self.assertIn("nonsense", self.exit_line("--sink", "nonsense:1"))
+        path = self.file('webhook { url = "https://h/", events = [], tls { cacertfile = "/dev/null" } }')
+        self.assertEqual(self.exit_line("-c", path), "mqhooks: /dev/null: cacertfile: holds no PEM certificate")
+
+    def test_nothing_to_do(self):
+        path = self.file("listeners.tcp { bind = 1883 }")
+        self.assertIn("no webhook is enabled", self.exit_line("--config", path))
+        makeService(self.options("--config", path, "--sink", "log"))
+        makeService(self.options("--config", path, "--url", "http://h/"))
+
+    def test_check(self):
+        path = self.file(
+            """
+            webhook { url = "http://h/", headers.authorization = "s3cret", events = [ { event = on_publish, topic = "a/#" } ] }
+            webhooks.other { url = "http://g/", headerz {}, events = [ { event = on_client_connack } ] }
+            """
+        )
+        printed = []
+        self.patch(__import__("builtins"), "print", printed.append)
+        exit_ = self.assertRaises(SystemExit, makeService, self.options("-c", path, "--check", "--sink", "log"))
+        self.assertEqual(exit_.code, 0)
+        (text,) = printed
+        full = "when it is full no more is read; 100000 dead letters"
+        self.assertEqual(
+            text.splitlines(),
+            [
+                f"warning: {path}: webhooks.other.headerz: unknown, ignored; did you mean 'headers'?",
+                "listen  tcp:8890:interface=127.0.0.1:backlog=1024",
+                "webhook webhook: POST http://h/",
+                "        at most 32 connections, 5 s for a request, payload as plain",
+                "        tried for 72 h, with waits of 1 s to 5 min",
+                "        each client's events in order, 50 ms for those that come late",
+                "        headers authorization",
+                "        on_publish on a/#",
+                "webhook other: POST http://g/",
+                "        at most 32 connections, 5 s for a request, payload as plain",
+                "        tried for 72 h, with waits of 1 s to 5 min",
+                "        each client's events in order, 50 ms for those that come late",
+                "        on_client_connack",
+                f"outbox  mqhooks-outbox, sync normal, at most 1024 MiB for each webhook; {full}",
+                "sink    log",
+                "The configuration is good.",
+            ],
+        )
+
+
+class ProcessTests(OptionsCase, TestCase):
+    timeout = 60
+
+    async def start(self, *args):
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", *args)
+        match = await bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)", anywhere=True)
+        self.connection = socket.create_connection(("127.0.0.1", int(match[1])))
+        self.addCleanup(self.connection.close)
+        return bridge
+
+    def publish(self, number):
+        self.connection.sendall(framed(envelope(OnPublish(client_id="c", topic="t", payload=b"%d" % number))))
+
+    async def test_json_lines_without_a_configuration(self):
+        bridge = await self.start()
+        self.publish(1)
+        await bridge.until(r"\n")
+        self.assertEqual(json.loads(bridge.stdout)["payload"], "1")
+
+    async def test_url(self):
+        endpoint = Endpoint()
+        bridge = await self.start("--url", endpoint.listen(self, reactor))
+        self.publish(1)
+        while not endpoint.requests:
+            await deferLater(reactor, 0.02)
+        self.assertEqual(json.loads(endpoint.requests[0].body)["action"], "message_publish")
+        self.assertEqual(bridge.stderr, "")
+
+    async def test_a_taken_port_ends_the_start(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            bridge = Twistd(self, "mqhooks", "--sidecar-port", str(port))
+            reason = await bridge.ended
+        self.assertIsInstance(reason, ProcessTerminated)
+        self.assertEqual(reason.exitCode, 1)
+        self.assert_one_line(
+            bridge, f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one"
+        )
+
+    def assert_one_line(self, bridge, expected):
+        output = bridge.stdout + bridge.stderr
+        self.assertEqual([line.partition("] mqhooks: ")[2] for line in output.splitlines() if "#error" in line], [expected])
+        self.assertNotIn("Traceback", output)
+
+    async def test_a_mistake_ends_the_start(self):
+        bridge = Twistd(self, "mqhooks", "--config", "/nowhere.conf")
+        reason = await bridge.ended
+        self.assertEqual(reason.exitCode, 1)
+        self.assertEqual(bridge.stderr, "mqhooks: /nowhere.conf: cannot be read: No such file or directory\n")
+        self.assertEqual(bridge.stdout, "")
+
+    async def test_a_sink_that_cannot_start_ends_the_start(self):
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--sink", "log:path=/nowhere/x.jsonl")
+        reason = await bridge.ended
+        self.assertEqual(reason.exitCode, 1)
+        self.assert_one_line(
+            bridge,
+            "/nowhere/x.jsonl: cannot be opened for appending (No such file or directory); "
+            "make its directory and let this user write there",
+        )
+
+    async def stop(self, signal, *more):
+        self.endpoint = Endpoint(lambda request: reactor.callLater(0.3, request.connection.reply))
+        bridge = await self.start("--url", self.endpoint.listen(self, reactor), *more)
+        for number in range(5):
+            self.publish(number)
+        while not self.endpoint.requests:
+            await deferLater(reactor, 0.02)
+        bridge.process.signalProcess(signal)
+        await bridge.ended
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
+
+    async def test_what_is_in_memory_is_delivered_before_the_end(self):
+        path = self.file("mqhooks.outbox.kind = memory")
+        for signal in ("TERM", "INT"):
+            await self.stop(signal, "--config", path)
+            self.assertEqual(len(self.endpoint.requests), 5)
+
+    async def test_what_is_on_disk_is_delivered_after_the_next_start(self):
+        outbox = Path(self.mktemp()).resolve()
+        path = self.file(f'mqhooks.outbox.path = "{outbox}"')
+        for signal in ("TERM", "INT"):
+            await self.stop(signal, "--config", path)
+            first = [request.header("webhook-id") for request in self.endpoint.requests]
+            self.assertEqual(len(first), 1)
+            endpoint = Endpoint()
+            bridge = await self.start("--url", endpoint.listen(self, reactor), "--config", path)
+            while len(endpoint.requests) < 4:
+                await deferLater(reactor, 0.02)
+            self.assertEqual([json.loads(request.body)["payload"] for request in endpoint.requests], ["1", "2", "3", "4"])
+            self.assertNotIn(first[0], [request.header("webhook-id") for request in endpoint.requests])
+            bridge.process.signalProcess("TERM")
+            await bridge.ended
+
+    async def test_stopping_is_bounded(self):
+        path = self.file("mqhooks { shutdown_timeout = 500ms, outbox.kind = memory }")
+        endpoint = Endpoint(lambda request: None)
+        bridge = await self.start("--config", path, "--url", endpoint.listen(self, reactor))
+        self.publish(1)
+        while not endpoint.requests:
+            await deferLater(reactor, 0.02)
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertIn("stopped with 1 deliveries not delivered; they are lost", bridge.stdout)

@@ -1,0 +1,545 @@
+"""Events in, webhooks out."""
+
+import json
+from collections import defaultdict
+from random import Random
+
+from twisted.internet import reactor
+from twisted.internet.defer import succeed
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.interfaces import IEventSink
+from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
+from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.testing import make_event
+from mqhooks.webhook import sink as sink_module
+from mqhooks.webhook.connection import Answer
+from mqhooks.webhook.sink import WebhookSink
+from tests.endpoints import Endpoint
+
+WINDOW = 256
+
+
+def publish(client, number):
+    return make_event("on_publish", client_id=client, payload=str(number).encode(), topic="t")
+
+
+def number_of(delivery):
+    return int(json.loads(delivery.body)["payload"])
+
+
+class FakeClient:
+    """Ends attempts when told."""
+
+    def __init__(self):
+        self.under_way = []
+        self.closed = False
+
+    def deliver(self, delivery, done):
+        self.under_way.append((delivery, done))
+
+    def end(self, status=200, index=0):
+        delivery, done = self.under_way.pop(index)
+        done(Answer(status, [], b"", 0, complete=True) if isinstance(status, int) else status)
+        return delivery
+
+    def close(self):
+        self.closed = True
+        return succeed(None)
+
+
+class DurableOutbox(MemoryOutbox):
+    durable = True
+
+
+class SinkTests(SynchronousTestCase):
+    """With a clock and a client that do as they are told."""
+
+    def make(self, outbox=None, **settings):
+        self.patch(sink_module, "WINDOW", WINDOW)
+        self.clock, self.client = Clock(), FakeClient()
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        rules = settings.pop("rules", (Rule("on_message_publish"),))
+        self.outbox = outbox or MemoryOutbox()
+        self.sink = WebhookSink(
+            self.clock,
+            WebhookSettings("w", "http://h/hook", rules, **{"merge_window": 0, "retry": RetrySettings(jitter=0)} | settings),
+            self.outbox,
+            client=self.client,
+            random=Random(0),
+            now=self.clock.seconds,
+        )
+        self.sink.startService()
+        return self.sink
+
+    def lines(self):
+        return [formatEvent(event) for event in self.logged]
+
+    def assert_identities(self):
+        counters = self.sink.counters
+        self.assertEqual(counters.events, counters.filtered + counters.matched)
+        self.assertEqual(counters.accepted, counters.delivered + counters.dead + self.outbox.pending)
+
+    def test_interface(self):
+        verifyObject(IEventSink, self.make())
+
+    def test_what_no_rule_wants_is_filtered(self):
+        sink = self.make()
+        self.assertIsNone(sink.receive([make_event("on_register"), publish("c", 1)]))
+        self.assertEqual((sink.counters.events, sink.counters.filtered, sink.counters.accepted), (2, 1, 1))
+        self.assert_identities()
+
+    def test_one_event_may_cause_several_deliveries(self):
+        sink = self.make(rules=(Rule("on_client_connect"), Rule("on_client_connack"), Rule("on_client_connected")))
+        sink.receive([make_event("on_register")])
+        self.assertEqual((sink.counters.matched, sink.counters.accepted), (1, 3))
+        actions = [json.loads(self.client.end().body)["action"] for _ in range(3)]
+        self.assertEqual(actions, ["client_connect", "client_connack", "client_connected"])
+        self.assert_identities()
+
+    def test_a_subscription_of_many_topics_goes_into_the_outbox_in_parts(self):
+        sink = self.make(rules=(Rule("on_client_subscribe"),), pool_size=1)
+        parts = []
+        append = self.outbox.append
+        self.outbox.append = lambda deliveries: parts.append(len(deliveries)) or append(deliveries)
+        topics = [{"topic": f"t/{number}", "qos": 1} for number in range(100)]
+        sink.receive([make_event("on_subscribe", username="u" * 60_000, topics=topics)])
+        self.assertGreater(len(parts), 4)
+        self.assertEqual((sum(parts), sink.counters.accepted, sink.counters.matched), (100, 100, 1))
+        self.assertEqual([json.loads(self.client.end().body)["topic"] for _ in range(100)], [f"t/{n}" for n in range(100)])
+        self.assert_identities()
+
+    def test_2xx_is_delivered(self):
+        sink = self.make()
+        for status in (200, 201, 204, 299):
+            sink.receive([publish("c", status)])
+            self.client.end(status)
+        self.assertEqual((sink.counters.delivered, sink.counters.failed, self.outbox.pending), (4, 0, 0))
+        self.assert_identities()
+
+    def test_what_may_succeed_later_is_tried_again(self):
+        sink = self.make()
+        sink.receive([publish("c", 1)])
+        ids = set()
+        for attempt, result in enumerate([500, 408, 503, 429, DeliveryTimeout("late"), ConnectionBroken("gone")]):
+            self.assertEqual(len(self.client.under_way), 1)
+            ids.add(self.client.end(result).id)
+            self.assertEqual(self.client.under_way, [])
+            self.clock.advance(2**attempt)
+            self.assert_identities()
+        ids.add(self.client.end(200).id)
+        self.assertEqual(len(ids), 1)
+        self.assertEqual((sink.counters.attempts, sink.counters.failed, sink.counters.delivered), (7, 6, 1))
+
+    def test_what_will_not_is_a_dead_letter_at_once(self):
+        sink = self.make()
+        for status in (301, 400, 404, 410, 501):
+            sink.receive([publish("c", status)])
+            self.client.end(Answer(status, [], b"because", 7, complete=True))
+            self.assert_identities()
+        letters = self.outbox.dead_letters
+        self.assertEqual([letter.status for letter in letters], [301, 400, 404, 410, 501])
+        self.assertEqual(letters[0].reason, "http://h/hook answered 301: the endpoint refuses it")
+        self.assertEqual((letters[0].answer, letters[0].url), (b"because", "http://h/hook"))
+        self.assertEqual((sink.counters.dead, sink.counters.delivered, self.outbox.pending), (5, 0, 0))
+
+    def test_a_dead_letter_does_not_hold_its_client(self):
+        sink = self.make()
+        sink.receive([publish("c", 1), publish("c", 2)])
+        self.client.end(404)
+        self.client.end(200)
+        self.assertEqual((sink.counters.dead, sink.counters.delivered), (1, 1))
+
+    def test_max_attempts(self):
+        sink = self.make(retry=RetrySettings(jitter=0, max_attempts=3))
+        sink.receive([publish("c", 1)])
+        for attempt in range(3):
+            self.client.end(500)
+            self.clock.advance(2**attempt)
+        self.assertEqual((sink.counters.dead, self.outbox.pending), (1, 0))
+        self.assertIn("max_attempts (3) reached", self.outbox.dead_letters[0].reason)
+
+    def test_max_age(self):
+        sink = self.make(retry=RetrySettings(jitter=0, max_age=10))
+        sink.receive([publish("c", 1)])
+        for attempt in range(5):
+            if self.client.under_way:
+                self.client.end(500)
+            self.clock.advance(2**attempt)
+        self.assertEqual((sink.counters.dead, self.outbox.pending), (1, 0))
+        self.assertIn("older than max_age (10 s)", self.outbox.dead_letters[0].reason)
+
+    def test_retry_after(self):
+        sink = self.make()
+        sink.receive([publish("c", 1)])
+        self.client.end(Answer(429, [(b"Retry-After", b"30")], b"", 0, complete=True))
+        self.clock.advance(29)
+        self.assertEqual(self.client.under_way, [])
+        self.clock.advance(1)
+        self.assertEqual(len(self.client.under_way), 1)
+
+    def test_no_order(self):
+        sink = self.make(pool_size=1, ordering="none")
+        sink.receive([publish("c", number) for number in range(3)])
+        self.client.end(500)
+        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [1, 2])
+
+    def test_the_merge_window(self):
+        sink = self.make(pool_size=1, merge_window=0.05)
+        for timestamp in (30, 10, 20):
+            sink.receive([make_event("on_publish", client_id="c", payload=b"%d" % timestamp, timestamp=timestamp)])
+            self.clock.advance(0.005)
+        self.assertEqual(self.client.under_way, [])
+        self.clock.pump([0.01] * 10)
+        self.assertEqual([number_of(self.client.end()) for _ in range(3)], [10, 20, 30])
+        self.assertEqual((self.outbox.pending, sink.counters.late), (0, 0))
+        sink.receive([make_event("on_publish", client_id="c", timestamp=5)])
+        self.clock.pump([0.01] * 10)
+        self.client.end()
+        self.assertEqual(sink.counters.late, 1)
+
+    def test_the_merge_window_waits_for_what_is_being_committed(self):
+        sink = self.make(pool_size=1, merge_window=0.05)
+        sink.receive([make_event("on_publish", client_id="c", payload=b"20", timestamp=20)])
+        self.outbox.waiting_since = self.clock.seconds() + 0.01
+        self.clock.pump([0.01] * 20)
+        self.assertEqual(self.client.under_way, [])
+        self.outbox.waiting_since = None
+        sink.receive([make_event("on_publish", client_id="c", payload=b"10", timestamp=10)])
+        self.clock.pump([0.01] * 10)
+        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [10, 20])
+        sink.receive([publish("c", 30)])
+        self.outbox.waiting_since = self.clock.seconds()
+        self.clock.pump([0.01] * 120)
+        self.assertEqual(number_of(self.client.end()), 30)
+
+    def test_what_waits_behind_a_parked_delivery_makes_room(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish("c", number) for number in range(20)])
+        self.client.end(500)
+        self.outbox.overflow(5 * len(self.outbox._claimed[1].body))
+        self.assertGreaterEqual(sink.counters.dropped, 5)
+        self.assertEqual(self.outbox.pending, 20 - sink.counters.dropped)
+        self.clock.advance(1)
+        first = 1 + sink.counters.dropped
+        self.assertEqual([number_of(self.client.end()) for _ in range(3)], [0, first, first + 1])
+
+    def test_more_than_the_merge_window_holds(self):
+        sink = self.make(pool_size=1, merge_window=60)
+        count = WINDOW * 3
+        sink.receive([publish(f"c{number % 7}", number) for number in range(count)])
+        self.clock.pump([1] * 100)
+        numbers = []
+        while len(numbers) < count:
+            while self.client.under_way:
+                numbers.append(number_of(self.client.end()))
+            self.clock.pump([1] * 100)
+        self.assertEqual(sorted(numbers), list(range(count)))
+
+    def test_a_retry_keeps_its_clients_order_and_holds_no_other(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish("a", 1), publish("b", 1), publish("a", 2), publish("b", 2)])
+        self.client.end(500)
+        self.assertEqual([self.client.end().client for _ in range(2)], ["b", "b"])
+        self.clock.advance(1)
+        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [1, 2])
+
+    def test_ids_are_unique(self):
+        ids = set()
+        for _ in range(3):
+            self.make().receive([publish(f"c{number}", number) for number in range(32)])
+            ids |= {delivery.id for delivery, _ in self.client.under_way}
+        self.assertGreater(len(ids), 32)
+        self.assertTrue(all(id_.startswith("msg_") for id_ in ids))
+
+    def test_mountpoints_have_their_own_order(self):
+        sink = self.make(pool_size=1)
+        sink.receive([make_event("on_publish", mountpoint=mountpoint) for mountpoint in ("", "m")])
+        self.client.end(500)
+        self.client.end(200)
+        self.assertEqual(sink.counters.delivered, 1)
+
+    def test_never_more_under_way_than_the_pool(self):
+        sink = self.make(pool_size=3)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        self.assertEqual(len(self.client.under_way), 3)
+
+    def test_what_is_beyond_the_window_stays_in_the_outbox(self):
+        sink = self.make(pool_size=1)
+        count = WINDOW * 3
+        for number in range(count):
+            sink.receive([publish("c", number)])
+        self.assertGreaterEqual(len(self.outbox.claim(count)), count - WINDOW)
+
+    def test_a_backlog_drains(self):
+        sink = self.make(pool_size=2)
+        count = WINDOW * 3
+        sink.receive([publish(f"c{number % 7}", number) for number in range(count)])
+        numbers = [number_of(self.client.end()) for _ in range(count)]
+        self.assertEqual(sorted(numbers), list(range(count)))
+        self.assert_identities()
+
+    def test_nothing_is_tried_before_the_start(self):
+        sink = self.make()
+        self.successResultOf(sink.stopService())
+        sink.receive([publish("c", 1)])
+        self.assertEqual(self.client.under_way, [])
+
+    def test_a_full_outbox_is_passed_on(self):
+        sink = self.make(MemoryOutbox(1000))
+        waiting = [accepted for accepted in (sink.receive([publish("c", number)]) for number in range(10)) if accepted]
+        self.assertTrue(waiting)
+        for _ in range(10):
+            self.client.end()
+        for accepted in waiting:
+            self.successResultOf(accepted)
+
+    def test_an_endpoint_that_is_down_gets_one_probe_at_a_time(self):
+        sink = self.make(pool_size=8)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        self.assertEqual(len(self.client.under_way), 8)
+        for _ in range(8):
+            self.client.end(ConnectFailed("refused"))
+        self.assertEqual(self.client.under_way, [])
+        tried = set()
+        for attempt in range(5):
+            self.clock.advance(2**attempt)
+            self.assertEqual(len(self.client.under_way), 1)
+            tried.add(self.client.end(ConnectFailed("refused")).attempts)
+        # Nothing says that the deliveries are to blame.
+        self.assertEqual(tried, {0})
+        self.assertEqual(len([line for line in self.lines() if "the endpoint is down: refused" in line]), 1)
+        self.clock.advance(32)
+        most = []
+        while self.client.under_way:
+            most.append(len(self.client.under_way))
+            self.client.end(200)
+        self.assertEqual(most[:3], [1, 2, 4])
+        self.assertEqual(max(most), 8)
+        self.assertEqual((sink.counters.delivered, self.outbox.pending), (100, 0))
+        self.assertIn("webhook w: the endpoint is up again, 99 deliveries are waiting", self.lines())
+        self.assert_identities()
+
+    def test_many_that_fail_in_a_row_are_the_endpoints_failure(self):
+        sink = self.make(pool_size=32)
+        sink.receive([publish(f"c{number}", number) for number in range(60)])
+        for _ in range(len(self.client.under_way)):
+            self.client.end(503)
+        while self.client.under_way:
+            self.client.end(503)
+        self.assertIn("the endpoint is down: http://h/hook answered 503", "\n".join(self.lines()))
+        self.clock.advance(1)
+        self.assertGreaterEqual(len(self.client.under_way), 1)
+        while self.client.under_way:
+            self.client.end(200)
+        self.clock.pump([1] * 10)
+        while self.client.under_way:
+            self.client.end(200)
+        self.assertEqual((sink.counters.delivered, self.outbox.pending), (60, 0))
+
+    def test_clients_that_always_fail_do_not_keep_a_good_endpoint_down(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish(f"bad{number}", number) for number in range(15)])
+        sink.receive([publish(f"good{number}", number) for number in range(15)])
+        for _ in range(3000):
+            if self.client.under_way:
+                client = self.client.under_way[0][0].client
+                self.client.end(500 if client.startswith("bad") else 200)
+            else:
+                self.clock.advance(5)
+        self.assertEqual((sink.counters.delivered, self.outbox.pending), (15, 15))
+
+    def test_max_age_holds_while_the_endpoint_is_down(self):
+        sink = self.make(pool_size=4, retry=RetrySettings(jitter=0, max_age=3600))
+        sink.receive([publish(f"c{number}", number) for number in range(20)])
+        for _ in range(3000):
+            if self.client.under_way:
+                self.client.end(ConnectFailed("refused"))
+            else:
+                self.clock.advance(10)
+        self.assertEqual((sink.counters.dead, self.outbox.pending), (20, 0))
+        self.assertIn("older than max_age (1 h)", self.outbox.dead_letters[0].reason)
+
+    def test_a_burst_over_the_outboxs_size_is_delivered(self):
+        sink = self.make(MemoryOutbox(1000), merge_window=0.05)
+        accepted = sink.receive([publish(f"c{number}", number) for number in range(50)])
+        self.assertNoResult(accepted)
+        for _ in range(100):
+            self.clock.advance(0.05)
+            while self.client.under_way:
+                self.client.end(200)
+        self.successResultOf(accepted)
+        self.assertEqual(self.outbox.pending, 0)
+
+    def test_results_that_come_at_once_keep_the_order(self):
+        seen = []
+        sink = self.make(pool_size=2)
+        self.client.deliver = lambda delivery, done: (
+            seen.append((delivery.client, number_of(delivery))),
+            done(Answer(200, [], b"", 0, complete=True)),
+        )
+        sink._lanes.send = self.client.deliver
+        sink.receive([publish(f"c{number % 3}", number) for number in range(WINDOW * 4)])
+        self.assertEqual(len(seen), WINDOW * 4)
+        for client in ("c0", "c1", "c2"):
+            numbers = [number for name, number in seen if name == client]
+            self.assertEqual(numbers, sorted(numbers))
+
+    def test_an_endpoint_that_is_up_again_keeps_the_order(self):
+        sink = self.make(pool_size=4)
+        sink.receive([publish(f"c{number % 3}", number) for number in range(30)])
+        order = defaultdict(list)
+        random = Random(5)
+        for _ in range(2000):
+            if not self.client.under_way:
+                self.clock.advance(400)
+                continue
+            index = random.randrange(len(self.client.under_way))
+            result = random.choice([200, 200, 503, ConnectFailed("refused"), DeliveryTimeout("late")])
+            delivery = self.client.end(result, index)
+            if result == 200:
+                order[delivery.client].append(number_of(delivery))
+        self.assertEqual(order, {f"c{number}": list(range(number, 30, 3)) for number in range(3)})
+
+    def test_failures_are_logged_and_limited(self):
+        sink = self.make()
+        sink.receive([publish("c", 1)])
+        for _ in range(3):
+            self.client.end(503)
+            self.clock.advance(20)
+        (first,) = [line for line in self.lines() if "answered 503" in line]
+        self.assertIn("webhook w: http://h/hook answered 503; attempt 1, the next in 1.0 s", first)
+
+    def test_stopping_waits_for_everything_in_memory(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish("c", number) for number in range(3)])
+        stopped = sink.stopService()
+        self.client.end()
+        self.client.end(500)
+        self.clock.advance(1)
+        self.client.end()
+        self.assertNoResult(stopped)
+        self.client.end()
+        self.successResultOf(stopped)
+        self.assertTrue(self.client.closed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertFalse([line for line in self.lines() if "lost" in line])
+
+    def test_stopping_is_bounded_and_says_what_is_lost(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish("c", number) for number in range(3)])
+        self.client.end(500)
+        stopped = sink.stopService()
+        self.clock.pump([1] * 10)
+        self.successResultOf(stopped)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertIn("webhook w: stopped with 3 deliveries not delivered; they are lost", self.lines())
+
+    def test_stopping_a_durable_outbox_waits_for_what_is_under_way(self):
+        sink = self.make(DurableOutbox(), pool_size=1)
+        sink.receive([publish("c", number) for number in range(3)])
+        stopped = sink.stopService()
+        self.assertNoResult(stopped)
+        self.client.end()
+        self.successResultOf(stopped)
+        self.assertEqual((self.client.under_way, self.outbox.pending), ([], 2))
+        self.assertFalse([line for line in self.lines() if "lost" in line])
+
+    def test_stopping_when_nothing_waits(self):
+        self.successResultOf(self.make().stopService())
+
+
+class LoopbackTests(TestCase):
+    """With a real endpoint."""
+
+    timeout = 30
+
+    def make(self, answer=None, **settings):
+        self.endpoint = Endpoint(answer)
+        url = self.endpoint.listen(self, reactor)
+        self.outbox = MemoryOutbox()
+        sink = WebhookSink(
+            reactor,
+            WebhookSettings(
+                "w", url, (Rule("on_message_publish"),), retry=RetrySettings(initial=0.01, maximum=0.05), **settings
+            ),
+            self.outbox,
+            random=Random(1),
+        )
+        sink.startService()
+        self.addCleanup(sink.stopService)
+        return sink
+
+    async def drained(self):
+        while self.outbox.pending:
+            await deferLater(reactor, 0.01)
+
+    async def test_request(self):
+        sink = self.make(headers=(("content-type", "application/json"), ("X-Token", "abc")))
+        sink.receive([make_event("on_publish", topic="a/b", payload=b"m0", qos=0, username="", client_id="c311")])
+        await self.drained()
+        (request,) = self.endpoint.requests
+        self.assertEqual((request.method, request.path), ("POST", "/hook"))
+        self.assertEqual(
+            request.body,
+            b'{"ts":1767225600123,"topic":"a/b","retain":false,"qos":0,"action":"message_publish",'
+            b'"from_username":"undefined","from_client_id":"c311","payload":"m0"}',
+        )
+        self.assertEqual(request.header("x-token"), "abc")
+
+    async def test_everything_arrives_in_order_whatever_the_endpoint_does(self):
+        random = Random(7)
+        answered = set()
+        accepted = defaultdict(list)
+
+        def answer(request):
+            chance = random.random()
+            if chance < 0.1:
+                request.connection.reply(500)
+            elif chance < 0.15:
+                request.connection.transport.loseConnection()
+            elif chance < 0.2:
+                request.connection.transport.abortConnection()
+            elif chance < 0.22:
+                request.connection.send(b"nonsense")
+            else:
+                body = json.loads(request.body)
+                self.assertNotIn(request.header("webhook-id"), answered)
+                answered.add(request.header("webhook-id"))
+                accepted[body["from_client_id"]].append(int(body["payload"]))
+                request.connection.reply()
+
+        sink = self.make(answer, pool_size=8)
+        for number in range(100):
+            sink.receive([publish(f"c{client}", number) for client in range(20)])
+        await self.drained()
+        self.assertEqual(accepted, {f"c{client}": list(range(100)) for client in range(20)})
+        self.assertLessEqual(self.endpoint.most_open, 8)
+        self.assertGreater(sink.counters.failed, 100)
+
+    async def test_an_endpoint_that_comes_back(self):
+        sink = self.make(pool_size=4)
+        port = self.endpoint.port.getHost().port
+        await self.endpoint.stop(self.endpoint.port)
+        sink.receive([publish(f"c{number}", number) for number in range(50)])
+        while sink.counters.failed < 8:
+            await deferLater(reactor, 0.01)
+        self.endpoint.listen(self, reactor, port)
+        await self.drained()
+        self.assertEqual(len(self.endpoint.requests), 50)
+
+    async def test_a_silent_endpoint(self):
+        silent = [True]
+        sink = self.make(lambda request: None if silent[0] else request.connection.reply(), cancel_timeout=0.1, pool_size=2)
+        sink.receive([publish(f"c{number}", number) for number in range(4)])
+        while sink.counters.failed < 8:
+            await deferLater(reactor, 0.01)
+        silent[0] = False
+        await self.drained()
+        self.assertLessEqual(self.endpoint.most_open, 2)

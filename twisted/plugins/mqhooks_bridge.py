@@ -1,0 +1,5 @@
+"""The ``mqhooks`` command of twistd."""
+
+from twisted.application.service import ServiceMaker
+
+mqhooks = ServiceMaker("mqhooks", "mqhooks.tap", "Relay VerneMQ's events as webhooks.", "mqhooks")
