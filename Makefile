@@ -4,18 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 TESTS := tests
 SECONDS :=
+BENCH :=
 
 BIN := $(VENV)/bin
 RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test campaign lint format types docs proto clean
+.PHONY: help demo test browser screenshot campaign lint format types docs proto clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
 	@echo 'make test    run the tests (or some: TESTS=tests.test_config)'
+	@echo 'make browser  install the Chromium that the tests of the status page drive (Debian); make test does it too'
+	@echo 'make screenshot  take the picture of the status page for the documentation'
 	@echo 'make campaign  kill, starve and damage the bridge for some minutes, and write the result into the documentation'
+	@echo 'make bench   measure what a delivery costs, beside other sidecars, for some minutes (or some of it: BENCH="relay --runs 1")'
 	@echo 'make lint    check style and layout;  make format  mends what can be mended'
 	@echo 'make types   check the types'
 	@echo 'make docs    build the documentation into docs/_build/html'
@@ -25,11 +29,21 @@ help:
 demo: $(RUN)
 	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
 
-test: $(DEV)
+test: $(DEV) $(if $(filter tests tests.test_admin_page%,$(TESTS)),browser)
 	$(BIN)/python -m twisted.trial $(TESTS)
+
+# The tests of the status page drive a browser. Where none is to be had they are skipped and say so; nothing else depends on it.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || tools/install_browser
+
+screenshot: $(DEV) browser
+	MQHOOKS_SCREENSHOT=$(CURDIR)/docs/page.png $(BIN)/python -m twisted.trial tests.test_admin_page.Screenshot
 
 campaign: $(DEV)
 	$(BIN)/python -m tests.campaign --table docs/campaign.inc
+
+bench: $(DEV)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -51,7 +65,7 @@ proto: $(DEV)
 
 clean:
 	rm -rf $(VENV) build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache mqhooks.egg-info twisted/plugins/dropin.cache
-	find mqhooks twisted tests docs tools -name __pycache__ -prune -exec rm -rf {} +
+	find mqhooks twisted tests benchmarks docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 need = || { echo 'mqhooks needs $(1)' >&2; exit 1; }
 

@@ -4,7 +4,8 @@ A configuration file as a whole: the webhooks, and what mqhooks itself can be to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
 from mqhooks.errors import ConfigError
@@ -59,6 +60,21 @@ class OutboxSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """
+    The status page, the metrics and what goes with them.
+
+    :param listen: a Twisted endpoint; ``off`` for none of it; ``None`` for the usual address, which another process may have.
+    :param token: what who asks has to know; ``None`` for nothing.
+    :param hosts: names beside the loopback's and the address itself that it may be called by.
+    """
+
+    listen: str | None = None
+    token: str | None = field(default=None, repr=False)
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """
     Everything that a file says.
@@ -71,11 +87,18 @@ class Settings:
     webhooks: tuple[WebhookSettings, ...] = ()
     sidecar: SidecarSettings = SidecarSettings()
     outbox: OutboxSettings = OutboxSettings()
+    admin: AdminSettings = AdminSettings()
     shutdown_timeout: float = 10.0
     warnings: tuple[str, ...] = ()
 
 
 DEFAULTS = Settings()
+
+ADMIN_LISTEN = "tcp:8891"
+"""Where the status page is when nothing is said."""
+
+TOKEN = re.compile(r"[!-~]{16,}")
+"""What a token of :class:`AdminSettings` looks like: it has to fit into a header."""
 
 
 def load(path: str) -> Settings:
@@ -99,6 +122,7 @@ def load(path: str) -> Settings:
             max_sessions=sidecar.integer("max_sessions", DEFAULTS.sidecar.max_sessions, least=0),
         ),
         outbox=_outbox(ours.block("outbox")),
+        admin=_admin(ours.block("admin")),
         shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms"),
     )
     for block in (sidecar, ours):
@@ -125,6 +149,25 @@ def _outbox(block: Block) -> OutboxSettings:
         raise block.error("path", "is empty: which file is the outbox?")
     block.close()
     return settings
+
+
+def _admin(block: Block) -> AdminSettings:
+    settings = AdminSettings(
+        listen=block.string("listen", None),
+        token=block.string("token", None),
+        hosts=tuple(_host(block, host) for host in block.entries("hosts") or ()),
+    )
+    if settings.token is not None and not TOKEN.fullmatch(settings.token):
+        remedy = "make one with openssl rand -hex 24, and put it in quotes"
+        raise block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}")
+    block.close()
+    return settings
+
+
+def _host(block: Block, host: object) -> str:
+    if not isinstance(host, str) or not re.fullmatch(r"[\w.:-]+", host, re.ASCII):
+        raise block.error("hosts", "is not a list of host names without ports, like [mqhooks.example]")
+    return host.lower()
 
 
 def for_url(url: str) -> Settings:

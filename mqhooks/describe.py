@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mqhooks.config import OutboxSettings, Settings
+from mqhooks.config import ADMIN_LISTEN, OutboxSettings, Settings
 from mqhooks.listening import complete
 from mqhooks.nanomq.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.retry import span
@@ -28,6 +28,9 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"warning: {warning}"
     for description in descriptions:
         yield f"listen  {complete(description)}"
+    if settings.admin.listen != "off":
+        locked = "" if settings.admin.token is None else ", with a token"
+        yield f"page    {complete(settings.admin.listen or ADMIN_LISTEN)}{locked}"
     for webhook in settings.webhooks:
         yield from _webhook(webhook)
     if settings.webhooks:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from mqhooks.outbox.delivery import Delivery
+    from mqhooks.outbox.totals import Totals
     from mqhooks.sidecar.events import Event
 
 
@@ -46,6 +47,11 @@ class IOutbox(Interface):
 
     durable: bool = Attribute("Whether what is pending outlives the process.")
     pending: int = Attribute("How many deliveries were appended and are not settled.")
+    totals: Totals = Attribute("What was taken over since the process began, and what became of it.")
+    oldest: int | None = Attribute("About when the oldest pending one was accepted, in milliseconds since 1970.")
+    used: int = Attribute("How many bytes of its room are used.")
+    max_size: int = Attribute("How many bytes of room it has.")
+    letters: int = Attribute("How many dead letters it keeps.")
     more: Callable[[], object] | None = Attribute("Called when there is something to claim that was not there before.")
 
     waiting_since: float | None = Attribute("When the oldest delivery was appended that cannot be claimed yet.")
@@ -73,6 +79,17 @@ class IOutbox(Interface):
 
         :param places: their ``place``, of pending ones only.
         :returns: the deliveries in this order; those that can no longer be read are missing.
+        """
+
+    def reclaim() -> None:
+        """
+        Hand out anew what was claimed and is not settled, in the order in which it was appended, before what was not claimed.
+        Whoever has claimed it must not settle it any more.
+        """
+
+    def abandon() -> None:
+        """
+        Keep what is pending for whoever calls :meth:`reclaim`. Until then nobody waits for room here.
         """
 
     def settle(delivery: Delivery) -> None:

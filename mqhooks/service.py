@@ -4,13 +4,12 @@ Starting and stopping in order.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
-from twisted.logger import ILogObserver, Logger, textFileLogObserver
+from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from mqhooks.errors import MqhooksError
@@ -61,15 +60,20 @@ class OrderedService(MultiService):
                 self.log.failure("{child} did not stop in order", child=child)
 
 
-class LogAsideService(OrderedService):
+class LoggedService(OrderedService):
     """
-    Leaves standard output to its children: as the service of an application it has the log written to standard error.
+    As the service of an application it has the log written as it is told; an observer that the application has already stays.
 
-    An observer that the application has already stays.
+    :param children: as for :class:`OrderedService`.
+    :param observer: makes the log's observer, once the log begins.
     """
+
+    def __init__(self, children: Iterable[IService], observer: Callable[[], ILogObserver]) -> None:
+        super().__init__(children)
+        self._observer = observer
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application or of another service."""
         if isinstance(parent, Componentized) and parent.getComponent(ILogObserver) is None:
-            parent.setComponent(ILogObserver, textFileLogObserver(sys.stderr))
+            parent.setComponent(ILogObserver, self._observer())
         super().setServiceParent(parent)

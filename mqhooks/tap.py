@@ -14,17 +14,21 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from mqhooks import config
+from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.service import AdminService
 from mqhooks.config import OutboxSettings, Settings
 from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
+from mqhooks.logs import FORMATS, observer_for
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.service import LogAsideService, OrderedService
+from mqhooks.service import LoggedService, OrderedService
 from mqhooks.sidecar.protocol import SidecarFactory
 from mqhooks.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut, LogSink, sinkFromString
-from mqhooks.tools.options import whole
+from mqhooks.summary import SummaryService
+from mqhooks.tools.options import one_of, whole
 from mqhooks.webhook.sink import WebhookSink
 
 SIDECAR_PORT = 8890
@@ -33,6 +37,10 @@ SIDECAR_PORT = 8890
 
 def _port(name: str) -> Callable[[str], int]:
     return whole(f"--{name}-port", 0, 65_535)
+
+
+def _log_format(text: str) -> str:
+    return one_of("--log-format", text, FORMATS)
 
 
 class Options(usage.Options):
@@ -53,7 +61,14 @@ class Options(usage.Options):
         ],
         ["config", "c", None, "The HOCON file with the webhook {} block, such as nanomq.conf."],
         ["url", None, None, "Send all NanoMQ events to this address; no file is needed."],
-        ["admin-port", None, 0, "Reserved for the status page; 0 is off.", _port("admin")],
+        [
+            "admin-port",
+            None,
+            None,
+            "Have the status page, the API and the metrics on this port of 127.0.0.1; 0 for none. [default: 8891]",
+            _port("admin"),
+        ],
+        ["log-format", None, "text", "Write the log as text, or as json: one object a line.", _log_format],
     ]
     optFlags = [["check", None, "Check the configuration, print what would be sent where, and exit."]]
 
@@ -104,6 +119,9 @@ def _build(reactor: Any, options: Options) -> IService:
     sink = sinks[0] if len(sinks) == 1 else FanOut(sinks)
     factory = SidecarFactory(reactor, sink, max_frame=settings.sidecar.max_frame, max_sessions=settings.sidecar.max_sessions)
     listener = SidecarService(reactor, descriptions, factory)
+    webhooks = [each for each in sinks[: len(settings.webhooks)] if isinstance(each, WebhookSink)]
+    bridge = Bridge(settings, factory, listener, webhooks, store)
+    admin = _admin(reactor, options, bridge)
     if options["check"]:
         print(describe(settings, descriptions, options["sink"]))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)
@@ -113,9 +131,20 @@ def _build(reactor: Any, options: Options) -> IService:
     to_stdout = any(isinstance(each, LogSink) and each.uses_stdout for each in sinks)
     if to_stdout and options.parent is not None and not options.parent.get("nodaemon"):
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
-    log_elsewhere = options.parent is not None and (options.parent.get("logfile") or options.parent.get("syslog"))
-    children = [sink, listener] if store is None else [store, sink, listener]
-    return (LogAsideService if to_stdout and not log_elsewhere else OrderedService)(children)
+    summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
+    children = [each for each in (store, summary, sink, admin, listener) if each is not None]
+    observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
+    return OrderedService(children) if observer is None else LoggedService(children, observer)
+
+
+def _admin(reactor: Any, options: Options, bridge: Bridge) -> AdminService | None:
+    settings = bridge.settings.admin
+    if settings.listen == "off":
+        return None
+    try:
+        return AdminService(reactor, bridge, settings)
+    except ConfigError as error:
+        raise ConfigError(str(error), options["config"] or "", "mqhooks.admin.listen") from None
 
 
 def _settings(options: Options) -> Settings:
@@ -130,6 +159,9 @@ def _settings(options: Options) -> Settings:
     if options["config"] is not None and not settings.webhooks and not options["sink"]:
         remedy = "add webhook { url = … events = […] }, or give --url or --sink"
         raise ConfigError(f"no webhook is enabled: {remedy}", options["config"])
+    if options["admin-port"] is not None:
+        port = options["admin-port"]
+        settings = replace(settings, admin=replace(settings.admin, listen=f"tcp:{port}" if port else "off"))
     return settings
 
 

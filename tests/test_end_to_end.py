@@ -31,7 +31,7 @@ class EndToEndTests(TestCase):
         config = directory / "mqhooks.conf"
         url = f"http://127.0.0.1:{port.getHost().port}/hook"
         config.write_text(f'webhook {{ url = "{url}"\nevents = [\n{rules}\n]\n{more} }}', encoding="utf-8")
-        self.bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--config", str(config.resolve()))
+        self.bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(config.resolve()))
         match = await self.bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
         self.target = f"tcp:127.0.0.1:{match[1]}"
 

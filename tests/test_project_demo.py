@@ -57,7 +57,7 @@ class DemoTests(TestCase):
 
     def assert_nothing_listens(self, output: str) -> None:
         ports = {int(port) for port in re.findall(r"(?:-port |:)(\d{4,5})\b", output)}
-        self.assertEqual(len(ports), 2)
+        self.assertEqual(len(ports), 3)
         for port in ports:
             with socket.socket() as client:
                 self.assertNotEqual(client.connect_ex(("127.0.0.1", port)), 0)

@@ -50,7 +50,7 @@ webhook {
   tls { enable = true }
   unknown { }
 }
-mqhooks { sidecar { }, outbox { } }
+mqhooks { sidecar { }, outbox { }, admin { } }
 """
 
 
@@ -151,7 +151,7 @@ class Outbox(SynchronousTestCase):
     def test_size(self) -> None:
         told = re.search(r"its body, its client id and about (\d+) bytes", (DOCS / "configuration.rst").read_text())
         assert told is not None
-        self.assertIn(f"about {told[1]} more", (DOCS / "operating.rst").read_text())
+        self.assertIn(f"about {told[1]} more", (DOCS / "sizing.rst").read_text())
         before = self.outbox.bytes
         for number in range(100):
             self.outbox.append([Delivery(f"msg_{number:021}", "c" * 13, self.ACCEPTED * 10**6, b"b" * 150, self.ACCEPTED)])

@@ -69,6 +69,9 @@ class Wheel(SynchronousTestCase):
         modules = {str(path.relative_to(PROJECT)) for path in (PROJECT / "mqhooks").rglob("*.py")}
         self.assertEqual({name for name in code if name.endswith(".py") and name.startswith("mqhooks/")}, modules)
         self.assertIn("mqhooks/py.typed", code)
+        page = {str(path.relative_to(PROJECT)) for path in (PROJECT / "mqhooks" / "admin" / "static").iterdir()}
+        self.assertLessEqual(page, code)
+        self.assertIn("mqhooks/admin/static/page.html", page)
         self.assertIn("Name: mqhooks\n", self.metadata)
         self.assertTrue(any(name.endswith("/licenses/LICENSE") for name in self.names))
 

@@ -36,7 +36,7 @@ class OptionsCase:
 class OptionsTests(OptionsCase, SynchronousTestCase):
     def test_defaults(self):
         options = self.options()
-        self.assertEqual((options["sidecar"], options["sink"], options["admin-port"], options["check"]), ([], [], 0, 0))
+        self.assertEqual((options["sidecar"], options["sink"], options["admin-port"], options["check"]), ([], [], None, 0))
 
     def test_repeatable(self):
         options = self.options("--sidecar", "tcp:1", "--sidecar", "tcp:2", "--sink", "log", "--sink", "log:path=x")
@@ -119,6 +119,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             [
                 f"warning: {path}: webhooks.other.headerz: unknown, ignored; did you mean 'headers'?",
                 "listen  tcp:8890:interface=127.0.0.1:backlog=1024",
+                "page    tcp:8891:interface=127.0.0.1:backlog=1024",
                 "webhook webhook: POST http://h/",
                 "        at most 32 connections, 5 s for a request, payload as plain",
                 "        tried for 72 h, with waits of 1 s to 5 min",
@@ -141,7 +142,7 @@ class ProcessTests(OptionsCase, TestCase):
     timeout = 60
 
     async def start(self, *args):
-        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", *args)
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", *args)
         match = await bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)", anywhere=True)
         self.connection = socket.create_connection(("127.0.0.1", int(match[1])))
         self.addCleanup(self.connection.close)
@@ -168,7 +169,7 @@ class ProcessTests(OptionsCase, TestCase):
     async def test_a_taken_port_ends_the_start(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            bridge = Twistd(self, "mqhooks", "--sidecar-port", str(port))
+            bridge = Twistd(self, "mqhooks", "--sidecar-port", str(port), "--admin-port", "0")
             reason = await bridge.ended
         self.assertIsInstance(reason, ProcessTerminated)
         self.assertEqual(reason.exitCode, 1)
@@ -189,7 +190,7 @@ class ProcessTests(OptionsCase, TestCase):
         self.assertEqual(bridge.stdout, "")
 
     async def test_a_sink_that_cannot_start_ends_the_start(self):
-        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--sink", "log:path=/nowhere/x.jsonl")
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--sink", "log:path=/nowhere/x.jsonl")
         reason = await bridge.ended
         self.assertEqual(reason.exitCode, 1)
         self.assert_one_line(

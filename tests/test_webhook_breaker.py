@@ -30,10 +30,10 @@ class BreakerTests(SynchronousTestCase):
         breaker = Breaker(8)
         for number in range(100):
             self.assertFalse(breaker.failed(delivery(number), DeliveryTimeout("late")))
-            self.assertTrue(breaker.suspects)
+            self.assertFalse(breaker.well)
             if number % 5 == 0:
                 self.assertFalse(breaker.answered())
-                self.assertFalse(breaker.suspects)
+                self.assertTrue(breaker.well)
 
     def test_probes_and_a_slow_start(self):
         breaker = Breaker(10)

@@ -226,8 +226,14 @@ class PoolTests(TestCase):
 class Owner:
     """Notes what a connection reports."""
 
+    readiness = None
+
     def __init__(self):
         self.events = []
+        self.known = {}
+
+    def ended(self, exchange, result):
+        exchange.done(result)
 
     def released(self, connection):
         self.events.append("released")

@@ -12,12 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.histogram import Histogram
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
 from mqhooks.webhook import sink as sink_module
 from mqhooks.webhook.connection import Answer
+from mqhooks.webhook.counters import ANSWERS
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
 
@@ -38,6 +40,7 @@ class FakeClient:
     def __init__(self):
         self.under_way = []
         self.closed = False
+        self.answers = Histogram(ANSWERS)
 
     def deliver(self, delivery, done):
         self.under_way.append((delivery, done))

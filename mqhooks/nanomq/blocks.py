@@ -14,6 +14,9 @@ from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.hocon import Block, suggest
 from mqhooks.nanomq.settings import (
+    BatchFormat,
+    BatchSettings,
+    Compression,
     Encoding,
     Ordering,
     RetrySettings,
@@ -88,6 +91,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         retry=common.retry,
         ordering=common.ordering,
         merge_window=common.merge_window,
+        batch=_batch(block.block("batch")) if "batch" in block else None,
         secrets=_secrets(block),
     )
     for part in (unknown, body, block):
@@ -216,6 +220,19 @@ def _statuses(block: Block, defaults: tuple[int | str, ...]) -> tuple[int | str,
             raise block.error("on", f'{text[:80]!r} is not a status from 300 to 599, "3xx", "4xx" or "5xx"')
         statuses.append(int(text) if text.isdigit() else text)
     return tuple(statuses)
+
+
+def _batch(block: Block) -> BatchSettings:
+    defaults = BatchSettings()
+    settings = BatchSettings(
+        size=block.integer("size", defaults.size, least=1, most=10_000),
+        linger=block.duration("linger", defaults.linger, unit="ms", zero=True),
+        max_bytes=block.size("max_bytes", defaults.max_bytes, least=1 << 10, most=64 << 20),
+        format=cast(BatchFormat, block.choice("format", defaults.format, get_args(BatchFormat))),
+        compression=cast(Compression, block.choice("compression", defaults.compression, get_args(Compression))),
+    )
+    block.close()
+    return settings
 
 
 def _secrets(block: Block) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from mqhooks.errors import ConfigError
 Encoding = Literal["plain", "base64", "base62"]
 Ordering = Literal["client", "none"]
 
+BatchFormat = Literal["array", "ndjson"]
+Compression = Literal["none", "gzip"]
+
 SECRET_PREFIX = "whsec_"
 
 
@@ -71,6 +74,25 @@ class RetrySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """
+    How several events share a request.
+
+    :param size: how many at most.
+    :param linger: how many seconds the first of a request waits for others.
+    :param max_bytes: how many bytes the bodies of a request have at most, unless one alone has more.
+    :param format: ``array``: a JSON array. ``ndjson``: a JSON object a line.
+    :param compression: how the request's body is compressed.
+    """
+
+    size: int = 100
+    linger: float = 0.05
+    max_bytes: int = 1 << 20
+    format: BatchFormat = "array"
+    compression: Compression = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class SharedSettings:
     """
     What goes for every webhook whose own block does not say otherwise.
@@ -104,6 +126,7 @@ class WebhookSettings:
     :param retry: when deliveries are tried again.
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
+    :param batch: how several events share a request; ``None`` when each has one of its own.
     :param secrets: requests are signed with each of them, as :func:`secret_key` wants them; not at all when there is none.
     """
 
@@ -121,6 +144,7 @@ class WebhookSettings:
     retry: RetrySettings = RetrySettings()
     ordering: Ordering = "client"
     merge_window: float = 0.05
+    batch: BatchSettings | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox.delivery import DeadLetter, Delivery
+from mqhooks.outbox.totals import Totals
 
 DELIVERY_SIZE = 320
 """About how many bytes a delivery costs beside its body."""
@@ -35,26 +36,45 @@ class MemoryOutbox:
 
     def __init__(self, max_size: int = 64 << 20, dead_max: int = 1000) -> None:
         self.dead_letters: deque[DeadLetter] = deque(maxlen=dead_max)
-        self._max_size = max_size
+        self.max_size = max_size
         self._places = count(1)
         self._claimed: dict[int, Delivery] = {}
         self._waiting: deque[Delivery] = deque()
-        self._size = 0
+        self.used = 0
+        self._appended = self._delivered = self._dead = self._dropped = 0
         self._unaccepted: list[Deferred[None]] = []
+        self._abandoned = False
         self.pending = 0
         self.more: Callable[[], object] | None = None
         self.overflow: Callable[[int], object] | None = None
         self.waiting_since: float | None = None
 
+    @property
+    def totals(self) -> Totals:
+        """What became of what was appended."""
+        return Totals(self._appended, 0, 0, self._delivered, self._dead, self._dropped, self.pending)
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest pending delivery was accepted, in milliseconds since 1970."""
+        first = next(iter(self._claimed.values()), None) or (self._waiting[0] if self._waiting else None)
+        return None if first is None else first.accepted
+
+    @property
+    def letters(self) -> int:
+        """How many dead letters are kept."""
+        return len(self.dead_letters)
+
     def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
         """Take deliveries over."""
         self._waiting.extend(deliveries)
         self.pending += len(deliveries)
+        self._appended += len(deliveries)
         for delivery in deliveries:
-            self._size += DELIVERY_SIZE + len(delivery.body)
+            self.used += DELIVERY_SIZE + len(delivery.body)
         if self.more is not None:
             self.more()
-        if self._size <= self._max_size and not self._unaccepted:
+        if self._abandoned or (self.used <= self.max_size and not self._unaccepted):
             return None
         accepted: Deferred[None] = Deferred()
         self._unaccepted.append(accepted)
@@ -73,21 +93,74 @@ class MemoryOutbox:
         """Hand out claimed deliveries once more."""
         return [self._claimed[place] for place in places]
 
+    def reclaim(self) -> None:
+        """Hand out anew what was claimed."""
+        self._abandoned = False
+        self._waiting.extendleft(reversed(self._claimed.values()))
+        self._claimed.clear()
+
+    def abandon(self) -> None:
+        """Keep what is pending, and hold nobody up."""
+        self._abandoned = True
+        self.more = self.overflow = None
+        self._release()
+
+    def resize(self, max_size: int, dead_max: int) -> None:
+        """Have another size, and keep another number of dead letters."""
+        self.max_size = max_size
+        self.dead_letters = deque(self.dead_letters, maxlen=dead_max)
+        self._release()
+
     def settle(self, delivery: Delivery) -> None:
-        """Forget a delivery."""
+        """Forget a delivery that arrived."""
+        self._delivered += 1
+        self._settle(delivery)
+
+    def _settle(self, delivery: Delivery) -> None:
         del self._claimed[delivery.place]
         self.pending -= 1
-        self._size -= DELIVERY_SIZE + len(delivery.body)
-        if self._unaccepted and self._size <= self._max_size * 3 // 4:
+        self.used -= DELIVERY_SIZE + len(delivery.body)
+        self._release()
+
+    def _release(self) -> None:
+        if self._unaccepted and (self._abandoned or self.used <= self.max_size * 3 // 4):
             unaccepted, self._unaccepted = self._unaccepted, []
             for accepted in unaccepted:
                 accepted.callback(None)
 
     def discard(self, delivery: Delivery) -> None:
-        """Forget a delivery."""
-        self.settle(delivery)
+        """Forget a delivery for want of room."""
+        self._dropped += 1
+        self._settle(delivery)
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """Make a dead letter of a delivery."""
+        self._dead += 1
         self.dead_letters.append(DeadLetter(0, "", delivery, url, reason, status, answer, died))
-        self.settle(delivery)
+        self._settle(delivery)
+
+
+class MemoryStore:
+    """
+    Outboxes in memory, by their webhooks' names.
+
+    :param max_size: as of :class:`MemoryOutbox`, for each.
+    :param dead_max: likewise.
+    """
+
+    def __init__(self, max_size: int, dead_max: int) -> None:
+        self._max_size = max_size
+        self._dead_max = dead_max
+        self._outboxes: dict[str, MemoryOutbox] = {}
+
+    def outbox(self, name: str) -> MemoryOutbox:
+        """Get the outbox of a webhook."""
+        if name not in self._outboxes:
+            self._outboxes[name] = MemoryOutbox(self._max_size, self._dead_max)
+        return self._outboxes[name]
+
+    def resize(self, max_size: int, dead_max: int) -> None:
+        """Give all of them another size."""
+        self._max_size, self._dead_max = max_size, dead_max
+        for outbox in self._outboxes.values():
+            outbox.resize(max_size, dead_max)

@@ -34,6 +34,7 @@ from mqhooks.interfaces import IOutbox
 from mqhooks.outbox import schema
 from mqhooks.outbox.delivery import DeadLetter, Delivery
 from mqhooks.outbox.salvage import finish, salvage
+from mqhooks.outbox.totals import Totals
 from mqhooks.ratelimit import RateLimit
 
 CACHE = 4096
@@ -86,6 +87,7 @@ class SqliteStore(Service):
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
     :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
     :param now: tells the time that is stored, in seconds since 1970.
+    :ivar failing: why the last transaction failed; ``None`` when it did not.
     """
 
     log = Logger()
@@ -106,6 +108,7 @@ class SqliteStore(Service):
         self.on_full = on_full
         self.dead_max = dead_max
         self.complaints = RateLimit(reactor)
+        self.failing: str | None = None
         self._reactor = reactor
         self._now = now
         self._full = sync == "full"
@@ -128,12 +131,24 @@ class SqliteStore(Service):
         Get the outbox of a webhook.
 
         :param name: the webhook's name; the outbox holds what was left under it.
+        :raises mqhooks.errors.OutboxError: when it is a new one, and the file, which is open, cannot be written.
         """
         if name not in self._outboxes:
-            self._outboxes[name] = SqliteOutbox(self, name)
+            outbox = SqliteOutbox(self, name)
             if self._writer is not None:
-                self._outboxes[name].load(self._writer)
+                self._load(outbox)
+            self._outboxes[name] = outbox
         return self._outboxes[name]
+
+    def resize(self, max_size: int, on_full: Literal["pause", "drop_oldest"], dead_max: int) -> None:
+        """
+        Have another size, do something else when it is full, keep another number of dead letters: as the parameters of the same
+        names say.
+        """
+        self.max_size, self.on_full, self.dead_max = max_size, on_full, dead_max
+        for outbox in self._outboxes.values():
+            outbox.dead_max = dead_max
+            outbox.release()
 
     def startService(self) -> None:
         """
@@ -230,14 +245,33 @@ class SqliteStore(Service):
 
     # Dead letters.
 
-    def dead_letters(self, webhook: str | None = None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+    def dead_letters(
+        self, webhook: str | None = None, *, after: int = 0, limit: int = 100, reason: str | None = None
+    ) -> list[DeadLetter]:
         """
         List dead letters, oldest first.
 
         :param webhook: of one webhook only.
         :param after: those with a higher number.
+        :param reason: those with this in their reason.
         """
-        return list_dead(self.reader, webhook, after, limit)
+        return list_dead(self.reader, webhook, after, limit, reason)
+
+    def count_dead(self, webhook: str | None = None, reason: str | None = None) -> int:
+        """
+        Count dead letters.
+
+        :param webhook: of one webhook only.
+        :param reason: those with this in their reason.
+        """
+        if reason is None:
+            return sum(outbox.letters for name, outbox in self._outboxes.items() if webhook in (None, name))
+        question = "SELECT count(*) FROM dead WHERE (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
+        return int(self.reader.execute(question, (webhook, reason)).fetchone()[0])
+
+    def last_dead(self) -> int:
+        """Get the highest number of a dead letter; 0 when there is none."""
+        return int(self.reader.execute("SELECT coalesce(max(id), 0) FROM dead").fetchone()[0])
 
     def dead_letter(self, number: int) -> DeadLetter | None:
         """Get one dead letter; ``None`` when there is none of that number."""
@@ -312,6 +346,19 @@ class SqliteStore(Service):
             self._outboxes.setdefault(name, SqliteOutbox(self, name)).load(self._writer)
         # Requests may be waiting, whatever the version says.
         self._data_version = -1
+
+    def _load(self, outbox: SqliteOutbox) -> None:
+        # A thread may be in the middle of a transaction on the writer's connection.
+        connection = None
+        try:
+            connection = schema.connect(self.path)
+            connection.execute("PRAGMA busy_timeout = 1000")
+            outbox.load(connection)
+        except sqlite3.DatabaseError as error:
+            raise OutboxError(f"{self.path}: cannot take in webhook {outbox.name} ({error})") from None
+        finally:
+            if connection is not None:
+                connection.close()
 
     def _close(self) -> None:
         for connection in {self._reader, self._writer} - {None}:
@@ -451,6 +498,7 @@ class SqliteStore(Service):
             raise
 
     def _written(self, _: None) -> None:
+        self.failing = None
         plans, self._plan = self._plan, None
         if plans is None or self._writer is None:
             return
@@ -468,12 +516,13 @@ class SqliteStore(Service):
             return
         if isinstance(failure.value, sqlite3.DatabaseError) and not isinstance(failure.value, sqlite3.OperationalError):
             self.damaged(failure.value)
+        self.failing = failure.getErrorMessage()
         held = self.complaints.allow("write")
         if held is not None:
             self.log.error(
                 "{path}: cannot be written ({reason}): nothing more is accepted until it can; trying each second",
                 path=self.path,
-                reason=failure.getErrorMessage(),
+                reason=self.failing,
             )
         self._turn = self._reactor.callLater(RETRY, self._flush)
 
@@ -481,10 +530,11 @@ class SqliteStore(Service):
 class _Batch:
     """A row that was read, and what of it is settled."""
 
-    __slots__ = ("id", "kept", "left", "marked", "settled", "size")
+    __slots__ = ("accepted", "id", "kept", "left", "marked", "settled", "size")
 
     def __init__(self, id_: int, count: int, size: int, settled: bytes | None = None) -> None:
         self.id = id_
+        self.accepted: int | None = None
         self.size = size
         self.kept = count
         self.marked = settled is not None
@@ -513,6 +563,7 @@ class _Plan:
         self.resolved: list[int] = []
         self.thinned: list[tuple[int, bytes, int]] = []
         self.dropped: list[int] = []
+        self.forgotten = 0
         self.counters = (0, 0, 0, 0, 0, 0)
 
     def write(self, connection: sqlite3.Connection) -> None:
@@ -540,14 +591,14 @@ class _Plan:
                     letter.died,
                 ),
             )
+        if self.resolved:
+            connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in self.resolved])
         if self.dead:
-            connection.execute(
+            self.forgotten = connection.execute(
                 "DELETE FROM dead WHERE webhook = ?1 AND id <= "
                 "(SELECT id FROM dead WHERE webhook = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
                 (self.outbox.name, self.outbox.dead_max),
-            )
-        if self.resolved:
-            connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in self.resolved])
+            ).rowcount
         connection.execute(
             "UPDATE webhook SET accepted = ?, delivered = ?, dead = ?, dropped = ?, bytes = ?, last = ? WHERE id = ?",
             (*self.counters, self.outbox.key),
@@ -573,6 +624,7 @@ class SqliteOutbox:
     :ivar dead: deliveries that became dead letters and were not replayed.
     :ivar dropped: deliveries that had to make room, or that a damaged file has lost.
     :ivar bytes: what the rows take that are not yet deleted.
+    :ivar letters: how many dead letters are kept.
     """
 
     durable = True
@@ -581,7 +633,9 @@ class SqliteOutbox:
         self.name = name
         self.key = 0
         self.dead_max = store.dead_max
-        self.accepted = self.delivered = self.dead = self.dropped = self.bytes = 0
+        self.accepted = self.delivered = self.dead = self.dropped = self.bytes = self.letters = 0
+        self._loaded = (0, 0, 0, 0)
+        self._replayed = 0
         self._store = store
         self._cache: deque[Delivery] = deque()
         self._batches: dict[int, _Batch] = {}
@@ -598,6 +652,9 @@ class SqliteOutbox:
         self._resolved: dict[int, None] = {}
         self._thinned: list[_Batch] = []
         self._cached = 0
+        # Rows to be read once more, oldest first.
+        self._again: deque[int] = deque()
+        self._abandoned = False
         self.more: Callable[[], object] | None = None
         self.overflow: Callable[[int], object] | None = None
         self._size = 0
@@ -608,6 +665,43 @@ class SqliteOutbox:
     def pending(self) -> int:
         """How many deliveries were appended and are not settled."""
         return self.accepted - self.delivered - self.dead - self.dropped
+
+    @property
+    def used(self) -> int:
+        """How many bytes of the room are used."""
+        return self.bytes
+
+    @property
+    def max_size(self) -> int:
+        """How many bytes of deliveries there is room for."""
+        return self._store.max_size
+
+    @property
+    def totals(self) -> Totals:
+        """What was taken over since the file was opened, and what became of it."""
+        accepted, delivered, dead, dropped = self._loaded
+        return Totals(
+            appended=self.accepted - accepted,
+            resumed=accepted - delivered - dead - dropped,
+            replayed=self._replayed,
+            delivered=self.delivered - delivered,
+            dead=self.dead - dead + self._replayed,
+            dropped=self.dropped - dropped,
+            pending=self.pending,
+        )
+
+    @property
+    def oldest(self) -> int | None:
+        """About when the oldest pending delivery was accepted, in milliseconds since 1970."""
+        if not self.pending:
+            return None
+        if not self._batches and self._read < self._last:
+            self._fill()
+        batch = next(iter(self._batches.values()), None)
+        if batch is not None:
+            return batch.accepted
+        since = self.waiting_since
+        return None if since is None else self._store.now() - int((self._store.seconds() - since) * 1000)
 
     @property
     def waiting_since(self) -> float | None:
@@ -623,6 +717,8 @@ class SqliteOutbox:
         first, last = self.key << 40, ((self.key + 1) << 40) - 1
         question = "SELECT max(id) FROM batch WHERE id BETWEEN ? AND ?"
         self._last = connection.execute(question, (first, last)).fetchone()[0] or first
+        self._loaded = self.accepted, self.delivered, self.dead, self.dropped
+        self.letters = connection.execute("SELECT count(*) FROM dead WHERE webhook = ?", (self.name,)).fetchone()[0]
         # A row's number is never given again: what a row of that number has left behind must not be taken for this one's.
         self._assigned = max(self._last, assigned)
         question = "SELECT min(id) FROM batch WHERE id BETWEEN ? AND ?"
@@ -651,9 +747,15 @@ class SqliteOutbox:
     def claim(self, limit: int) -> Sequence[Delivery]:
         """Hand out the oldest unclaimed deliveries."""
         cache = self._cache
-        if not cache and self._read < self._last:
+        if not cache and (self._again or self._read < self._last):
             self._fill()
-        claimed: list[Delivery] = []
+        claimed: list[Delivery]
+        if len(cache) <= limit and self._cached <= CLAIM_BYTES:
+            claimed = list(cache)
+            cache.clear()
+            self._cached = 0
+            return claimed
+        claimed = []
         size = 0
         while cache and len(claimed) < limit and size < CLAIM_BYTES:
             delivery = cache.popleft()
@@ -665,7 +767,18 @@ class SqliteOutbox:
     def settle(self, delivery: Delivery) -> None:
         """Forget a delivery that arrived."""
         self.delivered += 1
-        self._settle(delivery)
+        place = delivery.place
+        number = place >> 16
+        batch = self._batches[number]
+        if batch.left == 1:
+            self._settle(delivery)
+            return
+        # What _settle() would do, without the calls: this is done once for each delivery.
+        batch.settled[(place & 0xFFFF) >> 3] |= 1 << (place & 7)
+        batch.left -= 1
+        if not self._touched:
+            self._store.touch(self)
+        self._touched[number] = batch
 
     def discard(self, delivery: Delivery) -> None:
         """Forget a delivery for want of room."""
@@ -675,6 +788,7 @@ class SqliteOutbox:
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """Make a dead letter of a delivery."""
         self.dead += 1
+        self.letters += 1
         self._dead.append(DeadLetter(0, self.name, delivery, url, reason, status, answer, died))
         self._settle(delivery)
 
@@ -690,6 +804,20 @@ class SqliteOutbox:
                     recalled.append(delivery)
         return recalled
 
+    def reclaim(self) -> None:
+        """Hand out anew what was claimed."""
+        self._abandoned = False
+        self._cache.clear()
+        self._cached = 0
+        # A row whose deliveries are all settled is not among them, committed or not.
+        self._again = deque(sorted(self._batches))
+
+    def abandon(self) -> None:
+        """Keep what is pending, and hold nobody up."""
+        self._abandoned = True
+        self.more = self.overflow = None
+        self.release()
+
     # Dead letters
 
     def resolve(self, letter: DeadLetter, *, replay: bool) -> bool:
@@ -701,11 +829,14 @@ class SqliteOutbox:
         if letter.number in self._resolved:
             return False
         self._resolved[letter.number] = None
+        self.letters -= 1
         if replay:
             delivery = letter.delivery
             delivery.attempts = 0
             delivery.accepted = self._store.now()
             self.dead -= 1
+            self._replayed += 1
+            self._size += len(delivery.body)
             self._new.append(delivery)
         self._store.touch(self)
         return True
@@ -717,8 +848,8 @@ class SqliteOutbox:
         plan = _Plan(self)
         new, self._new = self._new, []
         self._writing, self._appended = self._appended, None
-        self._size = 0
-        for chunk in _chunks(new):
+        size, self._size = self._size, 0
+        for chunk in _chunks(new, size):
             self._assigned += 1
             data = _encode(chunk)
             plan.rows.append((self._assigned, len(chunk), crc32(data), data))
@@ -753,7 +884,8 @@ class SqliteOutbox:
     def written(self, plan: _Plan) -> None:
         """Go on after a transaction."""
         self._writing = None
-        caught_up = self._read == self._last
+        self.letters -= plan.forgotten
+        caught_up = self._read == self._last and not self._again
         for batch, deliveries in plan.batches:
             self._last = batch.id
             if caught_up and len(self._cache) < CACHE and self._cached < CACHE_BYTES:
@@ -770,7 +902,8 @@ class SqliteOutbox:
 
     def release(self) -> None:
         """Tell that there is room, if there is."""
-        if self._unaccepted and (self.bytes <= self._store.max_size or self._store.on_full == "drop_oldest"):
+        room = self.bytes <= self._store.max_size or self._store.on_full == "drop_oldest"
+        if self._unaccepted and (room or self._abandoned):
             unaccepted, self._unaccepted = self._unaccepted, []
             for accepted in unaccepted:
                 accepted.callback(None)
@@ -824,18 +957,27 @@ class SqliteOutbox:
     def _take(self, batch: _Batch, deliveries: Iterable[Delivery | None]) -> None:
         self._batches[batch.id] = batch
         place = batch.id << 16
+        cache, whole, size = self._cache, not any(batch.settled), 0
         for index, delivery in enumerate(deliveries):
-            if delivery is not None and batch.holds(index):
+            if delivery is not None and (whole or batch.holds(index)):
+                if batch.accepted is None:
+                    batch.accepted = delivery.accepted
                 delivery.place = place + index
-                self._cache.append(delivery)
-                self._cached += len(delivery.body)
+                cache.append(delivery)
+                size += len(delivery.body)
+        self._cached += size
 
     def _fill(self) -> None:
         question = "SELECT id, count, checksum, deliveries FROM batch WHERE id > ? AND id <= ? ORDER BY id"
+        one = "SELECT id, count, checksum, deliveries FROM batch WHERE id = ?"
         rows = None
         try:
+            while self._again and self._wants_more():
+                again = self._store.reader.execute(one, (self._again[0],)).fetchone()
+                number = self._again.popleft()
+                self._load_row(*again or (number, 0, 1, b""))
             rows = self._store.reader.execute(question, (self._read, self._last))
-            while len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES:
+            while not self._again and self._wants_more():
                 row = rows.fetchone()
                 if row is None:
                     self._read = self._last
@@ -847,9 +989,13 @@ class SqliteOutbox:
             if rows is not None:
                 rows.close()
 
+    def _wants_more(self) -> bool:
+        return len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES
+
     def _load_row(self, number: int, count: int, checksum: int, data: bytes) -> None:
-        self._read = number
-        batch = _Batch(number, count, len(data), self._progress.pop(number, None))
+        self._read = max(self._read, number)
+        # When it was read before, what is settled of it since may not be written yet.
+        batch = self._batches.get(number) or _Batch(number, count, len(data), self._progress.pop(number, None))
         if crc32(data) == checksum:
             self._take(batch, _decode(data))
         else:
@@ -887,7 +1033,11 @@ class SqliteOutbox:
         self._store.touch(self)
 
 
-def _chunks(deliveries: Sequence[Delivery]) -> Iterable[Sequence[Delivery]]:
+def _chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Delivery]]:
+    """Cut what is written together into rows; ``size`` is how many bytes the bodies have."""
+    if 0 < len(deliveries) <= BATCH and size <= BATCH_BYTES:
+        yield deliveries
+        return
     start = size = 0
     for index, delivery in enumerate(deliveries):
         if index > start and (index - start == BATCH or size + len(delivery.body) > BATCH_BYTES):
@@ -898,13 +1048,15 @@ def _chunks(deliveries: Sequence[Delivery]) -> Iterable[Sequence[Delivery]]:
         yield deliveries[start:]
 
 
-def list_dead(connection: sqlite3.Connection, webhook: str | None, after: int, limit: int) -> list[DeadLetter]:
+def list_dead(
+    connection: sqlite3.Connection, webhook: str | None, after: int, limit: int, reason: str | None = None
+) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`SqliteStore.dead_letters` does.
     """
     rows = connection.execute(
         "SELECT id, webhook, delivery, url, reason, status, answer, died FROM dead "
-        "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) ORDER BY id LIMIT ?3",
-        (after, webhook, limit),
+        "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3",
+        (after, webhook, limit, reason),
     ).fetchall()
     return [DeadLetter(row[0], row[1], _decode_one(row[2]), *row[3:]) for row in rows]

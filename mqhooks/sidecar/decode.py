@@ -30,27 +30,53 @@ def decode(frame: bytes) -> Event:
     :raises mqhooks.errors.UnknownType: no hook sends messages of this type, or the frame names none.
     :raises mqhooks.errors.MalformedFrame: the bytes are not what they should be.
     """
+    (hook, parse, has_username), value = _open(frame)
     try:
-        envelope = AnyMessage.FromString(frame)
+        message = parse(value)
     except ProtobufError:
-        raise MalformedFrame("not a protobuf Any") from None
-    url = envelope.type_url
-    known = _PARSERS.get(url) or _PARSERS.get(TYPE_URL + url.rpartition("/")[2])
-    if known is None:
-        raise UnknownType(url.rpartition("/")[2])
-    hook, parse, has_username = known
-    try:
-        message = parse(envelope.value)
-    except ProtobufError:
-        message = parse_lenient(HOOKS[hook], envelope.value)
-    timestamp = message.timestamp.seconds * 1_000_000_000 + message.timestamp.nanos
+        message = parse_lenient(HOOKS[hook], value)
+    time = message.timestamp
+    timestamp = time.seconds * 1_000_000_000 + time.nanos
     if not _EARLIEST <= timestamp <= _LATEST:
         timestamp = _LATEST if timestamp > 0 else _EARLIEST
     return Event(hook, message, timestamp, message.mountpoint, message.client_id, message.username if has_username else "")
 
 
+def _open(frame: bytes) -> tuple[_Parser, bytes]:
+    """
+    Take an envelope apart.
+
+    VerneMQ's begins with the type and ends with the value, whose length mostly takes a byte or two. What looks otherwise is
+    left to protobuf.
+    """
+    try:
+        end = frame[1] + 3
+        known = _BY_PREFIX.get(frame[:end])
+        if known is not None:
+            length, start = frame[end], end + 1
+            if length > 127 and frame[start] < 128:
+                length += (frame[start] - 1) << 7
+                start += 1
+            if start + length == len(frame):
+                return known, frame[start:]
+    except IndexError:
+        pass
+    try:
+        envelope = AnyMessage.FromString(frame)
+    except ProtobufError:
+        raise MalformedFrame("not a protobuf Any") from None
+    name = envelope.type_url.rpartition("/")[2]
+    known = _PARSERS.get(name)
+    if known is None:
+        raise UnknownType(name)
+    return known, envelope.value
+
+
+_Parser = tuple[str, Callable[[bytes], Any], bool]
 _EARLIEST, _LATEST = -(1 << 63), (1 << 63) - 1
-_PARSERS: dict[str, tuple[str, Callable[[bytes], Any], bool]] = {
-    TYPE_URL + message.DESCRIPTOR.full_name: (hook, message.FromString, "username" in message.DESCRIPTOR.fields_by_name)
+_PARSERS: dict[str, _Parser] = {
+    message.DESCRIPTOR.full_name: (hook, message.FromString, "username" in message.DESCRIPTOR.fields_by_name)
     for hook, message in HOOKS.items()
 }
+# Field 1 of google.protobuf.Any with its length and the type in it, and the tag of field 2.
+_BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): parser for name, parser in _PARSERS.items()}

@@ -46,7 +46,7 @@ HOOKS: Mapping[str, type[Message]] = MappingProxyType(
 """Each hook's message, by the hook's name."""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """
     One call of one hook.
 

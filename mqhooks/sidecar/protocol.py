@@ -6,6 +6,7 @@ Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever se
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any
 
@@ -30,6 +31,8 @@ HARD_LIMIT = (256 << 20) + (1 << 20)
 
 UNACCEPTED_LIMIT = 1 << 20
 """How many bytes of frames may wait for their sinks' acceptance before the connections stop being read."""
+
+Watcher = Callable[[Sequence[Event]], object]
 
 _LENGTH = Struct("!I")
 
@@ -189,6 +192,16 @@ class SidecarFactory(ServerFactory):
         self._complaints = RateLimit(reactor)
         self._unaccepted = 0
         self._emptied: list[Deferred[None]] = []
+        self._watcher: Watcher | None = None
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """
+        Show each batch to somebody before the sink gets it.
+
+        :param watcher: called with the batch, which it must not change; it must not raise. It takes the place of the one
+            before. ``None`` for nobody.
+        """
+        self._watcher = watcher
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Make the protocol of one connection."""
@@ -234,6 +247,8 @@ class SidecarFactory(ServerFactory):
 
         :param size: how many bytes the batch's frames took.
         """
+        if self._watcher is not None:
+            self._watcher(events)
         try:
             accepted = self._sink.receive(events)
         except Exception:

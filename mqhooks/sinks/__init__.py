@@ -2,9 +2,10 @@
 Where events go besides webhooks, and how sinks are put together.
 """
 
+from mqhooks.sinks.capture import CaptureSink
 from mqhooks.sinks.compose import FanOut, FilterSink, SampleSink
 from mqhooks.sinks.description import sinkFromString
 from mqhooks.sinks.log import LogSink
 from mqhooks.sinks.maker import SinkMaker
 
-__all__ = ["FanOut", "FilterSink", "LogSink", "SampleSink", "SinkMaker", "sinkFromString"]
+__all__ = ["CaptureSink", "FanOut", "FilterSink", "LogSink", "SampleSink", "SinkMaker", "sinkFromString"]

@@ -13,6 +13,7 @@ from mqhooks.nanomq.blocks import webhook as read_webhook
 from mqhooks.nanomq.events import NANOMQ_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.hocon import Block
 from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.sinks.capture import CaptureSink
 from mqhooks.sinks.compose import FanOut, FilterSink, SampleSink
 from mqhooks.sinks.description import sinkFromString
 from mqhooks.sinks.log import LogSink
@@ -27,6 +28,13 @@ def _make_log(reactor: object, path: str | None = None) -> IEventSink:
     if not path:
         raise ConfigError("is empty; give a file, or leave it out for standard output", key="path")
     return LogSink(reactor, path)
+
+
+def _make_capture(reactor: object, path: str, *, max_size: str | None = None) -> IEventSink:
+    if not path:
+        raise ConfigError("is empty; which file is to be written?", key="path")
+    size = Block({"max_size": max_size}, "", "", []).size("max_size", 0, least=1 << 10)
+    return CaptureSink(reactor, path, max_size=size)
 
 
 def _make_fanout(reactor: object, *sinks: str) -> IEventSink:
@@ -97,6 +105,7 @@ def _listed(text: str) -> list[str]:
 
 
 log = SinkMaker("log", "log or log:path=FILE", _make_log)
+capture = SinkMaker("capture", "capture:path=FILE:max_size=1GiB", _make_capture)
 fanout = SinkMaker("fanout", r"fanout:SINK:SINK, each SINK's own colons written \:", _make_fanout)
 filter_ = SinkMaker(
     "filter",

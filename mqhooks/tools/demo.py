@@ -118,14 +118,25 @@ async def demonstrate(seconds: float | None) -> int:
     :returns: the exit status.
     :raises OSError: when a process cannot be started.
     """
-    webhooks, events = _free_ports(2)
+    webhooks, events, page = _free_ports(3)
     url = f"http://127.0.0.1:{webhooks}/hook"
     twistd = [_shortest(Path(sysconfig.get_path("scripts"), "twistd")), "-n", "--pidfile="]
     receiver = Receiver("an endpoint that shows what arrives", [*twistd, "mqhooks-receive", "--port", str(webhooks)])
     # The bridge leaves its outbox where it runs.
     directory = TemporaryDirectory(prefix="mqhooks-demo-")
     bridge = Child(
-        "the bridge", [*twistd, f"--rundir={directory.name}", "mqhooks", "--sidecar-port", str(events), "--url", url]
+        "the bridge",
+        [
+            *twistd,
+            f"--rundir={directory.name}",
+            "mqhooks",
+            "--sidecar-port",
+            str(events),
+            "--admin-port",
+            str(page),
+            "--url",
+            url,
+        ],
     )
     simulator = Simulator(
         "a stand-in for VerneMQ",
@@ -134,7 +145,8 @@ async def demonstrate(seconds: float | None) -> int:
     _say("Three processes, in the order in which events go through them:\n")
     for child in (simulator, bridge, receiver):
         _say(f"  {child.title}:\n    {shlex.join(child.command)}")
-    _say(f"\nEach line below is a webhook that arrived at {url}")
+    _say(f"\nThe bridge's status page: http://127.0.0.1:{page}/")
+    _say(f"Each line below is a webhook that arrived at {url}")
     _say("Ctrl-C ends it.\n" if seconds is None else f"It ends after {seconds:g} seconds, or with Ctrl-C.\n")
     with directory:
         status = await run([receiver, bridge, simulator], seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from math import inf
 
 from twisted.python.usage import UsageError
 
@@ -76,6 +77,20 @@ def duration(option: str) -> Callable[[str], float]:
         if value is None:
             raise UsageError(f"{option}: {text!r} is not a duration; write it like 50ms or 1s")
         return value * unit
+
+    return parse
+
+
+def speed(option: str) -> Callable[[str], float]:
+    """
+    Make the parser of a speed: ``10x``, ``0.5``, or ``max``; its values are above 0, and infinite for ``max``.
+    """
+
+    def parse(text: str) -> float:
+        value = inf if text == "max" else _number(text.removesuffix("x"))
+        if not value:
+            raise UsageError(f"{option}: {text!r} is not a speed; write it like 10x, 0.5x or max")
+        return value
 
     return parse
 

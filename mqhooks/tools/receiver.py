@@ -10,11 +10,11 @@ from random import Random
 from typing import Any, BinaryIO
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
@@ -22,6 +22,7 @@ from twisted.web.http import NO_BODY_CODES, UNAUTHORIZED
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from mqhooks.closing import ClosingFactory
 from mqhooks.errors import BadSignature, ConfigError
 from mqhooks.listening import Listener, address_name
 from mqhooks.nanomq.settings import secret_key
@@ -29,9 +30,6 @@ from mqhooks.service import OrderedService
 from mqhooks.tools.ledger import Ledger, Received
 from mqhooks.tools.options import duration, share, whole
 from mqhooks.webhook.signature import verify
-
-CLOSING_TIME = 2.0
-"""How many seconds open connections get to close before they are aborted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Behaviour:
         return self.fail_status if luck < self.drop + self.fail else self.status
 
 
-class ReceiverFactory(WrappingFactory):
+class ReceiverFactory(ClosingFactory):
     """
     Speaks HTTP/1.1 on persistent connections, and knows which are open.
 
@@ -75,13 +73,9 @@ class ReceiverFactory(WrappingFactory):
     :param ledger: counts the connections.
     """
 
-    noisy = False
-
     def __init__(self, clock: IReactorTime, site: Site, ledger: Ledger) -> None:
-        super().__init__(site)
-        self._clock = clock
+        super().__init__(clock, site)
         self._ledger = ledger
-        self._empty: Deferred[None] | None = None
 
     def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
         """Take in a connection that was opened."""
@@ -90,31 +84,8 @@ class ReceiverFactory(WrappingFactory):
 
     def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
         """Let go of a connection that ended."""
-        super().unregisterProtocol(p)
         self._ledger.disconnected()
-        if self._empty is not None and not self.protocols:
-            empty, self._empty = self._empty, None
-            empty.callback(None)
-
-    def close(self) -> Deferred[None]:
-        """
-        Close what is open; requests that wait for their answer are abandoned.
-
-        :returns: a ``Deferred`` that fires when all are closed, after :data:`CLOSING_TIME` seconds at most.
-        """
-        if not self.protocols:
-            return succeed(None)
-        self._empty = Deferred()
-        late = self._clock.callLater(CLOSING_TIME, self._abort)
-        self._empty.addCallback(lambda _: late.cancel() if late.active() else None)
-        empty = self._empty
-        for protocol in list(self.protocols):
-            protocol.loseConnection()
-        return empty
-
-    def _abort(self) -> None:
-        for protocol in list(self.protocols):
-            protocol.transport.abortConnection()
+        super().unregisterProtocol(p)
 
 
 def receiver_site(

@@ -5,42 +5,33 @@ A stand-in for VerneMQ: the events of simulated clients, spread over a pool of c
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
+from math import inf
 from random import Random, SystemRandom
-from struct import Struct
 from typing import Any, cast
 
 from google.protobuf.message import Message
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from mqhooks.errors import ConfigError
-from mqhooks.sidecar.decode import TYPE_URL
+from mqhooks.sidecar.encode import encode
 from mqhooks.sidecar.events import HOOKS, Event
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
-from mqhooks.tools.options import number, one_of, whole
+from mqhooks.tools.options import number, one_of, speed, whole
 from mqhooks.tools.pool import ConnectionPool
-
-CHUNK = 512
-"""How many events are written before the reactor may turn to something else."""
+from mqhooks.tools.replay import Capture, Replay
+from mqhooks.tools.sender import CHUNK, Sender, framed
 
 TICK = 0.01
 """How many seconds lie between two writes when the rate is limited."""
 
 CATCH_UP = 1.0
 """How many seconds of a limited rate are made up for at once after a stall."""
-
-CLOSING_TIME = 5.0
-"""How many seconds the peer gets to read what was written once the simulator is told to stop."""
-
-_LENGTH = Struct("!I")
 
 
 def frame(message: Message | None) -> bytes:
@@ -52,18 +43,13 @@ def frame(message: Message | None) -> bytes:
     :returns: the length and a ``google.protobuf.Any``; the length 0 alone for ``None``.
     """
     if message is None:
-        return _LENGTH.pack(0)
-    value = message.SerializeToString()
-    head = _HEADS[type(message)] + _varint(len(value))
-    return _LENGTH.pack(len(head) + len(value)) + head + value
+        return framed(b"")
+    return framed(encode(message))
 
 
-class Simulator(Service):
+class Simulator(Sender):
     """
-    Writes events to the connections of a pool, each to one picked at random among those whose peer reads.
-
-    It starts once each connection was tried, and waits while none is ready. What was written to a connection that breaks may be
-    lost with it, as VerneMQ's events are.
+    Writes events at a steady rate.
 
     :param clock: paces.
     :param pool: not yet opened.
@@ -85,63 +71,23 @@ class Simulator(Service):
         rate: float = 0.0,
         when_done: Callable[[], object] = lambda: None,
     ) -> None:
-        self._clock = clock
-        self._pool = pool
+        super().__init__(clock, pool, random, when_done)
         self._events = events
-        self._random = random
         self._rate = rate
-        self._when_done = when_done
-        self._call: IDelayedCall | None = None
         self._credit = 1.0
-        self._credited = 0.0
-        self._started: float | None = None
-        self._closed: Deferred[None] | None = None
-        self.sent: Counter[str] = Counter()
-        """How many events were written, by hook."""
+        self._credited: float | None = None
 
-    def startService(self) -> None:
-        """Connect; the events follow."""
-        super().startService()
-        self._pool.wake = self._wake
-        self._pool.open().addCallback(lambda _: self._begin())
-
-    def stopService(self) -> Deferred[None]:
-        """
-        Stop sending and close the connections; a peer that doesn't read gets :data:`CLOSING_TIME` seconds.
-
-        :returns: a ``Deferred`` that fires when all are closed.
-        """
-        super().stopService()
-        late = self._clock.callLater(CLOSING_TIME, self._pool.abort)
-        return self._close().addCallback(lambda _: late.cancel() if late.active() else None)
-
-    def _begin(self) -> None:
-        self._started = self._credited = self._clock.seconds()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._started is not None and self._closed is None and self._call is None and self._pool.ready:
-            self._call = self._clock.callLater(0, self._turn)
-
-    def _turn(self) -> None:
-        self._call = None
-        try:
-            self._write(min(self._allowance(), CHUNK))
-        except StopIteration:
-            self._close().addCallback(lambda _: self._when_done() if self.running else None)
-            return
-        if self._pool.ready:
-            self._call = self._clock.callLater(self._pause(), self._turn)
+    def _send(self) -> float:
+        self._write(min(self._allowance(), CHUNK))
+        return self._pause()
 
     def _write(self, count: int) -> None:
-        ready = self._pool.ready
         written = 0
         try:
-            while written < count and ready:
+            while written < count and self._pool.ready:
                 event = next(self._events)
                 written += 1
-                self.sent[event.hook] += 1
-                ready[int(self._random.random() * len(ready))].transport.write(frame(event.message))
+                self._put(event.hook, frame(event.message))
         finally:
             self._credit -= written
 
@@ -149,8 +95,9 @@ class Simulator(Service):
         if not self._rate:
             return CHUNK
         now = self._clock.seconds()
-        self._credit += (now - self._credited) * self._rate
-        self._credit = min(self._credit, max(1.0, self._rate * CATCH_UP))
+        if self._credited is not None:
+            self._credit += (now - self._credited) * self._rate
+            self._credit = min(self._credit, max(1.0, self._rate * CATCH_UP))
         self._credited = now
         return int(self._credit)
 
@@ -158,30 +105,6 @@ class Simulator(Service):
         if not self._rate or self._credit >= 1.0:
             return 0.0
         return max(TICK, (1.0 - self._credit) / self._rate)
-
-    def _close(self) -> Deferred[None]:
-        if self._closed is None:
-            if self._call is not None:
-                self._call.cancel()
-                self._call = None
-            self._closed = self._pool.close().addCallback(lambda _: self._summarise())
-        waiting: Deferred[None] = Deferred()
-        self._closed.addCallback(lambda _: waiting.callback(None))
-        return waiting
-
-    def _summarise(self) -> None:
-        began = self._clock.seconds() if self._started is None else self._started
-        seconds = self._clock.seconds() - began
-        total = self.sent.total()
-        self.log.info(
-            "sent {total} events over {size} connections in {seconds:.1f} s ({rate:.0f}/s){lost}: {hooks}",
-            total=total,
-            size=self._pool.size,
-            seconds=seconds,
-            rate=total / seconds if seconds > 0 else 0.0,
-            lost=f", connections lost: {self._pool.lost}" if self._pool.lost else "",
-            hooks=", ".join(f"{hook} {self.sent[hook]}" for hook in HOOKS if self.sent[hook]) or "none",
-        )
 
 
 def _mix(text: str) -> dict[str, float]:
@@ -207,7 +130,7 @@ class Options(UsageOptions):
     """The options of ``twistd mqhooks-simulate``."""
 
     synopsis = "[options]"
-    longdesc = "Sends what VerneMQ's events sidecar would send, for clients that it makes up."
+    longdesc = "Sends what VerneMQ's events sidecar would send, for clients that it makes up, or what was captured before."
     optParameters = [
         ["target", None, "tcp:127.0.0.1:8890", "Where to connect: a Twisted client endpoint."],
         ["connections", None, 100, "How many connections to spread the events over.", whole("--connections", 1, 10_000)],
@@ -217,15 +140,26 @@ class Options(UsageOptions):
         ["mix", None, None, "Weights by hook, like on_publish=10,on_deliver=5. What an event needs comes too.", _mix],
         ["seed", None, None, "Any text; the same text gives the same events, but for their time."],
         ["payload-size", None, 100, "How many bytes a payload has.", whole("--payload-size", 0, (256 << 20) - 1)],
+        ["replay", None, None, "Send what the capture sink has recorded in this file instead of made-up events."],
+        ["speed", None, None, "How fast, with --replay: 10x, 0.5x, or max. [default: 1x]", speed("--speed")],
         ["generation", None, 2026, "Which of VerneMQ's encoders to be, 2024 or 2026.", _generation],
     ]
 
+    def postOptions(self) -> None:
+        """
+        Look whether the options go together.
 
-def makeService(options: Options) -> Simulator:
+        :raises UsageError: when they don't.
+        """
+        if self["speed"] is not None and self["replay"] is None:
+            raise UsageError("--speed: is for --replay FILE; made-up events have --rate")
+
+
+def makeService(options: Options) -> Sender:
     """
     Make the simulator that the options ask for. It ends the process once all is sent.
 
-    :raises SystemExit: when the target is not an endpoint.
+    :raises SystemExit: when the target is not an endpoint, or there is no capture to replay.
     """
     from twisted.internet import reactor
 
@@ -235,12 +169,12 @@ def makeService(options: Options) -> Simulator:
         raise SystemExit(f"mqhooks-simulate: {error}") from None
 
 
-def from_options(reactor: Any, options: Options) -> Simulator:
+def from_options(reactor: Any, options: Options) -> Sender:
     """
     Make the simulator that the options ask for.
 
     :param reactor: connects, tells the time, and is stopped once all is sent.
-    :raises mqhooks.errors.ConfigError: when the target is not an endpoint.
+    :raises mqhooks.errors.ConfigError: when the target is not an endpoint, or there is no capture to replay.
     """
     target = options["target"]
     try:
@@ -248,6 +182,9 @@ def from_options(reactor: Any, options: Options) -> Simulator:
     except Exception as error:
         raise ConfigError(f"not a client endpoint ({error}); write it like tcp:127.0.0.1:8890", "--target", target) from error
     seed = options["seed"] or f"{SystemRandom().getrandbits(32):08x}"
+    pool = ConnectionPool(reactor, endpoint, target, options["connections"], Random(seed))
+    if options["replay"] is not None:
+        return _replay(reactor, options, pool, Random(seed))
     model = SessionModel(
         Random(seed),
         time.time_ns,
@@ -256,25 +193,26 @@ def from_options(reactor: Any, options: Options) -> Simulator:
         payload_size=options["payload-size"],
         generation=options["generation"],
     )
-    pool = ConnectionPool(reactor, endpoint, target, options["connections"], Random(seed))
     events = islice(model, options["count"] or None)
     simulator = Simulator(reactor, pool, events, Random(seed), rate=options["rate"], when_done=reactor.stop)
     simulator.log.info("sending to {target} with --seed {seed}", target=target, seed=seed)
     return simulator
 
 
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _head(message: type[Message]) -> bytes:
-    url = (TYPE_URL + message.DESCRIPTOR.full_name).encode()
-    return b"\x0a" + _varint(len(url)) + url + b"\x12"
-
-
-_HEADS = {message: _head(message) for message in HOOKS.values()}
+def _replay(reactor: Any, options: Options, pool: ConnectionPool, random: Random) -> Replay:
+    try:
+        capture = Capture(options["replay"])
+    except ConfigError as error:
+        raise ConfigError(str(error), "--replay") from None
+    pace = options["speed"] or 1.0
+    records = islice(capture.records(), options["count"] or None)
+    replay = Replay(reactor, pool, records, random, speed=pace, when_done=reactor.stop)
+    replay.log.info(
+        "sending to {target} the {count} frames of {span:.1f} s in {path} {how}",
+        target=options["target"],
+        count=capture.count,
+        span=capture.span,
+        path=options["replay"],
+        how="as fast as they are read" if pace == inf else f"at {pace:g}x",
+    )
+    return replay

@@ -21,19 +21,16 @@ class Breaker:
     :ivar down: whether the endpoint is down.
     :ivar probes: how many attempts have failed since it is.
     :ivar limit: how many attempts may be under way.
+    :ivar well: whether nothing has failed lately, and all attempts may be under way.
     """
 
     def __init__(self, most: int) -> None:
         self.down = False
         self.probes = 0
         self.limit = most
+        self.well = True
         self._most = most
         self._failed: set[str] = set()
-
-    @property
-    def suspects(self) -> bool:
-        """Whether an attempt has failed since one did not."""
-        return bool(self._failed)
 
     def answered(self) -> bool:
         """
@@ -46,6 +43,7 @@ class Breaker:
         self._failed.clear()
         if self.limit < self._most:
             self.limit = min(self._most, max(1, self.limit * 2))
+        self.well = self.limit == self._most
         return was_down
 
     def failed(self, delivery: Delivery, result: object) -> bool:
@@ -55,6 +53,7 @@ class Breaker:
         :returns: whether the endpoint is down. Then the attempt says nothing of the delivery, and nothing more is to be tried
             until :meth:`probe`.
         """
+        self.well = False
         self._failed.add(delivery.id)
         if not self.down and not isinstance(result, ConnectFailed) and len(self._failed) < IN_A_ROW:
             return False
@@ -64,5 +63,6 @@ class Breaker:
 
     def probe(self) -> None:
         """Let one attempt through."""
+        self.well = False
         self.probes += 1
         self.limit = 1

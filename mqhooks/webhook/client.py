@@ -4,7 +4,7 @@ The HTTP client of one webhook.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any
 
@@ -17,11 +17,13 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
 from mqhooks.errors import ConnectionBroken, DeliveryError, DeliveryTimeout
+from mqhooks.histogram import Histogram
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
-from mqhooks.webhook.request import RequestTemplate
+from mqhooks.webhook.counters import ANSWERS
+from mqhooks.webhook.request import Batch, RequestTemplate
 
 KEEP = 1024
 """How many bytes of an answer's body are kept for whoever wants to know why it was refused."""
@@ -61,6 +63,19 @@ class WebhookClient(HTTPClient):
         self._pool = None
         if self._pooled is not None:
             self._pool = self._pooled.pool(URI.fromBytes(settings.url.encode("ascii")))
+        self._answers = Histogram(ANSWERS)
+
+    @property
+    def answers(self) -> Histogram:
+        """How long the endpoint took to answer deliveries; another histogram may be put in its place."""
+        return self._answers if self._pool is None else self._pool.answers
+
+    @answers.setter
+    def answers(self, histogram: Histogram) -> None:
+        if self._pool is None:
+            self._answers = histogram
+        else:
+            self._pool.answers = histogram
 
     def deliver(self, delivery: Delivery, done: Done) -> None:
         """
@@ -71,9 +86,20 @@ class WebhookClient(HTTPClient):
         if self._pool is not None:
             self._pool.send(self._template.render(delivery), done, KEEP)
         else:
-            ensureDeferred(self._post(delivery)).addTimeout(self._settings.cancel_timeout, self._reactor).addErrback(
-                self._explain
-            ).addCallback(done)
+            self._try(delivery, delivery.body, done)
+
+    def deliver_batch(self, deliveries: Sequence[Delivery], done: Done) -> None:
+        """
+        Try several deliveries once, in one request.
+
+        :param deliveries: at least one.
+        :param done: called once with what came of all of them; possibly before this method returns.
+        """
+        batch = self._template.batch(deliveries)
+        if self._pool is not None:
+            self._pool.send(self._template.render_batch(batch), done, KEEP)
+        else:
+            self._try(batch, batch.sent, done)
 
     def close(self) -> Deferred[Any]:
         """
@@ -87,9 +113,14 @@ class WebhookClient(HTTPClient):
             return closed
         return self._pooled.close()
 
-    async def _post(self, delivery: Delivery) -> Answer:
+    def _try(self, delivery: Delivery | Batch, sent: bytes, done: Done) -> None:
+        answered = ensureDeferred(self._post(delivery, sent)).addTimeout(self._settings.cancel_timeout, self._reactor)
+        answered.addErrback(self._explain).addCallback(done)
+
+    async def _post(self, delivery: Delivery | Batch, sent: bytes) -> Answer:
+        begun = self._reactor.seconds()
         headers = [*self._template.headers, *self._template.identify(delivery)]
-        response = await self.post(self._settings.url, headers=_fields(headers), data=delivery.body, unbuffered=True)
+        response = await self.post(self._settings.url, headers=_fields(headers), data=sent, unbuffered=True)
         kept = bytearray()
         length = 0
 
@@ -99,6 +130,7 @@ class WebhookClient(HTTPClient):
             kept.extend(data[: KEEP - len(kept)])
 
         await response.collect(keep)
+        self.answers.observe(self._reactor.seconds() - begun)
         pairs = [(name, value) for name, values in response.headers.getAllRawHeaders() for value in values]
         return Answer(response.code, pairs, bytes(kept), length, length == len(kept))
 

@@ -16,9 +16,19 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError
+from mqhooks.webhook.readiness import Readiness
 
 MAX_HEAD = 64 << 10
 """How many bytes an answer may have beside its body."""
+
+RECEIVED = 1 << 16
+"""How many bytes are received at a time."""
+
+KNOWN_LENGTH = 1024
+"""An answer of more bytes, its head included, is not remembered."""
+
+KNOWN = 64
+"""How many answers are remembered; then all are forgotten, for a time in them may have gone on."""
 
 MAX_BODY = 1 << 20
 """How many bytes of an answer's body are read; of a longer one the rest stays unread, and the connection is closed."""
@@ -42,29 +52,40 @@ class Answer(msgspec.Struct, frozen=True):
     complete: bool
 
 
-class Exchange(msgspec.Struct):
+class Exchange(msgspec.Struct, gc=False):
     """
     A request, and who waits for its answer.
 
     :param request: all its bytes.
     :param done: called once, with the answer or with why there is none.
     :param keep: how many bytes of the answer's body are wanted.
-    :param deadline: when it is given up, in the reactor's seconds.
+    :param since: when it was asked for, in the reactor's seconds.
     :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
     """
 
     request: bytes
     done: Callable[[Answer | DeliveryError], None]
     keep: int
-    deadline: float
+    since: float
     resent: bool = False
 
 
 class ConnectionOwner(Typing):
-    """Who a connection reports to."""
+    """
+    Who a connection reports to.
+
+    :ivar readiness: watches sockets; ``None`` when the reactor itself is to do it.
+    :ivar known: short answers that came whole and in one piece, by their bytes: most endpoints give the same one all the time.
+    """
+
+    known: dict[bytes, Answer]
+    readiness: Readiness | None
 
     def released(self, connection: HTTPConnection) -> None:
         """Note that the connection is free for another exchange."""
+
+    def ended(self, exchange: Exchange, result: Answer | DeliveryError) -> None:
+        """Note what came of an exchange, when the connection has been noted as free or as gone."""
 
     def lost(self, connection: HTTPConnection) -> None:
         """Note that the connection is gone."""
@@ -86,7 +107,9 @@ class HTTPConnection(Protocol):
         self._owner = owner
         self._parser = HttpResponseParser(self)
         self._used = False
+        self._source: socket | None = None
         self._socket: socket | None = None
+        self._descriptor = -1
         self.exchange: Exchange | None = None
         self._reset()
 
@@ -104,8 +127,39 @@ class HTTPConnection(Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             if not ISSLTransport.providedBy(self.transport):
-                transport: Any = self.transport
-                self._socket = transport.getHandle()
+                self._take_over()
+
+    def _take_over(self) -> None:
+        """Read and write the socket past the transport, which is left with the connection's end."""
+        transport: Any = self.transport
+        self._socket = self._source = transport.getHandle()
+        if self._owner.readiness is not None:
+            self._descriptor = transport.fileno()
+            transport.stopReading()
+            self._owner.readiness.add(self._descriptor, self._readable)
+
+    def _readable(self, sound: bool) -> None:  # noqa: FBT001 - what Readiness calls
+        data = b""
+        if sound:
+            assert self._source is not None
+            try:
+                data = self._source.recv(RECEIVED)
+            except BlockingIOError:
+                return
+            except OSError:
+                # Whatever it is, the transport finds out as well.
+                pass
+        if data:
+            self.dataReceived(data)
+        else:
+            self._leave_readiness()
+            transport: Any = self.transport
+            transport.startReading()
+
+    def _leave_readiness(self) -> None:
+        if self._descriptor != -1 and self._owner.readiness is not None:
+            self._owner.readiness.remove(self._descriptor)
+            self._descriptor = -1
 
     def start(self, exchange: Exchange) -> None:
         """Send a request. The connection must be free."""
@@ -141,10 +195,19 @@ class HTTPConnection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Parse what came of an answer."""
-        if self.exchange is None:
+        exchange, owner = self.exchange, self._owner
+        if exchange is None:
             # Nobody asked: what follows could not be told from the answer to the next request.
             self.abort()
             return
+        if not self._received:
+            known = owner.known.get(data)
+            if known is not None and known.length <= exchange.keep:
+                self.exchange = None
+                self._used = True
+                owner.released(self)
+                owner.ended(exchange, known)
+                return
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -154,6 +217,7 @@ class HTTPConnection(Protocol):
             self._finish(BadAnswer(f"its answer is not HTTP: {error}"))
         else:
             if self._complete:
+                self._remember(data)
                 self._finish(None)
             elif self._received - self._length > MAX_HEAD:
                 self._finish(BadAnswer(f"what its answer has beside a body is longer than {MAX_HEAD} bytes"))
@@ -163,6 +227,7 @@ class HTTPConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End the exchange that was under way, if any."""
         exchange = self.exchange
+        self._leave_readiness()
         self._owner.lost(self)
         if exchange is None:
             return
@@ -185,14 +250,22 @@ class HTTPConnection(Protocol):
         else:
             result = error
         reusable = self._reusable and error is None
+        self._reset()
         self.exchange = None
         self._used = True
-        self._reset()
         if reusable:
             self._owner.released(self)
         elif not lost:
             self.abort()
-        exchange.done(result)
+        self._owner.ended(exchange, result)
+
+    def _remember(self, data: bytes) -> None:
+        # The parser is back at a beginning: the same bytes would lead it to the same answer, and back there.
+        if self._reusable and self._received == len(data) <= KNOWN_LENGTH:
+            known = self._owner.known
+            if len(known) >= KNOWN:
+                known.clear()
+            known[data] = Answer(self._status, self._headers, b"".join(self._body), self._length, complete=True)
 
     # The parser's callbacks. It wraps what they raise, so they only take notes.
 

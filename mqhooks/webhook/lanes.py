@@ -35,8 +35,9 @@ class Verdict(Enum):
     """It is the first to be tried when attempts are made again."""
 
 
-Send = Callable[[Delivery, Callable[[Any], None]], None]
-Finished = Callable[[Delivery, Any], Verdict]
+# Python 3.11 runs code of its own whenever a member is looked up.
+DONE = Verdict.DONE
+
 Recall = Callable[[Iterable[int]], Sequence[Delivery]]
 
 
@@ -48,8 +49,9 @@ class Lanes:
     behind it, the others in the lane go on.
 
     :param count: how many lanes.
-    :param send: tries a delivery, and calls its second argument once with what came of it.
-    :param finished: is told what came of each attempt, and says what becomes of the delivery. It must not unpark its client.
+    :param send: ``send(delivery, done)`` tries a delivery, and calls ``done`` once with what came of it.
+    :param finished: ``finished(delivery, result)`` is told what came of each attempt, and returns the :class:`Verdict` on the
+        delivery. It must not unpark its client.
     :param recall: reads deliveries again by their places in the outbox.
     :ivar load: how many deliveries stand in lanes or are under way; those that are parked don't count.
     :ivar size: how many bytes their bodies have.
@@ -59,7 +61,7 @@ class Lanes:
     :ivar clients: how many clients are parked.
     """
 
-    def __init__(self, count: int, send: Send, finished: Finished, recall: Recall) -> None:
+    def __init__(self, count: int, send: Callable[..., None], finished: Callable[..., Any], recall: Recall) -> None:
         self.count = self.limit = count
         self.send = send
         self.finished = finished
@@ -69,13 +71,19 @@ class Lanes:
         self.under_way = 0
         self.parked = 0
         self.clients = 0
-        self.idle: dict[_Lane, None] = {}
-        self._lanes = [_Lane(self) for _ in range(count)]
+        self.idle: dict[Lane, None] = {}
+        self._lanes = [self._make() for _ in range(count)]
+
+    def _make(self) -> Lane:
+        return Lane(self)
 
     def push(self, deliveries: Iterable[Delivery]) -> None:
         """Put deliveries at the end of their clients' lanes."""
+        lanes, count = self._lanes, self.count
         for delivery in deliveries:
-            self._lane(delivery.client).push(delivery)
+            self.load += 1
+            self.size += len(delivery.body)
+            lanes[crc32(delivery.client.encode()) % count].push(delivery)
 
     def unpark(self, client: str) -> None:
         """Try a parked client's first delivery again when its lane comes to it, and then those behind it."""
@@ -94,6 +102,9 @@ class Lanes:
                 size -= sum(len(delivery.body) for delivery in found)
         return shed
 
+    def stop(self) -> None:
+        """Begin nothing more by itself."""
+
     def admit(self) -> None:
         """Let lanes go on that the limit had stopped."""
         while self.idle and self.under_way < self.limit:
@@ -101,11 +112,17 @@ class Lanes:
             del self.idle[lane]
             lane.run()
 
-    def _lane(self, client: str) -> _Lane:
+    def _lane(self, client: str) -> Lane:
         return self._lanes[crc32(client.encode()) % self.count]
 
 
-class _Lane:
+class Lane:
+    """
+    One of them.
+
+    :param lanes: all of them.
+    """
+
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         # A parked client that may go on stands in the queue by its name.
@@ -115,21 +132,23 @@ class _Lane:
         self._attempts: dict[int, int] = {}
         self._current: Delivery | None = None
         self._running = False
+        self._on_done = self._done
 
     def push(self, delivery: Delivery) -> None:
-        self._lanes.load += 1
-        self._lanes.size += len(delivery.body)
+        """Put a delivery at the end."""
         self._queue.append(delivery)
         if self._current is None:
             self.run()
 
     def unpark(self, client: str) -> None:
+        """Put a parked client at the end."""
         # Behind those that wait already: who fails again and again must not go before who never had a turn.
         self._queue.append(client)
         if self._current is None:
             self.run()
 
     def shed(self) -> list[Delivery]:
+        """Take out some deliveries that wait behind a parked one."""
         for parked in self._parked.values():
             if len(parked) > 1:
                 first = parked.popleft()
@@ -141,6 +160,7 @@ class _Lane:
         return []
 
     def run(self) -> None:
+        """Send the first that may be sent, if none is under way."""
         # An attempt may end before send() returns, and so come back here: the loop goes on instead of getting deeper.
         if self._running:
             return
@@ -150,11 +170,12 @@ class _Lane:
             if lanes.under_way >= lanes.limit:
                 lanes.idle[self] = None
                 break
-            delivery = self._next()
+            # Nobody is parked: then these are deliveries, and to be tried.
+            delivery: Any = self._next() if self._parked else self._queue.popleft()
             if delivery is not None:
                 self._current = delivery
                 lanes.under_way += 1
-                lanes.send(delivery, self._done)
+                lanes.send(delivery, self._on_done)
         self._running = False
 
     def _next(self) -> Delivery | None:
@@ -197,6 +218,41 @@ class _Lane:
         self._lanes.size += len(first.body)
         return first
 
+    def _park(self, delivery: Delivery) -> None:
+        """Let a delivery wait, before others of its client."""
+        parked = self._parked.get(delivery.client)
+        if parked is None:
+            parked = self._parked[delivery.client] = deque()
+            self._lanes.clients += 1
+        parked.appendleft(self._shelved(delivery))
+
+    def _put_back(self, delivery: Delivery, *, named: bool = False) -> int:
+        """
+        Put a delivery where it was.
+
+        :param named: whether its client stands in the queue already, if it is parked.
+        :returns: how much longer the queue is now.
+        """
+        parked = self._parked.get(delivery.client)
+        if parked is None:
+            self._lanes.load += 1
+            self._lanes.size += len(delivery.body)
+            self._queue.appendleft(delivery)
+            return 1
+        parked.appendleft(self._shelved(delivery))
+        if named:
+            return 0
+        self._queue.appendleft(delivery.client)
+        return 1
+
+    def _release(self, client: str) -> None:
+        """Let those go on that wait behind a delivery that is done."""
+        if self._parked[client]:
+            # Behind those of other clients that came meanwhile: a long queue of one client must not hold them up.
+            self._queue.append(client)
+        else:
+            self._free(client)
+
     def _free(self, client: str) -> None:
         del self._parked[client]
         self._lanes.clients -= 1
@@ -210,26 +266,15 @@ class _Lane:
         lanes.under_way -= 1
         # What is pushed meanwhile has to find the lane busy: nothing may go before a client is parked.
         verdict = lanes.finished(delivery, result)
-        parked = self._parked.get(delivery.client)
-        if verdict is Verdict.PARK:
-            if parked is None:
-                parked = self._parked[delivery.client] = deque()
-                lanes.clients += 1
-            parked.appendleft(self._shelved(delivery))
-        elif verdict is Verdict.AGAIN:
-            if parked is None:
-                lanes.load += 1
-                lanes.size += len(delivery.body)
-                self._queue.appendleft(delivery)
-            else:
-                parked.appendleft(self._shelved(delivery))
-                self._queue.appendleft(delivery.client)
-        elif parked:
-            # Behind those of other clients that came meanwhile: a long queue of one client must not hold them up.
-            self._queue.append(delivery.client)
-        elif parked is not None:
-            self._free(delivery.client)
+        if verdict is DONE:
+            if self._parked and delivery.client in self._parked:
+                self._release(delivery.client)
+        elif verdict is Verdict.PARK:
+            self._park(delivery)
+        else:
+            self._put_back(delivery)
         self._current = None
-        self.run()
+        if self._queue:
+            self.run()
         if lanes.idle:
             lanes.admit()

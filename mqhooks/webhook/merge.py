@@ -25,12 +25,13 @@ class MergeWindow:
     happened before it and came after it.
 
     :param window: seconds.
+    :param late: how many were late before.
     :ivar size: how many bytes the bodies have that are held.
     :ivar late: deliveries let go after a later one of their client.
     """
 
-    def __init__(self, window: float) -> None:
-        self.late = 0
+    def __init__(self, window: float, late: int = 0) -> None:
+        self.late = late
         self.size = 0
         self._window = window
         self._arrivals: deque[tuple[float, str]] = deque()
@@ -49,11 +50,12 @@ class MergeWindow:
         """
         arrivals, clients = self._arrivals, self._clients
         for delivery in deliveries:
+            client = delivery.client
             self.size += len(delivery.body)
-            arrivals.append((now, delivery.client))
-            waiting = clients.get(delivery.client)
+            arrivals.append((now, client))
+            waiting = clients.get(client)
             if waiting is None:
-                clients[delivery.client] = [delivery]
+                clients[client] = [delivery]
             elif waiting[-1].timestamp <= delivery.timestamp:
                 waiting.append(delivery)
             else:
@@ -69,28 +71,27 @@ class MergeWindow:
         released: list[Delivery] = []
         arrivals, clients = self._arrivals, self._clients
         until = now - self._window
-        while arrivals and len(released) < limit and arrivals[0][0] <= until:
+        last = self._last
+        while arrivals and limit > 0 and arrivals[0][0] <= until:
+            limit -= 1
             client = arrivals.popleft()[1]
-            waiting = clients[client]
+            waiting = clients.pop(client)
             delivery = waiting.pop(0)
-            if not waiting:
-                del clients[client]
+            if waiting:
+                clients[client] = waiting
             self.size -= len(delivery.body)
-            self._note(delivery)
+            timestamp = delivery.timestamp
+            before = last.get(client)
+            if before is None:
+                before = self._before.get(client, timestamp)
+            if timestamp < before:
+                self.late += 1
+                timestamp = before
+            last[client] = timestamp
             released.append(delivery)
+        if len(last) > REMEMBERED:
+            self._before, self._last = last, {}
         return released
-
-    def _note(self, delivery: Delivery) -> None:
-        client, timestamp = delivery.client, delivery.timestamp
-        last = self._last.get(client)
-        if last is None:
-            last = self._before.get(client, timestamp)
-        if timestamp < last:
-            self.late += 1
-            timestamp = last
-        self._last[client] = timestamp
-        if len(self._last) > REMEMBERED:
-            self._before, self._last = self._last, {}
 
 
 def _timestamp(delivery: Delivery) -> int:

@@ -12,8 +12,11 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, IS
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
-from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout
-from mqhooks.webhook.connection import Exchange, HTTPConnection
+from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
+from mqhooks.histogram import Histogram
+from mqhooks.webhook.connection import Answer, Exchange, HTTPConnection
+from mqhooks.webhook.counters import ANSWERS
+from mqhooks.webhook.readiness import Readiness
 
 CLOSING_TIME = 1.0
 """How many seconds connections get to close before they are aborted."""
@@ -31,10 +34,17 @@ class ConnectionPool:
     :param name: what is connected to, for errors.
     :param size: how many connections.
     :param timeout: seconds that a request may take, the wait for a connection included.
+    :ivar readiness: watches the connections' sockets.
+    :ivar known: see :class:`~mqhooks.webhook.connection.ConnectionOwner`.
+    :ivar answers: how long the answers took, the wait for a connection included.
     """
 
     def __init__(self, reactor: IReactorTime, endpoint: IStreamClientEndpoint, name: str, size: int, timeout: float) -> None:
+        self.known: dict[bytes, Answer] = {}
+        self.readiness = Readiness(reactor) if Readiness.possible(reactor) else None
+        self.answers = Histogram(ANSWERS)
         self._clock = reactor
+        self._seconds = reactor.seconds
         self._endpoint = endpoint
         self._factory = _Factory(self)
         self._name = name
@@ -62,7 +72,17 @@ class ConnectionPool:
             :class:`~mqhooks.errors.DeliveryError`; possibly before this method returns.
         :param keep: how many bytes of the answer's body are wanted.
         """
-        self._dispatch(Exchange(request, done, keep, self._clock.seconds() + self._timeout))
+        exchange = Exchange(request, done, keep, self._seconds())
+        if self._closed is not None:
+            self._refuse(exchange)
+            return
+        if self._idle:
+            self._idle.pop().start(exchange)
+        else:
+            self._waiting.append(exchange)
+            self._open()
+        if self._watch is None:
+            self._watch = self._clock.callLater(self._interval, self._look)
 
     def resend(self, exchange: Exchange) -> None:
         """Send a request again, before those that wait."""
@@ -108,6 +128,12 @@ class ConnectionPool:
         else:
             self._idle.append(connection)
 
+    def ended(self, exchange: Exchange, result: Answer | DeliveryError) -> None:
+        """Note how long an answer took, and hand it over."""
+        if isinstance(result, Answer):
+            self.answers.observe(self._seconds() - exchange.since)
+        exchange.done(result)
+
     def lost(self, connection: HTTPConnection) -> None:
         """Forget a connection, and open another when something waits."""
         self._connections.discard(connection)
@@ -115,18 +141,6 @@ class ConnectionPool:
             self._idle.remove(connection)
         self._open()
         self._check_closed()
-
-    def _dispatch(self, exchange: Exchange) -> None:
-        if self._closed is not None:
-            self._refuse(exchange)
-            return
-        if self._idle:
-            self._idle.pop().start(exchange)
-        else:
-            self._waiting.append(exchange)
-            self._open()
-        if self._watch is None:
-            self._watch = self._clock.callLater(self._interval, self._look)
 
     def _refuse(self, exchange: Exchange) -> None:
         exchange.done(ConnectFailed(f"{self._name}: closed before it was sent"))
@@ -159,12 +173,12 @@ class ConnectionPool:
 
     def _look(self) -> None:
         self._watch = None
-        now = self._clock.seconds()
+        begun = self._seconds() - self._timeout
         late = DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s")
         for connection in list(self._connections):
-            if connection.exchange is not None and connection.exchange.deadline <= now:
+            if connection.exchange is not None and connection.exchange.since <= begun:
                 connection.abandon(late)
-        while self._waiting and self._waiting[0].deadline <= now:
+        while self._waiting and self._waiting[0].since <= begun:
             self._waiting.popleft().done(DeliveryTimeout(f"{self._name}: no connection within {self._timeout:g} s"))
         busy = self._waiting or any(connection.exchange is not None for connection in self._connections)
         if busy and self._watch is None and self._closed is None:

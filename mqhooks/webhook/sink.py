@@ -5,6 +5,7 @@ The sink that makes events into webhooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from secrets import token_hex
 from time import time
@@ -17,22 +18,27 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.errors import ConnectFailed, DeliveryError
+from mqhooks.hiding import hide
 from mqhooks.interfaces import IEventSink, IOutbox
 from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.ratelimit import RateLimit
 from mqhooks.sidecar.events import Event
+from mqhooks.webhook.batches import BatchLanes
 from mqhooks.webhook.breaker import Breaker
 from mqhooks.webhook.client import WebhookClient
 from mqhooks.webhook.connection import Answer
-from mqhooks.webhook.counters import WebhookCounters
-from mqhooks.webhook.lanes import Lanes, Verdict
+from mqhooks.webhook.counters import WebhookCounters, failure_of
+from mqhooks.webhook.lanes import DONE, Lanes, Verdict
 from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.retry import RetryPolicy, retry_after
 
 WINDOW = 4096
 """How many deliveries are claimed from the outbox and neither settled nor parked; what is beyond them stays in the outbox."""
+
+MOST = 1 << 14
+"""How many they are at most, when it takes more of them to fill all batches that may be under way."""
 
 WINDOW_BYTES = 8 << 20
 """How many bytes their bodies may have, about; as many again in the merge window."""
@@ -50,6 +56,23 @@ PARKED_CLIENTS = 8192
 """When more clients than these wait for their retries, it is the endpoint's failure rather than theirs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """
+    An attempt that did not deliver.
+
+    :param at: when, in seconds since 1970.
+    :param reason: why.
+    :param status: the answer's status; 0 when there was none.
+    :param body: the beginning of the answer's body.
+    """
+
+    at: float
+    reason: str
+    status: int
+    body: bytes
+
+
 @implementer(IEventSink)
 class WebhookSink(Service):
     """
@@ -63,8 +86,12 @@ class WebhookSink(Service):
     :param client: ``None`` for one of its own.
     :param drain_time: how many seconds stopping waits: for the attempts under way when the outbox outlives the process, else
         for everything that is pending.
+    :param counters: ``None`` for new ones; else those of the sink that this one takes the place of.
     :param random: the source of jitter.
     :param now: tells the time of day, in seconds since 1970; the reactor's may be another.
+    :ivar down_since: when the endpoint was found down, in seconds since 1970; ``None`` while it is up.
+    :ivar failure: the last attempt that did not deliver.
+    :ivar refusal: the last of those that was answered.
     :raises mqhooks.errors.ConfigError: when the certificates don't serve.
     """
 
@@ -78,11 +105,16 @@ class WebhookSink(Service):
         *,
         client: WebhookClient | None = None,
         drain_time: float = 10.0,
+        counters: WebhookCounters | None = None,
         random: Random | None = None,
         now: Callable[[], float] = time,
     ) -> None:
         self.settings = settings
-        self.counters = WebhookCounters()
+        self.drain_time = drain_time
+        self.counters = counters or WebhookCounters()
+        self.down_since: float | None = None
+        self.failure: Failure | None = None
+        self.refusal: Failure | None = None
         self.outbox = outbox
         self._clock = reactor
         self._now = now
@@ -90,27 +122,41 @@ class WebhookSink(Service):
         self._rules = Rules(settings)
         self._policy = RetryPolicy(settings.retry)
         self._breaker = Breaker(settings.pool_size)
-        self._lanes = Lanes(settings.pool_size, self._client.deliver, self._finished, outbox.recall)
+        self._lanes = self._make_lanes()
         self._ordered = settings.ordering == "client"
         window = settings.merge_window if self._ordered else 0
-        self._merge = MergeWindow(window) if window else None
+        self._merge = MergeWindow(window, self.counters.late) if window else None
         self._merge_interval = settings.merge_window / 5
         self._merge_timer: IDelayedCall | None = None
         self._pumping = False
+        self._dry = False
+        self._window = _window(settings)
         self._random = random or Random()
-        self._drain_time = drain_time
+        if counters is None:
+            self.counters.answers = self._client.answers
+        else:
+            self._client.answers = counters.answers
         self._complaints = RateLimit(reactor)
         self._retries: set[IDelayedCall] = set()
         self._probe_timer: IDelayedCall | None = None
         self._drained: Deferred[None] | None = None
         self._stopping = False
+        self._retired = False
+        self._paused = False
         self._id_prefix = f"msg_{token_hex(9)}"
         self._id_count = 0
+
+    def _make_lanes(self) -> Lanes:
+        count, client, recall = self.settings.pool_size, self._client, self.outbox.recall
+        batch = self.settings.batch
+        if batch is None:
+            return Lanes(count, client.deliver, self._finished, recall)
+        return BatchLanes(self._clock, batch, count, client.deliver_batch, self._batch_finished, recall)
 
     def startService(self) -> None:
         """Begin to deliver, first of all what the outbox holds."""
         super().startService()
-        self.outbox.more = self._pump
+        self.outbox.more = self._more
         self.outbox.overflow = self._shed
         if self.outbox.pending:
             self.log.info(
@@ -126,13 +172,27 @@ class WebhookSink(Service):
         """
         if self.outbox.durable:
             self._stop_sending()
-        drained: Deferred[None] = Deferred()
-        self._drained = drained
-        late = self._clock.callLater(self._drain_time, self._give_up)
-        drained.addCallback(lambda _: late.cancel() if late.active() else None)
-        drained.addCallback(self._close)
+        late = self._clock.callLater(self.drain_time, self._give_up)
+        return self._end().addCallback(lambda _: late.cancel() if late.active() else None)
+
+    def retire(self) -> Deferred[None]:
+        """
+        Finish what is under way, however long it takes, and leave all the rest in the outbox, for another sink to reclaim.
+
+        :returns: a ``Deferred`` that fires when nothing is open any more; :meth:`stopService` hurries it.
+        """
+        self._retired = True
+        self._stop_sending()
+        return self._end()
+
+    def _end(self) -> Deferred[None]:
+        ended: Deferred[None] = Deferred()
+        if self._drained is None:
+            self._drained = Deferred()
+            self._drained.addCallback(self._close)
+        self._drained.addCallback(lambda _: ended.callback(None))
         self._check_drained()
-        return drained
+        return ended
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Put what the rules want into the outbox."""
@@ -167,7 +227,43 @@ class WebhookSink(Service):
             if accepted is not None:
                 waiting.append(accepted)
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is sent because somebody wants it so."""
+        return self._paused
+
+    def pause(self) -> None:
+        """
+        Send nothing more until :meth:`resume`; what comes is accepted, and what is under way goes on.
+
+        A new process is not paused.
+        """
+        if not self._paused:
+            self._paused = True
+            self._lanes.limit = 0
+            self.log.info("webhook {name}: paused", name=self.settings.name)
+
+    def resume(self) -> None:
+        """Send again."""
+        if self._paused:
+            self._paused = False
+            self.log.info(
+                "webhook {name}: goes on, {pending} deliveries are waiting",
+                name=self.settings.name,
+                pending=self.outbox.pending,
+            )
+            self._admit()
+
+    @property
+    def next_probe(self) -> float | None:
+        """In how many seconds an endpoint that is down is tried again; ``None`` when it is up or is being tried."""
+        return None if self._probe_timer is None else max(self._probe_timer.getTime() - self._clock.seconds(), 0.0)
+
     # From the outbox through the merge window into the lanes.
+
+    def _more(self) -> None:
+        self._dry = False
+        self._pump()
 
     def _pump(self) -> None:
         # An attempt that ends at once comes back here: what it makes room for must not go before what is being pushed.
@@ -176,7 +272,11 @@ class WebhookSink(Service):
         self._pumping = True
         try:
             if self._merge is None:
-                while self._has_room() and (claimed := self.outbox.claim(WINDOW - self._lanes.load)):
+                while self._has_room():
+                    claimed = self.outbox.claim(self._window - self._lanes.load)
+                    if not claimed:
+                        self._dry = True
+                        break
                     self._lanes.push(claimed)
             else:
                 self._pump_merged(self._merge)
@@ -191,15 +291,17 @@ class WebhookSink(Service):
         since = self.outbox.waiting_since
         horizon = now if since is None else max(since, now - LONGEST_COMMIT)
         while self._has_room():
-            room = WINDOW - len(merge) if merge.size <= WINDOW_BYTES else 0
+            room = self._window - len(merge) if merge.size <= WINDOW_BYTES else 0
             claimed = self.outbox.claim(room) if room > 0 else ()
             merge.push(claimed, now)
-            released = merge.release(horizon, WINDOW - self._lanes.load)
+            released = merge.release(horizon, self._window - self._lanes.load)
             if not released and room <= 0:
                 # More came within the window than it holds: its first part has to go.
-                released = merge.release(NEVER, WINDOW // 2)
+                released = merge.release(NEVER, self._window // 2)
             self._lanes.push(released)
             if not claimed and not released:
+                # What the window holds back, its timer lets go.
+                self._dry = True
                 break
         if len(merge) and self._merge_timer is None:
             self._merge_timer = self._clock.callLater(self._merge_interval, self._tick)
@@ -211,7 +313,7 @@ class WebhookSink(Service):
             self.counters.dropped += 1
 
     def _has_room(self) -> bool:
-        return self._lanes.load <= WINDOW // 2 and self._lanes.size <= WINDOW_BYTES
+        return self._lanes.load <= self._window // 2 and self._lanes.size <= WINDOW_BYTES
 
     def _tick(self) -> None:
         self._merge_timer = None
@@ -220,82 +322,143 @@ class WebhookSink(Service):
     # What becomes of an attempt.
 
     def _finished(self, delivery: Delivery, result: Answer | DeliveryError) -> Verdict:
-        self.counters.attempts += 1
-        if isinstance(result, Answer):
-            judged = self._policy.verdict(result.status)
-            if judged == "delivered":
-                self.counters.delivered += 1
-                self.outbox.settle(delivery)
-                verdict = Verdict.DONE
-            elif judged == "dead":
-                delivery.attempts += 1
-                verdict = self._bury(delivery, result, "the endpoint refuses it")
-            else:
-                verdict = self._retry(delivery, result)
+        counters = self.counters
+        counters.attempts += 1
+        judged = self._policy.verdict(result.status) if isinstance(result, Answer) else "retry"
+        if judged == "delivered":
+            counters.delivered += 1
+            counters.ages.observe(self._now() - delivery.timestamp * 1e-9)
+            self.outbox.settle(delivery)
+            verdict = DONE
+        elif judged == "retry":
+            (verdict,) = self._retry((delivery,), result)
         else:
-            judged = "retry"
-            verdict = self._retry(delivery, result)
-        if judged != "retry" and (self._breaker.limit < self._lanes.count or self._breaker.suspects):
+            counters.refused += 1
+            delivery.attempts += 1
+            verdict = self._bury(delivery, result, "the endpoint refuses it")
+        self._go_on(answered=judged != "retry")
+        return verdict
+
+    def _batch_finished(self, batch: Sequence[Delivery], result: Answer | DeliveryError) -> Sequence[Verdict] | None:
+        counters = self.counters
+        counters.attempts += len(batch)
+        judged = self._policy.verdict(result.status) if isinstance(result, Answer) else "retry"
+        verdicts: Sequence[Verdict] | None = None
+        if judged == "delivered":
+            counters.delivered += len(batch)
+            now = self._now()
+            for delivery in batch:
+                counters.ages.observe(now - delivery.timestamp * 1e-9)
+                self.outbox.settle(delivery)
+            verdicts = [DONE] * len(batch)
+        elif judged == "retry":
+            verdicts = self._retry(batch, result)
+        else:
+            counters.refused += len(batch)
+            if len(batch) == 1:
+                batch[0].attempts += 1
+                verdicts = [self._bury(batch[0], result, "the endpoint refuses it")]
+            else:
+                self._complain(self._describe(result), "a batch of {count} is tried in halves", count=len(batch))
+        self._go_on(answered=judged != "retry")
+        return verdicts
+
+    def _go_on(self, *, answered: bool) -> None:
+        """
+        Do what every attempt's end makes possible.
+
+        :param answered: whether it shows that the endpoint works.
+        """
+        if answered and not self._breaker.well:
             self._recover()
-        if self._has_room():
+        if not self._dry and self._has_room():
             self._pump()
         if self._drained is not None:
             self._check_drained()
-        return verdict
 
-    def _retry(self, delivery: Delivery, result: Answer | DeliveryError) -> Verdict:
-        self.counters.failed += 1
+    def _retry(self, deliveries: Sequence[Delivery], result: Answer | DeliveryError) -> list[Verdict]:
+        """Decide on deliveries that failed together, in one request."""
+        self.counters.failed += len(deliveries)
+        self.counters.failures[failure_of(result)] += len(deliveries)
         if self._stopping:
-            return Verdict.AGAIN
+            return [Verdict.AGAIN] * len(deliveries)
         now = self._now()
         reason = self._describe(result)
+        self._note(result, reason, now)
         was_down = self._breaker.down
         pause = retry_after(result.headers, now) if isinstance(result, Answer) else None
-        down = self._breaker.failed(delivery, result) or self._lanes.clients >= PARKED_CLIENTS
-        # While the endpoint is down, an attempt says nothing of the delivery.
-        delivery.attempts += not down
-        exhausted = self._policy.exhausted(delivery.attempts, now - delivery.accepted / 1000)
+        down = self._breaker.failed(deliveries[0], result) or self._lanes.clients >= PARKED_CLIENTS
+        given_up = []
+        for delivery in deliveries:
+            # While the endpoint is down, an attempt says nothing of the delivery.
+            delivery.attempts += not down
+            given_up.append(self._policy.exhausted(delivery.attempts, now - delivery.accepted / 1000))
         if down:
-            self._hold(reason, 0 if exhausted else pause, was_down=was_down, at_once=exhausted is not None)
-        if exhausted is not None:
-            return self._bury(delivery, result, exhausted)
-        if down and (isinstance(result, ConnectFailed) or self._lanes.clients >= PARKED_CLIENTS):
-            return Verdict.AGAIN
+            at_once = None not in given_up
+            self._hold(reason, 0 if at_once else pause, was_down=was_down, at_once=at_once)
         # Another client's delivery is the next probe: were it always this one, it could keep a good endpoint down.
-        delay = self._policy.delay(max(delivery.attempts, 1), self._random)
+        parks = not down or not (isinstance(result, ConnectFailed) or self._lanes.clients >= PARKED_CLIENTS)
+        verdicts = []
+        attempts: dict[str, int] = {}
+        for delivery, why in zip(deliveries, given_up, strict=True):
+            if why is not None:
+                verdicts.append(self._bury(delivery, result, why))
+            elif parks:
+                attempts.setdefault(delivery.client, delivery.attempts)
+                verdicts.append(Verdict.PARK)
+            else:
+                verdicts.append(Verdict.AGAIN)
+        if attempts:
+            self._park(attempts, pause, reason)
+        return verdicts
+
+    def _park(self, attempts: dict[str, int], pause: float | None, reason: str) -> None:
+        """Let clients go on after a while; ``attempts`` says how often the first delivery of each was tried."""
+        made = max(attempts.values())
+        delay = self._policy.delay(max(made, 1), self._random)
         if pause is not None:
             delay = max(delay, pause)
-        self._complain(reason, "attempt {attempts}, the next in {delay:.1f} s", attempts=delivery.attempts, delay=delay)
+        self._complain(reason, "attempt {attempts}, the next in {delay:.1f} s", attempts=made, delay=delay)
 
         def again() -> None:
             self._retries.discard(retry)
-            self._lanes.unpark(delivery.client)
+            for client in attempts:
+                self._lanes.unpark(client)
 
         retry: IDelayedCall = self._clock.callLater(delay, again)
         self._retries.add(retry)
-        return Verdict.PARK
 
     def _bury(self, delivery: Delivery, result: Answer | DeliveryError, why: str) -> Verdict:
         self.counters.dead += 1
         reason = self._describe(result)
         status, answer = (result.status, result.body) if isinstance(result, Answer) else (0, b"")
-        died = int(self._now() * 1000)
-        self.outbox.bury(delivery, self.settings.url, f"{reason}: {why}", status, answer, died)
+        now = self._now()
+        self._note(result, reason, now)
+        self.outbox.bury(delivery, self.settings.url, f"{reason}: {why}", status, answer, int(now * 1000))
         self._complain(f"{reason}: {why}", "{id} is a dead letter", id=delivery.id)
         return Verdict.DONE
+
+    def _note(self, result: Answer | DeliveryError, reason: str, now: float) -> None:
+        if isinstance(result, Answer):
+            self.failure = self.refusal = Failure(now, reason, result.status, result.body)
+        else:
+            self.failure = Failure(now, reason, 0, b"")
 
     # The endpoint as a whole.
 
     def _hold(self, reason: str, pause: float | None, *, was_down: bool, at_once: bool) -> None:
         """Try nothing more before a probe."""
         self._lanes.limit = 0
+        if self.down_since is None:
+            self.down_since = self._now()
         if self._probe_timer is not None:
             return
         delay = 0 if at_once else self._policy.delay(self._breaker.probes + 1, self._random)
         if pause is not None:
             delay = max(delay, pause)
         if not was_down:
-            self.log.error("webhook {name}: the endpoint is down: {reason}", name=self.settings.name, reason=reason)
+            shown = hide(reason, self.settings.url)
+            self.log.error("webhook {name}: the endpoint is down: {reason}", name=self.settings.name, reason=shown)
         self._complain(reason, "the endpoint is tried again in {delay:.1f} s", delay=delay)
         self._probe_timer = self._clock.callLater(delay, self._probe)
 
@@ -308,6 +471,7 @@ class WebhookSink(Service):
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
+        self.down_since = None
         if self._breaker.answered():
             self.log.info(
                 "webhook {name}: the endpoint is up again, {pending} deliveries are waiting",
@@ -317,7 +481,7 @@ class WebhookSink(Service):
         self._admit()
 
     def _admit(self) -> None:
-        if not self._stopping:
+        if not self._stopping and not self._paused:
             self._lanes.limit = self._breaker.limit
             self._lanes.admit()
 
@@ -328,7 +492,7 @@ class WebhookSink(Service):
         self._lanes.limit = 0
 
     def _check_drained(self) -> None:
-        left = self._lanes.under_way if self.outbox.durable else self.outbox.pending
+        left = self._lanes.under_way if self.outbox.durable or self._retired else self.outbox.pending
         if self._drained is not None and not self._drained.called and not left:
             self._drained.callback(None)
 
@@ -341,11 +505,12 @@ class WebhookSink(Service):
         self._stop_sending()
         super().stopService()
         timers = [*self._retries, self._probe_timer, self._merge_timer]
+        self._lanes.stop()
         self._retries.clear()
         for timer in timers:
             if timer is not None and timer.active():
                 timer.cancel()
-        if self.outbox.pending and not self.outbox.durable:
+        if self.outbox.pending and not self.outbox.durable and not self._retired:
             self.log.error(
                 "webhook {name}: stopped with {pending} deliveries not delivered; they are lost",
                 name=self.settings.name,
@@ -361,4 +526,10 @@ class WebhookSink(Service):
         if held is not None:
             more = f" ({held} more like it since the last time)" if held else ""
             line = f"webhook {{name}}: {{reason}}; {what}{{more}}"
-            self.log.warn(line, name=self.settings.name, reason=reason, more=more, **values)
+            self.log.warn(line, name=self.settings.name, reason=hide(reason, self.settings.url), more=more, **values)
+
+
+def _window(settings: WebhookSettings) -> int:
+    if settings.batch is None:
+        return WINDOW
+    return min(max(WINDOW, 2 * settings.pool_size * settings.batch.size), MOST)

@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 
 from tests.campaign.endpoint import Recorder
 from tests.campaign.producer import Producer
+from tests.metrics import broken_identities, read_metrics
 from tests.processes import Twistd
 
 UNDER_WAY = 0.1
@@ -83,6 +84,7 @@ class Stage:
             endpoint.open()
         self.endpoint = self.endpoints[webhooks[0]]
         self.port = _free_port()
+        self.admin_port = _free_port()
         blocks = "\n".join(
             f'{name} {{ url = "http://127.0.0.1:{endpoint.number}/{name}", pool_size = 8, cancel_timeout = 1s, '
             "merge_window = 20ms, retry { initial = 50ms, max = 400ms }, events = [ { event = on_message_publish } ] }"
@@ -145,7 +147,15 @@ class Stage:
         for endpoint in self.endpoints.values():
             endpoint.run = run
         self.bridge = Twistd(
-            self, "mqhooks", "--sidecar-port", str(self.port), "--config", str(self.config), before=self.before
+            self,
+            "mqhooks",
+            "--sidecar-port",
+            str(self.port),
+            "--admin-port",
+            str(self.admin_port),
+            "--config",
+            str(self.config),
+            before=self.before,
         )
         self.runs.append(self.bridge)
         await self.bridge.until(r"listening for VerneMQ on", anywhere=True)
@@ -173,10 +183,22 @@ class Stage:
         await self._ended()
 
     async def terminate(self):
-        """End the bridge with SIGTERM, which has to be in order."""
+        """Look at the bridge's numbers, and end it with SIGTERM, which has to be in order."""
+        if not self.bridge.ended.called:
+            await self._check_metrics()
         if not self.bridge.ended.called:
             self.bridge.process.signalProcess("TERM")
         await self.ended()
+
+    async def _check_metrics(self):
+        run = len(self.runs) - 1
+        try:
+            samples = await read_metrics(self.reactor, f"http://127.0.0.1:{self.admin_port}")
+        except Exception as error:
+            if not self.bridge.ended.called:
+                self.broken.append(f"run {run}: no metrics: {error!r}")
+        else:
+            self.broken += [f"run {run}: {what}" for what in broken_identities(samples)]
 
     async def ended(self):
         """Wait for the bridge to end in order."""

@@ -1,0 +1,204 @@
+"""
+The processes of a run, and what the operating system knows of them. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PATIENCE = 60.0
+"""How many seconds a process may take to start, and how long nothing may happen before a run is given up."""
+
+QUIET = 0.001
+"""How many seconds of CPU in :data:`PAUSE` seconds a process may use that has nothing to do."""
+
+PAUSE = 0.1
+
+
+class BenchmarkError(Exception):
+    """A run cannot be measured; the message says why, in one line."""
+
+
+class Process:
+    """
+    A Python process, killed at the end of a ``with``.
+
+    :param name: for messages.
+    :param arguments: what follows ``python``.
+    :param directory: where it runs and where its log is.
+    :param talks: whether it reads commands, one a line, and answers with lines of JSON.
+    """
+
+    def __init__(self, name: str, arguments: list[str], directory: Path, *, talks: bool = False) -> None:
+        self.name = name
+        self._log = directory / f"{name}.log"
+        path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if talks else log,
+                stderr=log,
+                text=True,
+            )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        self._process.kill()
+        self._process.communicate()
+
+    def stop(self) -> None:
+        """
+        Have it end in order.
+
+        :raises BenchmarkError: when it does not.
+        """
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise self.error("does not end") from None
+
+    def ask(self, command: str = "report") -> dict[str, Any]:
+        """
+        Send a command and wait for the answer.
+
+        :raises BenchmarkError: when it ends instead.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{command}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self.error("has ended") from None
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """
+        Wait for a line of JSON.
+
+        :raises BenchmarkError: when it ends instead.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self.error("has ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def check(self) -> None:
+        """
+        Look whether it runs.
+
+        :raises BenchmarkError: when it has ended.
+        """
+        if self._process.poll() is not None:
+            raise self.error("has ended")
+
+    def error(self, what: str) -> BenchmarkError:
+        """Make an error of what happened, and of the last line that the process has logged."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return BenchmarkError(f"{self.name} {what}" + (f"; its last words: {lines[-1].strip()}" if lines else ""))
+
+    def cpu(self) -> float:
+        """Count the seconds of CPU that it, its threads and its children have used, those that have ended included."""
+        return _cpu(self._process.pid)
+
+    def peak(self) -> float:
+        """Say how many MB of memory it has had at most."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+    def settle(self) -> float:
+        """
+        Wait until it has nothing to do.
+
+        :returns: :meth:`cpu`.
+        """
+        end = time.monotonic() + PATIENCE
+        before = self.cpu()
+        while time.monotonic() < end:
+            time.sleep(PAUSE)
+            self.check()
+            after = self.cpu()
+            if after - before < QUIET:
+                return after
+            before = after
+        raise self.error("does not come to rest")
+
+
+def _cpu(pid: int) -> float:
+    # The clock of another process, as clock_getcpuclockid(3) names it: to the nanosecond, with all threads.
+    seconds = time.clock_gettime(~pid << 3 | 2)
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    seconds += (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            children = (task / "children").read_text(encoding="ascii").split()
+        except OSError:
+            # A thread that has just ended: its children are another thread's now.
+            continue
+        seconds += sum(_cpu(int(child)) for child in children)
+    return seconds
+
+
+def free_port() -> int:
+    """Find a port of 127.0.0.1 that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_for_port(process: Process, port: int) -> None:
+    """
+    Wait until a process listens.
+
+    :raises BenchmarkError: when it ends first, or takes too long.
+    """
+
+    def listens() -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    until(listens, process, lambda: None, "does not listen")
+
+
+def until(condition: Callable[[], bool], process: Process, progress: Callable[[], object], what: str) -> bool:
+    """
+    Wait until something holds.
+
+    :param process: on which it depends.
+    :param progress: something that changes as long as there is hope.
+    :raises BenchmarkError: when the process ends, or when there was no progress for :data:`PATIENCE` seconds.
+    """
+    seen, end = progress(), time.monotonic() + PATIENCE
+    while not condition():
+        process.check()
+        now = progress()
+        if now != seen:
+            seen, end = now, time.monotonic() + PATIENCE
+        elif time.monotonic() > end:
+            raise process.error(f"{what} within {PATIENCE:.0f} s")
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,205 @@
+"""
+The endpoint: takes every request as fast as it can, and knows which events were in them.
+
+``python -m benchmarks.receiver --port 8080 --events 100000`` prints ``{"ready": true}`` once it listens, and one line of JSON
+for each line that it reads; it ends with its standard input.
+
+It is a loop around ``epoll`` that cuts requests by their ``content-length``, finds the events by their mark, and answers all
+with the same 204. One request is one event, an array, or lines of JSON, compressed or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import select
+import socket
+import ssl
+import sys
+import time
+from array import array
+from typing import Any
+
+from benchmarks.load import MARK
+
+ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
+READ = 256 << 10
+
+
+class Ledger:
+    """
+    Which events have come.
+
+    :param events: how many are expected; their numbers are below it.
+    :ivar distinct: how many have come, each counted once.
+    :ivar twice: how many came that had come before.
+    :ivar late: how many came for the first time after a later one of the same client.
+    """
+
+    def __init__(self, events: int) -> None:
+        self._seen = bytearray(events)
+        self._newest: dict[bytes, int] = {}
+        self._took = array("d")
+        self.requests = self.distinct = self.twice = self.late = 0
+        self.first = self.last = 0
+
+    def take(self, body: bytes | bytearray, now: int) -> None:
+        """
+        Note what one request holds.
+
+        :param now: when it came, in nanoseconds of the monotonic clock.
+        """
+        self.requests += 1
+        self.first = self.first or now
+        self.last = now
+        at = body.find(MARK)
+        while at >= 0:
+            number = int(body[at + 1 : at + 11])
+            client = bytes(body[at + 11 : at + 17])
+            if self._seen[number]:
+                self.twice += 1
+            else:
+                self._seen[number] = 1
+                self.distinct += 1
+                if number < self._newest.get(client, -1):
+                    self.late += 1
+                else:
+                    self._newest[client] = number
+                stamp = int(body[at + 17 : at + 37])
+                if stamp:
+                    self._took.append((now - stamp) / 1e6)
+            at = body.find(MARK, at + 37)
+
+    def report(self) -> dict[str, Any]:
+        """Say what has come, and how long it took: milliseconds by percentile, when the load has stamped its events."""
+        took = sorted(self._took)
+        at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+        return {
+            "requests": self.requests,
+            "distinct": self.distinct,
+            "twice": self.twice,
+            "late": self.late,
+            "first": self.first,
+            "last": self.last,
+            "took": {name: took[min(len(took) - 1, int(share * len(took)))] for name, share in at.items()} if took else {},
+        }
+
+
+class Connection:
+    """
+    One client's connection, whose requests are cut and answered.
+
+    :param sock: not blocking.
+    """
+
+    def __init__(self, sock: socket.socket, ledger: Ledger) -> None:
+        self._socket = sock
+        self._ledger = ledger
+        self._data = bytearray()
+        self._needed = 0
+
+    def readable(self) -> bool:
+        """
+        Read and answer what is there.
+
+        :returns: whether the connection is still open.
+        """
+        while True:
+            try:
+                data = self._socket.recv(READ)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            self._data += data
+            if len(self._data) >= self._needed:
+                self._cut(time.monotonic_ns())
+            if len(data) < READ and not isinstance(self._socket, ssl.SSLSocket):
+                return True
+
+    def _cut(self, now: int) -> None:
+        data = self._data
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            head = bytes(data[:end]).lower()
+            length = head.find(b"\r\ncontent-length:")
+            if length < 0:
+                raise SystemExit(
+                    "benchmarks.receiver: a request without content-length, which this endpoint does not understand"
+                )
+            size = int(head[length + 17 :].split(b"\r\n", 1)[0])
+            self._needed = end + 4 + size
+            if len(data) < self._needed:
+                return
+            body: bytes | bytearray = data[end + 4 : self._needed]
+            if b"\r\ncontent-encoding: gzip" in head:
+                body = gzip.decompress(body)
+            self._ledger.take(body, now)
+            del data[: self._needed]
+            self._needed = 0
+            self._socket.send(ANSWER)
+
+
+def serve(listener: socket.socket, ledger: Ledger, context: ssl.SSLContext | None) -> None:
+    """
+    Take requests until the standard input ends.
+
+    :param context: for TLS.
+    """
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    poll.register(sys.stdin.fileno(), select.EPOLLIN)
+    open_: dict[int, tuple[socket.socket, Connection]] = {}
+    while True:
+        for descriptor, _ in poll.poll():
+            if (known := open_.get(descriptor)) is not None:
+                sock, connection = known
+                if not connection.readable():
+                    del open_[descriptor]
+                    sock.close()
+            elif descriptor == listener.fileno():
+                accepted = _accept(listener, context)
+                if accepted is not None:
+                    open_[accepted.fileno()] = accepted, Connection(accepted, ledger)
+                    poll.register(accepted, select.EPOLLIN)
+            elif os.read(descriptor, 4096):
+                print(json.dumps(ledger.report()), flush=True)
+            else:
+                return
+
+
+def _accept(listener: socket.socket, context: ssl.SSLContext | None) -> socket.socket | None:
+    sock, _ = listener.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if context is not None:
+        # The client is quick: one handshake after the other costs less than a state for each.
+        sock.settimeout(5)
+        try:
+            sock = context.wrap_socket(sock, server_side=True)
+        except OSError:
+            return None
+    sock.settimeout(0)
+    return sock
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.receiver")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--events", type=int, required=True)
+    parser.add_argument("--certificate", help="a PEM file with key and certificate: speak TLS")
+    options = parser.parse_args()
+    context = None
+    if options.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.certificate)
+    listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
+    print(json.dumps({"ready": True}), flush=True)
+    serve(listener, Ledger(options.events), context)
+
+
+if __name__ == "__main__":
+    main()

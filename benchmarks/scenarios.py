@@ -1,0 +1,236 @@
+"""
+What is done with the sidecars, and what is measured of it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import certificates, subjects
+from benchmarks.processes import BenchmarkError, Process, free_port, until, wait_for_port
+from benchmarks.subjects import PEERS, Wiring
+
+GIVEN_UP = 20.0
+"""After how many seconds without a delivery what has not come counts as missing."""
+
+SOON = {"retry": "{ initial = 200ms, max = 200ms }"}
+"""Has mqhooks look often whether the endpoint is back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """
+    One line of the table for each sidecar that can do it.
+
+    :param title: what is done.
+    :param events: how many mqhooks gets; its peers get a share (:data:`benchmarks.subjects.SUBJECTS`) unless there is a rate.
+    :param measures: ``relay`` counts from the first event to the last delivery, ``accept`` until all are committed while the
+        endpoint is down, ``backlog`` from the moment when that endpoint comes back.
+    :param peers: who does it beside mqhooks.
+    :param size: bytes of a payload.
+    :param rate: events a second; 0 for as fast as they are read.
+    :param webhook: keys of mqhooks' webhook block.
+    :param signed: whether requests are signed.
+    :param tls: whether the endpoint speaks TLS.
+    :param runs: how often at most, for what takes long.
+    :param long: whether it is only for who has the time.
+    """
+
+    title: str
+    events: int
+    measures: Literal["relay", "accept", "backlog"] = "relay"
+    peers: tuple[str, ...] = ()
+    size: int = 100
+    rate: float = 0.0
+    webhook: Mapping[str, str] = field(default_factory=dict)
+    signed: bool = False
+    tls: bool = False
+    runs: int = 99
+    long: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """
+    What one run has given.
+
+    :param events: how many were sent.
+    :param done: how many were delivered, or accepted when nothing was to be delivered.
+    :param cpu: seconds.
+    :param seconds: from the first to the last.
+    :param twice: how many were delivered again.
+    :param late: how many came after a later one of their client.
+    :param peak: MB of memory.
+    :param took: milliseconds by percentile; empty when there was no rate.
+    """
+
+    events: int
+    done: int
+    cpu: float
+    seconds: float
+    twice: int
+    late: int
+    peak: float
+    took: Mapping[str, float]
+
+
+def _batch(**keys: str) -> dict[str, str]:
+    pairs = {"size": "100", "linger": "50ms", "max_bytes": "1MiB", **keys}
+    return {"batch": f"{{ {', '.join(f'{key} = {value}' for key, value in pairs.items())} }}"}
+
+
+SCENARIOS = {
+    "relay": Scenario("one POST for each event", 100_000, peers=PEERS),
+    "unmerged": Scenario("the same, ``merge_window = 0``", 100_000, webhook={"merge_window": "0"}),
+    "signed": Scenario("the same, signed", 100_000, peers=PEERS, signed=True),
+    "tls": Scenario("the same, TLS", 100_000, peers=PEERS, tls=True),
+    "size-1k": Scenario("payloads of 1 KiB", 60_000, peers=PEERS, size=1 << 10),
+    "size-10k": Scenario("payloads of 10 KiB", 30_000, peers=PEERS, size=10 << 10),
+    "size-100k": Scenario("payloads of 100 KiB", 8_000, peers=PEERS, size=100 << 10),
+    "batch-array": Scenario("batches of 100, an array", 200_000, webhook=_batch(format="array")),
+    "batch-ndjson": Scenario("batches of 100, lines", 200_000, webhook=_batch(format="ndjson")),
+    "batch-gzip": Scenario("batches of 100, lines, gzip", 200_000, webhook=_batch(format="ndjson", compression="gzip")),
+    "accept": Scenario("accepting while the endpoint is down", 200_000, "accept"),
+    "backlog-10k": Scenario("a backlog of 10,000", 10_000, "backlog", webhook=SOON),
+    "backlog-100k": Scenario("a backlog of 100,000", 100_000, "backlog", webhook=SOON),
+    "backlog-1m": Scenario("a backlog of 1,000,000", 1_000_000, "backlog", webhook=SOON, runs=1),
+    "backlog-10m": Scenario("a backlog of 10,000,000", 10_000_000, "backlog", webhook=SOON, runs=1, long=True),
+    "latency": Scenario("5,000 events a second", 20_000, peers=PEERS, rate=5000.0, webhook={"merge_window": "0"}),
+}
+"""All of them, in the table's order. ``batch``, ``size`` and ``backlog`` stand for all whose names begin so."""
+
+
+class Run:
+    """
+    One run of one sidecar: the load before it, the endpoint behind it.
+
+    :param directory: a new one on a disk.
+    :param events: how many are sent.
+    :param profile: where the profile of mqhooks goes.
+    """
+
+    def __init__(self, scenario: Scenario, name: str, directory: Path, events: int, profile: Path | None = None) -> None:
+        self._scenario = scenario
+        self._directory = directory
+        self._events = events
+        self._stack = ExitStack()
+        authority: Path | None
+        self._certificate: Path | None
+        self._certificate, authority = certificates.write(directory) if scenario.tls else (None, None)
+        self._endpoint_port = free_port()
+        url = f"{'https' if scenario.tls else 'http'}://127.0.0.1:{self._endpoint_port}/hook"
+        self._wiring = Wiring(directory, free_port(), url, scenario.signed, authority, scenario.webhook)
+        self._name = name
+        self._profile = profile
+
+    def measure(self) -> Sample:
+        """
+        Do it.
+
+        :raises BenchmarkError: when it cannot be measured.
+        """
+        with self._stack:
+            down = self._scenario.measures != "relay"
+            if not down:
+                receiver = self._receiver()
+            if self._profile is None:
+                sidecar = subjects.start(self._name, self._wiring)
+            else:
+                sidecar = subjects.bridge(self._wiring, profile=self._profile)
+            self._stack.enter_context(sidecar)
+            wait_for_port(sidecar, self._wiring.port)
+            before = sidecar.settle()
+            load = self._load()
+            if down:
+                self._accepted(sidecar)
+                accepted = time.monotonic_ns()
+                began = load.answer()["began"]
+                if self._scenario.measures == "accept":
+                    cpu = sidecar.cpu() - before
+                    return Sample(self._events, self._count(), cpu, (accepted - began) / 1e9, 0, 0, sidecar.peak(), {})
+                before = sidecar.cpu()
+                receiver = self._receiver()
+                began = None
+            self._delivered(sidecar, receiver)
+            if not down:
+                began = load.answer()["began"]
+            cpu = sidecar.settle() - before
+            report = receiver.ask()
+            if not report["distinct"]:
+                raise sidecar.error("has delivered nothing")
+            sample = Sample(
+                events=self._events,
+                done=report["distinct"],
+                cpu=cpu,
+                seconds=max(1, report["last"] - (began or report["first"])) / 1e9,
+                twice=report["twice"],
+                late=report["late"],
+                peak=sidecar.peak(),
+                took=report["took"],
+            )
+            if self._profile is not None:
+                sidecar.stop()
+            return sample
+
+    def _receiver(self) -> Process:
+        arguments = ["-m", "benchmarks.receiver", "--port", str(self._endpoint_port), "--events", str(self._events)]
+        if self._certificate is not None:
+            arguments += ["--certificate", str(self._certificate)]
+        receiver = self._stack.enter_context(Process("receiver", arguments, self._directory, talks=True))
+        receiver.answer()
+        return receiver
+
+    def _load(self) -> Process:
+        settings = {"port": self._wiring.port, "events": self._events, "size": self._scenario.size, "rate": self._scenario.rate}
+        arguments = ["-m", "benchmarks.load", *(f"--{key}={value}" for key, value in settings.items())]
+        return self._stack.enter_context(Process("load", arguments, self._directory, talks=True))
+
+    def _accepted(self, sidecar: Process) -> None:
+        """Wait until all is committed."""
+        until(lambda: self._count() == self._events, sidecar, self._count, f"has not accepted {self._events} events")
+
+    def _count(self) -> int:
+        # Another process may look in whenever it likes; a connection that stays open would keep the log of writes growing.
+        with closing(sqlite3.connect(f"file:{self._directory}/outbox?mode=ro", uri=True, timeout=5)) as connection:
+            ((count,),) = connection.execute("SELECT coalesce(sum(accepted), 0) FROM webhook")
+        return int(count)
+
+    def _delivered(self, sidecar: Process, receiver: Process) -> None:
+        """Wait until all has come, or nothing comes any more."""
+        seen, end = -1, 0.0
+        while seen < self._events:
+            sidecar.check()
+            report: dict[str, Any] = receiver.ask()
+            if report["distinct"] != seen:
+                seen, end = report["distinct"], time.monotonic() + GIVEN_UP
+            elif time.monotonic() > end:
+                return
+            time.sleep(0.05)
+
+
+def chosen(names: list[str], *, long: bool) -> dict[str, Scenario]:
+    """
+    Find scenarios by their names, or by how these begin.
+
+    :param names: none is all.
+    :param long: whether those that take long are among all.
+    :raises BenchmarkError: when there is none of a name.
+    """
+    for name in names:
+        if not any(_called(key, name) for key in SCENARIOS):
+            raise BenchmarkError(f"there is no scenario {name}; there are {', '.join(SCENARIOS)}")
+    return {
+        key: scenario
+        for key, scenario in SCENARIOS.items()
+        if key in names or ((long or not scenario.long) and (not names or any(_called(key, name) for name in names)))
+    }
+
+
+def _called(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}-")

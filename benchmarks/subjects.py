@@ -1,0 +1,99 @@
+"""
+The sidecars that are compared: mqhooks as operators run it, and its peers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.processes import BenchmarkError, Process, free_port
+from mqhooks import config
+from mqhooks.errors import ConfigError
+
+SECRET = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcms="
+
+TWISTD = "from twisted.scripts.twistd import run; run()"
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """
+    What a sidecar is told.
+
+    :param directory: its own.
+    :param port: where it listens for VerneMQ.
+    :param url: of the endpoint.
+    :param signed: whether requests are signed.
+    :param authority: a PEM file with the certificate of who vouches for the endpoint; ``None`` for one without TLS.
+    :param webhook: more keys of mqhooks' webhook block.
+    """
+
+    directory: Path
+    port: int
+    url: str
+    signed: bool = False
+    authority: Path | None = None
+    webhook: Mapping[str, str] = field(default_factory=dict)
+
+
+def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
+    """
+    Start mqhooks, on an outbox in its directory.
+
+    :param profile: where cProfile's figures go when it ends; they cost a lot.
+    :raises BenchmarkError: when it does not know one of the keys.
+    """
+    keys = {"url": json.dumps(wiring.url), **wiring.webhook}
+    if wiring.signed:
+        keys["secret"] = json.dumps(SECRET)
+    if wiring.authority is not None:
+        keys["tls"] = f"{{ cacertfile = {json.dumps(str(wiring.authority))} }}"
+    keys["events"] = "[{ event = on_message_publish }]"
+    block = "\n".join(f"  {key} = {value}" for key, value in keys.items())
+    outbox = json.dumps(str(wiring.directory / "outbox"))
+    path = wiring.directory / "mqhooks.conf"
+    path.write_text(
+        f"webhook {{\n{block}\n}}\nmqhooks {{ outbox {{ path = {outbox}, max_size = 64GiB }} }}\n", encoding="utf-8"
+    )
+    try:
+        warnings = config.load(str(path)).warnings
+    except ConfigError as error:
+        raise BenchmarkError(f"mqhooks refuses what it is told: {error}") from None
+    if warnings:
+        raise BenchmarkError(f"mqhooks does not know what it is told: {warnings[0]}")
+    command = ["-c", TWISTD, "-n", "--pidfile="]
+    if profile is not None:
+        command += [f"--profile={profile}", "--profiler=cprofile", "--savestats"]
+    command += ["mqhooks", "--config", str(path), "--sidecar-port", str(wiring.port), "--admin-port", str(free_port())]
+    return Process("mqhooks", command, wiring.directory)
+
+
+def _peer(name: str, wiring: Wiring, module: str, *more: str) -> Process:
+    arguments = ["-m", f"benchmarks.{module}", "--port", str(wiring.port), "--url", wiring.url, *more]
+    if wiring.signed:
+        arguments += ["--secret", SECRET]
+    if wiring.authority is not None:
+        arguments += ["--authority", str(wiring.authority)]
+    return Process(name, arguments, wiring.directory)
+
+
+def start(name: str, wiring: Wiring) -> Process:
+    """
+    Start one of :data:`SUBJECTS`.
+
+    :raises BenchmarkError: when it cannot do what it is told.
+    """
+    if name == "mqhooks":
+        return bridge(wiring)
+    if name == "asyncio + aiohttp":
+        return _peer("aiohttp", wiring, "peer_aiohttp")
+    return _peer(name, wiring, "peer_twisted", "--client", name.lower())
+
+
+SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3}
+"""All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
+
+PEERS = tuple(SUBJECTS)[1:]

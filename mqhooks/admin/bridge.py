@@ -1,0 +1,32 @@
+"""
+What the status page is about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mqhooks.config import Settings
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.sidecar.protocol import SidecarFactory
+from mqhooks.sidecar.service import SidecarService
+from mqhooks.webhook.sink import WebhookSink
+
+
+@dataclass
+class Bridge:
+    """
+    The parts of a running bridge. Whoever puts others in their place changes them here: they are looked up each time.
+
+    :param settings: what it runs with.
+    :param sidecar: what VerneMQ's connections share.
+    :param listener: listens for them.
+    :param webhooks: the webhooks that are configured.
+    :param store: the outbox's file; ``None`` when deliveries wait in memory.
+    """
+
+    settings: Settings
+    sidecar: SidecarFactory
+    listener: SidecarService
+    webhooks: list[WebhookSink]
+    store: SqliteStore | None

@@ -1,0 +1,105 @@
+"""
+Who may ask, and what an answer says to browsers.
+
+A page of another site can have a browser send requests here. It must not be able to read an answer, nor to change
+anything: so a request has to name this host (else a foreign name may have been made to point here), and one that changes
+something has to have a header that a foreign page can set only after asking for leave, which is never given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from hmac import compare_digest
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+from twisted.web.http import Request
+
+from mqhooks.admin.answers import Refused
+
+HEADER = "X-Mqhooks"
+"""What a request that changes something needs, with any value."""
+
+ANSWER_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "mqhooks",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""What every answer says."""
+
+_NETLOC = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
+
+
+class Guard:
+    """
+    Lets requests through, or says why not.
+
+    :param token: what who asks has to know; ``None`` for nothing.
+    :param hosts: names, beside those of the loopback and the address that was connected to, that requests may be for; in lower
+        case.
+    """
+
+    def __init__(self, token: str | None, hosts: Collection[str] = ()) -> None:
+        self._token = None if token is None else token.encode()
+        self._hosts = frozenset(hosts)
+
+    def check(self, request: Request, *, public: bool) -> None:
+        """
+        Check a request.
+
+        :param public: whether it needs no token.
+        :raises Refused: when it is not let through.
+        """
+        netloc = _header(request, "host")
+        if not self._is_here(netloc, request.getHost()):
+            raise Refused(403, "this is not the host that the request is for: add its name to mqhooks.admin.hosts")
+        origin = _header(request, "origin")
+        if origin and origin.partition("://")[2].lower() != netloc.lower():
+            raise Refused(403, "requests of pages from elsewhere are not answered")
+        if request.method not in (b"GET", b"HEAD") and not request.requestHeaders.hasHeader(HEADER):
+            raise Refused(403, f"what changes something needs the header {HEADER}: 1")
+        if self._token is not None and not public and not self._knows(request):
+            challenge = {"WWW-Authenticate": 'Bearer realm="mqhooks"'}
+            raise Refused(401, "the token is missing or wrong: send Authorization: Bearer and mqhooks.admin.token", challenge)
+
+    def _is_here(self, netloc: str, local: Any) -> bool:
+        match = _NETLOC.fullmatch(netloc)
+        if match is None:
+            return False
+        name = match[1].strip("[]").rstrip(".").lower()
+        if name == "localhost" or name in self._hosts:
+            return True
+        return is_loopback(name) or (_address(name) is not None and _address(name) == _address(getattr(local, "host", "")))
+
+    def _knows(self, request: Request) -> bool:
+        kind, _, token = _header(request, "authorization").partition(" ")
+        return kind.lower() == "bearer" and compare_digest(token.strip().encode(), self._token or b"")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether an address is this machine's own."""
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def _address(host: str) -> Any:
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
+
+
+def _header(request: Request, name: str) -> str:
+    """Get a header that may be there once; what is there more often is no good."""
+    values = request.requestHeaders.getRawHeaders(name.encode()) or [b""]
+    return values[0].strip().decode("latin-1") if len(values) == 1 else "?"

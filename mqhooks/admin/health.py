@@ -1,0 +1,27 @@
+"""
+Whether all is well, for machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mqhooks.admin.bridge import Bridge
+from mqhooks.listening import address_name
+
+
+def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
+    """
+    Say whether events can be taken in and kept.
+
+    :returns: that, and the reasons.
+    """
+    addresses = [address_name(address) for address in bridge.listener.addresses]
+    failing = None if bridge.store is None else bridge.store.failing
+    checks = {
+        "listening": (bool(addresses), f"for VerneMQ on {', '.join(addresses)}" if addresses else "not for VerneMQ"),
+        "outbox": (failing is None, "writable" if failing is None else f"cannot be written: {failing}"),
+    }
+    good = all(fine for fine, _ in checks.values())
+    reasons = {name: {"ok": fine, "reason": reason} for name, (fine, reason) in checks.items()}
+    return good, {"status": "ready" if good else "not ready", "checks": reasons}

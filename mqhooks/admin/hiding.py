@@ -1,0 +1,38 @@
+"""
+Showing a configuration without its secrets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from mqhooks.hiding import hide_url
+
+HIDDEN = "(hidden)"
+"""What is shown in place of a secret."""
+
+_SECRET = {"key_password", "secrets", "token"}
+
+
+def plain(settings: object) -> Any:
+    """
+    Make settings into what JSON has, with :data:`HIDDEN` in place of tokens, secrets, passwords and the values of headers.
+    """
+    if is_dataclass(settings):
+        return {
+            field.name: _shown(field.name, getattr(settings, field.name), secret=not field.repr) for field in fields(settings)
+        }
+    if isinstance(settings, (tuple, list)):
+        return [plain(item) for item in settings]
+    if isinstance(settings, dict):
+        return {str(key): plain(value) for key, value in settings.items()}
+    return settings if isinstance(settings, (str, int, float, bool, type(None))) else str(settings)
+
+
+def _shown(name: str, value: Any, *, secret: bool) -> Any:
+    if secret or name in _SECRET:
+        return HIDDEN if value else None
+    if name == "headers":
+        return [[header, HIDDEN] for header, _ in value]
+    return hide_url(value) if name == "url" else plain(value)

@@ -1,0 +1,80 @@
+"""
+The last quarter of an hour.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from mqhooks.admin.bridge import Bridge
+
+STEP = 5.0
+"""Seconds between two samples."""
+
+STEPS = 180
+"""How many samples are kept."""
+
+SERIES = ("accepted", "delivered", "failed", "waiting")
+
+
+class History:
+    """
+    Samples of the counters, taken whenever :meth:`sample` is called: each :data:`STEP` seconds.
+
+    :param bridge: has the counters.
+    :param clock: tells the time.
+    """
+
+    def __init__(self, bridge: Bridge, clock: IReactorTime) -> None:
+        self._bridge = bridge
+        self._clock = clock
+        self._sampled = clock.seconds()
+        self._webhooks: dict[str, _Past] = {}
+        self._hooks: deque[tuple[float, dict[str, int]]] = deque(maxlen=2)
+        self._hooks.append((self._sampled, dict(bridge.sidecar.counters.hooks)))
+
+    def sample(self) -> None:
+        """Take a sample."""
+        self._sampled = self._clock.seconds()
+        self._hooks.append((self._sampled, dict(self._bridge.sidecar.counters.hooks)))
+        webhooks = {}
+        for sink in self._bridge.webhooks:
+            name, totals, counters = sink.settings.name, sink.outbox.totals, sink.counters
+            past = webhooks[name] = self._webhooks.get(name) or _Past()
+            past.note(totals.appended + totals.replayed, totals.delivered, counters.failed + counters.refused, totals.pending)
+        self._webhooks = webhooks
+
+    def of(self, name: str, now: float) -> dict[str, Any]:
+        """
+        Get a webhook's past.
+
+        :param now: the time of day, in seconds since 1970.
+        :returns: the length of a step in seconds, when the last one ended, and what happened in each, the oldest first.
+        """
+        past = self._webhooks.get(name) or _Past()
+        end = now - (self._clock.seconds() - self._sampled)
+        return {"step": STEP, "end": end} | dict(zip(SERIES, map(list, past.steps), strict=True))
+
+    def rates(self) -> dict[str, float]:
+        """Get how many events of each hook came in a second, on average since the last sample but one."""
+        since, then = self._hooks[0]
+        span = max(self._clock.seconds() - since, 0.001)
+        now = self._bridge.sidecar.counters.hooks
+        return {hook: round((count - then[hook]) / span, 2) for hook, count in now.items()}
+
+
+class _Past:
+    def __init__(self) -> None:
+        self.steps: tuple[deque[int], ...] = tuple(deque(maxlen=STEPS) for _ in SERIES)
+        self._last = (0, 0, 0)
+
+    def note(self, accepted: int, delivered: int, failed: int, waiting: int) -> None:
+        now = (accepted, delivered, failed)
+        for steps, count, last in zip(self.steps, now, self._last, strict=False):
+            # A webhook that was configured anew counts from the beginning.
+            steps.append(count - last if count >= last else count)
+        self.steps[-1].append(waiting)
+        self._last = now

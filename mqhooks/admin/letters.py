@@ -1,0 +1,158 @@
+"""
+Dead letters, seen and settled within the process that has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from mqhooks.admin.answers import Refused
+from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.hiding import HIDDEN
+from mqhooks.hiding import hide, hide_url
+from mqhooks.outbox.delivery import DeadLetter
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.webhook.request import RequestTemplate
+
+CHUNK = 50
+"""How many dead letters are read, replayed or purged in one turn of the reactor."""
+
+PAGE_BYTES = 4 << 20
+"""How many bytes of deliveries are read for one list, about; it is shorter then."""
+
+BODY_LIMIT = 1 << 20
+"""How many bytes of a request's body are shown."""
+
+
+class DeadLetters:
+    """
+    The dead letters of a bridge. Those of an outbox in memory cannot be seen: there are none then.
+
+    :param bridge: has them.
+    :param clock: has others take their turns.
+    """
+
+    def __init__(self, bridge: Bridge, clock: IReactorTime) -> None:
+        self._bridge = bridge
+        self._clock = clock
+
+    def page(self, webhook: str | None, reason: str | None, after: int, limit: int) -> dict[str, Any]:
+        """
+        List dead letters, oldest first.
+
+        :param webhook: of this webhook only.
+        :param reason: only those with this in their reason.
+        :param after: those with a higher number.
+        :param limit: how many at most.
+        """
+        store = self._bridge.store
+        found: list[DeadLetter] = []
+        size = more = 0
+        while store is not None and len(found) < limit and size < PAGE_BYTES:
+            wanted = min(CHUNK, limit - len(found))
+            chunk = store.dead_letters(webhook, after=after, limit=wanted, reason=reason)
+            found += chunk
+            size += sum(len(letter.delivery.body) for letter in chunk)
+            more = len(chunk) == wanted
+            if not more:
+                break
+            after = chunk[-1].number
+        total = 0 if store is None else store.count_dead(webhook, reason)
+        return {"letters": [_line(letter) for letter in found], "total": total, "next": after if more else None}
+
+    def get(self, number: int) -> dict[str, Any]:
+        """
+        Show one with its request and its answer.
+
+        :raises Refused: when it is not there.
+        """
+        store = self._bridge.store
+        letter = None if store is None else store.dead_letter(number)
+        if letter is None:
+            raise _missing(number)
+        body = letter.delivery.body
+        return _line(letter) | {
+            "url": hide_url(letter.url),
+            "request": {
+                "headers": self._headers(letter),
+                "body": body[:BODY_LIMIT].decode("utf-8", "replace"),
+                "truncated": len(body) > BODY_LIMIT,
+            },
+            "answer": {"status": letter.status, "body": letter.answer.decode("utf-8", "replace")},
+        }
+
+    def settle(self, number: int, *, replay: bool) -> int:
+        """
+        Replay or purge one.
+
+        :returns: 1.
+        :raises Refused: when it is not there.
+        """
+        store = self._bridge.store
+        if store is None or not _settle(store, [number], replay=replay):
+            raise _missing(number)
+        return 1
+
+    async def settle_all(self, webhook: str | None, reason: str | None, *, replay: bool) -> int:
+        """
+        Replay or purge those that are there now, :data:`CHUNK` in each turn of the reactor.
+
+        :param webhook: of this webhook only.
+        :param reason: only those with this in their reason.
+        :returns: how many.
+        :raises Refused: when the outbox cannot be written.
+        """
+        store = self._bridge.store
+        if store is None:
+            return 0
+        # What is replayed may die again meanwhile.
+        last = store.last_dead()
+        after = count = 0
+        while after < last:
+            if store.failing is not None:
+                raise Refused(503, f"the outbox cannot be written ({store.failing}); {count} are done")
+            chunk = store.dead_letters(webhook, after=after, limit=CHUNK, reason=reason)
+            if not chunk:
+                break
+            after = chunk[-1].number
+            count += _settle(store, [letter.number for letter in chunk if letter.number <= last], replay=replay)
+            await store.flushed()
+            await deferLater(self._clock, 0)
+        return count
+
+    def _headers(self, letter: DeadLetter) -> list[list[str]]:
+        """Tell the headers of the request, as far as the webhook is still configured; what an operator has set is hidden."""
+        for sink in self._bridge.webhooks:
+            if sink.settings.name == letter.webhook:
+                template = RequestTemplate(sink.settings, lambda: 0.0)
+                own = {name for name, _ in sink.settings.headers}
+                return [
+                    *([name, HIDDEN if name in own else value] for name, value in template.headers),
+                    *([name, value] for name, value in template.identify(letter.delivery)[:1]),
+                ]
+        return [["webhook-id", letter.delivery.id]]
+
+
+def _settle(store: SqliteStore, numbers: list[int], *, replay: bool) -> int:
+    return store.replay(numbers) if replay else store.purge(numbers)
+
+
+def _missing(number: int) -> Refused:
+    return Refused(404, f"there is no dead letter {number}")
+
+
+def _line(letter: DeadLetter) -> dict[str, Any]:
+    delivery = letter.delivery
+    return {
+        "id": letter.number,
+        "webhook": letter.webhook,
+        "client": delivery.client.rpartition("\0")[2],
+        "accepted": delivery.accepted / 1000,
+        "died": letter.died / 1000,
+        "attempts": delivery.attempts,
+        "reason": hide(letter.reason, letter.url),
+        "status": letter.status,
+    }

@@ -1,0 +1,217 @@
+"""
+From requests to answers.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import Request as HTTPRequest
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from mqhooks.admin.answers import Answer, Call, Handler, Refused, json_answer
+from mqhooks.admin.api import Api
+from mqhooks.admin.guard import ANSWER_HEADERS, Guard
+from mqhooks.admin.metrics import Metrics
+from mqhooks.admin.status import Status
+from mqhooks.admin.stream import Stream
+from mqhooks.closing import ClosingFactory
+from mqhooks.errors import OutboxError
+
+MAX_BODY = 64 << 10
+"""How many bytes a request's body may have."""
+
+CONNECTIONS = 256
+"""How many connections may be open; a further one is closed at once."""
+
+VARIES = "*"
+"""A part of a path that stands for any text."""
+
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+
+
+@dataclass(frozen=True)
+class Route:
+    """
+    What is answered where.
+
+    :param method: the method; ``HEAD`` goes with ``GET``.
+    :param path: the parts of the path; :data:`VARIES` for any.
+    :param handler: answers.
+    :param public: whether no token is needed.
+    """
+
+    method: str
+    path: tuple[str, ...]
+    handler: Handler
+    public: bool = False
+
+    def takes(self, path: tuple[str, ...]) -> bool:
+        """Say whether a path is this one."""
+        return len(path) == len(self.path) and all(
+            pattern in (VARIES, part) for pattern, part in zip(self.path, path, strict=True)
+        )
+
+    def arguments(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Get the parts of a path that vary."""
+        return tuple(part for pattern, part in zip(self.path, path, strict=True) if pattern == VARIES)
+
+
+def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
+    """
+    Say what is answered where.
+
+    :param status: knows how things are.
+    :param stream: tells what is new.
+    :param clock: has others take their turns.
+    """
+    api = Api(status, clock)
+    letters = ("api", "dead-letters")
+    webhook = ("api", "webhooks", VARIES)
+    return [
+        *_static(),
+        Route("GET", ("healthz",), api.health, public=True),
+        Route("GET", ("readyz",), api.ready),
+        Route("GET", ("metrics",), Metrics(status)),
+        Route("GET", ("api", "status"), api.status),
+        Route("GET", ("api", "config"), api.config),
+        Route("GET", ("api", "stream"), stream.join),
+        Route("GET", letters, api.letters),
+        Route("POST", (*letters, "replay"), api.replay_all),
+        Route("POST", (*letters, "purge"), api.purge_all),
+        Route("GET", (*letters, VARIES), api.letter),
+        Route("DELETE", (*letters, VARIES), api.purge),
+        Route("POST", (*letters, VARIES, "replay"), api.replay),
+        Route("POST", (*letters, VARIES, "purge"), api.purge),
+        Route("POST", (*webhook, "pause"), api.pause),
+        Route("POST", (*webhook, "resume"), api.resume),
+    ]
+
+
+def _static() -> list[Route]:
+    found = []
+    for file in files("mqhooks.admin").joinpath("static").iterdir():
+        type_ = _TYPES.get(file.name.rpartition(".")[2])
+        if type_ is not None:
+            found.append(_file(file.name, Answer(file.read_bytes(), f"{type_}; charset=utf-8")))
+    return found
+
+
+def _file(name: str, answer: Answer) -> Route:
+    # They say nothing about this bridge, and the one asks for the token.
+    return Route("GET", ("",) if name == "page.html" else (name,), lambda _: answer, public=True)
+
+
+class Root(Resource):
+    """
+    Everything.
+
+    :param table: what is answered where.
+    :param guard: who may ask.
+    """
+
+    isLeaf = True
+    log = Logger()
+
+    def __init__(self, table: list[Route], guard: Guard) -> None:
+        super().__init__()
+        self._routes = table
+        self._guard = guard
+
+    def render(self, request: HTTPRequest) -> int:
+        """Answer a request, now or later."""
+        try:
+            result = self._handle(request)
+        except Exception:
+            self._failed(Failure(), request)
+            return NOT_DONE_YET
+        if isinstance(result, Answer):
+            _send(request, result)
+        elif result is not None:
+            gone: list[object] = []
+            request.notifyFinish().addBoth(gone.append)
+            answered = ensureDeferred(result)
+            answered.addCallback(lambda answer: None if gone else _send(request, answer))
+            answered.addErrback(lambda failure: None if gone else self._failed(failure, request))
+        return NOT_DONE_YET
+
+    def _handle(self, request: HTTPRequest) -> Any:
+        for name, value in ANSWER_HEADERS.items():
+            request.setHeader(name, value)
+        if getattr(request, "oversized", False):
+            raise Refused(413, f"the body is longer than {MAX_BODY} bytes")
+        path = tuple(unquote_to_bytes(part).decode("utf-8", "surrogateescape") for part in request.path[1:].split(b"/"))
+        method = b"GET" if request.method == b"HEAD" else request.method
+        here = [route for route in self._routes if route.takes(path)]
+        route = next((route for route in here if route.method.encode() == method), None)
+        self._guard.check(request, public=route is not None and route.public)
+        if route is not None:
+            return route.handler(Call(request, route.arguments(path)))
+        if not here:
+            raise Refused(404, "there is nothing here; the API is under /api/")
+        allowed = ", ".join(sorted({route.method for route in here}))
+        raise Refused(405, f"this takes {allowed} only", {"Allow": allowed})
+
+    def _failed(self, failure: Failure, request: HTTPRequest) -> None:
+        error = failure.value
+        if isinstance(error, Refused):
+            _send(request, json_answer({"error": error.message}, error.status, error.headers))
+        elif isinstance(error, (OutboxError, sqlite3.DatabaseError)):
+            _send(request, json_answer({"error": f"the outbox cannot be read: {error}"}, 503))
+        else:
+            self.log.failure("a request for {path} failed", failure, path=request.path.decode("latin-1"))
+            _send(request, json_answer({"error": "that failed; the log has the reason"}, 500))
+
+
+def _send(request: HTTPRequest, answer: Answer) -> None:
+    request.setResponseCode(answer.status)
+    headers: Mapping[str, str] = {"Content-Type": answer.type, "Content-Length": str(len(answer.body)), **answer.headers}
+    for name, value in headers.items():
+        request.setHeader(name, value)
+    request.write(answer.body)
+    request.finish()
+
+
+class _Request(Request):
+    """A request of a limited length."""
+
+    oversized = False
+
+    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
+        if self.content is not None and self.content.tell() + len(data) > MAX_BODY:
+            self.oversized = True
+        else:
+            super().handleContentChunk(data)
+
+
+class _Site(Site):
+    noisy = False
+
+    def log(self, request: Any) -> None:
+        """Log nothing: who watches asks often."""
+
+
+class AdminFactory(ClosingFactory):
+    """
+    Speaks HTTP.
+
+    :param clock: for timeouts.
+    :param root: answers.
+    """
+
+    def __init__(self, clock: IReactorTime, root: Root) -> None:
+        super().__init__(clock, _Site(root, requestFactory=_Request, reactor=clock))
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Make a connection's protocol; none when there are too many."""
+        return super().buildProtocol(addr) if len(self.protocols) < CONNECTIONS else None

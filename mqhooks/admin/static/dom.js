@@ -1,0 +1,80 @@
+// Making elements and words. Whatever comes from outside becomes text here, never markup.
+
+/** Find an element by its id. */
+export const byId = (id) => document.getElementById(id);
+
+/**
+ * Make an element.
+ * @param {string} tag its name
+ * @param {object} attributes attributes; `on…` is a listener
+ * @param {...(Node|string)} children what it holds; strings become text
+ */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Make an element of a drawing. */
+export function draw(tag, attributes = {}) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+/** Write a text, and leave the document alone when it stands there already. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// Control characters, and those that turn or hide what follows them.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+
+/** Show what a text from outside would hide; bounded, because a topic may have 65,535 bytes. */
+export function visible(text, most = 300) {
+  const cut = text.length > most ? `${text.slice(0, most)}…` : text;
+  return cut.replace(UNSEEN, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+const COUNT = new Intl.NumberFormat("en");
+const TENTHS = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const TIME = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
+
+export const count = (number) => COUNT.format(number);
+export const rate = (number) => (number >= 100 || number === 0 ? COUNT.format(Math.round(number)) : TENTHS.format(number));
+export const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
+
+/** A number of bytes, for people. */
+export function bytes(number) {
+  const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  while (number >= 1024 && unit < units.length - 1) {
+    number /= 1024;
+    unit += 1;
+  }
+  return unit === 0 ? plural(number, "byte", "bytes") : `${TENTHS.format(number)} ${units[unit]}`;
+}
+
+/** A number of seconds, for people. */
+export function span(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 120) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 120) return `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 48) return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`;
+  return hours % 24 ? `${Math.floor(hours / 24)} d ${hours % 24} h` : `${hours / 24} d`;
+}
+
+/** A time in seconds since 1970: the time of day, and the day unless it is that of `now`. */
+export function clock(seconds, now = seconds) {
+  const [date, today] = [new Date(seconds * 1000), new Date(now * 1000)];
+  const time = TIME.format(date);
+  return date.toDateString() === today.toDateString() ? time : `${DAY.format(date)} ${time}`;
+}

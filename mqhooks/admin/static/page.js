@@ -1,0 +1,212 @@
+// The status page: one stream of status and events from mqhooks, shown as it comes.
+
+import { Refused, follow, get, post, token } from "./api.js";
+import { byId, clock, count, make, rate, span, visible, write } from "./dom.js";
+import { Events } from "./events.js";
+import { Letters } from "./letters.js";
+import { judge } from "./verdict.js";
+import { Numbers, Webhooks } from "./webhooks.js";
+
+/** After how many seconds without news what is shown is called stale, and after how many the connection is made anew. */
+const STALE = 4;
+const SILENT = 10;
+const LONGEST_WAIT = 10;
+
+let status = null;
+let heardAt = performance.now();
+let deadSeen = null;
+let stream = null;
+
+const webhooks = new Webhooks(async (name, verb) => {
+  await attempt(() => post(`/api/webhooks/${encodeURIComponent(name)}/${verb}`));
+});
+const events = new Events(() => stream?.abort());
+const letters = new Letters(sure, tell);
+const sidecar = new Numbers(byId("sidecar"), ["connections", "events/s", "events", "frames left out"]);
+
+// What was asked for, and what came of it.
+
+let toastTimer;
+
+function tell(text) {
+  const toast = byId("toast");
+  write(toast, text);
+  toast.classList.add("shown");
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => toast.classList.remove("shown"), 6000);
+}
+
+async function attempt(action) {
+  try {
+    return await action();
+  } catch (error) {
+    tell(error.message);
+    return null;
+  }
+}
+
+function sure(text, verb) {
+  const dialog = byId("confirm");
+  write(byId("confirm-text"), text);
+  write(byId("confirm-yes"), verb);
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+// The token, when one is needed.
+
+function login(wrong) {
+  const dialog = byId("login");
+  write(byId("login-error"), wrong ? "That is not the token." : "");
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+}
+
+byId("login-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token.set(byId("token").value);
+  byId("token").value = "";
+  byId("login").close();
+});
+
+// What is shown.
+
+function showStatus(news) {
+  status = news;
+  write(byId("version"), status.version);
+  webhooks.show(status);
+  letters.offer(status);
+  showSidecar();
+  showVerdict();
+  const seen = status.webhooks.map((webhook) => webhook.dead).join() + status.outbox.dead;
+  if (seen !== deadSeen) {
+    deadSeen = seen;
+    letters.refresh();
+  }
+}
+
+function showVerdict() {
+  const { level, headline, summary, problems } = judge(status);
+  byId("verdict").dataset.level = level;
+  write(byId("headline"), headline);
+  write(byId("summary"), summary);
+  document.title = level === "good" ? "mqhooks" : `(!) ${headline} – mqhooks`;
+  const list = byId("problems");
+  while (list.childElementCount > problems.length) list.lastElementChild.remove();
+  while (list.childElementCount < problems.length)
+    list.append(make("li", {}, make("strong", {}), " ", make("span", {}), " ", make("a", {}, "Look")));
+  problems.forEach((problem, index) => {
+    const [title, text, link] = list.children[index].children;
+    list.children[index].dataset.level = problem.level;
+    write(title, problem.title);
+    write(text, problem.text);
+    link.hidden = !problem.link;
+    if (problem.link) link.setAttribute("href", `#${problem.link}`);
+    link.setAttribute("aria-label", `Look at: ${problem.title}`);
+  });
+}
+
+function showSidecar() {
+  const { connections, hooks, rates, malformed, unknown, empty, frames } = status.sidecar;
+  sidecar.show("connections", count(connections), connections === 0);
+  sidecar.show("events/s", rate(status.sidecar.rate));
+  sidecar.show("events", count(status.sidecar.events));
+  sidecar.show("frames left out", count(malformed + unknown + empty), malformed > 0);
+  const body = byId("hooks").tBodies[0];
+  // Those that never came would push down those that did.
+  const active = Object.keys(hooks).filter((hook) => hooks[hook] > 0);
+  const most = Math.max(1e-9, ...active.map((hook) => rates[hook] ?? 0));
+  const rows = new Map([...body.rows].map((row) => [row.dataset.hook, row]));
+  active.forEach((hook, index) => {
+    let row = rows.get(hook);
+    if (!row) {
+      row = make(
+        "tr",
+        { "data-hook": hook },
+        make("th", { scope: "row" }, hook),
+        make("td", { class: "number" }),
+        make("td", { class: "share" }, make("span", { class: "fill", "aria-hidden": "true" })),
+        make("td", { class: "number" }),
+      );
+      body.insertBefore(row, body.rows[index] ?? null);
+    }
+    const now = rates[hook] ?? 0;
+    write(row.cells[1], rate(now));
+    row.cells[2].firstChild.style.width = `${((now / most) * 100).toFixed(1)}%`;
+    write(row.cells[3], count(hooks[hook]));
+  });
+  byId("hooks").hidden = active.length === 0;
+  const quiet = Object.keys(hooks).length - active.length;
+  const left = `${count(frames)} frames: ${count(malformed)} malformed, ${count(unknown)} unknown, ${count(empty)} empty.`;
+  write(byId("quiet"), `${left} ${quiet === 0 ? "" : active.length ? `${quiet} other hooks have not called.` : "No hook has called yet."}`);
+}
+
+async function showConfiguration() {
+  const settings = await attempt(() => get("/api/config"));
+  if (settings === null) return;
+  const rows = [...flat(settings, "")].map(([key, value]) => make("tr", {}, make("th", { scope: "row" }, visible(key)), make("td", {}, visible(value, 1000))));
+  byId("settings").replaceChildren(...rows);
+}
+
+function* flat(value, path) {
+  if (value === null || typeof value !== "object") yield [path, value === null ? "–" : String(value)];
+  else if (Array.isArray(value) && value.every((item) => item === null || typeof item !== "object")) yield [path, value.join(", ") || "–"];
+  else if (Array.isArray(value)) for (const [index, item] of value.entries()) yield* flat(item, `${path}[${index}]`);
+  else for (const [key, item] of Object.entries(value)) yield* flat(item, path ? `${path}.${key}` : key);
+}
+
+// The stream.
+
+function showLive() {
+  const age = (performance.now() - heardAt) / 1000;
+  const live = byId("live");
+  const state = status === null ? "waiting" : age > STALE ? "stale" : "live";
+  live.dataset.state = state;
+  document.body.dataset.stale = state === "stale";
+  const up = status === null ? "connecting …" : `live, up for ${span(status.uptime)}`;
+  write(byId("live-text"), state === "stale" ? `no news since ${clock(status.now)}, ${span(age)} ago; reconnecting` : up);
+  if (state === "stale") {
+    byId("verdict").dataset.level = "unknown";
+    write(byId("headline"), "mqhooks does not answer");
+    write(byId("summary"), "What is shown is old. Is the process running? This page goes on by itself when it is back.");
+  }
+  if (age > SILENT) stream?.abort();
+}
+
+function heard(name, data) {
+  heardAt = performance.now();
+  if (name === "status") {
+    showStatus(data);
+    showLive();
+  } else if (name === "events") events.show(data);
+}
+
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+
+async function run() {
+  let wait = 1;
+  for (;;) {
+    stream = new AbortController();
+    const before = heardAt;
+    const payload = events.payload;
+    try {
+      await follow(`/api/stream${payload ? "?payload=1" : ""}`, stream.signal, heard);
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) {
+        await login(token.get() !== null);
+        heardAt = performance.now();
+        continue;
+      }
+      if (error instanceof Refused) tell(error.message);
+    }
+    if (payload !== events.payload) continue;
+    wait = heardAt > before ? 1 : Math.min(wait * 2, LONGEST_WAIT);
+    await pause(wait);
+    if (performance.now() - heardAt > SILENT * 1000) heardAt = performance.now() - STALE * 1000 - 1;
+  }
+}
+
+byId("config").addEventListener("toggle", () => byId("config").open && showConfiguration());
+setInterval(showLive, 1000);
+run();

@@ -1,0 +1,127 @@
+"""
+What there is to say now, as plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+import mqhooks
+from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.history import History
+from mqhooks.hiding import hide, hide_url
+from mqhooks.webhook.sink import Failure, WebhookSink
+
+
+class Status:
+    """
+    Looks at a bridge.
+
+    :param bridge: what is looked at.
+    :param clock: tells the time.
+    :param now: tells the time of day, in seconds since 1970.
+    """
+
+    def __init__(self, bridge: Bridge, clock: IReactorTime, now: Callable[[], float] = time) -> None:
+        self.bridge = bridge
+        self.history = History(bridge, clock)
+        self._clock = clock
+        self._now = now
+        self._began = clock.seconds()
+
+    def snapshot(self) -> dict[str, Any]:
+        """
+        Say everything, in what JSON has. Times are seconds since 1970, durations seconds.
+        """
+        now = self._now()
+        uptime = self._clock.seconds() - self._began
+        return {
+            "version": mqhooks.__version__,
+            "now": now,
+            "started": now - uptime,
+            "uptime": uptime,
+            "sidecar": self._sidecar(),
+            "webhooks": [self._webhook(sink, now) for sink in self.bridge.webhooks],
+            "outbox": self._outbox(),
+        }
+
+    def oldest(self, sink: WebhookSink) -> float | None:
+        """Say how many seconds ago a webhook's oldest pending delivery was accepted; ``None`` when none waits."""
+        oldest = sink.outbox.oldest
+        return None if oldest is None else max(self._now() - oldest / 1000, 0.0)
+
+    def _sidecar(self) -> dict[str, Any]:
+        counters = self.bridge.sidecar.counters
+        rates = self.history.rates()
+        return {
+            "connections": counters.connections,
+            "paused": counters.paused,
+            "frames": counters.frames,
+            "events": counters.events,
+            "malformed": counters.malformed,
+            "unknown": sum(counters.unknown.values()),
+            "empty": counters.empty,
+            "hooks": dict(counters.hooks),
+            "rates": rates,
+            "rate": round(sum(rates.values()), 2),
+        }
+
+    def _webhook(self, sink: WebhookSink, now: float) -> dict[str, Any]:
+        totals, counters, settings = sink.outbox.totals, sink.counters, sink.settings
+        probe = sink.next_probe
+        return {
+            "name": settings.name,
+            "url": hide_url(settings.url),
+            "state": "paused" if sink.paused else "up" if sink.down_since is None else "down",
+            "down_since": sink.down_since,
+            "next_attempt": None if probe is None or sink.paused else now + probe,
+            "last_error": _error(sink.failure, settings.url),
+            "last_answer": _answer(sink.refusal),
+            "accepted": totals.accepted,
+            "resumed": totals.resumed,
+            "replayed": totals.replayed,
+            "delivered": totals.delivered,
+            "dead": totals.dead,
+            "dropped": totals.dropped,
+            "pending": totals.pending,
+            "filtered": counters.filtered,
+            "matched": counters.matched,
+            "late": counters.late,
+            "attempts": {
+                "delivered": counters.attempts - counters.refused - counters.failed,
+                "refused": counters.refused,
+                "failed": counters.failed,
+            },
+            "failures": dict(counters.failures),
+            "letters": sink.outbox.letters,
+            "oldest_seconds": self.oldest(sink),
+            "bytes": sink.outbox.used,
+            "max_size": sink.outbox.max_size,
+            "history": self.history.of(settings.name, now),
+        }
+
+    def _outbox(self) -> dict[str, Any]:
+        store = self.bridge.store
+        outboxes = [sink.outbox for sink in self.bridge.webhooks]
+        return {
+            "kind": "memory" if store is None else "sqlite",
+            "path": None if store is None else store.path,
+            "bytes": sum(outbox.used for outbox in outboxes),
+            "max_size": self.bridge.settings.outbox.max_size,
+            "failing": None if store is None else store.failing,
+            "dead": sum(outbox.letters for outbox in outboxes),
+        }
+
+
+def _error(failure: Failure | None, url: str) -> dict[str, Any] | None:
+    return None if failure is None else {"at": failure.at, "reason": hide(failure.reason, url)}
+
+
+def _answer(failure: Failure | None) -> dict[str, Any] | None:
+    if failure is None:
+        return None
+    return {"at": failure.at, "status": failure.status, "body": failure.body.decode("utf-8", "replace")}

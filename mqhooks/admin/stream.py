@@ -1,0 +1,188 @@
+"""
+What is new, for whoever watches: server-sent events.
+
+The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.web.http import Request
+from zope.interface import implementer
+
+from mqhooks.admin.answers import Call, Refused
+from mqhooks.admin.status import Status
+from mqhooks.sidecar.events import Event
+
+INTERVAL = 0.25
+"""Seconds between two looks at the newest events; the status follows with each fourth."""
+
+EVENTS = 5
+"""How many events are shown at each look: 20 in a second."""
+
+WATCHERS = 32
+"""How many may watch at a time."""
+
+STALLED = 240
+"""After how many looks one who does not read is left alone: a minute."""
+
+PAYLOAD = 4096
+"""How many bytes of a payload are shown."""
+
+TEXT = 256
+"""How many characters of a client id, a username or a topic are shown."""
+
+TOPICS = 8
+"""How many topics of a subscription are shown."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Stream:
+    """
+    Tells watchers the status each second, and a sample of the events as they pass. Without watchers it does nothing.
+
+    :param status: says how things are.
+    :param clock: for timers.
+    """
+
+    def __init__(self, status: Status, clock: IReactorTime) -> None:
+        self._status = status
+        self._clock = clock
+        self._watchers: dict[_Watcher, None] = {}
+        self._events: list[Event] = []
+        self._looks = 0
+        self._timer: IDelayedCall | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def join(self, call: Call) -> None:
+        """
+        Take a request over: it is answered until its sender goes away.
+
+        :raises Refused: when too many watch already, or only the head is asked for.
+        """
+        if call.request.method == b"HEAD":
+            raise Refused(405, "this takes GET only", {"Allow": "GET"})
+        if self._closed or len(self._watchers) >= WATCHERS:
+            raise Refused(503, f"{len(self._watchers)} watch already: close a page", {"Retry-After": "5"})
+        request = call.request
+        watcher = _Watcher(request, payload=call.query("payload") == "1")
+        request.setHeader("Content-Type", "text/event-stream; charset=utf-8")
+        request.setHeader("X-Accel-Buffering", "no")
+        request.registerProducer(watcher, True)  # noqa: FBT003 - as Twisted has it
+        request.notifyFinish().addBoth(lambda _: self._leave(watcher))
+        self._watchers[watcher] = None
+        request.write(b"retry: 2000\n\n" + _message(b"status", self._status.snapshot()))
+        if self._timer is None:
+            self._status.bridge.sidecar.watch(self._passed)
+            self._timer = self._clock.callLater(INTERVAL, self._look)
+
+    def close(self) -> None:
+        """End all answers."""
+        self._closed = True
+        for watcher in list(self._watchers):
+            watcher.end()
+
+    def _leave(self, watcher: _Watcher) -> None:
+        self._watchers.pop(watcher, None)
+        if not self._watchers and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._status.bridge.sidecar.watch(None)
+            self._events.clear()
+
+    def _passed(self, events: Sequence[Event]) -> None:
+        room = EVENTS - len(self._events)
+        if room > 0:
+            self._events.extend(events[-room:])
+
+    def _look(self) -> None:
+        self._timer = self._clock.callLater(INTERVAL, self._look)
+        # The sidecar's listener may be another one since a reload.
+        self._status.bridge.sidecar.watch(self._passed)
+        self._looks += 1
+        message = _message(b"status", self._status.snapshot()) if self._looks % 4 == 0 else b""
+        events, self._events = self._events, []
+        shown: dict[bool, bytes] = {}
+        for watcher in list(self._watchers):
+            if events and watcher.payload not in shown:
+                shown[watcher.payload] = _message(b"events", [describe(event, payload=watcher.payload) for event in events])
+            watcher.tell(message + shown.get(watcher.payload, b""))
+
+
+@implementer(IPushProducer)
+class _Watcher:
+    """One who watches. What comes while their connection is full, they miss."""
+
+    def __init__(self, request: Request, *, payload: bool) -> None:
+        self.payload = payload
+        self._request = request
+        self._full = False
+        self._missed = 0
+
+    def tell(self, message: bytes) -> None:
+        if self._full:
+            self._missed += 1
+            if self._missed > STALLED:
+                channel: Any = self._request.channel
+                channel.forceAbortClient()
+        elif message:
+            self._missed = 0
+            self._request.write(message)
+
+    def end(self) -> None:
+        self._request.unregisterProducer()
+        self._request.finish()
+
+    def pauseProducing(self) -> None:
+        self._full = True
+
+    def resumeProducing(self) -> None:
+        self._full = False
+
+    def stopProducing(self) -> None:
+        self._full = True
+
+
+def describe(event: Event, *, payload: bool) -> dict[str, Any]:
+    """
+    Make an event into what JSON has, its texts shortened.
+
+    :param payload: whether its payload is shown too, up to :data:`PAYLOAD` bytes: as text, or in base64 when it is none.
+    """
+    content: bytes | None = getattr(event.message, "payload", None)
+    described: dict[str, Any] = {
+        "at": event.timestamp / 1e9,
+        "hook": event.hook,
+        "mountpoint": event.mountpoint[:TEXT],
+        "client_id": event.client_id[:TEXT],
+        "username": event.username[:TEXT],
+        "topics": [topic[:TEXT] for topic in event.topics[:TOPICS]],
+        "size": None if content is None else len(content),
+    }
+    if payload and content is not None:
+        described["payload"] = _payload(content)
+    return described
+
+
+def _payload(content: bytes) -> dict[str, Any]:
+    kept, truncated = content[:PAYLOAD], len(content) > PAYLOAD
+    try:
+        return {"text": kept.decode(), "truncated": truncated}
+    except UnicodeDecodeError as error:
+        # A character that was cut in two at the end does not make it another thing than text.
+        if truncated and error.start >= PAYLOAD - 3 and error.reason == "unexpected end of data":
+            return {"text": kept[: error.start].decode(), "truncated": True}
+    return {"base64": b64encode(kept).decode(), "truncated": truncated}
+
+
+def _message(name: bytes, value: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name, _encode(value))

@@ -1,0 +1,129 @@
+"""
+The file that the ``capture`` sink writes, and that the simulator sends again.
+
+The first line is ``mqhooks-capture 1``; the number is the format's version. Each further line is a record: three words with a
+space between them. They are the CRC-32 of what follows it on the line, as eight hexadecimal digits; the time at which the event
+came, in nanoseconds since 1970; and the frame, a ``google.protobuf.Any`` without the length before it, in base64. The first
+line may come again further down, so that files can be put one behind the other. A last line without a line end was cut off.
+"""
+
+from __future__ import annotations
+
+import os
+from binascii import a2b_base64, b2a_base64, crc32
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from mqhooks.errors import ConfigError
+
+VERSION = 1
+"""The version of the format."""
+
+HEADER = b"mqhooks-capture %d\n" % VERSION
+"""The first line."""
+
+LONGEST = 400 << 20
+"""No line is longer: MQTT's largest payload and an envelope, in base64."""
+
+_NAME = b"mqhooks-capture "
+
+
+class Record(NamedTuple):
+    """
+    One recorded frame.
+
+    :param time: when it came, in nanoseconds since 1970.
+    :param frame: a serialised ``google.protobuf.Any``.
+    """
+
+    time: int
+    frame: bytes
+
+
+def line(record: Record) -> bytes:
+    """
+    Write a record.
+
+    :returns: its line, with the line end.
+    """
+    rest = b"%d %b" % (record.time, b2a_base64(record.frame))
+    return b"%08x %b" % (crc32(rest[:-1]), rest)
+
+
+def check_header(first: bytes, path: str) -> None:
+    """
+    Look whether a file is a capture that we can read.
+
+    :param first: its first bytes, as far as the first line end if there is one.
+    :param path: the file, for the error.
+    :raises mqhooks.errors.ConfigError: when it is not.
+    """
+    if HEADER.startswith(first):
+        return
+    version = first.removeprefix(_NAME).removesuffix(b"\n")
+    if first.startswith(_NAME) and version.isdigit():
+        raise ConfigError(f"is a capture of version {int(version)}, and this mqhooks reads {VERSION}: take a newer one", path)
+    raise ConfigError("is not a capture of mqhooks; give another file", path)
+
+
+def read(file: BinaryIO, path: str, end: int | None = None) -> Iterator[Record]:
+    """
+    Read a capture, from its beginning.
+
+    :param file: positioned there.
+    :param path: the file's name, for errors.
+    :param end: the byte at which to stop; ``None`` for the end of the file.
+    :returns: the records. One that is cut off at the end is left out.
+    :raises mqhooks.errors.ConfigError: when it is not a capture or is damaged.
+    """
+    first = file.readline(64)
+    check_header(first, path)
+    offset = len(first)
+    while end is None or offset < end:
+        text = file.readline(LONGEST)
+        if not text.endswith(b"\n") and len(text) < LONGEST:
+            return
+        if text.startswith(_NAME):
+            check_header(text, path)
+        else:
+            yield _parsed(text, offset, path)
+        offset += len(text)
+
+
+def resume(descriptor: int, path: str) -> int:
+    """
+    Make a file ready to be appended to: begin it when it is new, and remove a last record that was cut off.
+
+    :param descriptor: can be read and written, and appends.
+    :param path: the file's name, for errors.
+    :returns: its size in bytes.
+    :raises mqhooks.errors.ConfigError: when it is not a capture.
+    :raises OSError: when it cannot be written.
+    """
+    first, found, _ = os.pread(descriptor, 64, 0).partition(b"\n")
+    check_header(first + found, path)
+    if not found:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, HEADER)
+    end = size = os.fstat(descriptor).st_size
+    block = 1 << 16
+    while end:
+        start = max(0, end - block)
+        kept = os.pread(descriptor, end - start, start).rfind(b"\n") + 1
+        if kept:
+            if start + kept < size:
+                os.ftruncate(descriptor, start + kept)
+            return start + kept
+        end = start
+    return 0
+
+
+def _parsed(text: bytes, offset: int, path: str) -> Record:
+    code, _, rest = text[:-1].partition(b" ")
+    time, _, frame = rest.partition(b" ")
+    try:
+        if int(code, 16) == crc32(rest):
+            return Record(int(time), a2b_base64(frame))
+    except ValueError:
+        pass
+    raise ConfigError(f"is damaged at byte {offset}; head -c {offset} gives what is before", path)

@@ -1,0 +1,52 @@
+"""
+An event's message becomes a frame's bytes, as VerneMQ's encoder makes them.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError, Message
+
+from mqhooks.sidecar.decode import TYPE_URL
+from mqhooks.sidecar.events import HOOKS
+
+
+def encode(message: Message) -> bytes:
+    """
+    Encode one call of a hook. Fields that we don't know are kept.
+
+    :param message: of one of the classes in :data:`mqhooks.sidecar.events.HOOKS`.
+    :returns: a serialised ``google.protobuf.Any``, without the length before it.
+    """
+    value = message.SerializeToString()
+    return _HEADS[type(message)] + _varint(len(value)) + value
+
+
+def hook_of(frame: bytes) -> str:
+    """
+    Tell the hook of a frame without decoding its message.
+
+    :returns: a key of :data:`mqhooks.sidecar.events.HOOKS`, or ``""`` when it is none of them.
+    """
+    try:
+        return _NAMES.get(AnyMessage.FromString(frame).type_url.rpartition("/")[2], "")
+    except DecodeError:
+        return ""
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _head(message: type[Message]) -> bytes:
+    url = (TYPE_URL + message.DESCRIPTOR.full_name).encode()
+    return b"\x0a" + _varint(len(url)) + url + b"\x12"
+
+
+_HEADS = {message: _head(message) for message in HOOKS.values()}
+_NAMES = {message.DESCRIPTOR.full_name: hook for hook, message in HOOKS.items()}

@@ -1,0 +1,115 @@
+"""
+Frames with their times, in a file that the simulator can send again.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from mqhooks.capture import Record, line, resume
+from mqhooks.errors import ConfigError
+from mqhooks.interfaces import IEventSink
+from mqhooks.sidecar.encode import encode
+from mqhooks.sidecar.events import Event
+from mqhooks.sinks.appending import Appender
+
+
+@implementer(IEventSink)
+class CaptureSink(Service):
+    """
+    Records each event's frame and when it came. :mod:`mqhooks.capture` describes the file.
+
+    The file is appended to, made with mode 0640 less the umask, and opened anew at SIGHUP, between two batches. A batch is one
+    synchronous write. What cannot be written, to a full disk for example, is counted in :attr:`lost` and said once a minute;
+    the next batch is tried again.
+
+    :param reactor: limits the log; reopens after a signal.
+    :param path: the file.
+    :param max_size: how many bytes it may have; what comes then is counted in :attr:`left_out`, until the file is opened anew.
+        0 for no limit.
+    :param now: tells the time, in nanoseconds since 1970.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: Any, path: str | os.PathLike[str], *, max_size: int = 0, now: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.left_out = 0
+        self._max_size = max_size
+        self._now = now
+        self._size = 0
+        self._full = False
+        self._appender = Appender(reactor, os.fspath(path), self.log, read_back=True, prepare=self._prepare)
+
+    @property
+    def written(self) -> int:
+        """How many events were recorded."""
+        return self._appender.written
+
+    @property
+    def lost(self) -> int:
+        """How many events could not be written."""
+        return self._appender.lost
+
+    def startService(self) -> None:
+        """
+        Open the file.
+
+        :raises mqhooks.errors.ConfigError: when that is not possible, or it holds something else.
+        """
+        super().startService()
+        self._appender.open()
+
+    def stopService(self) -> None:
+        """Close the file."""
+        super().stopService()
+        self._appender.close()
+
+    def reopen(self) -> None:
+        """Open the path anew, after the file was renamed; if that fails, go on with the file that is open."""
+        self._appender.reopen()
+
+    def receive(self, events: Sequence[Event]) -> None:
+        """
+        Record events.
+
+        :returns: ``None``: what is not written now never will be.
+        """
+        now = self._now()
+        lines = [line(Record(now, encode(event.message))) for event in events]
+        if self._max_size:
+            lines = self._fitting(lines)
+        if lines:
+            self._size += self._appender.append(b"".join(lines), len(lines))
+
+    def _fitting(self, lines: list[bytes]) -> list[bytes]:
+        room = self._max_size - self._size
+        count = 0
+        while not self._full and count < len(lines):
+            room -= len(lines[count])
+            if room < 0:
+                self._full = True
+                self.log.warn(
+                    "{name}: has reached max_size ({size} bytes), nothing more is recorded; rename it and send SIGHUP to go on",
+                    name=self._appender.name,
+                    size=self._max_size,
+                )
+            else:
+                count += 1
+        self.left_out += len(lines) - count
+        return lines[:count]
+
+    def _prepare(self, descriptor: int, path: str) -> None:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError("is not a regular file; a capture needs one", path)
+        self._size = resume(descriptor, path)
+        self._full = False

@@ -1,0 +1,97 @@
+"""
+Sending again what the ``capture`` sink has recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from random import Random
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from mqhooks.capture import Record, read
+from mqhooks.errors import ConfigError
+from mqhooks.sidecar.encode import hook_of
+from mqhooks.tools.pool import ConnectionPool
+from mqhooks.tools.sender import CHUNK, Sender, framed
+
+
+class Capture:
+    """
+    A capture that was read once to see that it can be read; what is appended afterwards does not belong to it.
+
+    :param path: the file.
+    :raises mqhooks.errors.ConfigError: when it cannot be read, is no capture, is of a newer version, or is damaged.
+    :ivar count: how many frames it has.
+    :ivar span: how many seconds lie between the first and the latest.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.count = 0
+        self._path = path
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 - it is read while frames are sent
+            self._end = os.fstat(self._file.fileno()).st_size
+            first = latest = None
+            for time, _ in read(self._file, path, self._end):
+                self.count += 1
+                first = time if first is None else first
+                latest = time if latest is None else max(time, latest)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "a path has no NUL character"
+            raise ConfigError(f"cannot be read: {reason}", path) from None
+        self.span = 0.0 if first is None or latest is None else (latest - first) / 1e9
+
+    def records(self) -> Iterator[Record]:
+        """Read it, once; the file is closed at the end."""
+        with self._file as file:
+            file.seek(0)
+            yield from read(file, self._path, self._end)
+
+
+class Replay(Sender):
+    """
+    Writes recorded frames, as far apart in time as they came. What is late, because the peer did not read, is written at once.
+
+    :param clock: paces.
+    :param pool: not yet opened.
+    :param records: what to send; when it ends, the connections are closed.
+    :param random: picks connections.
+    :param speed: how many times as fast as they came; infinite for as fast as the peer reads.
+    :param when_done: called when all frames are sent and all connections are closed.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        pool: ConnectionPool,
+        records: Iterator[Record],
+        random: Random,
+        *,
+        speed: float = 1.0,
+        when_done: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(clock, pool, random, when_done)
+        self._records = records
+        self._speed = speed
+        self._next: Record | None = None
+        self._origin: tuple[int, float] | None = None
+
+    def _send(self) -> float:
+        now = self._clock.seconds()
+        for _ in range(CHUNK):
+            if not self._pool.ready:
+                break
+            record = self._next or next(self._records)
+            first, began = self._origin = self._origin or (record.time, now)
+            early = began + (record.time - first) / 1e9 / self._speed - now
+            if early > 0:
+                self._next = record
+                return early
+            self._next = None
+            self._put(hook_of(record.frame), framed(record.frame))
+        return 0.0

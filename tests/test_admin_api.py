@@ -1,0 +1,431 @@
+"""The API over real connections, and what its page in the documentation says."""
+
+import json
+import re
+from pathlib import Path
+from textwrap import dedent
+from time import time
+
+from twisted.internet import reactor
+from twisted.internet.task import Clock
+
+from mqhooks.admin import letters
+from mqhooks.admin.history import History
+from mqhooks.admin.site import MAX_BODY, VARIES, routes
+from mqhooks.admin.status import Status
+from mqhooks.admin.stream import Stream
+from mqhooks.config import AdminSettings
+from mqhooks.nanomq.settings import TLSSettings
+from mqhooks.testing import make_event
+from tests.admin import ANYWHERE, TOKEN, AdminCase
+from tests.frames import envelope
+
+PAGE = (Path(__file__).parent.parent / "docs" / "api-http.rst").read_text()
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def example(name):
+    """What the documentation shows under a name."""
+    found = re.search(rf"^ *\.\. code-block:: json\n +:name: {name}\n\n((?: +.*\n|\n)+)", PAGE, re.M)
+    assert found is not None, name
+    return json.loads(dedent(found[1]))
+
+
+def shape(value):
+    """The keys of what JSON has, and of what is in it; hooks may be named in part."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items() if not key.startswith("on_")}
+    return [shape(value[0])] if isinstance(value, list) and value and isinstance(value[0], dict) else "value"
+
+
+class DocumentedTests(AdminCase):
+    """Each call that the documentation has is made, and answered as it says."""
+
+    def test_every_call_is_there(self):
+        told = set(re.findall(r"^(GET|POST|DELETE) (/\S+)\n~+$", PAGE, re.M))
+        status = Status.__new__(Status)
+        status.bridge = None
+        table = routes(status, Stream(status, Clock()), Clock())
+        static = {"", *(route.path[0] for route in table if route.path[0].endswith((".html", ".css", ".js")))}
+        known = {(route.method, "/" + "/".join(route.path)) for route in table if route.path[0] not in static}
+        self.assertEqual({(method, re.sub("<[a-z]+>", re.escape(VARIES)[1:], path)) for method, path in told}, known)
+
+    async def assert_shape(self, name, path, method="GET", **options):
+        answer = await self.json(path, method, **options)
+        self.assertEqual(shape(answer), shape(example(name)), name)
+        return answer
+
+    async def test_state(self):
+        await self.start()
+        await self.bury(1)
+        status = await self.assert_shape("api-status", "/api/status")
+        self.assertEqual(len(status["sidecar"]["hooks"]), 13)
+        self.assertEqual(set(status["sidecar"]["hooks"]), set(status["sidecar"]["rates"]))
+        await self.assert_shape("api-healthz", "/healthz")
+        await self.assert_shape("api-readyz", "/readyz")
+        self.assertIn("webhooks", await self.json("/api/config"))
+        code, text = await self.ask("/metrics")
+        self.assertEqual((code, "mqhooks_frames_total" in text), (200, True))
+        error = await self.json("/api/webhooks/biling/pause", "POST", status=404)
+        self.assertEqual(error, example("api-error"))
+
+    async def test_stream(self):
+        await self.start()
+        follower = await self.follow("/api/stream?payload=1")
+        await self.until(lambda: follower.heard("status"))
+        self.publish(1)
+        await self.until(lambda: follower.heard("events"))
+        (events,) = follower.heard("events")
+        self.assertEqual(shape(events), shape(example("api-events")))
+        self.assertEqual(events[0]["payload"], example("api-events")[0]["payload"])
+        told = shape(example("api-status"))
+        for part in ("last_error", "last_answer"):
+            told["webhooks"][0][part] = "value"
+        self.assertEqual(shape(follower.heard("status")[0]), told)
+
+    async def test_webhooks(self):
+        await self.start()
+        self.assertEqual(await self.json("/api/webhooks/billing/pause", "POST"), example("api-pause"))
+        self.assertEqual(await self.json("/api/webhooks/billing/resume", "POST"), example("api-resume"))
+
+    async def test_dead_letters(self):
+        await self.start()
+        await self.bury(4)
+        found = await self.assert_shape("api-letters", "/api/dead-letters?limit=1")
+        self.assertEqual((len(found["letters"]), found["total"], found["next"]), (1, 4, 1))
+        await self.assert_shape("api-letter", "/api/dead-letters/1")
+        self.assertEqual(await self.json("/api/dead-letters/1/replay", "POST"), example("api-replay"))
+        self.assertEqual(await self.json("/api/dead-letters/2/purge", "POST"), {"count": 1})
+        self.assertEqual(await self.json("/api/dead-letters/3", "DELETE"), {"count": 1})
+        for verb in ("replay", "purge"):
+            self.assertEqual(await self.json(f"/api/dead-letters/{verb}", "POST", body=example("api-filter")), {"count": 0})
+        self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body={"all": True}), {"count": 1})
+
+
+class StatusTests(AdminCase):
+    async def test_numbers_follow_the_events(self):
+        await self.start("billing", "audit", answer=lambda request: request.connection.reply(204))
+        self.publish(5)
+        self.send(b"", envelope(make_event("on_client_gone").message))
+        await self.until(lambda: sum(sink.counters.delivered for sink in self.sinks) == 10)
+        status = await self.json("/api/status")
+        sidecar = status["sidecar"]
+        self.assertEqual((sidecar["connections"], sidecar["frames"], sidecar["events"], sidecar["empty"]), (1, 7, 6, 1))
+        self.assertEqual((sidecar["hooks"]["on_publish"], sidecar["hooks"]["on_client_gone"]), (5, 1))
+        for webhook in status["webhooks"]:
+            self.assertEqual((webhook["filtered"], webhook["matched"], webhook["accepted"]), (1, 5, 5))
+            self.assertEqual((webhook["delivered"], webhook["pending"], webhook["attempts"]["delivered"]), (5, 0, 5))
+            self.assertEqual((webhook["state"], webhook["oldest_seconds"]), ("up", None))
+        self.assertEqual([webhook["name"] for webhook in status["webhooks"]], ["billing", "audit"])
+        self.assertApproximates(status["now"], time(), 60)
+
+    async def test_an_endpoint_that_is_down(self):
+        await self.start(answer=lambda request: request.connection.reply(503, b"come back on <b>Monday</b>"))
+        began = time()
+        self.publish(20)
+        await self.until(lambda: self.sinks[0].down_since is not None)
+        (webhook,) = (await self.json("/api/status"))["webhooks"]
+        self.assertEqual((webhook["state"], webhook["pending"]), ("down", 20))
+        self.assertTrue(began <= webhook["down_since"] <= time())
+        self.assertEqual(webhook["last_answer"]["body"], "come back on <b>Monday</b>")
+        self.assertEqual(webhook["last_answer"]["status"], 503)
+        self.assertIn("answered 503", webhook["last_error"]["reason"])
+        self.assertGreater(webhook["oldest_seconds"], 0)
+        self.assertEqual(webhook["attempts"]["failed"], webhook["failures"]["status"])
+        self.endpoint.answer = lambda request: request.connection.reply()
+        await self.until(lambda: self.sinks[0].counters.delivered == 20)
+        (webhook,) = (await self.json("/api/status"))["webhooks"]
+        self.assertEqual((webhook["state"], webhook["down_since"], webhook["next_attempt"]), ("up", None, None))
+        self.assertEqual(webhook["last_answer"]["status"], 503)
+
+    async def test_pausing(self):
+        await self.start()
+        await self.json("/api/webhooks/billing/pause", "POST")
+        self.publish(3)
+        await self.until(lambda: self.sinks[0].counters.accepted == 3)
+        (webhook,) = (await self.json("/api/status"))["webhooks"]
+        self.assertEqual((webhook["state"], webhook["pending"], webhook["delivered"]), ("paused", 3, 0))
+        self.assertEqual(self.endpoint.requests, [])
+        await self.json("/api/webhooks/billing/resume", "POST")
+        await self.until(lambda: len(self.endpoint.requests) == 3)
+
+    async def test_webhooks_may_come_and_go(self):
+        await self.start("billing", "audit")
+        gone = self.bridge.webhooks.pop()
+        self.assertEqual([webhook["name"] for webhook in (await self.json("/api/status"))["webhooks"]], ["billing"])
+        await self.refused(404, "/api/webhooks/audit/pause", "POST")
+        self.bridge.webhooks.append(gone)
+        await self.json("/api/webhooks/audit/pause", "POST")
+
+    async def test_names_of_all_kinds(self):
+        await self.start("a b/c?ü")
+        await self.json("/api/webhooks/a%20b%2Fc%3F%C3%BC/pause", "POST")
+        self.assertTrue(self.sinks[0].paused)
+
+    async def test_a_configuration_without_its_secrets(self):
+        admin = AdminSettings(ANYWHERE, TOKEN)
+        await self.start(admin=admin, secrets=(SECRET,), headers=(("authorization", "Bearer s3cret"),))
+        settings = self.bridge.settings
+        webhook = settings.webhooks[0]
+        tls = TLSSettings(certfile="c.pem", keyfile="k.pem", key_password="pa55word")
+        changed = {"url": "https://host:1/hook?key=s3cret", "tls": tls}
+        fields = {name: getattr(webhook, name) for name in webhook.__dataclass_fields__} | changed
+        self.bridge.settings = type(settings)(
+            **{
+                **{name: getattr(settings, name) for name in settings.__dataclass_fields__},
+                "webhooks": (type(webhook)(**fields),),
+            }
+        )
+        code, text = await self.ask("/api/config", headers={"Authorization": f"Bearer {TOKEN}"})
+        self.assertEqual(code, 200)
+        for secret in ("s3cret", TOKEN, SECRET, "pa55word"):
+            self.assertNotIn(secret, text)
+        (shown,) = json.loads(text)["webhooks"]
+        self.assertEqual((shown["url"], shown["headers"]), ("https://host:1/hook?…", [["authorization", "(hidden)"]]))
+        self.assertEqual(
+            (shown["secrets"], shown["tls"]["key_password"], shown["tls"]["keyfile"]), ("(hidden)", "(hidden)", "k.pem")
+        )
+        self.assertEqual(json.loads(text)["admin"]["token"], "(hidden)")
+
+    async def test_the_query_of_an_url_is_nowhere(self):
+        await self.start()
+        sink = self.sinks[0]
+        url = f"{sink.settings.url}?key=s3cret"
+        sink.settings = type(sink.settings)(sink.settings.name, url, sink.settings.rules)
+        await self.bury(1)
+        for path in ("/api/status", "/api/dead-letters", "/api/dead-letters/1", "/api/stream"):
+            if path == "/api/stream":
+                follower = await self.follow(path)
+                await self.until(lambda follower=follower: follower.heard("status"))
+                text = follower.buffer.decode()
+            else:
+                _, text = await self.ask(path)
+            self.assertIn("/hook?…", text)
+            self.assertNotIn("s3cret", text)
+
+
+class HistoryTests(AdminCase):
+    async def test_a_quarter_of_an_hour(self):
+        await self.start()
+        clock = Clock()
+        history = History(self.bridge, clock)
+        self.publish(3)
+        await self.until(lambda: self.sinks[0].counters.delivered == 3)
+        clock.advance(5)
+        history.sample()
+        self.assertEqual(history.rates()["on_publish"], 0.6)
+        clock.advance(1)
+        past = history.of("billing", 100.0)
+        self.assertEqual((past["step"], past["end"]), (5.0, 99.0))
+        self.assertEqual((past["accepted"], past["delivered"], past["failed"], past["waiting"]), ([3], [3], [0], [0]))
+        for _ in range(200):
+            clock.advance(5)
+            history.sample()
+        past = history.of("billing", 100.0)
+        self.assertEqual((past["accepted"], past["waiting"]), ([0] * 180, [0] * 180))
+        self.assertEqual(history.rates()["on_publish"], 0)
+        self.assertEqual(history.of("unknown", 0.0)["accepted"], [])
+
+
+class LetterTests(AdminCase):
+    async def test_one_is_replayed_and_arrives(self):
+        await self.start()
+        await self.bury(1)
+        (letter,) = (await self.json("/api/dead-letters"))["letters"]
+        self.assertEqual((letter["webhook"], letter["client"], letter["status"], letter["attempts"]), ("billing", "c0", 422, 1))
+        full = await self.json(f"/api/dead-letters/{letter['id']}")
+        self.assertEqual(full["answer"], {"status": 422, "body": "no such meter"})
+        self.assertEqual(full["request"]["body"].encode(), self.endpoint.requests[0].body)
+        first = self.endpoint.requests[0]
+        self.assertIn(["webhook-id", first.header("webhook-id")], full["request"]["headers"])
+        await self.json(f"/api/dead-letters/{letter['id']}/replay", "POST")
+        await self.until(lambda: len(self.endpoint.requests) == 2)
+        again = self.endpoint.requests[1]
+        self.assertEqual((again.body, again.header("webhook-id")), (first.body, first.header("webhook-id")))
+        await self.until(lambda: self.sinks[0].counters.delivered == 1)
+        self.assertEqual((await self.json("/api/dead-letters"))["letters"], [])
+        await self.refused(404, f"/api/dead-letters/{letter['id']}/replay", "POST")
+
+    async def test_headers_of_the_operator_are_hidden(self):
+        await self.start(headers=(("authorization", "Bearer s3cret"),), secrets=(SECRET,))
+        await self.bury(1)
+        _, text = await self.ask("/api/dead-letters/1")
+        self.assertNotIn("s3cret", text)
+        self.assertIn(["authorization", "(hidden)"], json.loads(text)["request"]["headers"])
+
+    async def test_filters(self):
+        await self.start("billing", "audit")
+        await self.bury(2)
+        await self.bury(1, status=410)
+        found = await self.json("/api/dead-letters?webhook=audit")
+        self.assertEqual((found["total"], {letter["webhook"] for letter in found["letters"]}), (3, {"audit"}))
+        found = await self.json("/api/dead-letters?webhook=audit&reason=answered%20410")
+        self.assertEqual((found["total"], len(found["letters"])), (1, 1))
+        seen = []
+        after = 0
+        while after is not None:
+            found = await self.json(f"/api/dead-letters?limit=4&after={after}")
+            seen += [letter["id"] for letter in found["letters"]]
+            after = found["next"]
+        self.assertEqual(seen, sorted(seen))
+        self.assertEqual(len(seen), 6)
+        purge = "/api/dead-letters/purge"
+        self.assertEqual(await self.json(purge, "POST", body={"webhook": "audit", "reason": "410"}), {"count": 1})
+        self.assertEqual(await self.json(purge, "POST", body={"reason": "answered 422"}), {"count": 4})
+        (left,) = (await self.json("/api/dead-letters"))["letters"]
+        self.assertEqual((left["webhook"], left["status"]), ("billing", 410))
+        self.assertEqual(await self.json(purge, "POST", body={"all": True}), {"count": 1})
+        self.assertEqual((await self.json("/api/dead-letters"))["total"], 0)
+
+    async def test_many_are_replayed_bit_by_bit(self):
+        self.patch(letters, "CHUNK", 7)
+        await self.start()
+        await self.bury(100)
+        turns = []
+        replay = self.store.replay
+        self.patch(self.store, "replay", lambda numbers: turns.append(len(numbers)) or replay(numbers))
+        self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 100})
+        self.assertEqual((sum(turns), max(turns)), (100, 7))
+        await self.until(lambda: self.sinks[0].counters.delivered == 100)
+        self.assertEqual(self.sinks[0].outbox.letters, 0)
+
+    async def test_what_dies_again_is_not_replayed_again(self):
+        self.patch(letters, "CHUNK", 2)
+        await self.start()
+        await self.bury(5)
+        self.endpoint.answer = lambda request: request.connection.reply(422)
+        self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 5})
+        await self.until(lambda: self.sinks[0].outbox.letters == 5)
+        self.assertEqual(self.sinks[0].counters.dead, 10)
+
+    async def test_which_ones_has_to_be_said(self):
+        await self.start()
+        await self.bury(1)
+        for path in ("/api/dead-letters/purge", "/api/dead-letters/replay"):
+            for body in (
+                b"",
+                b"{",
+                b"[]",
+                b"\xff",
+                b'{"webhok": "x"}',
+                b'{"webhook": 1}',
+                b"{}",
+                b'{"all": 1}',
+                b'{"all": false}',
+                b"[" * 9999,
+            ):
+                await self.refused(400, path, "POST", body=body)
+        self.assertEqual((await self.json("/api/dead-letters"))["total"], 1)
+
+    async def test_numbers_that_are_none(self):
+        await self.start()
+        for number in ("0", "1", "x", "-1", "1e3", "9" * 18, "9" * 19, "%C2%B2", "%ff", ""):
+            await self.refused(404, f"/api/dead-letters/{number}")
+        for query in ("after=x", "limit=-1", "limit=1&limit=2", "after=" + "9" * 30, "webhook=%ff"):
+            await self.refused(400, f"/api/dead-letters?{query}")
+
+    async def test_of_an_outbox_in_memory_there_are_none(self):
+        await self.start(memory=True)
+        self.endpoint.answer = lambda request: request.connection.reply(410)
+        self.publish(1)
+        await self.until(lambda: self.sinks[0].counters.dead == 1)
+        self.assertEqual(await self.json("/api/dead-letters"), {"letters": [], "total": 0, "next": None})
+        await self.refused(404, "/api/dead-letters/1")
+        await self.refused(404, "/api/dead-letters/1/replay", "POST")
+        self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body={"all": True}), {"count": 0})
+
+    async def test_an_outbox_that_cannot_be_written(self):
+        await self.start()
+        await self.bury(1)
+        self.store.failing = "no space left"
+        reason = await self.refused(503, "/api/dead-letters/purge", "POST", body={"all": True})
+        self.assertIn("no space left", reason)
+        checks = (await self.json("/readyz", status=503))["checks"]
+        self.assertEqual(checks["outbox"], {"ok": False, "reason": "cannot be written: no space left"})
+        self.assertEqual((await self.json("/api/status"))["outbox"]["failing"], "no space left")
+
+    async def test_an_outbox_that_cannot_be_read(self):
+        await self.start()
+        reader = self.store._reader
+        self.patch(self.store, "_reader", None)
+        await self.refused(503, "/api/dead-letters")
+        self.store._reader = reader
+
+    async def test_a_caller_who_goes_away_has_asked_nevertheless(self):
+        self.patch(letters, "CHUNK", 1)
+        await self.start()
+        await self.bury(20)
+        follower = await self.follow("/healthz")
+        body = b'{"all": true}'
+        head = (
+            f"POST /api/dead-letters/purge HTTP/1.1\r\nHost: localhost\r\nX-Mqhooks: 1\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        follower.transport.write(head.encode() + body)
+        await self.until(lambda: self.sinks[0].outbox.letters < 20)
+        follower.transport.abortConnection()
+        await self.until(lambda: self.sinks[0].outbox.letters == 0)
+
+
+class RequestTests(AdminCase):
+    async def test_what_is_not_there(self):
+        await self.start()
+        for path in (
+            "/nothing",
+            "/api",
+            "/api/status/",
+            "/api/webhooks/billing",
+            "/%ff",
+            "//",
+            "/api/../page.html",
+            "/page.html",
+        ):
+            await self.refused(404, path)
+
+    async def test_methods(self):
+        await self.start()
+        await self.refused(405, "/api/status", "POST")
+        self.assertEqual(self.headers["allow"], "GET")
+        await self.refused(405, "/api/dead-letters/1", "PUT")
+        self.assertEqual(self.headers["allow"], "DELETE, GET")
+        code, text = await self.ask("/api/status", "HEAD", change=False)
+        self.assertEqual((code, text), (200, ""))
+        self.assertGreater(int(self.headers["content-length"]), 100)
+        await self.refused(405, "/api/stream", "POST")
+        self.assertEqual((await self.ask("/api/stream", "HEAD", change=False))[0], 405)
+
+    async def test_a_body_has_a_limit(self):
+        await self.start()
+        await self.refused(413, "/api/dead-letters/purge", "POST", body=b" " * (MAX_BODY + 1))
+        await self.refused(400, "/api/dead-letters/purge", "POST", body=b" " * MAX_BODY)
+
+    async def test_a_fault_of_ours_is_no_traceback_to_the_caller(self):
+        await self.start()
+        self.bridge.webhooks.append(None)
+        reason = await self.refused(500, "/api/status")
+        self.bridge.webhooks.pop()
+        self.assertEqual(reason, "that failed; the log has the reason")
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+
+    async def test_the_page_and_its_parts(self):
+        await self.start()
+        code, text = await self.ask("/")
+        self.assertEqual((code, self.headers["content-type"]), (200, "text/html; charset=utf-8"))
+        parts = re.findall(r'(?:href|src)="([^":]+\.(?:css|js))"', text)
+        self.assertGreater(len(parts), 1)
+        for part in parts:
+            code, text = await self.ask(f"/{part}")
+            type_ = {"css": "text/css", "js": "text/javascript"}[part.rpartition(".")[2]]
+            self.assertEqual((code, self.headers["content-type"]), (200, f"{type_}; charset=utf-8"))
+            self.assertGreater(len(text), 100)
+
+    async def test_ready(self):
+        await self.start()
+        answer = await self.json("/readyz")
+        self.assertEqual(answer["status"], "ready")
+        port = self.bridge.listener.addresses[0].port
+        self.assertEqual(answer["checks"]["listening"]["reason"], f"for VerneMQ on 127.0.0.1:{port}")
+        await self.bridge.listener.stopService()
+        answer = await self.json("/readyz", status=503)
+        self.assertEqual((answer["status"], answer["checks"]["listening"]["ok"]), ("not ready", False))
+        self.assertEqual(await self.json("/healthz"), {"status": "ok"})
+        self.assertTrue(reactor.running)

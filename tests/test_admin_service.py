@@ -1,0 +1,167 @@
+"""Where the status page is, and whether it is at all."""
+
+import socket
+from pathlib import Path
+
+import treq
+from twisted.internet import reactor
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.web.client import Agent
+
+from mqhooks import config
+from mqhooks.admin import site
+from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.service import AdminService
+from mqhooks.config import ADMIN_LISTEN, AdminSettings, Settings
+from mqhooks.errors import ConfigError
+from mqhooks.sidecar.protocol import SidecarFactory
+from mqhooks.sidecar.service import SidecarService
+from mqhooks.tap import Options, makeService
+from mqhooks.testing import RecordingSink
+from tests.admin import ANYWHERE, TOKEN, AdminCase
+from tests.processes import Twistd
+
+
+class SettingsTests(SynchronousTestCase):
+    def load(self, text):
+        path = Path(self.mktemp())
+        path.write_text(text, encoding="utf-8")
+        return config.load(str(path)).admin
+
+    def test_what_can_be_said(self):
+        self.assertEqual(self.load(""), AdminSettings(None, None, ()))
+        text = (
+            f'mqhooks.admin {{ listen = "tcp:1:interface=0.0.0.0", token = "{TOKEN}", hosts = [Mqhooks.example, "10.0.0.1"] }}'
+        )
+        expected = AdminSettings("tcp:1:interface=0.0.0.0", TOKEN, ("mqhooks.example", "10.0.0.1"))
+        self.assertEqual(self.load(text), expected)
+        self.assertEqual(self.load("mqhooks.admin.listen = off").listen, "off")
+        self.assertNotIn(TOKEN, repr(expected))
+
+    def test_what_is_wrong(self):
+        for line, key in (
+            ("token = short", "token"),
+            ('token = "has spaces in its middle"', "token"),
+            ('token = "äöüäöüäöüäöüäöüäöü"', "token"),
+            ("token = 1234567890123456789", "token"),
+            ("hosts = [1]", "hosts"),
+            ('hosts = "http://x/"', "hosts"),
+            ("listen = 8891", "listen"),
+        ):
+            error = self.assertRaises(ConfigError, self.load, f"mqhooks.admin {{ {line} }}")
+            self.assertEqual(error.key, f"mqhooks.admin.{key}")
+            self.assertNotIn("spaces in its middle", str(error))
+
+
+class StartTests(SynchronousTestCase):
+    def make(self, *args, text=None):
+        if text is not None:
+            path = Path(self.mktemp())
+            path.write_text(text + '\nwebhook { url = "http://h/", events = [] }', encoding="utf-8")
+            args = ("--config", str(path), *args)
+        options = Options()
+        options.parseOptions(args)
+        self.patch(reactor, "seconds", reactor.seconds)
+        found = [child for child in makeService(options) if isinstance(child, AdminService)]
+        return found[0]._listener.description if found else None
+
+    def test_where_it_is(self):
+        self.assertEqual(self.make(), ADMIN_LISTEN)
+        self.assertEqual(self.make("--admin-port", "1"), "tcp:1")
+        self.assertEqual(self.make(text='mqhooks.admin.listen = "tcp:2"'), "tcp:2")
+        self.assertEqual(self.make("--admin-port", "1", text='mqhooks.admin.listen = "tcp:2"'), "tcp:1")
+        self.assertIsNone(self.make("--admin-port", "0"))
+        self.assertIsNone(self.make(text="mqhooks.admin.listen = off"))
+        self.assertEqual(self.make("--admin-port", "1", text="mqhooks.admin.listen = off"), "tcp:1")
+
+    def test_what_others_reach_needs_a_token(self):
+        text = 'mqhooks.admin { listen = "tcp:8891:interface=0.0.0.0" }'
+        exit_ = self.assertRaises(SystemExit, self.make, text=text)
+        self.assertRegex(exit_.code, r"^mqhooks: .+: mqhooks\.admin\.listen: .+ set mqhooks\.admin\.token, or listen on .+$")
+        self.assertNotIn("\n", exit_.code)
+        self.assertEqual(self.make(text=f'{text}\nmqhooks.admin.token = "{TOKEN}"'), "tcp:8891:interface=0.0.0.0")
+
+    def test_what_is_no_endpoint(self):
+        exit_ = self.assertRaises(SystemExit, self.make, text="mqhooks.admin.listen = nonsense")
+        self.assertIn("mqhooks.admin.listen: nonsense: not a listening endpoint", exit_.code)
+
+
+class ListenTests(AdminCase):
+    async def test_stopping_closes_connections(self):
+        await self.start()
+        self.assertEqual(await self.json("/healthz"), {"status": "ok"})
+        follower = await self.follow("/healthz")
+        await self.until(lambda: follower.buffer)
+        await self.admin.stopService()
+        await follower.closed
+        self.assertIsNone(self.admin.address)
+        self.assertFalse(self.admin._history.running)
+
+    async def test_samples_are_taken(self):
+        await self.start()
+        self.assertTrue(self.admin._history.running)
+        self.assertEqual(self.admin._history.interval, 5)
+
+    async def test_connections_are_limited(self):
+        self.patch(site, "CONNECTIONS", 2)
+        await self.start()
+        followers = [await self.follow("/api/stream") for _ in range(2)]
+        for follower in followers:
+            await self.until(lambda follower=follower: follower.heard("status"))
+        refused = await self.follow("/healthz")
+        await refused.closed
+        self.assertEqual(refused.buffer, b"")
+        followers[0].transport.loseConnection()
+        await self.until(lambda: len(self.admin._factory.protocols) == 1)
+        await self.json("/healthz")
+
+    def test_the_usual_address_may_be_taken(self):
+        clock = MemoryReactorClock()
+        self.assertTrue(AdminService(clock, bridge_of(clock), AdminSettings())._usual)
+        self.assertFalse(AdminService(clock, bridge_of(clock), AdminSettings("tcp:8891"))._usual)
+
+
+def bridge_of(clock):
+    sidecar = SidecarFactory(clock, RecordingSink())
+    return Bridge(Settings(), sidecar, SidecarService(clock, [], sidecar), [], None)
+
+
+class ProcessTests(TestCase):
+    timeout = 120
+
+    async def test_a_process_of_its_own(self):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir(parents=True)
+        path = directory / "mqhooks.conf"
+        path.write_text(f'mqhooks.admin.listen = "{ANYWHERE}"\nmqhooks.outbox.path = "{directory / "outbox"}"')
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--config", str(path), "--url", "http://127.0.0.1:1/")
+        match = await bridge.until(r"the status page is on 127\.0\.0\.1:(\d+)")
+        answer = await treq.get(f"http://127.0.0.1:{match[1]}/readyz", agent=Agent(reactor), reactor=reactor)
+        self.assertEqual(answer.code, 200)
+        self.assertEqual((await treq.json_content(answer))["status"], "ready")
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
+
+    async def test_a_taken_port_that_was_asked_for_ends_the_start(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", str(port))
+            reason = await bridge.ended
+        self.assertEqual(reason.exitCode, 1)
+        lines = [line for line in (bridge.stdout + bridge.stderr).splitlines() if "#error" in line]
+        self.assertEqual(len(lines), 1)
+        self.assertIn(f"mqhooks: cannot listen on tcp:{port}: Address already in use", lines[0])
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
+
+    async def test_without_the_usual_port_it_goes_on(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            usual = f"tcp:{taken.getsockname()[1]}"
+            before = f"import mqhooks.config; mqhooks.config.ADMIN_LISTEN = {usual!r}"
+            bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", before=before)
+            await bridge.until(r"listening for VerneMQ on", anywhere=True)
+        lines = [line for line in (bridge.stdout + bridge.stderr).splitlines() if "#warn" in line]
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn(f"cannot listen on {usual}: Address already in use", lines[0])
+        self.assertIn("going on without the status page", lines[0])

@@ -1,0 +1,341 @@
+"""
+What the log says, where, and what it must not say.
+"""
+
+import json
+import os
+import signal
+import socket
+from base64 import b64encode
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import FileLogObserver, Logger, LogLevel, capturedLogs, formatEvent
+from twisted.python.failure import Failure
+from twisted.python.usage import UsageError
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from mqhooks import tap
+from mqhooks.errors import ConfigError
+from mqhooks.hiding import hide_url
+from mqhooks.logs import json_line, observer_for
+from mqhooks.nanomq.settings import WebhookSettings
+from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.pb.on_register_pb2 import OnRegister
+from mqhooks.sidecar.counters import SidecarCounters
+from mqhooks.summary import SummaryService
+from mqhooks.webhook.counters import WebhookCounters
+from tests.endpoints import Endpoint
+from tests.frames import envelope, framed
+from tests.processes import Twistd
+
+reactor: Any = installed_reactor
+
+
+class LineTests(SynchronousTestCase):
+    def line(self, **event: Any) -> dict[str, Any]:
+        text = json_line({"log_time": 1_800_000_000.25, "log_level": LogLevel.warn, "log_namespace": "n", **event})
+        self.assertTrue(text.endswith("\n"))
+        self.assertNotIn("\n", text[:-1])
+        self.assertTrue(text.isascii())
+        read: dict[str, Any] = json.loads(text)
+        return read
+
+    def test_fields(self) -> None:
+        line = self.line(
+            log_format="{peer}: {count} times", peer="h:1", count=3, rows=[{"a": 1.5}], none=None, thing=object(), _text="no"
+        )
+        self.assertEqual(
+            line,
+            {
+                "time": "2027-01-15T08:00:00.250000Z",
+                "level": "warn",
+                "logger": "n",
+                "text": "h:1: 3 times",
+                "peer": "h:1",
+                "count": 3,
+                "rows": [{"a": 1.5}],
+                "none": None,
+            },
+        )
+
+    def test_what_json_has_not(self) -> None:
+        line = self.line(log_format="x", a=float("nan"), b=float("inf"), c=[object()], d={1: 2}, e=b"bytes")
+        self.assertEqual(set(line), {"time", "level", "logger", "text"})
+
+    def test_fields_never_hide_ours(self) -> None:
+        line = self.line(log_format="said", time="t", level="l", text="x", logger="y")
+        self.assertEqual((line["level"], line["text"], line["logger"]), ("warn", "said", "n"))
+
+    def test_failure(self) -> None:
+        line = self.line(log_format="it broke", log_failure=Failure(ValueError("why")))
+        self.assertEqual(line["text"], "it broke")
+        self.assertIn("ValueError: why", line["traceback"])
+        self.assertEqual(self.line(log_failure=Failure(ValueError("why")))["text"], "why")
+
+    def test_an_event_without_anything(self) -> None:
+        self.assertEqual(json.loads(json_line({}))["level"], "info")
+
+    @settings(deadline=None)
+    @given(st.text(st.characters()), st.text(st.characters()))
+    def test_any_text(self, client: str, key: str) -> None:
+        line = self.line(log_format="{client}", client=client, **{f"x{key}": client})
+        self.assertEqual((line["text"], line["client"], line[f"x{key}"]), (client, client, client))
+
+
+class ChoiceTests(SynchronousTestCase):
+    def test_left_to_twistd(self) -> None:
+        self.assertIsNone(observer_for(reactor, None, "text"))
+        self.assertIsNone(observer_for(reactor, {"logfile": "x", "nodaemon": True}, "text", stdout_taken=True))
+        self.assertIsNone(observer_for(reactor, {"syslog": True}, "text", stdout_taken=True))
+
+    def test_standard_output_is_taken(self) -> None:
+        for log_format in ("text", "json"):
+            make = observer_for(reactor, {"nodaemon": True}, log_format, stdout_taken=True)
+            assert make is not None
+            self.assertIsInstance(make(), FileLogObserver)
+
+    def test_formats_that_don_t_go_together(self) -> None:
+        for other in ("syslog", "logger"):
+            error = self.assertRaises(ConfigError, observer_for, reactor, {other: "x"}, "json")
+            self.assertEqual(str(error), f"--log-format: twistd's --{other} has a format of its own: leave one of the two out")
+
+    def test_a_daemon_has_a_file(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        before = os.getcwd()
+        self.addCleanup(os.chdir, before)
+        os.chdir(folder)
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        make = observer_for(reactor, {}, "json")
+        assert make is not None
+        observer = make()
+        self.addCleanup(observer._outFile.close)  # type: ignore[attr-defined]
+        observer({"log_format": "hello", "log_time": 0.0})
+        self.assertEqual(json.loads(Path("twistd.log").read_text())["text"], "hello")
+
+    def test_unknown_format(self) -> None:
+        error = self.assertRaises(UsageError, tap.Options().parseOptions, ["--log-format", "jsn"])
+        self.assertEqual(str(error), "--log-format: 'jsn' is unknown; did you mean json?")
+
+
+@dataclass
+class Webhook:
+    settings: WebhookSettings
+    outbox: MemoryOutbox
+    counters: WebhookCounters = field(default_factory=WebhookCounters)
+
+
+class SummaryTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.sidecar = SidecarCounters()
+        self.webhooks: list[Webhook] = []
+        self.summary = SummaryService(self.clock, self.sidecar, lambda: self.webhooks)
+        self.logged = self.enterContext(capturedLogs())
+        self.summary.startService()
+
+    def webhook(self, name: str) -> WebhookCounters:
+        self.webhooks.append(Webhook(WebhookSettings(name, "http://h/", ()), MemoryOutbox()))
+        return self.webhooks[-1].counters
+
+    @property
+    def said(self) -> list[str]:
+        said = [formatEvent(event) for event in self.logged]
+        self.logged.clear()
+        return said
+
+    def test_silent_while_nothing_flows(self) -> None:
+        self.webhook("a")
+        self.clock.pump([60] * 10)
+        self.assertEqual(self.said, [])
+
+    def test_once_a_minute_what_came_since(self) -> None:
+        first, second = self.webhook("a"), self.webhook("b")
+        self.sidecar.hooks["on_publish"] = 7
+        first.filtered, first.delivered, second.dead, second.failed, second.refused = 2, 5, 1, 3, 1
+        self.clock.advance(59)
+        self.assertEqual(self.said, [])
+        self.clock.advance(1)
+        rows = self.logged[-1]["webhooks"]
+        (said,) = self.said
+        self.assertEqual(
+            said,
+            "in 60 s: 7 events in; webhook a: 2 filtered, 5 delivered, 0 dead, 0 attempts failed, 0 pending; "
+            "webhook b: 0 filtered, 0 delivered, 1 dead, 4 attempts failed, 0 pending",
+        )
+        self.assertEqual(
+            rows[1], {"webhook": "b", "filtered": 0, "delivered": 0, "dead": 1, "dropped": 0, "failed": 4, "pending": 0}
+        )
+        first.delivered += 1
+        self.clock.advance(60)
+        self.assertIn("0 events in; webhook a: 0 filtered, 1 delivered", self.said[0])
+        self.clock.advance(60)
+        self.assertEqual(self.said, [])
+
+    def test_what_is_wrong_is_told_too(self) -> None:
+        self.webhook("a").dropped = 2
+        self.sidecar.undecodable = 3
+        self.clock.advance(60)
+        (said,) = self.said
+        self.assertIn("0 events in, 3 frames malformed; ", said)
+        self.assertIn("0 dead, 2 dropped, ", said)
+
+    def test_a_webhook_that_is_configured_anew_counts_from_nothing(self) -> None:
+        self.webhook("a").delivered = 9
+        self.clock.advance(60)
+        self.webhooks.clear()
+        self.webhook("a").delivered = 2
+        self.clock.advance(60)
+        self.assertIn("webhook a: 0 filtered, 2 delivered", self.said[1])
+
+    def test_the_last_part_of_a_minute(self) -> None:
+        self.sidecar.hooks["on_publish"] = 7
+        self.clock.advance(30)
+        self.summary.stopService()
+        self.assertEqual(self.said, ["in 30 s: 7 events in"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class HidingTests(SynchronousTestCase):
+    def test_urls(self) -> None:
+        for url, shown in (
+            ("http://h:1/a/b", "http://h:1/a/b"),
+            ("https://u:p@h/a?token=x", "https://h/a?…"),
+            ("http://h?x@y/z", "http://h?…"),
+        ):
+            self.assertEqual(hide_url(url), shown)
+
+
+class ProcessTests(TestCase):
+    timeout = 120
+
+    def lines(self, text: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in text.splitlines()]
+
+    async def test_json_on_standard_output(self) -> None:
+        bridge = Twistd(self, "mqhooks", "--sidecar-port=0", "--admin-port=0", "--url=http://127.0.0.1:9/", "--log-format=json")
+        match = await bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
+        with socket.create_connection(("127.0.0.1", int(match[1]))):
+            # Before the reactor turns, the signal would end the process at once.
+            await bridge.until("first sidecar connection")
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        lines = self.lines(bridge.stdout)
+        (listening,) = [line for line in lines if line["text"].startswith("listening for VerneMQ")]
+        self.assertEqual((listening["level"], listening["logger"]), ("info", "mqhooks.sidecar.service.SidecarService"))
+        self.assertTrue(listening["address"].startswith("127.0.0.1:"))
+        self.assertEqual(lines[-1]["text"], "Server Shut Down.")
+        self.assertEqual(bridge.stderr, "")
+
+    async def test_json_beside_the_events(self) -> None:
+        bridge = Twistd(self, "mqhooks", "--sidecar-port=0", "--admin-port=0", "--log-format=json")
+        await bridge.until(r"listening for VerneMQ on .*\n", anywhere=True)
+        self.lines(bridge.stderr)
+        self.assertEqual(bridge.stdout, "")
+
+    async def test_a_start_that_fails(self) -> None:
+        bridge = Twistd(self, "mqhooks", "--sidecar-port=0", "--sink=log:path=/nowhere/x", "--log-format=json")
+        await bridge.ended
+        errors = [line for line in self.lines(bridge.stdout) if line["level"] in ("error", "critical")]
+        self.assertEqual(len(errors), 1)
+        self.assertTrue(errors[0]["text"].startswith("mqhooks: /nowhere/x: cannot be opened"))
+
+    async def test_json_in_a_file_that_is_rotated(self) -> None:
+        path = Path(self.mktemp()).resolve()
+        bridge = Twistd(self, f"--logfile={path}", "mqhooks", "--sidecar-port=0", "--admin-port=0", "--log-format=json")
+        while not (path.exists() and "listening for VerneMQ" in path.read_text()):
+            await deferLater(reactor, 0.02)
+        bridge.process.signalProcess(signal.SIGUSR1)
+        old = Path(f"{path}.1")
+        while not old.exists():
+            await deferLater(reactor, 0.02)
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertIn("listening for VerneMQ", "".join(line["text"] for line in self.lines(old.read_text())))
+        self.assertEqual(self.lines(path.read_text())[-1]["text"], "Server Shut Down.")
+        self.assertEqual((bridge.stdout, bridge.stderr), ("", ""))
+
+    async def test_no_payload_and_no_secret(self) -> None:
+        for log_format in ("text", "json"):
+            await self.fail_in_every_way(log_format)
+
+    async def fail_in_every_way(self, log_format: str) -> None:
+        secret = "whsec_" + b64encode(b"never to be seen, not ever").decode()
+        hidden = {
+            "payload": "Payl0ad-of-the-event",
+            "header": "Bearer Header-value-1",
+            "query": "Query-token-2",
+            "secret": secret[6:],
+            "token": "Admin-token-3-of-many",
+            "password": "Us3r-property-4",
+        }
+
+        def answer(request: Any) -> None:
+            number = len(endpoint.requests) % 5
+            if number == 0:
+                request.connection.transport.abortConnection()
+            elif number == 1:
+                request.connection.send(b"not HTTP " + hidden["payload"].encode() + b"\r\n\r\n")
+            elif number == 2:
+                request.connection.reply(400, request.body, [("X-Echo", hidden["payload"])])
+            elif number == 3:
+                request.connection.reply(503, request.body)
+            else:
+                request.connection.reply(200)
+
+        endpoint = Endpoint(answer)
+        url = endpoint.listen(self, reactor)
+        config = Path(self.mktemp()).resolve()
+        config.write_text(
+            f"""
+            webhook {{
+              url = "{url}?key={hidden["query"]}"
+              headers.authorization = "{hidden["header"]}"
+              secret = "{secret}"
+              pool_size = 4
+              retry {{ initial = 20ms, max = 50ms, max_attempts = 3 }}
+              events = [{{ event = on_message_publish }}]
+            }}
+            mqhooks {{ admin.token = "{hidden["token"]}", outbox.kind = memory, shutdown_timeout = 1s }}
+            """
+        )
+        bridge = Twistd(
+            self, "mqhooks", "--sidecar-port=0", "--admin-port=0", f"--config={config}", f"--log-format={log_format}"
+        )
+        match = await bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
+        with socket.create_connection(("127.0.0.1", int(match[1]))) as connection:
+            for number in range(40):
+                message = OnPublish(client_id=f"c{number}", topic="t", payload=hidden["payload"].encode())
+                connection.sendall(framed(envelope(message)))
+            register = OnRegister(client_id="c", user_properties={"password": hidden["password"]})
+            connection.sendall(framed(envelope(register)))
+            connection.sendall(framed(b"\xff" + hidden["payload"].encode()))
+            connection.sendall(framed(envelope(message, "eventssidecar.v1.OnNothing")))
+            await bridge.until(r"is a dead letter")
+            await bridge.until(r"answered 503|no answer|broken|ended")
+            await bridge.until(r"no hook sends messages")
+        while len(endpoint.requests) < 60:
+            await deferLater(reactor, 0.02)
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        log = bridge.stdout + bridge.stderr
+        self.assertRegex(log, r"in \d+ s: 41 events in, 1 frames malformed; webhook webhook: ")
+        for name, text in hidden.items():
+            self.assertNotIn(text, log, name)
+        self.assertIn(f"{url}?", log)
+        self.assertNotIn("Traceback", log)
+
+
+class LoggerTests(SynchronousTestCase):
+    def test_a_logger_of_the_project_has_its_namespace(self) -> None:
+        with capturedLogs() as logged:
+            Logger("mqhooks.test").info("{count} things", count=2)
+        line = json.loads(json_line(logged[0]))
+        self.assertEqual((line["logger"], line["text"], line["count"]), ("mqhooks.test", "2 things", 2))
