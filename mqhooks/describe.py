@@ -55,6 +55,11 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         yield f"        each client's events in order, {webhook.merge_window * 1000:g} ms for those that come late"
     else:
         yield "        each client's events in the order they are read"
+    if webhook.batch is not None:
+        batch = webhook.batch
+        packed = f", {batch.compression}" if batch.compression != "none" else ""
+        kind = f"{batch.format}{packed}"
+        yield f"        in batches of at most {batch.size} ({kind}), after {batch.linger * 1000:g} ms at the latest"
     if webhook.secrets:
         yield f"        signed with {len(webhook.secrets)} secret{'s' if len(webhook.secrets) > 1 else ''}"
     if webhook.headers:

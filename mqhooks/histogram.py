@@ -5,7 +5,7 @@ Counting how long things take.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Histogram:
@@ -28,6 +28,13 @@ class Histogram:
         """Count one."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
+
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Count several."""
+        counts, bounds = self.counts, self.bounds
+        for seconds in values:
+            counts[bisect_left(bounds, seconds)] += 1
+            self.sum += seconds
 
     @property
     def count(self) -> int:

@@ -71,7 +71,9 @@ class SummaryService(Service):
         self._came = came
         webhooks = self._webhooks()
         rows = [{"webhook": each.settings.name, **self._since_last(each), "pending": each.outbox.pending} for each in webhooks]
-        self._went = [(each.counters, _totals(each.counters)) for each in webhooks]
+        # One that is gone may come back, with the same counters.
+        gone = [pair for pair in self._went if all(each.counters is not pair[0] for each in webhooks)]
+        self._went = [*gone, *((each.counters, _totals(each.counters)) for each in webhooks)]
         if (
             events
             or malformed
@@ -87,7 +89,7 @@ class SummaryService(Service):
             )
 
     def _since_last(self, webhook: Counted) -> dict[str, int]:
-        # A webhook that was configured anew has counters of its own.
+        # A webhook that was not there before counts from the beginning.
         before = next((totals for counters, totals in self._went if counters is webhook.counters), {})
         return {name: value - before.get(name, 0) for name, value in _totals(webhook.counters).items()}
 

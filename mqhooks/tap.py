@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -16,20 +18,21 @@ from twisted.python import usage
 from mqhooks import config
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
-from mqhooks.config import OutboxSettings, Settings
+from mqhooks.config import Settings
 from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
-from mqhooks.interfaces import IEventSink
+from mqhooks.interfaces import IEventSink, IOutbox
 from mqhooks.logs import FORMATS, observer_for
-from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.reload import Reloader
 from mqhooks.service import LoggedService, OrderedService
 from mqhooks.sidecar.protocol import SidecarFactory
 from mqhooks.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut, LogSink, sinkFromString
 from mqhooks.summary import SummaryService
 from mqhooks.tools.options import one_of, whole
-from mqhooks.webhook.sink import WebhookSink
+from mqhooks.webhook.group import WebhookGroup
 
 SIDECAR_PORT = 8890
 """Where VerneMQ's ``vmq_events_sidecar`` connects to unless it is told otherwise."""
@@ -112,15 +115,14 @@ def _build(reactor: Any, options: Options) -> IService:
     if options["sidecar-port"] is not None or not descriptions:
         port = SIDECAR_PORT if options["sidecar-port"] is None else options["sidecar-port"]
         descriptions.insert(0, f"tcp:{port}")
-    store = None
-    if settings.webhooks and settings.outbox.kind == "sqlite":
-        store = _store(reactor, settings.outbox)
-    sinks = _sinks(reactor, options, settings, store)
+    store = _store(reactor, settings)
+    webhooks = WebhookGroup(reactor, settings.webhooks, _outboxes(store), drain_time=settings.shutdown_timeout)
+    sinks = _sinks(reactor, options, webhooks)
     sink = sinks[0] if len(sinks) == 1 else FanOut(sinks)
     factory = SidecarFactory(reactor, sink, max_frame=settings.sidecar.max_frame, max_sessions=settings.sidecar.max_sessions)
     listener = SidecarService(reactor, descriptions, factory)
-    webhooks = [each for each in sinks[: len(settings.webhooks)] if isinstance(each, WebhookSink)]
-    bridge = Bridge(settings, factory, listener, webhooks, store)
+    file = store if isinstance(store, SqliteStore) else None
+    bridge = Bridge(settings, factory, listener, webhooks.sinks, file)
     admin = _admin(reactor, options, bridge)
     if options["check"]:
         print(describe(settings, descriptions, options["sink"]))  # noqa: T201 - this is what the option is for
@@ -132,7 +134,9 @@ def _build(reactor: Any, options: Options) -> IService:
     if to_stdout and options.parent is not None and not options.parent.get("nodaemon"):
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
     summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
-    children = [each for each in (store, summary, sink, admin, listener) if each is not None]
+    reloader = Reloader(reactor, _again(options), bridge, webhooks, store, admin)
+    # What handles a signal is there first and last: without it the signal ends the process.
+    children = [each for each in (reloader, file, summary, sink, admin, listener) if each is not None]
     observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
     return OrderedService(children) if observer is None else LoggedService(children, observer)
 
@@ -165,7 +169,21 @@ def _settings(options: Options) -> Settings:
     return settings
 
 
-def _store(reactor: Any, outbox: OutboxSettings) -> SqliteStore:
+def _again(options: Options) -> Callable[[], Settings] | None:
+    if options["config"] is None:
+        return None
+    # By then the process may run in another directory.
+    options = copy(options)
+    options["config"] = os.path.abspath(options["config"])
+    return lambda: _settings(options)
+
+
+def _store(reactor: Any, settings: Settings) -> SqliteStore | MemoryStore | None:
+    outbox = settings.outbox
+    if outbox.kind == "memory":
+        return MemoryStore(outbox.max_size, outbox.dead_max)
+    if not settings.webhooks:
+        return None
     return SqliteStore(
         reactor,
         outbox.path,
@@ -176,12 +194,18 @@ def _store(reactor: Any, outbox: OutboxSettings) -> SqliteStore:
     )
 
 
-def _sinks(reactor: Any, options: Options, settings: Settings, store: SqliteStore | None) -> list[IEventSink]:
-    sinks: list[IEventSink] = []
-    for webhook in settings.webhooks:
-        outbox = (
-            MemoryOutbox(settings.outbox.max_size, settings.outbox.dead_max) if store is None else store.outbox(webhook.name)
-        )
-        sinks.append(WebhookSink(reactor, webhook, outbox, drain_time=settings.shutdown_timeout))
-    sinks += [sinkFromString(reactor, description) for description in options["sink"]]
+def _outboxes(store: SqliteStore | MemoryStore | None) -> Callable[[str], IOutbox]:
+    if store is not None:
+        return store.outbox
+
+    def refuse(name: str) -> IOutbox:
+        raise ConfigError(f"no webhook was enabled at the start, so there is no outbox for {name}: restart mqhooks")
+
+    return refuse
+
+
+def _sinks(reactor: Any, options: Options, webhooks: WebhookGroup) -> list[IEventSink]:
+    sinks = [sinkFromString(reactor, description) for description in options["sink"]]
+    if options["config"] is not None or webhooks.sinks:
+        sinks.insert(0, webhooks)
     return sinks or [LogSink(reactor)]

@@ -11,7 +11,7 @@ from mqhooks.config import OutboxSettings, Settings, SidecarSettings, for_url, l
 from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
-from mqhooks.nanomq.settings import RetrySettings, Rule, TLSSettings, WebhookSettings, secret_key
+from mqhooks.nanomq.settings import BatchSettings, RetrySettings, Rule, TLSSettings, WebhookSettings, secret_key
 from mqhooks.sidecar.events import HOOKS
 from tests.frames import DATA
 
@@ -465,6 +465,24 @@ class RetryTests(ConfigCase):
             self.assertEqual(self.webhook_mistake(f"retry {{ {setting} }}"), "retry." + mistake)
         self.webhook("retry.maximum = 5m")
         self.assertIn("webhook.retry.maximum: unknown, ignored; did you mean 'max", self.warnings[0])
+
+    def test_batch(self):
+        self.assertIsNone(self.webhook("").batch)
+        self.assertEqual(self.webhook("batch {}").batch, BatchSettings())
+        self.assertEqual(
+            self.webhook("batch { size = 7, linger = 0, max_bytes = 2KiB, format = ndjson, compression = gzip }").batch,
+            BatchSettings(7, 0, 2048, "ndjson", "gzip"),
+        )
+
+    def test_mistakes_in_a_batch(self):
+        for mistake, complaint in (
+            ("size = 0", "batch.size: 0 is not"),
+            ("linger = -1", "batch.linger: -1 is not a duration"),
+            ("max_bytes = 1", "batch.max_bytes: "),
+            ("format = xml", "batch.format: "),
+            ("compression = zip", "batch.compression: "),
+        ):
+            self.assertIn(complaint, self.webhook_mistake(f"batch {{ {mistake} }}"))
 
     def test_merge_window(self):
         self.assertEqual(self.webhook("merge_window = 0").merge_window, 0)

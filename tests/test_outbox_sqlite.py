@@ -17,7 +17,7 @@ from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox import schema
 from mqhooks.outbox.delivery import Delivery
-from mqhooks.outbox.sqlite import BATCH, CACHE, SqliteStore
+from mqhooks.outbox.sqlite import BATCH, CACHE, NOTED, SqliteStore
 
 
 def deliveries(count, start=0, size=0):
@@ -56,7 +56,7 @@ class StoreCase(SynchronousTestCase):
         store._drop_lock()
 
     def turn(self):
-        self.clock.advance(0)
+        self.clock.advance(NOTED)
 
     def append(self, *args, **kwargs):
         accepted = self.outbox.append(deliveries(*args, **kwargs))

@@ -49,6 +49,7 @@ webhook {
   events = [{ event = on_publish }]
   tls { enable = true }
   unknown { }
+  batch { }
 }
 mqhooks { sidecar { }, outbox { }, admin { } }
 """

@@ -49,6 +49,10 @@ class Guard:
     """
 
     def __init__(self, token: str | None, hosts: Collection[str] = ()) -> None:
+        self.change(token, hosts)
+
+    def change(self, token: str | None, hosts: Collection[str]) -> None:
+        """Have others ask from now on; the parameters are those of the class."""
         self._token = None if token is None else token.encode()
         self._hosts = frozenset(hosts)
 

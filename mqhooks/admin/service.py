@@ -44,17 +44,35 @@ class AdminService(Service):
         self._usual = settings.listen is None
         description = settings.listen or ADMIN_LISTEN
         self._listener = Listener(reactor, description)
-        if settings.token is None and not is_local(description):
-            remedy = "set mqhooks.admin.token, or listen on tcp:8891:interface=127.0.0.1"
-            raise ConfigError(f"others than this machine reach the status page, and it has no token: {remedy}", description)
+        self.check(settings)
         status = Status(bridge, reactor)
         self._history = LoopingCall(status.history.sample)
         self._history.clock = reactor
         self._stream = Stream(status, reactor)
-        root = Root(routes(status, self._stream, reactor), Guard(settings.token, settings.hosts))
+        self._guard = Guard(settings.token, settings.hosts)
+        self._token = settings.token
+        root = Root(routes(status, self._stream, reactor), self._guard)
         self._factory = AdminFactory(reactor, root)
         self._port: IListeningPort | None = None
         self._tried = False
+
+    def check(self, settings: AdminSettings) -> None:
+        """
+        See whether these settings, but for ``listen``, would do here.
+
+        :raises mqhooks.errors.ConfigError: when others than this machine reach the page, and there is no token.
+        """
+        description = self._listener.description
+        if settings.token is None and not is_local(description):
+            remedy = "set mqhooks.admin.token, or listen on tcp:8891:interface=127.0.0.1"
+            raise ConfigError(f"others than this machine reach the status page, and it has no token: {remedy}", description)
+
+    def change(self, settings: AdminSettings) -> None:
+        """Have others ask from now on: who watches with another token is sent away."""
+        self._guard.change(settings.token, settings.hosts)
+        if settings.token != self._token:
+            self._token = settings.token
+            self._stream.dismiss()
 
     @property
     def address(self) -> Any:

@@ -86,8 +86,12 @@ class Stream:
             self._timer = self._clock.callLater(INTERVAL, self._look)
 
     def close(self) -> None:
-        """End all answers."""
+        """End all answers, and give no more."""
         self._closed = True
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """End all answers: who still may watch asks again."""
         for watcher in list(self._watchers):
             watcher.end()
 

@@ -67,6 +67,12 @@ THINNED = 100
 THIN_SIZE = 4096
 """A row of fewer bytes is not worth it."""
 
+NOTED = 0.005
+"""How many seconds after a delivery has arrived this is committed at the latest."""
+
+UNNOTED = 64
+"""How many deliveries of a webhook have arrived, at most about, without that being committed: a kill has them sent again."""
+
 RETRY = 1.0
 """Seconds before a transaction that failed is tried again."""
 
@@ -119,6 +125,7 @@ class SqliteStore(Service):
         self._outboxes: dict[str, SqliteOutbox] = {}
         self._dirty: dict[SqliteOutbox, None] = {}
         self._turn: IDelayedCall | None = None
+        self._later = False
         self._plan: list[_Plan] | None = None
         self._flushed: list[Deferred[None]] = []
         self._poll: IDelayedCall | None = None
@@ -216,6 +223,7 @@ class SqliteStore(Service):
         """
         if self._plan is None and not self._dirty:
             return succeed(None)
+        self._schedule()
         flushed: Deferred[None] = Deferred()
         self._flushed.append(flushed)
         return flushed
@@ -242,6 +250,13 @@ class SqliteStore(Service):
         """Commit what an outbox has to write, when this turn of the reactor is over."""
         self._dirty[outbox] = None
         self._schedule()
+
+    def note(self, outbox: SqliteOutbox) -> None:
+        """Commit what an outbox has to write, within :data:`NOTED`: a commit for each answer would cost as much as all else."""
+        self._dirty[outbox] = None
+        if self._turn is None and self._plan is None:
+            self._turn = self._reactor.callLater(NOTED, self._flush)
+            self._later = True
 
     # Dead letters.
 
@@ -463,8 +478,13 @@ class SqliteStore(Service):
             self._flush()
 
     def _schedule(self) -> None:
-        if self._turn is None and self._plan is None:
+        if self._plan is not None:
+            return
+        if self._turn is None:
             self._turn = self._reactor.callLater(0, self._flush)
+        elif self._later:
+            self._turn.reset(0)
+        self._later = False
 
     def _flush(self) -> None:
         self._turn = None
@@ -658,6 +678,7 @@ class SqliteOutbox:
         self.more: Callable[[], object] | None = None
         self.overflow: Callable[[int], object] | None = None
         self._size = 0
+        self._unnoted = 0
         self._appended: float | None = None
         self._writing: float | None = None
 
@@ -776,9 +797,12 @@ class SqliteOutbox:
         # What _settle() would do, without the calls: this is done once for each delivery.
         batch.settled[(place & 0xFFFF) >> 3] |= 1 << (place & 7)
         batch.left -= 1
-        if not self._touched:
-            self._store.touch(self)
         self._touched[number] = batch
+        self._unnoted += 1
+        if self._unnoted == 1:
+            self._store.note(self)
+        elif self._unnoted == UNNOTED:
+            self._store.touch(self)
 
     def discard(self, delivery: Delivery) -> None:
         """Forget a delivery for want of room."""
@@ -791,6 +815,7 @@ class SqliteOutbox:
         self.letters += 1
         self._dead.append(DeadLetter(0, self.name, delivery, url, reason, status, answer, died))
         self._settle(delivery)
+        self._store.touch(self)
 
     def recall(self, places: Iterable[int]) -> list[Delivery]:
         """Read deliveries again that were claimed before, by their places."""
@@ -863,6 +888,7 @@ class SqliteOutbox:
                 batch.marked = True
                 plan.progress.append((batch.id, bytes(batch.settled)))
         self._touched.clear()
+        self._unnoted = 0
         plan.dead, self._dead = self._dead, []
         plan.resolved = list(self._resolved)
         plan.thinned = self._thin()
@@ -1030,7 +1056,8 @@ class SqliteOutbox:
             del self._batches[batch.id]
             self._touched.pop(batch.id, None)
             self._finished.append(batch)
-        self._store.touch(self)
+        self._unnoted += 1
+        self._store.note(self)
 
 
 def _chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Delivery]]:

@@ -194,6 +194,11 @@ class SidecarFactory(ServerFactory):
         self._emptied: list[Deferred[None]] = []
         self._watcher: Watcher | None = None
 
+    def limit(self, max_frame: int, max_sessions: int) -> None:
+        """Have other limits from now on; they are those that it was made with."""
+        self.max_frame = min(max_frame, HARD_LIMIT)
+        self.sessions.limit(max_sessions)
+
     def watch(self, watcher: Watcher | None) -> None:
         """
         Show each batch to somebody before the sink gets it.

@@ -35,6 +35,12 @@ class SessionTable:
         # The registration's time and the username share one bytes object: less than half of what a tuple of the two costs.
         self._sessions: dict[str | tuple[str, str], bytes] = {}
 
+    def limit(self, limit: int) -> None:
+        """Remember so many sessions at most from now on."""
+        self._limit = limit
+        for oldest in list(islice(self._sessions, max(0, len(self._sessions) - limit))):
+            del self._sessions[oldest]
+
     def __len__(self) -> int:
         return len(self._sessions)
 

@@ -24,8 +24,8 @@ class BatchLanes(Lanes):
     :param reactor: tells the time.
     :param settings: how large a batch may be, and how long it waits for more.
     :param send: ``send(deliveries, done)`` tries them, and calls ``done`` once with what came of it.
-    :param finished: ``finished(deliveries, result)`` is told what came of each attempt, and returns the :class:`Verdict` on each
-        of them, or ``None`` when they are to be tried in halves.
+    :param finished: ``finished(deliveries, result)`` is told what came of each attempt, and returns the :class:`Verdict` on
+        each of them, or ``None`` when they are to be tried in halves.
     """
 
     def __init__(
@@ -77,7 +77,10 @@ class BatchLane(Lane):
         """Put a delivery at the end."""
         if not self._queue:
             self._since = self._all.clock.seconds()
-        super().push(delivery)
+        self._queue.append(delivery)
+        # As long as the timer runs, only a full batch is due.
+        if self._current is None and (self._timer is None or len(self._queue) >= self._all.settings.size):
+            self.run()
 
     def unpark(self, client: str) -> None:
         """Put a parked client at the end."""
@@ -125,16 +128,17 @@ class BatchLane(Lane):
         part = bool(self._parts)
         room = self._parts.pop() if part else settings.size
         batch: list[Delivery] = []
-        size = 0
-        while self._queue and room:
-            head = self._queue[0]
-            if batch and not isinstance(head, str) and size + len(head.body) > settings.max_bytes:
+        left, queue, parked = settings.max_bytes, self._queue, self._parked
+        while queue and room:
+            head = queue[0]
+            if batch and not isinstance(head, str) and len(head.body) > left:
                 break
             room -= 1
-            delivery = self._next()
+            # Nobody is parked: then these are deliveries, and to be tried.
+            delivery: Any = self._next() if parked else queue.popleft()
             if delivery is not None:
                 batch.append(delivery)
-                size += len(delivery.body)
+                left -= len(delivery.body)
         if part and room and self._queue:
             self._parts.append(room)
         self._since = self._all.clock.seconds()

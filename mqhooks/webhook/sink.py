@@ -347,9 +347,10 @@ class WebhookSink(Service):
         if judged == "delivered":
             counters.delivered += len(batch)
             now = self._now()
+            counters.ages.observe_all([now - delivery.timestamp * 1e-9 for delivery in batch])
+            settle = self.outbox.settle
             for delivery in batch:
-                counters.ages.observe(now - delivery.timestamp * 1e-9)
-                self.outbox.settle(delivery)
+                settle(delivery)
             verdicts = [DONE] * len(batch)
         elif judged == "retry":
             verdicts = self._retry(batch, result)
