@@ -22,6 +22,7 @@ from tests.certificates import Authority, key_pem, pem
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.test_project_docs import PROJECT
 
 RULES = "events = [{ event = on_message_publish }]"
 RETRY = "retry { initial = 50ms, max = 50ms, jitter = 0 }"
@@ -31,8 +32,9 @@ def payloads(requests):
     """The numbers that arrived, by client, in their order."""
     arrived = defaultdict(list)
     for request in requests:
-        body = json.loads(request.body)
-        arrived[body["from_client_id"]].append(int(body["payload"]))
+        bodies = json.loads(request.body)
+        for body in bodies if isinstance(bodies, list) else [bodies]:
+            arrived[body["from_client_id"]].append(int(body["payload"]))
     return arrived
 
 
@@ -154,7 +156,7 @@ class ReloadTests(BridgeCase):
         counters = self.sink("a").counters
         self.assertIs(counters, old.counters)
         self.assertEqual((counters.accepted, counters.delivered, counters.attempts), (30, 30, 30))
-        self.assertEqual(sum(counters.answers.counts), 30)
+        self.assertEqual(sum(counters.answers.counts), len(first.requests) + len(second.requests))
         self.assertEqual(first.open, 0)
 
     async def test_a_changed_webhook_goes_on_with_what_waits(self):
@@ -165,6 +167,9 @@ class ReloadTests(BridgeCase):
 
     async def test_with_a_merge_window(self):
         await self.changed(more=", merge_window = 100ms")
+
+    async def test_in_batches(self):
+        await self.changed(more=", batch { size = 2, linger = 1ms }")
 
     async def test_with_a_disk_that_is_waited_for(self):
         await self.changed(f"{self.outbox}\noutbox.sync = full")
@@ -423,6 +428,12 @@ class ReloadTests(BridgeCase):
 
 
 class PartTests(SynchronousTestCase):
+    def test_the_unit_checks_before_it_sends_the_signal(self):
+        lines = (PROJECT / "packaging" / "mqhooks.service").read_text().splitlines()
+        start = next(line.partition("=")[2] for line in lines if line.startswith("ExecStart="))
+        reload = [line.partition("=")[2] for line in lines if line.startswith("ExecReload=")]
+        self.assertEqual(reload, [f"{start} --check", "/bin/kill -HUP $MAINPID"])
+
     def test_fewer_sessions(self):
         table = SessionTable(10)
         for number in range(10):
