@@ -52,10 +52,15 @@ class Reloader(Service):
         self._admin = admin
         self._forget: Callable[[], None] | None = None
 
-    def startService(self) -> None:
-        """Listen for the signal."""
-        super().startService()
+    def privilegedStartService(self) -> None:
+        """Listen for the signal, which would end the process: from before the first line of the log that others wait for."""
         self._forget = on_hangup(lambda: self._reactor.callFromThread(self.reload))
+
+    def startService(self) -> None:
+        """Listen for the signal, unless that was done while there were privileges."""
+        super().startService()
+        if self._forget is None:
+            self.privilegedStartService()
 
     def stopService(self) -> None:
         """Leave the signal to others."""
