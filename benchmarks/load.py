@@ -17,6 +17,7 @@ import socket
 import time
 
 from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.sidecar.encode import varint
 from mqhooks.tools.simulator import frame
 
 BLOCK = 128 << 10
@@ -53,7 +54,7 @@ class Frames:
         self._turn = 0
         self._at_client = one.index(b"client-") + len(b"client-")
         self._at_numbers = one.index(MARK) + len(MARK)
-        seconds = one.index(_varint(self._seconds))
+        seconds = one.index(varint(self._seconds))
         self._at_seconds, self._at_nanos = seconds, seconds + 6
 
     def _template(self, size: int) -> bytes:
@@ -78,7 +79,7 @@ class Frames:
         block, clients = self.block, self._clients
         numbers, client_at = self._at_numbers, self._at_client
         seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-        second = _varint(seconds)
+        second = varint(seconds)
         # All stamps are as long as the template's: the fraction of a second is squeezed into the numbers of five bytes.
         nanos = _NANOS + nanos * 7 // 10
         tail = b"%020d" % stamp
@@ -192,15 +193,6 @@ def main() -> None:
         flood(links, options.events)
     for link in links:
         link.close()
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mqhooks.errors import MqhooksError
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks.hangup import on_hangup
-from mqhooks.webhook.group import WebhookGroup
+from mqhooks.webhooks import WebhookGroup
 
 
 class Reloader(Service):

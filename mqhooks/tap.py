@@ -32,7 +32,7 @@ from mqhooks.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut, LogSink, sinkFromString
 from mqhooks.summary import SummaryService
 from mqhooks.tools.options import one_of, whole
-from mqhooks.webhook.group import WebhookGroup
+from mqhooks.webhooks import WebhookGroup
 
 SIDECAR_PORT = 8890
 """Where VerneMQ's ``vmq_events_sidecar`` connects to unless it is told otherwise."""

@@ -196,7 +196,7 @@ class DeliveryTests(TestCase):
 
     def make(self, respond, batch, **values):
         self.endpoint = Endpoint(respond)
-        port = reactor.listenTCP(0, self.endpoint, interface="127.0.0.1")
+        self.port = port = reactor.listenTCP(0, self.endpoint, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         self.outbox = MemoryOutbox()
         self.sink = WebhookSink(
@@ -320,19 +320,18 @@ class DeliveryTests(TestCase):
         self.assert_identities()
 
     async def test_an_endpoint_that_is_down_spends_no_attempts(self):
-        up = []
-
-        def respond(request):
-            if up:
-                request.connection.reply(200)
-            else:
-                request.connection.transport.abortConnection()
-
-        self.make(respond, BatchSettings(size=10, linger=0), retry=RetrySettings(initial=0.01, maximum=0.02, max_attempts=20))
+        self.make(
+            lambda request: request.connection.reply(200),
+            BatchSettings(size=10, linger=0),
+            retry=RetrySettings(initial=0.01, maximum=0.02, max_attempts=1),
+        )
+        number = self.port.getHost().port
+        await self.port.stopListening()
         self.send(400, clients=50)
-        while not self.sink.down_since:
+        while self.sink.counters.failed < 50:
             await deferLater(reactor, 0.01)
-        up.append(True)
+        port = reactor.listenTCP(number, self.endpoint, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
         await self.drained()
         self.assertEqual((self.sink.counters.delivered, self.sink.counters.dead), (400, 0))
         self.assert_identities()

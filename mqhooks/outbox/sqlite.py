@@ -788,21 +788,7 @@ class SqliteOutbox:
     def settle(self, delivery: Delivery) -> None:
         """Forget a delivery that arrived."""
         self.delivered += 1
-        place = delivery.place
-        number = place >> 16
-        batch = self._batches[number]
-        if batch.left == 1:
-            self._settle(delivery)
-            return
-        # What _settle() would do, without the calls: this is done once for each delivery.
-        batch.settled[(place & 0xFFFF) >> 3] |= 1 << (place & 7)
-        batch.left -= 1
-        self._touched[number] = batch
-        self._unnoted += 1
-        if self._unnoted == 1:
-            self._store.note(self)
-        elif self._unnoted == UNNOTED:
-            self._store.touch(self)
+        self._settle(delivery)
 
     def discard(self, delivery: Delivery) -> None:
         """Forget a delivery for want of room."""
@@ -1057,7 +1043,10 @@ class SqliteOutbox:
             self._touched.pop(batch.id, None)
             self._finished.append(batch)
         self._unnoted += 1
-        self._store.note(self)
+        if self._unnoted == 1:
+            self._store.note(self)
+        elif self._unnoted == UNNOTED:
+            self._store.touch(self)
 
 
 def _chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Delivery]]:

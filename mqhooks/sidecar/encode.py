@@ -19,7 +19,7 @@ def encode(message: Message) -> bytes:
     :returns: a serialised ``google.protobuf.Any``, without the length before it.
     """
     value = message.SerializeToString()
-    return _HEADS[type(message)] + _varint(len(value)) + value
+    return _HEADS[type(message)] + varint(len(value)) + value
 
 
 def hook_of(frame: bytes) -> str:
@@ -34,7 +34,8 @@ def hook_of(frame: bytes) -> str:
         return ""
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Write a number of 0 or more as protobuf's wire format has it."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -45,7 +46,7 @@ def _varint(value: int) -> bytes:
 
 def _head(message: type[Message]) -> bytes:
     url = (TYPE_URL + message.DESCRIPTOR.full_name).encode()
-    return b"\x0a" + _varint(len(url)) + url + b"\x12"
+    return b"\x0a" + varint(len(url)) + url + b"\x12"
 
 
 _HEADS = {message: _head(message) for message in HOOKS.values()}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from twisted.application.service import Service
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
@@ -191,3 +192,42 @@ def _wait_for_room(descriptor: int) -> None:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     poll.poll()
+
+
+class AppendingSink(Service):
+    """
+    What sinks have in common whose events go through an :class:`Appender`.
+
+    :param appender: writes; it is open while the service runs.
+    """
+
+    def __init__(self, appender: Appender) -> None:
+        self._appender = appender
+
+    @property
+    def written(self) -> int:
+        """How many events were written."""
+        return self._appender.written
+
+    @property
+    def lost(self) -> int:
+        """How many events could not be written."""
+        return self._appender.lost
+
+    def startService(self) -> None:
+        """
+        Open the file.
+
+        :raises mqhooks.errors.ConfigError: when that is not possible, or it holds what it should not.
+        """
+        super().startService()
+        self._appender.open()
+
+    def stopService(self) -> None:
+        """Close the file."""
+        super().stopService()
+        self._appender.close()
+
+    def reopen(self) -> None:
+        """Open the path anew, after the file was renamed; if that fails, go on with the file that is open."""
+        self._appender.reopen()

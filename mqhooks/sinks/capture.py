@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -19,11 +18,11 @@ from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.sidecar.encode import encode
 from mqhooks.sidecar.events import Event
-from mqhooks.sinks.appending import Appender
+from mqhooks.sinks.appending import Appender, AppendingSink
 
 
 @implementer(IEventSink)
-class CaptureSink(Service):
+class CaptureSink(AppendingSink):
     """
     Records each event's frame and when it came. :mod:`mqhooks.capture` describes the file.
 
@@ -48,35 +47,7 @@ class CaptureSink(Service):
         self._now = now
         self._size = 0
         self._full = False
-        self._appender = Appender(reactor, os.fspath(path), self.log, read_back=True, prepare=self._prepare)
-
-    @property
-    def written(self) -> int:
-        """How many events were recorded."""
-        return self._appender.written
-
-    @property
-    def lost(self) -> int:
-        """How many events could not be written."""
-        return self._appender.lost
-
-    def startService(self) -> None:
-        """
-        Open the file.
-
-        :raises mqhooks.errors.ConfigError: when that is not possible, or it holds something else.
-        """
-        super().startService()
-        self._appender.open()
-
-    def stopService(self) -> None:
-        """Close the file."""
-        super().stopService()
-        self._appender.close()
-
-    def reopen(self) -> None:
-        """Open the path anew, after the file was renamed; if that fails, go on with the file that is open."""
-        self._appender.reopen()
+        super().__init__(Appender(reactor, os.fspath(path), self.log, read_back=True, prepare=self._prepare))
 
     def receive(self, events: Sequence[Event]) -> None:
         """

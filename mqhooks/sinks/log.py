@@ -8,18 +8,17 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.sidecar.events import Event
-from mqhooks.sinks.appending import STANDARD_OUTPUT, Appender
+from mqhooks.sinks.appending import STANDARD_OUTPUT, Appender, AppendingSink
 
 
 @implementer(IEventSink)
-class LogSink(Service):
+class LogSink(AppendingSink):
     """
     Writes each event as one line: a JSON object in VerneMQ's own words.
 
@@ -37,40 +36,12 @@ class LogSink(Service):
     log = Logger()
 
     def __init__(self, reactor: Any, destination: str | os.PathLike[str] | int = STANDARD_OUTPUT) -> None:
-        self._appender = Appender(reactor, destination, self.log)
-
-    @property
-    def written(self) -> int:
-        """How many events were written."""
-        return self._appender.written
-
-    @property
-    def lost(self) -> int:
-        """How many events could not be written."""
-        return self._appender.lost
+        super().__init__(Appender(reactor, destination, self.log))
 
     @property
     def uses_stdout(self) -> bool:
         """Whether the lines go to standard output."""
         return self._appender.path is None and self._appender.descriptor == STANDARD_OUTPUT
-
-    def startService(self) -> None:
-        """
-        Open the file.
-
-        :raises mqhooks.errors.ConfigError: when that is not possible.
-        """
-        super().startService()
-        self._appender.open()
-
-    def stopService(self) -> None:
-        """Close the file."""
-        super().stopService()
-        self._appender.close()
-
-    def reopen(self) -> None:
-        """Open the path anew, after the file was renamed; if that fails, go on with the file that is open."""
-        self._appender.reopen()
 
     def receive(self, events: Sequence[Event]) -> None:
         """
