@@ -58,7 +58,60 @@ class MergeWindowTests(SynchronousTestCase):
         for number in range(1000):
             window.push([delivery(f"c{number}", 1, 0)], 0)
             window.release(1, 10)
-        self.assertLessEqual(len(window._last) + len(window._before), 22)
+        for times in (window._newest, window._last):
+            self.assertLessEqual(len(times.recent) + len(times.older), 22)
+
+    def test_what_was_displaced_goes_before_what_came_late_at_the_same_time(self):
+        window = MergeWindow(50)
+        window.push([Delivery(id_, "a", time, b"x", 100) for id_, time in [("1", 5), ("2", 5), ("3", 9)]], 100)
+        window.push([Delivery(id_, "a", time, b"x", 120) for id_, time in [("4", 2), ("5", 5), ("6", 5)]], 120)
+        self.assertEqual([one.id for one in window.release(1000, 100)], ["4", "1", "2", "5", "6", "3"])
+        self.assertEqual((len(window), window.size, window.late), (0, 0, 0))
+
+    @given(
+        st.lists(
+            st.one_of(
+                st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), max_size=8),
+                st.tuples(st.integers(1, 30), st.integers(1, 9)),
+            ),
+            max_size=40,
+        )
+    )
+    def test_lets_go_the_earliest_that_the_client_has_here(self, steps):
+        window = MergeWindow(10)
+        held = []  # By arrival; a slot's own delivery may have gone before it.
+        slots = []
+        last = {}
+        now = late = number = 0
+        for step in steps:
+            if isinstance(step, list):
+                pushed = []
+                for client, time, size in step:
+                    number += 1
+                    pushed.append(Delivery(str(number), f"c{client}", time, b"x" * size, now))
+                window.push(pushed, now)
+                held += pushed
+                slots += [(now, one.client) for one in pushed]
+                expected = []
+                limit = 0
+            else:
+                now += step[0]
+                limit = step[1]
+                expected = []
+                while slots and len(expected) < limit and slots[0][0] <= now - 10:
+                    client = slots.pop(0)[1]
+                    first = min((one for one in held if one.client == client), key=lambda one: one.timestamp)
+                    held.remove(first)
+                    late += first.timestamp < last.get(client, 0)
+                    last[client] = max(first.timestamp, last.get(client, 0))
+                    expected.append(first.id)
+            self.assertEqual([one.id for one in window.release(now, limit)], expected)
+            self.assertEqual((len(window), window.size), (len(held), sum(len(one.body) for one in held)))
+        window.release(1 << 60, 1000)
+        for client in sorted({one.client for one in held}):
+            for one in held:
+                late += one.client == client and one.timestamp < last.get(client, 0)
+        self.assertEqual(window.late, late)
 
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-40, 40)), max_size=60), st.integers(1, 100))
     def test_nothing_is_late_within_the_window_and_nothing_is_lost(self, steps, window_size):

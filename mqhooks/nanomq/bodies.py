@@ -202,7 +202,8 @@ class Bodies:
             event.client_id,
             payload,
         )
-        return self._finish(event, body, encoding)
+        # What _finish() would do, for the one event that there are many of.
+        return self._finish(event, body, encoding) if encoding or self._details else _encode(body)
 
     def message_delivered(self, event: Event) -> bytes:
         """``on_message_delivered``."""

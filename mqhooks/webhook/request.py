@@ -57,8 +57,8 @@ class RequestTemplate:
         encoding = (("content-encoding", "gzip"),) if self._gzip else ()
         self.headers = (*settings.headers, *(pair for pair in defaults if pair[0] not in configured), *encoding)
         lines = [f"{name}: {value}" for name, value in self.headers]
-        self._head = b"\r\n".join(
-            [b"POST %b HTTP/1.1" % uri.originForm, b"Host: " + uri.netloc, *(line.encode() for line in lines), b""]
+        self._start = b"\r\n".join(
+            [b"POST %b HTTP/1.1" % uri.originForm, b"Host: " + uri.netloc, *(line.encode() for line in [*lines, f"{ID}: "])]
         )
 
     def identify(self, delivery: Delivery | Batch) -> list[tuple[str, str]]:
@@ -104,7 +104,8 @@ class RequestTemplate:
 
     def _request(self, delivery: Delivery | Batch, sent: bytes) -> bytes:
         if self._signer is None:
-            identity = f"{ID}: {delivery.id}"
-        else:
-            identity = "\r\n".join([f"{name}: {value}" for name, value in self.identify(delivery)])
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, identity.encode(), len(sent), sent)
+            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), len(sent), sent)
+        timestamp = int(self._now())
+        signature = self._signer.sign(delivery.id, timestamp, delivery.body)
+        signed = f"{delivery.id}\r\n{TIMESTAMP}: {timestamp}\r\n{SIGNATURE}: {signature}"
+        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), len(sent), sent)
