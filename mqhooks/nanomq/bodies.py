@@ -202,8 +202,7 @@ class Bodies:
             event.client_id,
             payload,
         )
-        # What _finish() would do, for the one event that there are many of.
-        return self._finish(event, body, encoding) if encoding or self._details else _encode(body)
+        return self._finish(event, body, encoding)
 
     def message_delivered(self, event: Event) -> bytes:
         """``on_message_delivered``."""

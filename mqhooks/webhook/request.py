@@ -69,9 +69,8 @@ class RequestTemplate:
         """
         headers = [(ID, delivery.id)]
         if self._signer is not None:
-            timestamp = int(self._now())
-            headers.append((TIMESTAMP, str(timestamp)))
-            headers.append((SIGNATURE, self._signer.sign(delivery.id, timestamp, delivery.body)))
+            timestamp, signature = self._sign(self._signer, delivery)
+            headers += [(TIMESTAMP, str(timestamp)), (SIGNATURE, signature)]
         return headers
 
     def render(self, delivery: Delivery) -> bytes:
@@ -105,7 +104,10 @@ class RequestTemplate:
     def _request(self, delivery: Delivery | Batch, sent: bytes) -> bytes:
         if self._signer is None:
             return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), len(sent), sent)
-        timestamp = int(self._now())
-        signature = self._signer.sign(delivery.id, timestamp, delivery.body)
+        timestamp, signature = self._sign(self._signer, delivery)
         signed = f"{delivery.id}\r\n{TIMESTAMP}: {timestamp}\r\n{SIGNATURE}: {signature}"
         return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), len(sent), sent)
+
+    def _sign(self, signer: Signer, delivery: Delivery | Batch) -> tuple[int, str]:
+        timestamp = int(self._now())
+        return timestamp, signer.sign(delivery.id, timestamp, delivery.body)

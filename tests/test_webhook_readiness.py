@@ -1,0 +1,55 @@
+"""Many connections, read in one turn of the reactor."""
+
+from socket import socketpair
+
+from twisted.internet import reactor
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from mqhooks.webhook import readiness
+from mqhooks.webhook.readiness import Readiness
+
+
+class ReadinessTests(SynchronousTestCase):
+    def setUp(self):
+        if not Readiness.possible(reactor):
+            raise SkipTest("this reactor watches no epoll")
+        self.readiness = Readiness(reactor)
+        self.reads = []
+
+    def watch(self, name, read):
+        near, far = socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+        near.setblocking(False)
+
+        def note(sound):
+            self.reads.append((name, sound))
+            read(near)
+
+        self.readiness.add(near.fileno(), note)
+        self.addCleanup(self.readiness.remove, near.fileno())
+        return far
+
+    def test_what_becomes_readable_meanwhile_is_read_in_the_same_turn(self):
+        def read(near):
+            near.recv(10)
+            if len(self.reads) < 5:
+                far.send(b"again")
+
+        far = self.watch("a", read)
+        far.send(b"once")
+        self.readiness.doRead()
+        self.assertEqual(self.reads, [("a", True)] * 5)
+
+    def test_others_have_their_turn(self):
+        self.patch(readiness, "ENOUGH", 7)
+        far = self.watch("a", lambda near: None)
+        far.send(b"never read")
+        self.readiness.doRead()
+        self.assertEqual(self.reads, [("a", True)] * 7)
+
+    def test_the_last_connection_goes_meanwhile(self):
+        far = self.watch("a", lambda near: self.readiness.remove(near.fileno()))
+        far.send(b"last")
+        self.readiness.doRead()
+        self.assertEqual((self.reads, self.readiness.fileno()), ([("a", True)], -1))
