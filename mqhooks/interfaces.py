@@ -92,14 +92,14 @@ class IOutbox(Interface):
         Keep what is pending for whoever calls :meth:`reclaim`. Until then nobody waits for room here.
         """
 
-    def settle(delivery: Delivery) -> None:
+    def settle(*deliveries: Delivery) -> None:
         """
-        Forget a claimed delivery: it has arrived.
+        Forget claimed deliveries: they have arrived.
         """
 
-    def discard(delivery: Delivery) -> None:
+    def discard(*deliveries: Delivery) -> None:
         """
-        Forget a claimed delivery for want of room.
+        Forget claimed deliveries for want of room.
         """
 
     def bury(delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:

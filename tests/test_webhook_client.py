@@ -33,7 +33,7 @@ class TemplateTests(SynchronousTestCase):
     """A request's bytes."""
 
     def render(self, url="http://h/hook", **more):
-        return RequestTemplate(WebhookSettings("w", url, RULES, **more), lambda: 1614265330.9).render(DELIVERY)
+        return RequestTemplate(WebhookSettings("w", url, RULES, **more), lambda: 1614265330.9).render(DELIVERY, DELIVERY.body)
 
     def test_request(self):
         agent = f"mqhooks/{mqhooks.__version__}".encode()

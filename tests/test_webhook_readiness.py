@@ -24,7 +24,7 @@ class ReadinessTests(SynchronousTestCase):
 
         def note(sound):
             self.reads.append((name, sound))
-            read(near)
+            return read(near)
 
         self.readiness.add(near.fileno(), note)
         self.addCleanup(self.readiness.remove, near.fileno())
@@ -41,9 +41,40 @@ class ReadinessTests(SynchronousTestCase):
         self.readiness.doRead()
         self.assertEqual(self.reads, [("a", True)] * 5)
 
+    def test_what_is_left_is_read_later(self):
+        far = self.watch("a", lambda near: len(near.recv(4)) == 4)
+        far.send(b"in three parts")
+        self.readiness.doRead()
+        self.assertEqual(self.reads, [("a", True)] * 4)
+
+    def test_nobody_is_called_without_need(self):
+        far = self.watch("a", lambda near: False)
+        far.send(b"never read")
+        self.readiness.doRead()
+        self.readiness.doRead()
+        self.assertEqual(self.reads, [("a", True)])
+
+    def test_data_and_their_end(self):
+        far = self.watch("a", lambda near: False)
+        far.send(b"last")
+        far.close()
+        self.readiness.doRead()
+        self.assertEqual(self.reads, [("a", False)])
+
+    def test_an_end_that_comes_after_the_look(self):
+        def read(near):
+            if len(self.reads) == 1:
+                far.close()
+            near.recv(10)
+
+        far = self.watch("a", read)
+        far.send(b"last")
+        self.readiness.doRead()
+        self.assertEqual(self.reads, [("a", True), ("a", False)])
+
     def test_others_have_their_turn(self):
         self.patch(readiness, "ENOUGH", 7)
-        far = self.watch("a", lambda near: None)
+        far = self.watch("a", lambda near: True)
         far.send(b"never read")
         self.readiness.doRead()
         self.assertEqual(self.reads, [("a", True)] * 7)

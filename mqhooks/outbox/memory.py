@@ -111,15 +111,16 @@ class MemoryOutbox:
         self.dead_letters = deque(self.dead_letters, maxlen=dead_max)
         self._release()
 
-    def settle(self, delivery: Delivery) -> None:
-        """Forget a delivery that arrived."""
-        self._delivered += 1
-        self._settle(delivery)
+    def settle(self, *deliveries: Delivery) -> None:
+        """Forget deliveries that arrived."""
+        self._delivered += len(deliveries)
+        self._settle(deliveries)
 
-    def _settle(self, delivery: Delivery) -> None:
-        del self._claimed[delivery.place]
-        self.pending -= 1
-        self.used -= DELIVERY_SIZE + len(delivery.body)
+    def _settle(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            del self._claimed[delivery.place]
+            self.used -= DELIVERY_SIZE + len(delivery.body)
+        self.pending -= len(deliveries)
         self._release()
 
     def _release(self) -> None:
@@ -128,16 +129,16 @@ class MemoryOutbox:
             for accepted in unaccepted:
                 accepted.callback(None)
 
-    def discard(self, delivery: Delivery) -> None:
-        """Forget a delivery for want of room."""
-        self._dropped += 1
-        self._settle(delivery)
+    def discard(self, *deliveries: Delivery) -> None:
+        """Forget deliveries for want of room."""
+        self._dropped += len(deliveries)
+        self._settle(deliveries)
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """Make a dead letter of a delivery."""
         self._dead += 1
         self.dead_letters.append(DeadLetter(0, "", delivery, url, reason, status, answer, died))
-        self._settle(delivery)
+        self._settle((delivery,))
 
 
 class MemoryStore:

@@ -564,10 +564,6 @@ class _Batch:
     def holds(self, index: int) -> bool:
         return not self.settled[index >> 3] >> (index & 7) & 1
 
-    def settle(self, index: int) -> None:
-        self.settled[index >> 3] |= 1 << (index & 7)
-        self.left -= 1
-
 
 class _Plan:
     """What one transaction writes for one outbox."""
@@ -759,7 +755,7 @@ class SqliteOutbox:
         self.accepted += len(deliveries)
         accepted: Deferred[None] = Deferred()
         self._accepting.append(accepted)
-        self._size += sum(len(delivery.body) for delivery in deliveries)
+        self._size += sum([len(delivery.body) for delivery in deliveries])
         self._store.touch(self)
         if self._size > UNWRITTEN_BYTES:
             self._store.hurry()
@@ -785,22 +781,22 @@ class SqliteOutbox:
         self._cached -= size
         return claimed
 
-    def settle(self, delivery: Delivery) -> None:
-        """Forget a delivery that arrived."""
-        self.delivered += 1
-        self._settle(delivery)
+    def settle(self, *deliveries: Delivery) -> None:
+        """Forget deliveries that arrived."""
+        self.delivered += len(deliveries)
+        self._settle(deliveries)
 
-    def discard(self, delivery: Delivery) -> None:
-        """Forget a delivery for want of room."""
-        self.dropped += 1
-        self._settle(delivery)
+    def discard(self, *deliveries: Delivery) -> None:
+        """Forget deliveries for want of room."""
+        self.dropped += len(deliveries)
+        self._settle(deliveries)
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """Make a dead letter of a delivery."""
         self.dead += 1
         self.letters += 1
         self._dead.append(DeadLetter(0, self.name, delivery, url, reason, status, answer, died))
-        self._settle(delivery)
+        self._settle((delivery,))
         self._store.touch(self)
 
     def recall(self, places: Iterable[int]) -> list[Delivery]:
@@ -966,18 +962,18 @@ class SqliteOutbox:
                 batch.kept = batch.left
         return thinned
 
-    def _take(self, batch: _Batch, deliveries: Iterable[Delivery | None]) -> None:
+    def _take(self, batch: _Batch, row: Sequence[Delivery | None]) -> None:
+        """Keep the deliveries of a row that are not settled, for who claims them."""
         self._batches[batch.id] = batch
-        place = batch.id << 16
-        cache, whole, size = self._cache, not any(batch.settled), 0
-        for index, delivery in enumerate(deliveries):
-            if delivery is not None and (whole or batch.holds(index)):
-                if batch.accepted is None:
-                    batch.accepted = delivery.accepted
-                delivery.place = place + index
-                cache.append(delivery)
-                size += len(delivery.body)
-        self._cached += size
+        for place, delivery in enumerate(row, batch.id << 16):
+            if delivery is not None:
+                delivery.place = place
+        whole = not any(batch.settled)
+        held = [delivery for delivery in row if delivery is not None and (whole or batch.holds(delivery.place & 0xFFFF))]
+        self._cache.extend(held)
+        self._cached += sum([len(delivery.body) for delivery in held])
+        if held:
+            batch.accepted = held[0].accepted
 
     def _fill(self) -> None:
         question = "SELECT id, count, checksum, deliveries FROM batch WHERE id > ? AND id <= ? ORDER BY id"
@@ -1033,20 +1029,26 @@ class SqliteOutbox:
             row = None
         return _decode(row[1]) if row is not None and crc32(row[1]) == row[0] else ()
 
-    def _settle(self, delivery: Delivery) -> None:
-        batch = self._batches[delivery.place >> 16]
-        batch.settle(delivery.place & 0xFFFF)
-        if batch.left:
-            self._touched[batch.id] = batch
-        else:
-            del self._batches[batch.id]
-            self._touched.pop(batch.id, None)
-            self._finished.append(batch)
-        self._unnoted += 1
-        if self._unnoted == 1:
-            self._store.note(self)
-        elif self._unnoted == UNNOTED:
+    def _settle(self, deliveries: Sequence[Delivery]) -> None:
+        batches, touched = self._batches, self._touched
+        for delivery in deliveries:
+            place = delivery.place
+            number, index = place >> 16, place & 0xFFFF
+            batch = batches[number]
+            batch.settled[index >> 3] |= 1 << (index & 7)
+            batch.left -= 1
+            if batch.left:
+                touched[number] = batch
+            else:
+                del batches[number]
+                touched.pop(number, None)
+                self._finished.append(batch)
+        unnoted = self._unnoted
+        self._unnoted += len(deliveries)
+        if unnoted < UNNOTED <= self._unnoted:
             self._store.touch(self)
+        elif not unnoted:
+            self._store.note(self)
 
 
 def _chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Delivery]]:

@@ -24,7 +24,7 @@ from mqhooks.ratelimit import RateLimit
 from mqhooks.sidecar.counters import SidecarCounters
 from mqhooks.sidecar.decode import decode
 from mqhooks.sidecar.events import Event
-from mqhooks.sidecar.sessions import SessionTable
+from mqhooks.sidecar.sessions import CONCERNED, SessionTable
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
 """MQTT's largest payload and an envelope. A longer frame cannot be one: the bytes read as its length were something else."""
@@ -143,7 +143,7 @@ class SidecarProtocol(Int32StringReceiver):
             factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
         else:
             counters.hooks[event.hook] += 1
-            self._events.append(factory.sessions.see(event))
+            self._events.append(factory.sessions.see(event) if event.hook in CONCERNED else event)
 
     def lengthLimitExceeded(self, length: int) -> None:
         """
@@ -262,7 +262,8 @@ class SidecarFactory(ServerFactory):
         if accepted is None:
             return
         self._unaccepted += size
-        accepted.addErrback(lambda failure: self.log.failure("the sink lost {count} events", failure, count=len(events)))
+        count = len(events)
+        accepted.addErrback(lambda failure: self.log.failure("the sink lost {count} events", failure, count=count))
         accepted.addCallback(self._accepted, size)
         if self._unaccepted > UNACCEPTED_LIMIT and not self.counters.paused:
             self.counters.pauses += 1

@@ -16,6 +16,9 @@ _ENDS = frozenset({"on_client_gone", "on_session_expired"})
 _NAMELESS = _ENDS | {"on_client_offline", "on_client_wakeup", "on_offline_message", "on_message_drop"}
 """The hooks whose messages don't name the user, in both generations or in the older one."""
 
+CONCERNED = _NAMELESS | {"on_register"}
+"""The hooks whose events the table learns from or completes; it leaves all others as they are."""
+
 
 class SessionTable:
     """

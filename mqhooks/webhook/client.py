@@ -84,7 +84,7 @@ class WebhookClient(HTTPClient):
         :param done: called once with what came of it; possibly before this method returns.
         """
         if self._pool is not None:
-            self._pool.send(self._template.render(delivery), done, KEEP)
+            self._pool.send(self._template.render(delivery, delivery.body), done, KEEP)
         else:
             self._try(delivery, delivery.body, done)
 
@@ -97,7 +97,7 @@ class WebhookClient(HTTPClient):
         """
         batch = self._template.batch(deliveries)
         if self._pool is not None:
-            self._pool.send(self._template.render_batch(batch), done, KEEP)
+            self._pool.send(self._template.render(batch, batch.sent), done, KEEP)
         else:
             self._try(batch, batch.sent, done)
 

@@ -21,8 +21,11 @@ from mqhooks.webhook.readiness import Readiness
 MAX_HEAD = 64 << 10
 """How many bytes an answer may have beside its body."""
 
-RECEIVED = 1 << 16
-"""How many bytes are received at a time."""
+SHORT = 479
+"""How many bytes of an answer are received at a time, at first: what Python's own allocator has room for at once."""
+
+LONG = 1 << 16
+"""How many at a time of an endpoint whose answers are longer."""
 
 KNOWN_LENGTH = 1024
 """An answer of more bytes, its head included, is not remembered."""
@@ -110,6 +113,7 @@ class HTTPConnection(Protocol):
         self._source: socket | None = None
         self._socket: socket | None = None
         self._descriptor = -1
+        self._room = SHORT
         self.exchange: Exchange | None = None
         self._reset()
 
@@ -138,14 +142,14 @@ class HTTPConnection(Protocol):
             transport.stopReading()
             self._owner.readiness.add(self._descriptor, self._readable)
 
-    def _readable(self, sound: bool) -> None:  # noqa: FBT001 - what Readiness calls
-        data = b""
+    def _readable(self, sound: bool) -> bool:  # noqa: FBT001 - what Readiness calls
+        data, room = b"", self._room
         if sound:
             assert self._source is not None
             try:
-                data = self._source.recv(RECEIVED)
+                data = self._source.recv(room)
             except BlockingIOError:
-                return
+                return False
             except OSError:
                 # Whatever it is, the transport finds out as well.
                 pass
@@ -155,6 +159,10 @@ class HTTPConnection(Protocol):
             self._leave_readiness()
             transport: Any = self.transport
             transport.startReading()
+        if len(data) < room:
+            return False
+        self._room = LONG
+        return True
 
     def _leave_readiness(self) -> None:
         if self._descriptor != -1 and self._owner.readiness is not None:

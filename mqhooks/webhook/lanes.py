@@ -77,12 +77,12 @@ class Lanes:
     def _make(self) -> Lane:
         return Lane(self)
 
-    def push(self, deliveries: Iterable[Delivery]) -> None:
+    def push(self, deliveries: Sequence[Delivery]) -> None:
         """Put deliveries at the end of their clients' lanes."""
         lanes, count = self._lanes, self.count
+        self.load += len(deliveries)
+        self.size += sum([len(delivery.body) for delivery in deliveries])
         for delivery in deliveries:
-            self.load += 1
-            self.size += len(delivery.body)
             lanes[crc32(delivery.client.encode()) % count].push(delivery)
 
     def unpark(self, client: str) -> None:

@@ -19,7 +19,10 @@ from zope.interface import implementer
 ENOUGH = 128
 """After how many reads it leaves what has become readable meanwhile to the reactor's next turn."""
 
-Read = Callable[[bool], None]
+EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+"""Data and the end of it, each told once when it comes: what was read is not looked at once more."""
+
+Read = Callable[[bool], bool]
 
 
 @implementer(IReadDescriptor)
@@ -46,13 +49,14 @@ class Readiness:
         """
         Watch a socket.
 
-        :param read: called whenever it can be read, with whether there is nothing but data: no error and no hang-up.
+        :param read: called when something has come, with whether it is nothing but data: no error and no hang-up. It returns
+            whether it has left some, to be called again.
         """
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
         self._readers[descriptor] = read
-        self._epoll.register(descriptor, select.EPOLLIN)
+        self._epoll.register(descriptor, EVENTS)
 
     def remove(self, descriptor: int) -> None:
         """Watch a socket no longer; it may be closed already."""
@@ -73,8 +77,8 @@ class Readiness:
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def doRead(self) -> None:
-        """Call the readers of all sockets that can be read, and of those that can be by then."""
-        readers, epoll = self._readers, self._epoll
+        """Call the readers of all sockets to which something has come, or does by then."""
+        readers, epoll, sound = self._readers, self._epoll, select.EPOLLIN
         count = 0
         # Another look costs a tenth of what another turn of the reactor does.
         while count < ENOUGH and self._epoll is epoll:
@@ -84,7 +88,8 @@ class Readiness:
                 read = readers.get(descriptor)
                 if read is not None:
                     try:
-                        read(events == select.EPOLLIN)
+                        if read(events == sound) and descriptor in readers:
+                            epoll.modify(descriptor, EVENTS)
                     except Exception:
                         self.log.failure("a connection could not be read")
             if not ready:

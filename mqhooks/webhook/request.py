@@ -73,21 +73,18 @@ class RequestTemplate:
             headers += [(TIMESTAMP, str(timestamp)), (SIGNATURE, signature)]
         return headers
 
-    def render(self, delivery: Delivery) -> bytes:
+    def render(self, delivery: Delivery | Batch, sent: bytes) -> bytes:
         """
-        Write a delivery's request out, for an attempt now.
+        Write a request out, for an attempt now.
 
+        :param sent: the body as it is to be sent, compressed or not.
         :returns: its head and its body.
         """
-        return self._request(delivery, delivery.body)
-
-    def render_batch(self, batch: Batch) -> bytes:
-        """
-        Write a batch's request out, for an attempt now.
-
-        :returns: its head and its body.
-        """
-        return self._request(batch, batch.sent)
+        if self._signer is None:
+            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), len(sent), sent)
+        timestamp, signature = self._sign(self._signer, delivery)
+        signed = f"{delivery.id}\r\n{TIMESTAMP}: {timestamp}\r\n{SIGNATURE}: {signature}"
+        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), len(sent), sent)
 
     def batch(self, deliveries: Sequence[Delivery]) -> Batch:
         """
@@ -100,13 +97,6 @@ class RequestTemplate:
         body = b"\n".join([*members, b""]) if self._lines else b"[%b]" % b",".join(members)
         sent = gzip.compress(body, GZIP_LEVEL, mtime=0) if self._gzip else body
         return Batch(f"batch_{digest.hexdigest()}", body, sent)
-
-    def _request(self, delivery: Delivery | Batch, sent: bytes) -> bytes:
-        if self._signer is None:
-            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), len(sent), sent)
-        timestamp, signature = self._sign(self._signer, delivery)
-        signed = f"{delivery.id}\r\n{TIMESTAMP}: {timestamp}\r\n{SIGNATURE}: {signature}"
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), len(sent), sent)
 
     def _sign(self, signer: Signer, delivery: Delivery | Batch) -> tuple[int, str]:
         timestamp = int(self._now())

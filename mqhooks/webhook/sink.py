@@ -308,9 +308,9 @@ class WebhookSink(Service):
 
     def _shed(self, size: int) -> None:
         """Give up deliveries that wait behind a parked one, for want of room."""
-        for delivery in self._lanes.shed(size):
-            self.outbox.discard(delivery)
-            self.counters.dropped += 1
+        shed = self._lanes.shed(size)
+        self.outbox.discard(*shed)
+        self.counters.dropped += len(shed)
 
     def _has_room(self) -> bool:
         return self._lanes.load <= self._window // 2 and self._lanes.size <= WINDOW_BYTES
@@ -348,9 +348,7 @@ class WebhookSink(Service):
             counters.delivered += len(batch)
             now = self._now()
             counters.ages.observe_all([now - delivery.timestamp * 1e-9 for delivery in batch])
-            settle = self.outbox.settle
-            for delivery in batch:
-                settle(delivery)
+            self.outbox.settle(*batch)
             verdicts = [DONE] * len(batch)
         elif judged == "retry":
             verdicts = self._retry(batch, result)
