@@ -60,7 +60,8 @@ class Ledgers(SynchronousTestCase):
     def take(self, *bodies: bytes) -> dict:
         ledger = receiver.Ledger(10)
         for body in bodies:
-            ledger.take(body, 5_000_000)
+            ledger.take(body, 5_000_000, compressed=False)
+        self.assertFalse(ledger.count(10))
         return ledger.report()
 
     def event(self, number: int, client: int = 1, stamp: int = 0) -> bytes:
@@ -84,6 +85,17 @@ class Ledgers(SynchronousTestCase):
         self.assertEqual(found["took"], {"p50": 3.0, "p99": 4.0, "max": 4.0})
         self.assertEqual(self.take(self.event(1))["took"], {})
 
+    def test_counted_later(self) -> None:
+        self.patch(receiver, "KEPT", 3 * len(self.event(0)))
+        ledger = receiver.Ledger(10)
+        for number in range(5):
+            ledger.take(self.event(number), 1, compressed=False)
+        self.assertEqual(ledger.report()["distinct"], 2)
+        self.assertTrue(ledger.count(2))
+        self.assertEqual(ledger.report()["distinct"], 4)
+        self.assertFalse(ledger.count(2))
+        self.assertEqual(ledger.report()["distinct"], 5)
+
 
 class Requests(SynchronousTestCase):
     def setUp(self) -> None:
@@ -102,6 +114,7 @@ class Requests(SynchronousTestCase):
         for at in range(0, len(data), 17):
             self.client.sendall(data[at : at + 17])
             self.assertTrue(self.connection.readable())
+        self.ledger.count(3)
         self.assertEqual((self.ledger.requests, self.ledger.distinct), (3, 3))
         self.assertEqual(self.client.recv(1000), receiver.ANSWER * 3)
 
@@ -109,6 +122,7 @@ class Requests(SynchronousTestCase):
         lines = b"\n".join(b'{"payload":"#%010d%06d%020d"}' % (number, number, 0) for number in range(10))
         self.client.sendall(self.request(gzip.compress(lines), b"Content-Encoding: gzip"))
         self.assertTrue(self.connection.readable())
+        self.ledger.count(1)
         self.assertEqual((self.ledger.requests, self.ledger.distinct), (1, 10))
 
     def test_the_end(self) -> None:

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from mqhooks.nanomq.settings import BatchSettings
 from mqhooks.outbox.delivery import Delivery
-from mqhooks.webhook.lanes import Lane, Lanes, Recall, Verdict
+from mqhooks.webhook.lanes import DONE, Lane, Lanes, Recall, Verdict
 
 
 class BatchLanes(Lanes):
@@ -62,6 +62,7 @@ class BatchLane(Lane):
         super().__init__(lanes)
         self._all = lanes
         self._batch: list[Delivery] = []
+        self._size = 0
         self._since = 0.0
         self._timer: IDelayedCall | None = None
         # How many at the front of the queue are to be tried together: the parts of a batch that was refused.
@@ -128,17 +129,18 @@ class BatchLane(Lane):
         part = bool(self._parts)
         room = self._parts.pop() if part else settings.size
         batch: list[Delivery] = []
-        left, queue, parked = settings.max_bytes, self._queue, self._parked
+        size, queue, parked = 0, self._queue, self._parked
         while queue and room:
             head = queue[0]
-            if batch and not isinstance(head, str) and len(head.body) > left:
+            if batch and not isinstance(head, str) and size + len(head.body) > settings.max_bytes:
                 break
             room -= 1
             # Nobody is parked: then these are deliveries, and to be tried.
             delivery: Any = self._next() if parked else queue.popleft()
             if delivery is not None:
                 batch.append(delivery)
-                left -= len(delivery.body)
+                size += len(delivery.body)
+        self._size = size
         if part and room and self._queue:
             self._parts.append(room)
         self._since = self._all.clock.seconds()
@@ -149,7 +151,7 @@ class BatchLane(Lane):
         lanes = self._all
         lanes.under_way -= 1
         lanes.load -= len(batch)
-        lanes.size -= sum(len(delivery.body) for delivery in batch)
+        lanes.size -= self._size
         # What is pushed meanwhile has to find the lane busy: nothing may go before a client is parked.
         verdicts: Sequence[Verdict] | None = lanes.finished(batch, result)
         if verdicts is None:
@@ -157,7 +159,7 @@ class BatchLane(Lane):
             self._parts += [len(batch) - half, half]
             for delivery in reversed(batch):
                 self._put_back(delivery)
-        else:
+        elif self._parked or verdicts.count(DONE) < len(verdicts):
             self._settle(batch, verdicts)
         self._current = None
         if self._queue:
