@@ -24,6 +24,7 @@ from mqhooks.ratelimit import RateLimit
 from mqhooks.sidecar.counters import SidecarCounters
 from mqhooks.sidecar.decode import decode
 from mqhooks.sidecar.events import Event
+from mqhooks.sidecar.longframes import LONG, LongFrames
 from mqhooks.sidecar.sessions import CONCERNED, SessionTable
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
@@ -48,6 +49,8 @@ class SidecarProtocol(Int32StringReceiver):
     factory: SidecarFactory
 
     def __init__(self) -> None:
+        self.held = 0
+        self.waiting = False
         self._partial = bytearray()
         self._needed = _LENGTH.size
         self._drain = 0
@@ -72,6 +75,7 @@ class SidecarProtocol(Int32StringReceiver):
             self.factory.counters.frames += 1
             self.factory.counters.truncated += 1
         self._partial.clear()
+        self._hold()
         self.factory.left(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -87,13 +91,36 @@ class SidecarProtocol(Int32StringReceiver):
         if self._partial:
             self._partial += data
             if len(self._partial) < self._needed:
+                self._hold()
                 return
             data = bytes(self._partial)
             self._partial = bytearray()
         self._partial += data[self._split(data) :]
+        self._hold()
         if self._events:
             events, self._events = self._events, []
-            self.factory.accept(events, len(data))
+            size = len(data)
+            # It may be a long frame's; what the sink makes of that needs the room.
+            del data
+            self.factory.accept(events, size)
+
+    def _hold(self) -> None:
+        held = len(self._partial) if self._needed > LONG else 0
+        if held != self.held:
+            self.factory.long_frames.note(self, held)
+
+    def regulate(self) -> None:
+        """Read the connection, unless the sinks have no room or others read long frames before it."""
+        if self.waiting or self.factory.counters.paused:
+            self.pauseProducing()
+        else:
+            self.resumeProducing()
+
+    def stalled(self, seconds: float) -> None:
+        """Give the connection up: others wait for the end of its frame, and it does not come."""
+        silence = f"nothing more of a frame of {self._needed} bytes has come for {seconds:g} s"
+        self.factory.complain(self, "stalled", f"{silence}, and others wait for their turn: connection aborted")
+        self.abort()
 
     def _split(self, data: bytes) -> int:
         """
@@ -176,6 +203,7 @@ class SidecarFactory(ServerFactory):
     :param sink: where the events go. It is not started or stopped here.
     :param max_frame: bytes; a longer frame is drained and counted.
     :param max_sessions: how many clients' usernames are remembered.
+    :ivar long_frames: says which connections may read on while they hold much of frames that are not whole.
     """
 
     noisy = False
@@ -186,6 +214,7 @@ class SidecarFactory(ServerFactory):
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
+        self.long_frames = LongFrames(reactor)
         self.sessions = SessionTable(max_sessions)
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
@@ -219,7 +248,7 @@ class SidecarFactory(ServerFactory):
         self.connections.add(protocol)
         self.counters.connections = len(self.connections)
         if self.counters.paused:
-            protocol.pauseProducing()
+            protocol.regulate()
         if len(self.connections) == 1:
             self.log.info("{peer}: the first sidecar connection is here", peer=protocol.peer)
 
@@ -270,7 +299,7 @@ class SidecarFactory(ServerFactory):
             self.counters.paused = True
             self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
             for protocol in self.connections:
-                protocol.pauseProducing()
+                protocol.regulate()
 
     def _accepted(self, _: None, size: int) -> None:
         self._unaccepted -= size
@@ -278,7 +307,7 @@ class SidecarFactory(ServerFactory):
             self.counters.paused = False
             self.log.info("the sinks have room: VerneMQ's connections are read again")
             for protocol in list(self.connections):
-                protocol.resumeProducing()
+                protocol.regulate()
 
     def oversized(self, protocol: SidecarProtocol, length: int) -> None:
         """Count a frame that is too long to be held in memory."""

@@ -1,0 +1,133 @@
+"""Long frames on many connections share what memory there is for them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqhooks.sidecar import longframes, protocol
+from mqhooks.sidecar.longframes import STALLED
+from tests.test_sidecar_protocol import ProtocolCase, publish
+
+HELD = 4000
+
+
+class LongFramesTests(ProtocolCase):
+    def setUp(self):
+        super().setUp()
+        self.patch(protocol, "LONG", 200)
+        self.patch(longframes, "HELD", HELD)
+        self.factory.max_frame = 10_000
+
+    def states(self, *protocols):
+        return [each.transport.producerState for each in protocols]
+
+    def test_few_are_read_together(self):
+        protocols = [self.connect() for _ in range(3)]
+        for each in protocols:
+            each.dataReceived(publish(1, 2000)[:1300])
+        self.assertEqual(self.states(*protocols), ["producing"] * 3)
+
+    def test_many_are_read_one_by_one(self):
+        first, second, third = protocols = [self.connect() for _ in range(3)]
+        frames = [publish(number, 5000) for number in range(3)]
+        for each, frame in zip(protocols, frames, strict=True):
+            each.dataReceived(frame[:3000])
+        self.assertEqual(self.states(*protocols), ["producing", "producing", "paused"])
+        first.dataReceived(frames[0][3000:3500])
+        self.assertEqual(self.states(*protocols), ["paused", "producing", "paused"])
+        second.dataReceived(frames[1][3000:])
+        self.assertEqual(self.states(*protocols), ["paused", "producing", "producing"])
+        third.dataReceived(frames[2][3000:])
+        self.assertEqual(self.states(*protocols), ["producing"] * 3)
+        first.dataReceived(frames[0][3500:])
+        self.assertEqual([event.client_id for event in self.sink.events], ["c1", "c2", "c0"])
+
+    def test_short_frames_go_on(self):
+        long, other, short = [self.connect() for _ in range(3)]
+        for each in (long, other):
+            each.dataReceived(publish(1, 5000)[:3000])
+        self.assertEqual(self.states(long, other), ["producing", "producing"])
+        short.dataReceived(publish(2) + publish(3, 50)[:40])
+        self.assertEqual(self.states(short), ["producing"])
+        self.assertEqual([event.client_id for event in self.sink.events], ["c2"])
+
+    def test_who_leaves_makes_room(self):
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        self.assertEqual(self.states(first, second), ["paused", "producing"])
+        second.connectionLost()
+        self.assertEqual(self.states(first), ["producing"])
+        first.connectionLost()
+        self.assertEqual(self.counters.truncated, 2)
+        self.assertFalse(self.clock.getDelayedCalls())
+
+    def test_who_waits_may_leave(self):
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        first.connectionLost()
+        second.dataReceived(publish(2, 5000)[3000:])
+        self.assertEqual([event.client_id for event in self.sink.events], ["c2"])
+        self.assertFalse(self.clock.getDelayedCalls())
+
+    def test_the_sinks_brake_is_another(self):
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        self.patch(protocol, "UNACCEPTED_LIMIT", 100)
+        self.sink.held = []
+        second.dataReceived(publish(2, 5000)[3000:])
+        self.assertEqual(self.states(first, second), ["paused", "paused"])
+        self.sink.held[0].callback(None)
+        self.assertEqual(self.states(first, second), ["producing", "producing"])
+
+    def test_who_stalls_is_given_up(self):
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        self.clock.advance(STALLED - 1)
+        second.dataReceived(publish(2, 5000)[3000:3100])
+        self.clock.advance(STALLED - 1)
+        self.assertFalse(second.transport.disconnected)
+        self.clock.advance(1)
+        self.assertTrue(second.transport.disconnected)
+        (line,) = self.warnings()
+        self.assertIn("nothing more of a frame of 5", line)
+        self.assertIn("connection aborted", line)
+
+    def test_nobody_is_given_up_while_nobody_waits(self):
+        only = self.connect()
+        only.dataReceived(publish(1, 9000)[:8000])
+        self.assertFalse(self.clock.getDelayedCalls())
+        self.assertEqual(self.states(only), ["producing"])
+
+    @given(
+        st.lists(st.lists(st.integers(0, 9000), min_size=1, max_size=4), min_size=1, max_size=6),
+        st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3000)), max_size=60),
+    )
+    def test_all_arrives_and_little_is_held(self, sizes, steps):
+        self.setUp()
+        self.factory.max_frame = 20_000
+        protocols = [self.connect() for _ in sizes]
+        left = [b"".join(publish(index, size) for size in each) for index, each in enumerate(sizes)]
+
+        def feed(index, count):
+            if protocols[index].transport.producerState == "producing":
+                data, left[index] = left[index][:count], left[index][count:]
+                protocols[index].dataReceived(data)
+            held = sum(each.held for each in protocols)
+            self.assertLess(held, HELD + 9200 + 3000 * len(protocols))
+
+        for index, count in steps:
+            feed(index % len(protocols), count)
+        for _ in range(100):
+            for index in range(len(protocols)):
+                feed(index, 2999)
+        self.assertFalse(any(left))
+        self.assertEqual(self.counters.events, sum(map(len, sizes)))
+        self.assertEqual(self.factory.long_frames._held, 0)
+        self.assertFalse(self.clock.getDelayedCalls())
