@@ -1053,8 +1053,9 @@ class SqliteOutbox:
 
 def _chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Delivery]]:
     """Cut what is written together into rows; ``size`` is how many bytes the bodies have."""
-    if 0 < len(deliveries) <= BATCH and size <= BATCH_BYTES:
-        yield deliveries
+    if size <= BATCH_BYTES:
+        for start in range(0, len(deliveries), BATCH):
+            yield deliveries[start : start + BATCH]
         return
     start = size = 0
     for index, delivery in enumerate(deliveries):
