@@ -75,9 +75,12 @@ class LaneTests(SynchronousTestCase):
         self.assertEqual((lanes.load, lanes.size, lanes.under_way), (0, 0, 0))
 
     def test_nothing_is_waited_for(self):
-        self.make(linger=0).push([delivery("a", 1), delivery("a", 2)])
+        lanes = self.make(linger=0)
+        lanes.push([delivery("a", 1), delivery("a", 2)])
+        self.assertEqual(self.names(), [["a-1", "a-2"]])
+        lanes.push([delivery("a", 3)])
         self.end()
-        self.assertEqual(self.names(), [["a-2"]])
+        self.assertEqual(self.names(), [["a-3"]])
 
     def test_a_batch_has_a_limit_of_bytes(self):
         lanes = self.make(max_bytes=25)

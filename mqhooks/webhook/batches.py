@@ -4,7 +4,7 @@ Lanes in which several deliveries share a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -74,11 +74,11 @@ class BatchLane(Lane):
             self._timer.cancel()
             self._timer = None
 
-    def push(self, delivery: Delivery) -> None:
-        """Put a delivery at the end."""
+    def push(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries at the end."""
         if not self._queue:
             self._since = self._all.clock.seconds()
-        self._queue.append(delivery)
+        self._queue.extend(deliveries)
         # As long as the timer runs, only a full batch is due.
         if self._current is None and (self._timer is None or len(self._queue) >= self._all.settings.size):
             self.run()

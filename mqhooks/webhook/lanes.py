@@ -4,7 +4,7 @@ Keeping each client's deliveries in order while many are under way.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
@@ -79,11 +79,14 @@ class Lanes:
 
     def push(self, deliveries: Sequence[Delivery]) -> None:
         """Put deliveries at the end of their clients' lanes."""
-        lanes, count = self._lanes, self.count
+        count = self.count
         self.load += len(deliveries)
         self.size += sum([len(delivery.body) for delivery in deliveries])
+        groups: defaultdict[int, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
-            lanes[crc32(delivery.client.encode()) % count].push(delivery)
+            groups[crc32(delivery.client.encode()) % count].append(delivery)
+        for lane, group in groups.items():
+            self._lanes[lane].push(group)
 
     def unpark(self, client: str) -> None:
         """Try a parked client's first delivery again when its lane comes to it, and then those behind it."""
@@ -134,9 +137,9 @@ class Lane:
         self._running = False
         self._on_done = self._done
 
-    def push(self, delivery: Delivery) -> None:
-        """Put a delivery at the end."""
-        self._queue.append(delivery)
+    def push(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries at the end."""
+        self._queue.extend(deliveries)
         if self._current is None:
             self.run()
 

@@ -43,8 +43,7 @@ class Signer:
         signatures = []
         for keyed in self._keyed:
             digest = keyed.copy()
-            digest.update(head)
-            digest.update(body)
+            digest.update(head + body)
             signatures.append("v1," + b2a_base64(digest.digest(), newline=False).decode("ascii"))
         return " ".join(signatures)
 
