@@ -4,6 +4,7 @@ The sink that makes events into webhooks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -144,7 +145,7 @@ class WebhookSink(Service):
         self._retired = False
         self._paused = False
         self._id_prefix = f"msg_{token_hex(9)}"
-        self._id_count = 0
+        self._id_numbers = itertools.count(1)
 
     def _make_lanes(self) -> Lanes:
         count, client, recall = self.settings.pool_size, self._client, self.outbox.recall
@@ -200,20 +201,21 @@ class WebhookSink(Service):
         waiting: list[Deferred[None]] = []
         size = 0
         counters = self.counters
+        bodies, numbers, prefix, ordered = self._rules.bodies, self._id_numbers, self._id_prefix, self._ordered
         now = int(self._now() * 1000)
         for event in events:
             filtered = True
             client = f"{event.mountpoint}\0{event.client_id}" if event.mountpoint else event.client_id
-            for body in self._rules.bodies(event):
+            for body in bodies(event):
                 filtered = False
-                self._id_count += 1
-                id_ = f"{self._id_prefix}{self._id_count:x}"
-                deliveries.append(Delivery(id_, client if self._ordered else id_, event.timestamp, body, now))
+                id_ = f"{prefix}{next(numbers):x}"
+                deliveries.append(Delivery(id_, client if ordered else id_, event.timestamp, body, now))
                 size += len(body)
                 if size > APPENDED_BYTES:
                     self._append(deliveries, waiting)
                     deliveries, size = [], 0
-            counters.filtered += filtered
+            if filtered:
+                counters.filtered += 1
         counters.events += len(events)
         self._append(deliveries, waiting)
         if len(waiting) < 2:
