@@ -29,10 +29,10 @@ from benchmarks.load import MARK
 ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 READ = 256 << 10
 
-KEPT = 64 << 20
+KEPT = 256 << 20
 """How many bytes of requests are kept at most before the events in them are counted."""
 
-QUIET = 0.002
+QUIET = 0.1
 """After how many seconds without a request they are."""
 
 AT_ONCE = 16
@@ -44,6 +44,7 @@ class Ledger:
     Which events have come.
 
     :param events: how many are expected; their numbers are below it.
+    :ivar came: when the last request came, in nanoseconds of the monotonic clock.
     :ivar requests: how many were counted.
     :ivar distinct: how many events were in them, each counted once.
     :ivar twice: how many came that had come before.
@@ -57,7 +58,7 @@ class Ledger:
         self._newest: dict[bytes, int] = {}
         self._took = array("d")
         self.requests = self.distinct = self.twice = self.late = 0
-        self.first = self.last = 0
+        self.first = self.last = self.came = 0
 
     def take(self, body: bytes, now: int, *, compressed: bool) -> None:
         """
@@ -65,6 +66,7 @@ class Ledger:
 
         :param now: when it came, in nanoseconds of the monotonic clock.
         """
+        self.came = now
         self._kept.append((body, compressed, now))
         self._size += len(body)
         while self._size > KEPT:
@@ -183,13 +185,11 @@ def serve(listener: socket.socket, ledger: Ledger, context: ssl.SSLContext | Non
     poll.register(listener, select.EPOLLIN)
     poll.register(sys.stdin.fileno(), select.EPOLLIN)
     open_: dict[int, tuple[socket.socket, Connection]] = {}
-    patience = -1.0
     while True:
-        ready = poll.poll(patience)
         # What is counted while requests come would have them wait.
-        left = ledger.count(0 if ready else AT_ONCE)
-        patience = (QUIET if ready else 0.0) if left else -1.0
-        for descriptor, _ in ready:
+        quiet = (time.monotonic_ns() - ledger.came) / 1e9 > QUIET
+        left = ledger.count(AT_ONCE if quiet else 0)
+        for descriptor, _ in poll.poll((0 if quiet else QUIET) if left else None):
             if (known := open_.get(descriptor)) is not None:
                 sock, connection = known
                 if not connection.readable():
