@@ -18,6 +18,7 @@ from twisted.python import usage
 from mqhooks import config
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
+from mqhooks.allocator import return_large_blocks
 from mqhooks.config import Settings
 from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
@@ -103,6 +104,7 @@ def makeService(options: Options) -> IService:
 
     # Timers must not stop, or all end at once, when somebody sets the clock.
     reactor.seconds = monotonic  # type: ignore[method-assign]
+    return_large_blocks()
     try:
         return _build(reactor, options)
     except ConfigError as error:

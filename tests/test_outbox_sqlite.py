@@ -17,7 +17,7 @@ from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox import schema
 from mqhooks.outbox.delivery import Delivery
-from mqhooks.outbox.sqlite import BATCH, CACHE, NOTED, SqliteStore
+from mqhooks.outbox.sqlite import BATCH, CACHE, LONG_ROW, NOTED, RETRY, UNWRITTEN_BYTES, SqliteStore
 
 
 def deliveries(count, start=0, size=0):
@@ -104,6 +104,36 @@ class SqliteOutboxTests(StoreCase):
             self.outbox.append(deliveries(2, number * 2))
         self.turn()
         self.assertEqual(len(written), 1)
+
+    def test_long_rows(self):
+        store = self.open()
+        expected = [*deliveries(2), *deliveries(1, 2, size=LONG_ROW), *deliveries(2, 3), *deliveries(1, 5, size=LONG_ROW * 3)]
+        self.outbox.append(expected)
+        self.turn()
+        self.assertEqual(self.claim(), expected)
+        self.kill(store)
+        self.open()
+        self.assertEqual([delivery.body for delivery in self.claim()], [delivery.body for delivery in expected])
+        self.assertEqual((self.outbox.pending, self.outbox.dropped), (6, 0))
+
+    def test_a_long_row_that_the_disk_has_no_room_for(self):
+        store = self.open()
+        store._writer.execute("PRAGMA max_page_count = 100")
+        accepted = self.outbox.append([*deliveries(1), *deliveries(1, 1, size=LONG_ROW)])
+        self.turn()
+        self.assertNoResult(accepted)
+        self.assertEqual((self.count("batch"), store.failing), (0, "database or disk is full"))
+        store._writer.execute("PRAGMA max_page_count = 10000")
+        self.clock.advance(RETRY)
+        self.assertIsNone(self.successResultOf(accepted))
+        self.assertEqual([len(delivery.body) for delivery in self.claim()], [1, LONG_ROW])
+
+    def test_much_in_one_turn_is_committed_before_it_ends(self):
+        self.open()
+        appended = [self.outbox.append(deliveries(1, number, size=UNWRITTEN_BYTES // 3)) for number in range(4)]
+        self.assertEqual([deferred.called for deferred in appended], [True, True, True, False])
+        self.turn()
+        self.assertTrue(appended[3].called)
 
     def test_first_in_first_out(self):
         self.open()

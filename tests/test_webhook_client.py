@@ -65,6 +65,11 @@ class TemplateTests(SynchronousTestCase):
         self.assertEqual(first["webhook-id"], second["webhook-id"])
         self.assertNotEqual(first["webhook-signature"], second["webhook-signature"])
 
+    def test_apart(self):
+        template = RequestTemplate(WebhookSettings("w", "http://h/", RULES, secrets=(SECRET,)), lambda: 1.0)
+        head = template.render(DELIVERY, DELIVERY.body, apart=True)
+        self.assertEqual(head + DELIVERY.body, template.render(DELIVERY, DELIVERY.body))
+
     def test_no_path(self):
         self.assertTrue(self.render("http://h").startswith(b"POST / HTTP/1.1\r\nHost: h\r\n"))
 

@@ -1,5 +1,7 @@
 """Connections to one endpoint: reused, bounded, and given up when they don't answer."""
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
@@ -12,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
 from mqhooks.webhook.connection import MAX_BODY, MAX_HEAD, Answer, Exchange, HTTPConnection
 from mqhooks.webhook.pool import ConnectionPool
-from tests.endpoints import Endpoint
+from tests.endpoints import Connection, Endpoint
 
 REQUEST = b"POST /hook HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -36,6 +38,46 @@ class PoolTests(TestCase):
         result = Deferred()
         pool.send(REQUEST, result.callback, keep)
         return result
+
+    def send_long(self, pool, body):
+        result = Deferred()
+        pool.send(b"POST /hook HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body), result.callback, 1024, body)
+        return result
+
+    async def test_long_requests(self):
+        pool = self.start(size=1)
+        bodies = [Random(number).randbytes(3_000_000 + number) for number in range(3)]
+        results = [self.send_long(pool, body) for body in bodies]
+        for result in [*results, self.send(pool)]:
+            self.assertEqual((await result).status, 200)
+        self.assertEqual([request.body for request in self.endpoint.requests], [*bodies, b"{}"])
+        self.assertEqual(len(self.endpoint.connections), 1)
+
+    async def test_an_answer_before_the_end_of_a_long_request(self):
+        class Hasty(Connection):
+            def dataReceived(self, data):
+                self.transport.pauseProducing()
+                self.reply(413)
+
+        pool = self.start()
+        self.endpoint.protocol = Hasty
+        self.assertEqual((await self.send_long(pool, bytes(64 << 20))).status, 413)
+        self.endpoint.protocol = Connection
+        self.assertEqual((await self.send(pool)).status, 200)
+        self.endpoint.connections[0].transport.resumeProducing()
+        await self.endpoint.connections[0].closed
+        self.assertEqual(len(self.endpoint.connections), 2)
+
+    async def test_a_long_request_that_breaks_off(self):
+        class Rude(Connection):
+            def dataReceived(self, data):
+                self.transport.abortConnection()
+
+        pool = self.start()
+        self.endpoint.protocol = Rude
+        self.assertIsInstance(await self.send_long(pool, bytes(64 << 20)), ConnectionBroken)
+        self.endpoint.protocol = Connection
+        self.assertEqual((await self.send(pool)).status, 200)
 
     async def test_answer(self):
         pool = self.start(lambda request: request.connection.reply(418, b"teapot", [("Retry-After", "7")]))

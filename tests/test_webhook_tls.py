@@ -1,6 +1,7 @@
 """TLS to real servers: who they have to be, and who we are."""
 
 from pathlib import Path
+from random import Random
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -50,12 +51,12 @@ class DeliveryTests(FilesMixin, TestCase):
         self.endpoint.listen(self, reactor, listen=lambda *args, **kwargs: reactor.listenSSL(*args, options, **kwargs))
         return self.endpoint.port.getHost().port
 
-    async def deliver(self, host, port, **tls):
+    async def deliver(self, host, port, body=b"{}", **tls):
         settings = WebhookSettings("w", f"https://{host}:{port}/hook", (Rule("on_publish"),), tls=TLSSettings(**tls))
         client = WebhookClient(reactor, settings)
         self.addCleanup(client.close)
         result = Deferred()
-        client.deliver(Delivery("msg_1", "c", 0, b"{}"), result.callback)
+        client.deliver(Delivery("msg_1", "c", 0, body), result.callback)
         return await result
 
     def client_files(self, password=None, chain=()):
@@ -70,6 +71,11 @@ class DeliveryTests(FilesMixin, TestCase):
         port = self.serve()
         self.assertEqual((await self.deliver("localhost", port, cacertfile=self.cacertfile)).status, 200)
         self.assertEqual((await self.deliver("127.0.0.1", port, cacertfile=self.cacertfile)).status, 200)
+
+    async def test_a_long_body(self):
+        body = Random(0).randbytes(5_000_000)
+        answer = await self.deliver("localhost", self.serve(), body, cacertfile=self.cacertfile)
+        self.assertEqual((answer.status, self.endpoint.requests[0].body == body), (200, True))
 
     async def assert_refused(self, *args, **kwargs):
         result = await self.deliver(*args, **kwargs)

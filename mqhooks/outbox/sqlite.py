@@ -52,6 +52,9 @@ BATCH = 512
 BATCH_BYTES = 1 << 20
 """How many bytes of bodies one row has at most, unless a single body is longer."""
 
+LONG_ROW = 2 << 20
+"""A row of more bytes is written past SQLite's statements, which would copy it twice."""
+
 DAMAGED = b"damaged"
 """What the lock file says when the file was found damaged while it was in use."""
 
@@ -59,7 +62,7 @@ CLOSING_TIME = 5.0
 """How many seconds stopping waits for the last transaction."""
 
 UNWRITTEN_BYTES = 8 << 20
-"""How many bytes of bodies are kept until the end of a turn."""
+"""How many bytes of bodies are kept until the end of a turn, unless a single append brings more."""
 
 THINNED = 100
 """How many of the oldest rows are looked at each second for what they could free."""
@@ -571,6 +574,7 @@ class _Plan:
     def __init__(self, outbox: SqliteOutbox) -> None:
         self.outbox = outbox
         self.rows: list[tuple[int, int, int, bytes]] = []
+        self.long_rows: list[tuple[int, int, int, bytes]] = []
         self.batches: list[tuple[_Batch, Sequence[Delivery]]] = []
         self.accepting: list[Deferred[None]] = []
         self.finished: list[_Batch] = []
@@ -586,6 +590,10 @@ class _Plan:
         """Write it all, within a transaction."""
         if self.rows:
             connection.executemany("INSERT INTO batch VALUES (?, ?, ?, ?)", self.rows)
+        for number, count, checksum, data in self.long_rows:
+            connection.execute("INSERT INTO batch VALUES (?, ?, ?, zeroblob(?))", (number, count, checksum, len(data)))
+            with connection.blobopen("batch", "deliveries", number) as blob:
+                blob.write(data)
         if self.thinned:
             connection.executemany("UPDATE batch SET checksum = ?, deliveries = ? WHERE id = ?", self.thinned)
         if self.progress:
@@ -749,16 +757,17 @@ class SqliteOutbox:
         """Take deliveries over; they are accepted when they are committed."""
         if not deliveries:
             return None
+        size = sum([len(delivery.body) for delivery in deliveries])
+        if self._new and self._size + size > UNWRITTEN_BYTES:
+            self._store.hurry()
         if self._appended is None:
             self._appended = self._store.seconds()
         self._new.extend(deliveries)
         self.accepted += len(deliveries)
         accepted: Deferred[None] = Deferred()
         self._accepting.append(accepted)
-        self._size += sum([len(delivery.body) for delivery in deliveries])
+        self._size += size
         self._store.touch(self)
-        if self._size > UNWRITTEN_BYTES:
-            self._store.hurry()
         return accepted
 
     def claim(self, limit: int) -> Sequence[Delivery]:
@@ -859,7 +868,8 @@ class SqliteOutbox:
         for chunk in _chunks(new, size):
             self._assigned += 1
             data = _encode(chunk)
-            plan.rows.append((self._assigned, len(chunk), crc32(data), data))
+            rows = plan.rows if len(data) <= LONG_ROW else plan.long_rows
+            rows.append((self._assigned, len(chunk), crc32(data), data))
             plan.batches.append((_Batch(self._assigned, len(chunk), len(data)), chunk))
             self.bytes += len(data)
         plan.accepting, self._accepting = self._accepting, []

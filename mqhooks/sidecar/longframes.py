@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 LONG = 64 << 10
 """A frame of fewer bytes is not held against its connection."""
 
-HELD = 8 << 20
+HELD = 4 << 20
 """How many bytes of unfinished long frames all connections hold together before their frames are read one after the other."""
 
 STALLED = 30.0

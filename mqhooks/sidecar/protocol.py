@@ -93,16 +93,31 @@ class SidecarProtocol(Int32StringReceiver):
             if len(self._partial) < self._needed:
                 self._hold()
                 return
-            data = bytes(self._partial)
-            self._partial = bytearray()
+            size = len(self._partial)
+            data = self._join()
+        else:
+            size = len(data)
         self._partial += data[self._split(data) :]
         self._hold()
         if self._events:
             events, self._events = self._events, []
-            size = len(data)
-            # It may be a long frame's; what the sink makes of that needs the room.
-            del data
             self.factory.accept(events, size)
+
+    def _join(self) -> bytes:
+        """
+        Take what has come of a frame, now that it is whole.
+
+        :returns: the frame and what follows it; only the latter of a long one, which is decoded here: each copy counts.
+        """
+        partial, self._partial = self._partial, bytearray()
+        if self._needed <= LONG:
+            return bytes(partial)
+        string = bytes(memoryview(partial)[_LENGTH.size : self._needed])
+        rest = bytes(memoryview(partial)[self._needed :])
+        del partial
+        self._needed = _LENGTH.size
+        self.stringReceived(string)
+        return rest
 
     def _hold(self) -> None:
         held = len(self._partial) if self._needed > LONG else 0

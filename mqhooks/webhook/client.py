@@ -23,10 +23,14 @@ from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
+from mqhooks.webhook.pool import ConnectionPool
 from mqhooks.webhook.request import Batch, RequestTemplate
 
 KEEP = 1024
 """How many bytes of an answer's body are kept for whoever wants to know why it was refused."""
+
+APART = 1 << 20
+"""A body of more bytes is sent apart from its head, for each copy of it counts."""
 
 Done = Callable[[Answer | DeliveryError], None]
 
@@ -84,9 +88,15 @@ class WebhookClient(HTTPClient):
         :param done: called once with what came of it; possibly before this method returns.
         """
         if self._pool is not None:
-            self._pool.send(self._template.render(delivery, delivery.body), done, KEEP)
+            self._send(self._pool, delivery, delivery.body, done)
         else:
             self._try(delivery, delivery.body, done)
+
+    def _send(self, pool: ConnectionPool, what: Delivery | Batch, sent: bytes, done: Done) -> None:
+        if len(sent) <= APART:
+            pool.send(self._template.render(what, sent), done, KEEP)
+        else:
+            pool.send(self._template.render(what, sent, apart=True), done, KEEP, sent)
 
     def deliver_batch(self, deliveries: Sequence[Delivery], done: Done) -> None:
         """
@@ -97,7 +107,7 @@ class WebhookClient(HTTPClient):
         """
         batch = self._template.batch(deliveries)
         if self._pool is not None:
-            self._pool.send(self._template.render(batch, batch.sent), done, KEEP)
+            self._send(self._pool, batch, batch.sent, done)
         else:
             self._try(batch, batch.sent, done)
 

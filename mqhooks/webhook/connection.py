@@ -11,9 +11,10 @@ from typing import Protocol as Typing
 
 import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError
 from mqhooks.webhook.readiness import Readiness
@@ -26,6 +27,9 @@ SHORT = 479
 
 LONG = 1 << 16
 """How many at a time of an endpoint whose answers are longer."""
+
+PIECE = 128 << 10
+"""How many bytes of a long body are handed to the transport at a time."""
 
 KNOWN_LENGTH = 1024
 """An answer of more bytes, its head included, is not remembered."""
@@ -59,11 +63,12 @@ class Exchange(msgspec.Struct, gc=False):
     """
     A request, and who waits for its answer.
 
-    :param request: all its bytes.
+    :param request: all its bytes, or those before ``body``.
     :param done: called once, with the answer or with why there is none.
     :param keep: how many bytes of the answer's body are wanted.
     :param since: when it was asked for, in the reactor's seconds.
     :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
+    :param body: a long body, which is sent piece by piece.
     """
 
     request: bytes
@@ -71,6 +76,28 @@ class Exchange(msgspec.Struct, gc=False):
     keep: int
     since: float
     resent: bool = False
+    body: bytes = b""
+
+
+@implementer(IPullProducer)
+class _Body:
+    """A long body, which the transport takes as it has room: in its buffer it would be there once more."""
+
+    def __init__(self, transport: Any, body: bytes) -> None:
+        self._transport = transport
+        self._left = memoryview(body)
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def resumeProducing(self) -> None:
+        piece, self._left = bytes(self._left[:PIECE]), self._left[PIECE:]
+        self._transport.write(piece)
+        if not self._left:
+            self._transport.unregisterProducer()
+
+    def stopProducing(self) -> None:
+        self._left = self._left[:0]
 
 
 class ConnectionOwner(Typing):
@@ -114,6 +141,7 @@ class HTTPConnection(Protocol):
         self._socket: socket | None = None
         self._descriptor = -1
         self._room = SHORT
+        self._sending: _Body | None = None
         self.exchange: Exchange | None = None
         self._reset()
 
@@ -180,12 +208,15 @@ class HTTPConnection(Protocol):
             except OSError:
                 # Whatever it is, the transport finds out as well.
                 pass
-            if not request:
+            if not request and not exchange.body:
                 return
             # The rest may still be in the transport's buffer when the next request comes: from now on all goes through it.
             self._socket = None
         transport: Any = self.transport
         transport.write(request)
+        if exchange.body:
+            self._sending = _Body(transport, exchange.body)
+            transport.registerProducer(self._sending, streaming=False)
 
     def abandon(self, error: DeliveryError) -> None:
         """End the exchange without waiting for more of its answer, and the connection with it."""
@@ -208,7 +239,7 @@ class HTTPConnection(Protocol):
             # Nobody asked: what follows could not be told from the answer to the next request.
             self.abort()
             return
-        if not self._received:
+        if not self._received and not self._sending:
             known = owner.known.get(data)
             if known is not None and known.length <= exchange.keep:
                 self.exchange = None
@@ -257,7 +288,8 @@ class HTTPConnection(Protocol):
             result = Answer(self._status, self._headers, body, self._length, self._complete and len(body) == self._length)
         else:
             result = error
-        reusable = self._reusable and error is None
+        # Nothing can follow a body that is not sent to its end.
+        reusable = self._reusable and error is None and not self._sending
         self._reset()
         self.exchange = None
         self._used = True

@@ -63,16 +63,17 @@ class ConnectionPool:
         """How many connections are open or opening."""
         return len(self._connections) + len(self._connecting)
 
-    def send(self, request: bytes, done: Any, keep: int) -> None:
+    def send(self, request: bytes, done: Any, keep: int, body: bytes = b"") -> None:
         """
         Send a request.
 
-        :param request: all its bytes.
+        :param request: all its bytes, or those before ``body``.
         :param done: called once, with an :class:`~mqhooks.webhook.connection.Answer` or a
             :class:`~mqhooks.errors.DeliveryError`; possibly before this method returns.
         :param keep: how many bytes of the answer's body are wanted.
+        :param body: a long body, which is sent piece by piece.
         """
-        exchange = Exchange(request, done, keep, self._seconds())
+        exchange = Exchange(request, done, keep, self._seconds(), body=body)
         if self._closed is not None:
             self._refuse(exchange)
             return

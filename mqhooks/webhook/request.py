@@ -73,18 +73,22 @@ class RequestTemplate:
             headers += [(TIMESTAMP, str(timestamp)), (SIGNATURE, signature)]
         return headers
 
-    def render(self, delivery: Delivery | Batch, sent: bytes) -> bytes:
+    def render(self, delivery: Delivery | Batch, sent: bytes, *, apart: bool = False) -> bytes:
         """
         Write a request out, for an attempt now.
 
         :param sent: the body as it is to be sent, compressed or not.
-        :returns: its head and its body.
+        :param apart: whether it is sent apart from its head.
+        :returns: its head, and its body unless that goes apart.
         """
+        length = len(sent)
+        if apart:
+            sent = b""
         if self._signer is None:
-            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), len(sent), sent)
+            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), length, sent)
         timestamp, signature = self._sign(self._signer, delivery)
         signed = f"{delivery.id}\r\n{TIMESTAMP}: {timestamp}\r\n{SIGNATURE}: {signature}"
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), len(sent), sent)
+        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), length, sent)
 
     def batch(self, deliveries: Sequence[Delivery]) -> Batch:
         """
