@@ -1,5 +1,6 @@
 """Connections to one endpoint: reused, bounded, and given up when they don't answer."""
 
+import gc
 from random import Random
 
 from hypothesis import given
@@ -52,6 +53,8 @@ class PoolTests(TestCase):
             self.assertEqual((await result).status, 200)
         self.assertEqual([request.body for request in self.endpoint.requests], [*bodies, b"{}"])
         self.assertEqual(len(self.endpoint.connections), 1)
+        del bodies, results, result
+        self.assertEqual([held for held in gc.get_objects() if isinstance(held, memoryview) and len(held.obj) > 1000], [])
 
     async def test_an_answer_before_the_end_of_a_long_request(self):
         class Hasty(Connection):

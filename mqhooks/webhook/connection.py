@@ -94,10 +94,12 @@ class _Body:
         piece, self._left = bytes(self._left[:PIECE]), self._left[PIECE:]
         self._transport.write(piece)
         if not self._left:
+            # An empty view of the body would keep all of it.
+            self._left = memoryview(b"")
             self._transport.unregisterProducer()
 
     def stopProducing(self) -> None:
-        self._left = self._left[:0]
+        self._left = memoryview(b"")
 
 
 class ConnectionOwner(Typing):
