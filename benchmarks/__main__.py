@@ -9,10 +9,9 @@ import os
 import shutil
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks import pages, profiling
+from benchmarks import pages, profiling, subjects
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import Profile
 from benchmarks.report import Row, plain, rows
@@ -81,9 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--docs wants all scenarios with all their events, so name none, and a directory that is there")
     if not os.access(options.directory, os.W_OK):
         parser.error(f"--directory: nothing can be written to {options.directory}")
-    if "asyncio + aiohttp" in options.peers and find_spec("aiohttp") is None:
-        say("aiohttp is not installed, so its sidecar is left out: pip install -e '.[bench]'")
-        options.peers.remove("asyncio + aiohttp")
+    for name, need in subjects.absent().items():
+        if name in options.peers:
+            options.peers.remove(name)
+            say(f"{name} is left out, for {need}")
     try:
         scenarios = chosen(options.names, long=options.long)
     except BenchmarkError as error:

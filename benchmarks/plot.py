@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 from xml.sax.saxutils import escape
 
-COLOURS = ("#3b6ea5", "#b5562c", "#5a8f4e", "#8a5a9e")
+COLOURS = ("#3b6ea5", "#b5562c", "#5a8f4e", "#8a5a9e", "#9a7d1f")
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 80, 600, 50, 340
 

@@ -31,21 +31,24 @@ class BenchmarkError(Exception):
 
 class Process:
     """
-    A Python process, killed at the end of a ``with``.
+    A process, killed at the end of a ``with``.
 
     :param name: for messages.
-    :param arguments: what follows ``python``.
+    :param arguments: what follows the program.
     :param directory: where it runs and where its log is.
     :param talks: whether it reads commands, one a line, and answers with lines of JSON.
+    :param program: what runs; this Python unless given.
     """
 
-    def __init__(self, name: str, arguments: list[str], directory: Path, *, talks: bool = False) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], directory: Path, *, talks: bool = False, program: str = sys.executable
+    ) -> None:
         self.name = name
         self._log = directory / f"{name}.log"
         path = os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [program, *arguments],
                 cwd=directory,
                 env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.PIPE if talks else subprocess.DEVNULL,

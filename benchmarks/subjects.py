@@ -5,8 +5,11 @@ The sidecars that are compared: mqhooks as operators run it, and its peers.
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.processes import BenchmarkError, Process, free_port
@@ -71,13 +74,26 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
     return Process("mqhooks", command, wiring.directory)
 
 
-def _peer(name: str, wiring: Wiring, module: str, *more: str) -> Process:
-    arguments = ["-m", f"benchmarks.{module}", "--port", str(wiring.port), "--url", wiring.url, *more]
+def _python(name: str, wiring: Wiring, module: str, *more: str) -> Process:
+    return Process(name, ["-m", f"benchmarks.{module}", *_arguments(wiring), *more], wiring.directory)
+
+
+def _go(wiring: Wiring) -> Process:
+    program = wiring.directory / "peer_go"
+    build = ["go", "build", "-buildvcs=false", "-o", str(program), "."]
+    built = subprocess.run(build, cwd=Path(__file__).parent / "peer_go", capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise BenchmarkError(f"go build fails: {built.stderr.strip() or built.returncode}")
+    return Process("go", _arguments(wiring), wiring.directory, program=str(program))
+
+
+def _arguments(wiring: Wiring) -> list[str]:
+    arguments = ["--port", str(wiring.port), "--url", wiring.url]
     if wiring.signed:
         arguments += ["--secret", SECRET]
     if wiring.authority is not None:
         arguments += ["--authority", str(wiring.authority)]
-    return Process(name, arguments, wiring.directory)
+    return arguments
 
 
 def start(name: str, wiring: Wiring) -> Process:
@@ -88,12 +104,24 @@ def start(name: str, wiring: Wiring) -> Process:
     """
     if name == "mqhooks":
         return bridge(wiring)
+    if name == "Go":
+        return _go(wiring)
     if name == "asyncio + aiohttp":
-        return _peer("aiohttp", wiring, "peer_aiohttp")
-    return _peer(name, wiring, "peer_twisted", "--client", name.lower())
+        return _python("aiohttp", wiring, "peer_aiohttp")
+    return _python(name, wiring, "peer_twisted", "--client", name.lower())
 
 
-SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3}
+def absent() -> dict[str, str]:
+    """Say which peers cannot run here, and what would be needed."""
+    missing = {}
+    if find_spec("aiohttp") is None:
+        missing["asyncio + aiohttp"] = "aiohttp is not installed: pip install -e '.[bench]'"
+    if shutil.which("go") is None:
+        missing["Go"] = "there is no go, 1.19 or newer: on Debian and Ubuntu apt install golang-go"
+    return missing
+
+
+SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0}
 """All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
 
 PEERS = tuple(SUBJECTS)[1:]

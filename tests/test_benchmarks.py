@@ -1,9 +1,9 @@
 """That the benchmarks measure: the parts one by one, and one scenario with few events. No test looks at a time."""
 
 import gzip
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from socket import socketpair
@@ -193,6 +193,14 @@ class Choice(SynchronousTestCase):
         self.assertEqual(list(scenarios.chosen(["backlog-10m"], long=False)), ["backlog-10m"])
         self.assertRaises(BenchmarkError, scenarios.chosen, ["nothing"], long=False)
 
+    def test_who_cannot_run_is_left_out(self) -> None:
+        self.patch(subjects, "find_spec", lambda _: None)
+        self.patch(shutil, "which", lambda _: None)
+        absent = subjects.absent()
+        self.assertEqual(sorted(absent), ["Go", "asyncio + aiohttp"])
+        self.assertIn("apt install golang-go", absent["Go"])
+        self.assertIn("pip install", absent["asyncio + aiohttp"])
+
     def test_what_mqhooks_does_not_know_is_not_measured(self) -> None:
         folder = Path(self.mktemp())
         folder.mkdir(parents=True)
@@ -237,13 +245,13 @@ class Whole(TestCase):
     async def test_relay(self) -> None:
         status, out, err = await self.run_main("relay", "--events", "2000")
         self.assertEqual(status, 0, err)
-        names = [name for name in subjects.SUBJECTS if "aiohttp" not in name or find_spec("aiohttp")]
+        names = [name for name in subjects.SUBJECTS if name not in subjects.absent()]
         self.check(out, names, "2,000")
 
     async def test_tls(self) -> None:
         status, out, err = await self.run_main("tls", "--events", "300")
         self.assertEqual(status, 0, err)
-        names = [name for name in subjects.SUBJECTS if "aiohttp" not in name or find_spec("aiohttp")]
+        names = [name for name in subjects.SUBJECTS if name not in subjects.absent()]
         self.check(out, names, "300")
 
     async def test_backlog_and_accepting(self) -> None:
