@@ -280,8 +280,9 @@ class Owner:
     def ended(self, exchange, result):
         exchange.done(result)
 
-    def released(self, connection):
-        self.events.append("released")
+    def answered(self, connection, exchange, answer):
+        self.events.append("answered")
+        exchange.done(answer)
 
     def lost(self, connection):
         self.events.append("lost")
@@ -311,7 +312,7 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(
             results, [Answer(201, [(b"X", b"y"), (b"Transfer-Encoding", b"chunked")], b"hello world", 11, complete=True)]
         )
-        self.assertEqual(owner.events, ["released"])
+        self.assertEqual(owner.events, ["answered"])
 
     @given(st.lists(st.binary(min_size=1), max_size=5))
     def test_random_bytes_never_escape(self, pieces):

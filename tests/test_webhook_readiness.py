@@ -54,6 +54,23 @@ class ReadinessTests(SynchronousTestCase):
         self.readiness.doRead()
         self.assertEqual(self.reads, [("a", True)])
 
+    def test_what_is_done_when_all_are_read(self):
+        def read(near):
+            near.recv(10)
+            self.assertTrue(self.readiness.reading)
+            self.readiness.afterwards(lambda: self.reads.append("afterwards"))
+            self.readiness.afterwards(lambda: 1 // 0)
+
+        for name in "ab":
+            self.watch(name, read).send(b"once")
+        self.readiness.doRead()
+        self.assertEqual(sorted(self.reads[:2]), [("a", True), ("b", True)])
+        self.assertEqual(self.reads[2:], ["afterwards"] * 2)
+        self.assertFalse(self.readiness.reading)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+        self.readiness.doRead()
+        self.assertEqual(len(self.reads), 4)
+
     def test_data_and_their_end(self):
         far = self.watch("a", lambda near: False)
         far.send(b"last")

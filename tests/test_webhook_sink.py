@@ -45,6 +45,9 @@ class FakeClient:
     def deliver(self, delivery, done):
         self.under_way.append((delivery, done))
 
+    def afterwards(self, callback):
+        callback()
+
     def end(self, status=200, index=0):
         delivery, done = self.under_way.pop(index)
         done(Answer(status, [], b"", 0, complete=True) if isinstance(status, int) else status)
@@ -97,6 +100,40 @@ class SinkTests(SynchronousTestCase):
         self.assertIsNone(sink.receive([make_event("on_register"), publish("c", 1)]))
         self.assertEqual((sink.counters.events, sink.counters.filtered, sink.counters.accepted), (2, 1, 1))
         self.assert_identities()
+
+    def test_what_one_turn_answers_is_settled_together(self):
+        sink = self.make(pool_size=8)
+        later, settled = [], []
+        self.client.afterwards = later.append
+        settle = self.outbox.settle
+        self.outbox.settle = lambda *deliveries: settled.append(len(deliveries)) or settle(*deliveries)
+        sink.receive([publish(f"c{number}", number) for number in range(20)])
+        for status in (200, 204, 299, 200):
+            self.client.end(status)
+        self.assertEqual((len(later), settled, sink.counters.delivered), (1, [], 0))
+        later.pop()()
+        self.assertEqual((settled, sink.counters.delivered, sink.counters.attempts), ([4], 4, 4))
+        self.client.end(200)
+        # What fails is judged by what has arrived before.
+        self.client.end(400)
+        self.assertEqual((settled, sink.counters.delivered, sink.counters.attempts, sink.counters.dead), ([4, 1], 5, 6, 1))
+        later.pop()()
+        self.assertEqual(settled, [4, 1])
+        self.assert_identities()
+
+    def test_stopping_waits_for_what_one_turn_answers(self):
+        sink = self.make(DurableOutbox(), pool_size=2)
+        later = []
+        self.client.afterwards = later.append
+        sink.receive([publish("a", 1), publish("b", 2)])
+        self.client.end()
+        stopped = sink.stopService()
+        self.assertEqual(sink.counters.delivered, 1)
+        self.client.end()
+        self.assertNoResult(stopped)
+        later.pop()()
+        self.successResultOf(stopped)
+        self.assertEqual(self.outbox.pending, 0)
 
     def test_one_event_may_cause_several_deliveries(self):
         sink = self.make(rules=(Rule("on_client_connect"), Rule("on_client_connack"), Rule("on_client_connected")))

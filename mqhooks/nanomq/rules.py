@@ -76,8 +76,8 @@ def _nanomq_step(hook: str, name: str, make: Callable[..., bytes], matches: _Mat
     if hook == "on_unsubscribe":
         return lambda event: (make(event, topic) for topic in event.message.topics if matches is None or matches(topic))
     if matches is None:
-        return lambda event: [make(event)]
-    return lambda event: [make(event)] if matches(event.message.topic) else []
+        return lambda event: (make(event),)
+    return lambda event: (make(event),) if matches(event.message.topic) else ()
 
 
 def _hook_step(settings: WebhookSettings, matches: _Matcher | None) -> _Step:

@@ -513,7 +513,8 @@ class SqliteStore(Service):
         try:
             for plan in plans:
                 plan.write(connection)
-            connection.executemany("DELETE FROM request WHERE id = ?", [(number,) for number in self._handled])
+            if self._handled:
+                connection.executemany("DELETE FROM request WHERE id = ?", [(number,) for number in self._handled])
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -975,11 +976,13 @@ class SqliteOutbox:
     def _take(self, batch: _Batch, row: Sequence[Delivery | None]) -> None:
         """Keep the deliveries of a row that are not settled, for who claims them."""
         self._batches[batch.id] = batch
+        held = []
         for place, delivery in enumerate(row, batch.id << 16):
             if delivery is not None:
                 delivery.place = place
-        whole = not any(batch.settled)
-        held = [delivery for delivery in row if delivery is not None and (whole or batch.holds(delivery.place & 0xFFFF))]
+                held.append(delivery)
+        if batch.left < len(held):
+            held = [delivery for delivery in held if batch.holds(delivery.place & 0xFFFF)]
         self._cache.extend(held)
         self._cached += sum([len(delivery.body) for delivery in held])
         if held:
@@ -1040,19 +1043,19 @@ class SqliteOutbox:
         return _decode(row[1]) if row is not None and crc32(row[1]) == row[0] else ()
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:
-        batches, touched = self._batches, self._touched
+        batch: _Batch | None = None
         for delivery in deliveries:
             place = delivery.place
-            number, index = place >> 16, place & 0xFFFF
-            batch = batches[number]
-            batch.settled[index >> 3] |= 1 << (index & 7)
+            # Those of one row mostly come one after the other.
+            if batch is None or batch.id != place >> 16:
+                batch = self._batches[place >> 16]
+                self._touched[batch.id] = batch
+            batch.settled[place >> 3 & 0x1FFF] |= 1 << (place & 7)
             batch.left -= 1
-            if batch.left:
-                touched[number] = batch
-            else:
-                del batches[number]
-                touched.pop(number, None)
+            if not batch.left:
+                del self._batches[batch.id], self._touched[batch.id]
                 self._finished.append(batch)
+                batch = None
         unnoted = self._unnoted
         self._unnoted += len(deliveries)
         if unnoted < UNNOTED <= self._unnoted:

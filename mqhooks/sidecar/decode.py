@@ -30,7 +30,21 @@ def decode(frame: bytes) -> Event:
     :raises mqhooks.errors.UnknownType: no hook sends messages of this type, or the frame names none.
     :raises mqhooks.errors.MalformedFrame: the bytes are not what they should be.
     """
-    (hook, parse, has_username), value = _open(frame)
+    # VerneMQ's envelope begins with the type and ends with the value, whose length mostly takes a byte or two.
+    known = None
+    try:
+        end = frame[1] + 3
+        length, start = frame[end], end + 1
+        if length > 127 and frame[start] < 128:
+            length += (frame[start] - 1) << 7
+            start += 1
+        if start + length == len(frame):
+            known, value = _BY_PREFIX.get(frame[:end]), frame[start:]
+    except IndexError:
+        pass
+    if known is None:
+        known, value = _open(frame)
+    hook, parse, has_username = known
     try:
         message = parse(value)
     except ProtobufError:
@@ -43,24 +57,7 @@ def decode(frame: bytes) -> Event:
 
 
 def _open(frame: bytes) -> tuple[_Parser, bytes]:
-    """
-    Take an envelope apart.
-
-    VerneMQ's begins with the type and ends with the value, whose length mostly takes a byte or two. What looks otherwise is
-    left to protobuf.
-    """
-    try:
-        end = frame[1] + 3
-        known = _BY_PREFIX.get(frame[:end])
-        if known is not None:
-            length, start = frame[end], end + 1
-            if length > 127 and frame[start] < 128:
-                length += (frame[start] - 1) << 7
-                start += 1
-            if start + length == len(frame):
-                return known, frame[start:]
-    except IndexError:
-        pass
+    """Take any envelope apart."""
     try:
         envelope = AnyMessage.FromString(frame)
     except ProtobufError:

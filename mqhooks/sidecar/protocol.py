@@ -97,7 +97,9 @@ class SidecarProtocol(Int32StringReceiver):
             data = self._join()
         else:
             size = len(data)
-        self._partial += data[self._split(data) :]
+        frames: list[bytes] = []
+        self._partial += data[self._split(data, frames) :]
+        self._decode(frames)
         self._hold()
         if self._events:
             events, self._events = self._events, []
@@ -137,10 +139,11 @@ class SidecarProtocol(Int32StringReceiver):
         self.factory.complain(self, "stalled", f"{silence}, and others wait for their turn: connection aborted")
         self.abort()
 
-    def _split(self, data: bytes) -> int:
+    def _split(self, data: bytes, frames: list[bytes]) -> int:
         """
         Cut off the whole frames at the front.
 
+        :param frames: takes them.
         :returns: how many bytes they took; ``_needed`` says how many must be there before it is worth another look at the rest.
         """
         offset, end = 0, len(data)
@@ -161,7 +164,7 @@ class SidecarProtocol(Int32StringReceiver):
                 self._needed = _LENGTH.size + length
                 return start - _LENGTH.size
             else:
-                self.stringReceived(data[start:offset])
+                frames.append(data[start:offset])
         self._needed = _LENGTH.size
         return offset
 
@@ -169,23 +172,28 @@ class SidecarProtocol(Int32StringReceiver):
         """
         Decode one frame.
         """
-        factory = self.factory
-        counters = factory.counters
-        counters.frames += 1
-        if not string:
-            counters.empty += 1
-            return
-        try:
-            event = decode(string)
-        except UnknownType as error:
-            counters.count_unknown(error.name)
-            factory.complain(self, "unknown", str(error))
-        except MalformedFrame as error:
-            counters.undecodable += 1
-            factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
-        else:
-            counters.hooks[event.hook] += 1
-            self._events.append(factory.sessions.see(event) if event.hook in CONCERNED else event)
+        self._decode((string,))
+
+    def _decode(self, frames: Sequence[bytes]) -> None:
+        factory, events = self.factory, self._events
+        counters, sessions = factory.counters, factory.sessions
+        counters.frames += len(frames)
+        for frame in frames:
+            if not frame:
+                counters.empty += 1
+                continue
+            try:
+                event = decode(frame)
+            except UnknownType as error:
+                counters.count_unknown(error.name)
+                factory.complain(self, "unknown", str(error))
+            except MalformedFrame as error:
+                counters.undecodable += 1
+                factory.complain(self, "undecodable", f"a frame of {len(frame)} bytes is {error}")
+            else:
+                hook = event.hook
+                counters.hooks[hook] += 1
+                events.append(sessions.see(event) if hook in CONCERNED else event)
 
     def lengthLimitExceeded(self, length: int) -> None:
         """

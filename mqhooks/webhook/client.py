@@ -23,7 +23,6 @@ from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
-from mqhooks.webhook.pool import ConnectionPool
 from mqhooks.webhook.request import Batch, RequestTemplate
 
 KEEP = 1024
@@ -87,16 +86,11 @@ class WebhookClient(HTTPClient):
 
         :param done: called once with what came of it; possibly before this method returns.
         """
-        if self._pool is not None:
-            self._send(self._pool, delivery, delivery.body, done)
+        body = delivery.body
+        if self._pool is not None and len(body) <= APART:
+            self._pool.send(self._template.render(delivery, body), done, KEEP)
         else:
-            self._try(delivery, delivery.body, done)
-
-    def _send(self, pool: ConnectionPool, what: Delivery | Batch, sent: bytes, done: Done) -> None:
-        if len(sent) <= APART:
-            pool.send(self._template.render(what, sent), done, KEEP)
-        else:
-            pool.send(self._template.render(what, sent, apart=True), done, KEEP, sent)
+            self._send(delivery, body, done)
 
     def deliver_batch(self, deliveries: Sequence[Delivery], done: Done) -> None:
         """
@@ -106,10 +100,26 @@ class WebhookClient(HTTPClient):
         :param done: called once with what came of all of them; possibly before this method returns.
         """
         batch = self._template.batch(deliveries)
-        if self._pool is not None:
-            self._send(self._pool, batch, batch.sent, done)
+        self._send(batch, batch.sent, done)
+
+    def afterwards(self, callback: Callable[[], object]) -> None:
+        """
+        Call something once when all answers that have come are handed over: what is done about them may be done together.
+
+        :param callback: called before this method returns, unless more may come in this turn of the reactor.
+        """
+        if self._pool is None:
+            callback()
         else:
-            self._try(batch, batch.sent, done)
+            self._pool.afterwards(callback)
+
+    def _send(self, what: Delivery | Batch, sent: bytes, done: Done) -> None:
+        if self._pool is None:
+            self._try(what, sent, done)
+        elif len(sent) <= APART:
+            self._pool.send(self._template.render(what, sent), done, KEEP)
+        else:
+            self._pool.send(self._template.render(what, sent, apart=True), done, KEEP, sent)
 
     def close(self) -> Deferred[Any]:
         """

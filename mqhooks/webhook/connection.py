@@ -113,11 +113,11 @@ class ConnectionOwner(Typing):
     known: dict[bytes, Answer]
     readiness: Readiness | None
 
-    def released(self, connection: HTTPConnection) -> None:
-        """Note that the connection is free for another exchange."""
+    def answered(self, connection: HTTPConnection, exchange: Exchange, answer: Answer) -> None:
+        """Note the answer to an exchange, and that the connection is free for another one."""
 
     def ended(self, exchange: Exchange, result: Answer | DeliveryError) -> None:
-        """Note what came of an exchange, when the connection has been noted as free or as gone."""
+        """Note what came of an exchange, when the connection is of no more use."""
 
     def lost(self, connection: HTTPConnection) -> None:
         """Note that the connection is gone."""
@@ -206,12 +206,13 @@ class HTTPConnection(Protocol):
         if self._socket is not None:
             # A transport's write() is a turn of the reactor and two calls of epoll_ctl; the socket mostly takes it all at once.
             try:
-                request = request[self._socket.send(request) :]
+                sent = self._socket.send(request)
             except OSError:
                 # Whatever it is, the transport finds out as well.
-                pass
-            if not request and not exchange.body:
+                sent = 0
+            if sent == len(request) and not exchange.body:
                 return
+            request = request[sent:]
             # The rest may still be in the transport's buffer when the next request comes: from now on all goes through it.
             self._socket = None
         transport: Any = self.transport
@@ -246,8 +247,7 @@ class HTTPConnection(Protocol):
             if known is not None and known.length <= exchange.keep:
                 self.exchange = None
                 self._used = True
-                owner.released(self)
-                owner.ended(exchange, known)
+                owner.answered(self, exchange, known)
                 return
         self._received += len(data)
         try:
@@ -284,21 +284,22 @@ class HTTPConnection(Protocol):
         exchange = self.exchange
         if exchange is None:
             return
-        result: Answer | DeliveryError
+        answer = None
         if error is None or self._status:
             body = b"".join(self._body)[: exchange.keep]
-            result = Answer(self._status, self._headers, body, self._length, self._complete and len(body) == self._length)
-        else:
-            result = error
+            answer = Answer(self._status, self._headers, body, self._length, self._complete and len(body) == self._length)
         # Nothing can follow a body that is not sent to its end.
         reusable = self._reusable and error is None and not self._sending
         self._reset()
         self.exchange = None
         self._used = True
-        if reusable:
-            self._owner.released(self)
-        elif not lost:
+        if reusable and answer is not None:
+            self._owner.answered(self, exchange, answer)
+            return
+        if not lost:
             self.abort()
+        result = answer or error
+        assert result is not None
         self._owner.ended(exchange, result)
 
     def _remember(self, data: bytes) -> None:

@@ -5,6 +5,7 @@ The connections to one endpoint.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -85,6 +86,13 @@ class ConnectionPool:
         if self._watch is None:
             self._watch = self._clock.callLater(self._interval, self._look)
 
+    def afterwards(self, callback: Callable[[], object]) -> None:
+        """Call something once when all answers that are here have been handed over; at once when none is."""
+        if self.readiness is not None and self.readiness.reading:
+            self.readiness.afterwards(callback)
+        else:
+            callback()
+
     def resend(self, exchange: Exchange) -> None:
         """Send a request again, before those that wait."""
         if self._closed is not None:
@@ -120,20 +128,28 @@ class ConnectionPool:
         self._check_closed()
         return closed
 
-    def released(self, connection: HTTPConnection) -> None:
-        """Use a free connection for what waits, or keep it."""
-        if self._waiting:
-            connection.start(self._waiting.popleft())
-        elif self._closed is not None:
-            connection.close()
+    def answered(self, connection: HTTPConnection, exchange: Exchange, answer: Answer) -> None:
+        """Use a free connection for what waits, or keep it; hand its last answer over."""
+        if self._waiting or self._closed is not None:
+            self._use(connection)
         else:
             self._idle.append(connection)
+        self.answers.observe(self._seconds() - exchange.since)
+        exchange.done(answer)
 
     def ended(self, exchange: Exchange, result: Answer | DeliveryError) -> None:
-        """Note how long an answer took, and hand it over."""
+        """Hand over what came of an exchange whose connection can serve no other."""
         if isinstance(result, Answer):
             self.answers.observe(self._seconds() - exchange.since)
         exchange.done(result)
+
+    def _use(self, connection: HTTPConnection) -> None:
+        if self._waiting:
+            connection.start(self._waiting.popleft())
+        elif self._closed is None:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def lost(self, connection: HTTPConnection) -> None:
         """Forget a connection, and open another when something waits."""
@@ -161,10 +177,7 @@ class ConnectionPool:
 
     def _connected(self, protocol: Any) -> None:
         self._connections.add(protocol)
-        if self._closed is None:
-            self.released(protocol)
-        else:
-            protocol.close()
+        self._use(protocol)
 
     def _refused(self, failure: Failure) -> None:
         if self._waiting:

@@ -31,13 +31,16 @@ class Readiness:
     Calls readers when their sockets can be read. It is one of the reactor's as long as it has any.
 
     :param reactor: watches it.
+    :ivar reading: whether it is calling them.
     """
 
     log = Logger()
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
+        self.reading = False
         self._readers: dict[int, Read] = {}
+        self._afterwards: list[Callable[[], object]] = []
         self._epoll: Any = None
 
     @staticmethod
@@ -72,12 +75,27 @@ class Readiness:
             self._epoll.close()
             self._epoll = None
 
+    def afterwards(self, callback: Callable[[], object]) -> None:
+        """Call something once, in this turn, when all readers have been called."""
+        self._afterwards.append(callback)
+
     def fileno(self) -> int:
         """Say what the reactor is to watch."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def doRead(self) -> None:
         """Call the readers of all sockets to which something has come, or does by then."""
+        self.reading = True
+        self._look()
+        self.reading = False
+        afterwards, self._afterwards = self._afterwards, []
+        for callback in afterwards:
+            try:
+                callback()
+            except Exception:
+                self.log.failure("what was read could not be dealt with")
+
+    def _look(self) -> None:
         readers, epoll, sound = self._readers, self._epoll, select.EPOLLIN
         count = 0
         # Another look costs a tenth of what another turn of the reactor does.

@@ -15,6 +15,9 @@ from mqhooks.nanomq.settings import RetrySettings
 MAX_RETRY_AFTER = 3600.0
 """How many seconds an endpoint's ``Retry-After`` may ask for; more is taken for this."""
 
+DELIVERED = range(200, 300)
+"""The statuses of answers to deliveries that have arrived."""
+
 Verdict = Literal["delivered", "retry", "dead"]
 
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
@@ -53,7 +56,7 @@ class RetryPolicy:
 
         :param status: its status, 200 or more.
         """
-        if 200 <= status < 300:
+        if status in DELIVERED:
             return "delivered"
         return "retry" if status in self._retried else "dead"
 

@@ -33,7 +33,7 @@ from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import WebhookCounters, failure_of
 from mqhooks.webhook.lanes import DONE, Lanes, Verdict
 from mqhooks.webhook.merge import MergeWindow
-from mqhooks.webhook.retry import RetryPolicy, retry_after
+from mqhooks.webhook.retry import DELIVERED, RetryPolicy, retry_after
 
 WINDOW = 4096
 """How many deliveries are claimed from the outbox and neither settled nor parked; what is beyond them stays in the outbox."""
@@ -140,6 +140,7 @@ class WebhookSink(Service):
         self._complaints = RateLimit(reactor)
         self._retries: set[IDelayedCall] = set()
         self._probe_timer: IDelayedCall | None = None
+        self._arrived: list[Delivery] = []
         self._drained: Deferred[None] | None = None
         self._stopping = False
         self._retired = False
@@ -324,22 +325,36 @@ class WebhookSink(Service):
     # What becomes of an attempt.
 
     def _finished(self, delivery: Delivery, result: Answer | DeliveryError) -> Verdict:
-        counters = self.counters
-        counters.attempts += 1
+        if isinstance(result, Answer) and result.status in DELIVERED:
+            self._arrived.append(delivery)
+            if len(self._arrived) == 1:
+                self._client.afterwards(self._settle_arrived)
+            return DONE
+        self._settle_arrived()
+        self.counters.attempts += 1
         judged = self._policy.verdict(result.status) if isinstance(result, Answer) else "retry"
-        if judged == "delivered":
-            counters.delivered += 1
-            counters.ages.observe(self._now() - delivery.timestamp * 1e-9)
-            self.outbox.settle(delivery)
-            verdict = DONE
-        elif judged == "retry":
+        if judged == "retry":
             (verdict,) = self._retry((delivery,), result)
         else:
-            counters.refused += 1
+            self.counters.refused += 1
             delivery.attempts += 1
             verdict = self._bury(delivery, result, "the endpoint refuses it")
         self._go_on(answered=judged != "retry")
         return verdict
+
+    def _settle_arrived(self) -> None:
+        """Do together what the answers of one turn make possible."""
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self.counters.attempts += len(arrived)
+            self._delivered(arrived)
+            self._go_on(answered=True)
+
+    def _delivered(self, deliveries: Sequence[Delivery]) -> None:
+        self.counters.delivered += len(deliveries)
+        now = self._now()
+        self.counters.ages.observe_all([now - delivery.timestamp * 1e-9 for delivery in deliveries])
+        self.outbox.settle(*deliveries)
 
     def _batch_finished(self, batch: Sequence[Delivery], result: Answer | DeliveryError) -> Sequence[Verdict] | None:
         counters = self.counters
@@ -347,10 +362,7 @@ class WebhookSink(Service):
         judged = self._policy.verdict(result.status) if isinstance(result, Answer) else "retry"
         verdicts: Sequence[Verdict] | None = None
         if judged == "delivered":
-            counters.delivered += len(batch)
-            now = self._now()
-            counters.ages.observe_all([now - delivery.timestamp * 1e-9 for delivery in batch])
-            self.outbox.settle(*batch)
+            self._delivered(batch)
             verdicts = [DONE] * len(batch)
         elif judged == "retry":
             verdicts = self._retry(batch, result)
@@ -493,6 +505,7 @@ class WebhookSink(Service):
         self._lanes.limit = 0
 
     def _check_drained(self) -> None:
+        self._settle_arrived()
         left = self._lanes.under_way if self.outbox.durable or self._retired else self.outbox.pending
         if self._drained is not None and not self._drained.called and not left:
             self._drained.callback(None)
