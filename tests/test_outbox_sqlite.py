@@ -16,8 +16,8 @@ from zope.interface.verify import verifyObject
 from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox import schema
-from mqhooks.outbox.delivery import Delivery
-from mqhooks.outbox.sqlite import BATCH, CACHE, LONG_ROW, NOTED, RETRY, UNWRITTEN_BYTES, SqliteStore
+from mqhooks.outbox.delivery import LONG_BODY, Delivery, whole
+from mqhooks.outbox.sqlite import BATCH, CACHE, NOTED, RETRY, UNWRITTEN_BYTES, SqliteStore
 
 
 def deliveries(count, start=0, size=0):
@@ -107,26 +107,30 @@ class SqliteOutboxTests(StoreCase):
 
     def test_long_rows(self):
         store = self.open()
-        expected = [*deliveries(2), *deliveries(1, 2, size=LONG_ROW), *deliveries(2, 3), *deliveries(1, 5, size=LONG_ROW * 3)]
+        long = [*deliveries(1, 2, size=LONG_BODY + 1), *deliveries(1, 5, size=LONG_BODY * 3)]
+        expected = [*deliveries(2), long[0], *deliveries(2, 3), long[1]]
+        bodies = [delivery.body for delivery in expected]
         self.outbox.append(expected)
         self.turn()
         self.assertEqual(self.claim(), expected)
         self.kill(store)
         self.open()
-        self.assertEqual([delivery.body for delivery in self.claim()], [delivery.body for delivery in expected])
+        claimed = self.claim()
+        self.assertEqual([whole(delivery.body) for delivery in claimed], bodies)
+        self.assertEqual([isinstance(delivery.body, bytes) for delivery in claimed], [True, True, False, True, True, False])
         self.assertEqual((self.outbox.pending, self.outbox.dropped), (6, 0))
 
     def test_a_long_row_that_the_disk_has_no_room_for(self):
         store = self.open()
         store._writer.execute("PRAGMA max_page_count = 100")
-        accepted = self.outbox.append([*deliveries(1), *deliveries(1, 1, size=LONG_ROW)])
+        accepted = self.outbox.append([*deliveries(1), *deliveries(1, 1, size=2 * LONG_BODY)])
         self.turn()
         self.assertNoResult(accepted)
         self.assertEqual((self.count("batch"), store.failing), (0, "database or disk is full"))
         store._writer.execute("PRAGMA max_page_count = 10000")
         self.clock.advance(RETRY)
         self.assertIsNone(self.successResultOf(accepted))
-        self.assertEqual([len(delivery.body) for delivery in self.claim()], [1, LONG_ROW])
+        self.assertEqual([len(delivery.body) for delivery in self.claim()], [1, 2 * LONG_BODY])
 
     def test_much_in_one_turn_is_committed_before_it_ends(self):
         self.open()

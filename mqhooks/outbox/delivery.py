@@ -4,7 +4,36 @@ One webhook request that has to arrive.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
 import msgspec
+
+LONG_BODY = 1 << 20
+"""A body of more bytes may be a :class:`LongBody`."""
+
+
+class LongBody(Protocol):
+    """
+    A body that is too long to be held in memory: it is made or read anew, piece by piece, whenever it is needed.
+    """
+
+    def __len__(self) -> int:
+        """Say how many bytes it has."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """
+        Go through it.
+
+        :raises mqhooks.errors.OutboxError: when it can no longer be read.
+        """
+
+
+if TYPE_CHECKING:
+    Body = bytes | LongBody
+else:
+    # msgspec has to know of no other: a long one is written apart from its delivery.
+    Body = bytes
 
 
 class Delivery(msgspec.Struct, gc=False, array_like=True):
@@ -23,10 +52,30 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
     id: str
     client: str
     timestamp: int
-    body: bytes
+    body: Body
     accepted: int = 0
     attempts: int = 0
     place: int = 0
+
+
+def pieces(body: Body) -> Iterator[bytes]:
+    """Go through a body of either kind."""
+    return iter((body,)) if isinstance(body, bytes) else body.pieces()
+
+
+def whole(body: Body) -> bytes:
+    """Take all of a body into memory."""
+    return body if isinstance(body, bytes) else b"".join(body.pieces())
+
+
+def beginning(body: Body, size: int) -> bytes:
+    """Take the first bytes of a body into memory, ``size`` at most."""
+    found = b""
+    for piece in pieces(body):
+        found += piece[: size - len(found)]
+        if len(found) == size:
+            break
+    return found
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ class Letters:
     What is asked for is done by that process within a second, or by the next one that opens the file.
 
     :param path: the outbox.
+    :ivar reader: reads it.
     :raises mqhooks.errors.OutboxError: when there is none.
     """
 
@@ -32,9 +33,12 @@ class Letters:
             raise OutboxError(f"{path}: does not exist; name the outbox with --outbox or the configuration with --config")
         try:
             schema.check(path)
-            self._connection = schema.connect(path)
+            self.reader = schema.connect(path)
         except sqlite3.DatabaseError as error:
             raise OutboxError(f"{path}: cannot be read ({error})") from None
+
+    def lost(self, error: sqlite3.DatabaseError) -> None:
+        """Nothing is to be done: the file is another process's."""
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """Go through all of them, oldest first."""
@@ -43,7 +47,7 @@ class Letters:
     def of(self, webhook: str | None) -> Iterator[DeadLetter]:
         """Go through those of one webhook, oldest first; of all for ``None``."""
         after = 0
-        while found := list_dead(self._connection, webhook, after, 100):
+        while found := list_dead(self, webhook, after, 100):
             yield from found
             after = found[-1].number
 
@@ -53,7 +57,7 @@ class Letters:
 
         :raises mqhooks.errors.OutboxError: when there is none of that number.
         """
-        found = list_dead(self._connection, None, number - 1, 1)
+        found = list_dead(self, None, number - 1, 1)
         if not found or found[0].number != number:
             raise OutboxError(f"there is no dead letter {number}")
         return found[0]
@@ -65,11 +69,11 @@ class Letters:
         :returns: how many.
         """
         rows = [(action, number) for number in numbers]
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
+        with self.reader:
+            self.reader.execute("BEGIN IMMEDIATE")
+            self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
         return len(rows)
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        self.reader.close()

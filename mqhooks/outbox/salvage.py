@@ -113,8 +113,9 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> str:
         left = count - sum(byte.bit_count() for byte in settled or b"")
         pending[webhook] = pending.get(webhook, 0) + left
         sizes[webhook] = sizes.get(webhook, 0) + len(deliveries)
-    for row in _rows(source, "dead", "id, webhook, delivery, url, reason, status, answer, died"):
-        target.execute("INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    columns = "id, webhook, delivery, url, reason, status, answer, died"
+    for row in _rows(source, "dead", columns):
+        target.execute(f"INSERT OR IGNORE INTO dead ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         dead += 1
     for number in webhooks.keys() | pending.keys():
         left = pending.get(number, 0)

@@ -43,12 +43,13 @@ CREATE TABLE progress (
 CREATE TABLE dead (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     webhook TEXT NOT NULL,
-    delivery BLOB NOT NULL,
     url TEXT NOT NULL,
     reason TEXT NOT NULL,
     status INTEGER NOT NULL,
     answer BLOB NOT NULL,
-    died INTEGER NOT NULL
+    died INTEGER NOT NULL,
+    -- The last column, so that SQLite needs no memory for the zeros over which a long one is written.
+    delivery BLOB NOT NULL
 ) STRICT;
 CREATE INDEX dead_webhook ON dead (webhook, id);
 -- What another process wants done with dead letters.

@@ -31,8 +31,9 @@ from zope.interface import implementer
 
 from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
-from mqhooks.outbox import schema
-from mqhooks.outbox.delivery import DeadLetter, Delivery
+from mqhooks.outbox import longrows, schema
+from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
+from mqhooks.outbox.longrows import LongRow
 from mqhooks.outbox.salvage import finish, salvage
 from mqhooks.outbox.totals import Totals
 from mqhooks.ratelimit import RateLimit
@@ -51,9 +52,6 @@ BATCH = 512
 
 BATCH_BYTES = 1 << 20
 """How many bytes of bodies one row has at most, unless a single body is longer."""
-
-LONG_ROW = 2 << 20
-"""A row of more bytes is written past SQLite's statements, which would copy it twice."""
 
 DAMAGED = b"damaged"
 """What the lock file says when the file was found damaged while it was in use."""
@@ -82,6 +80,13 @@ RETRY = 1.0
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Delivery | None]).decode
 _decode_one = msgspec.msgpack.Decoder(Delivery).decode
+
+# What is long is not read with the rest.
+_LETTER = f"CASE WHEN length(delivery) <= {LONG_BODY} THEN delivery END"
+_ROW = f"""
+    id, count, checksum, length(deliveries),
+    CASE WHEN count > 1 OR length(deliveries) <= {LONG_BODY} THEN deliveries END
+"""
 
 
 class SqliteStore(Service):
@@ -273,7 +278,7 @@ class SqliteStore(Service):
         :param after: those with a higher number.
         :param reason: those with this in their reason.
         """
-        return list_dead(self.reader, webhook, after, limit, reason)
+        return list_dead(self, webhook, after, limit, reason)
 
     def count_dead(self, webhook: str | None = None, reason: str | None = None) -> int:
         """
@@ -293,7 +298,7 @@ class SqliteStore(Service):
 
     def dead_letter(self, number: int) -> DeadLetter | None:
         """Get one dead letter; ``None`` when there is none of that number."""
-        found = list_dead(self.reader, None, number - 1, 1)
+        found = list_dead(self, None, number - 1, 1)
         return found[0] if found and found[0].number == number else None
 
     def replay(self, numbers: Iterable[int]) -> int:
@@ -449,6 +454,13 @@ class SqliteStore(Service):
         elif self.complaints.allow("read") is not None:
             self.log.error("{path}: cannot be read ({error}); trying again", path=self.path, error=error)
 
+    def lost(self, error: sqlite3.DatabaseError) -> None:
+        """Do as :meth:`unreadable` does, whichever thread this is."""
+        if self._threads is None:
+            self.unreadable(error)
+        else:
+            self._reactor.callFromThread(self.unreadable, error)
+
     def damaged(self, error: sqlite3.DatabaseError) -> None:
         """Stop the process: its next start sets the file aside and takes over what can be read."""
         if self._lock is not None:
@@ -575,7 +587,7 @@ class _Plan:
     def __init__(self, outbox: SqliteOutbox) -> None:
         self.outbox = outbox
         self.rows: list[tuple[int, int, int, bytes]] = []
-        self.long_rows: list[tuple[int, int, int, bytes]] = []
+        self.long_rows: list[tuple[int, LongRow]] = []
         self.batches: list[tuple[_Batch, Sequence[Delivery]]] = []
         self.accepting: list[Deferred[None]] = []
         self.finished: list[_Batch] = []
@@ -591,10 +603,12 @@ class _Plan:
         """Write it all, within a transaction."""
         if self.rows:
             connection.executemany("INSERT INTO batch VALUES (?, ?, ?, ?)", self.rows)
-        for number, count, checksum, data in self.long_rows:
-            connection.execute("INSERT INTO batch VALUES (?, ?, ?, zeroblob(?))", (number, count, checksum, len(data)))
-            with connection.blobopen("batch", "deliveries", number) as blob:
-                blob.write(data)
+        for number, row in self.long_rows:
+            values = (number, row.checksum(), row.size)
+            connection.execute("INSERT INTO batch VALUES (?, 1, ?, zeroblob(?))", values)
+            row.write(connection, number)
+        for letter in self.dead:
+            self._bury(connection, letter)
         if self.thinned:
             connection.executemany("UPDATE batch SET checksum = ?, deliveries = ? WHERE id = ?", self.thinned)
         if self.progress:
@@ -603,19 +617,6 @@ class _Plan:
         _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", gone + self.dropped)
         marked = [batch.id for batch in self.finished if batch.marked]
         _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", marked + self.dropped)
-        for letter in self.dead:
-            connection.execute(
-                "INSERT INTO dead (webhook, delivery, url, reason, status, answer, died) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    letter.webhook,
-                    _encode(letter.delivery),
-                    letter.url,
-                    letter.reason,
-                    letter.status,
-                    letter.answer,
-                    letter.died,
-                ),
-            )
         if self.resolved:
             connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in self.resolved])
         if self.dead:
@@ -628,6 +629,24 @@ class _Plan:
             "UPDATE webhook SET accepted = ?, delivered = ?, dead = ?, dropped = ?, bytes = ?, last = ? WHERE id = ?",
             (*self.counters, self.outbox.key),
         )
+
+    def _bury(self, connection: sqlite3.Connection, letter: DeadLetter) -> None:
+        long = LongRow(letter.delivery, "dead") if len(letter.delivery.body) > LONG_BODY else None
+        number = connection.execute(
+            "INSERT INTO dead (webhook, url, reason, status, answer, died, delivery) "
+            f"VALUES (?, ?, ?, ?, ?, ?, {'?' if long is None else 'zeroblob(?)'})",
+            (
+                letter.webhook,
+                letter.url,
+                letter.reason,
+                letter.status,
+                letter.answer,
+                letter.died,
+                _encode(letter.delivery) if long is None else long.size,
+            ),
+        ).lastrowid
+        if long is not None and number is not None:
+            long.write(connection, number)
 
 
 def _delete(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> None:
@@ -868,11 +887,16 @@ class SqliteOutbox:
         size, self._size = self._size, 0
         for chunk in _chunks(new, size):
             self._assigned += 1
-            data = _encode(chunk)
-            rows = plan.rows if len(data) <= LONG_ROW else plan.long_rows
-            rows.append((self._assigned, len(chunk), crc32(data), data))
-            plan.batches.append((_Batch(self._assigned, len(chunk), len(data)), chunk))
-            self.bytes += len(data)
+            if len(chunk[0].body) > LONG_BODY:
+                row = LongRow(chunk[0], "batch")
+                plan.long_rows.append((self._assigned, row))
+                size = row.size
+            else:
+                data = _encode(chunk)
+                plan.rows.append((self._assigned, len(chunk), crc32(data), data))
+                size = len(data)
+            plan.batches.append((_Batch(self._assigned, len(chunk), size), chunk))
+            self.bytes += size
         plan.accepting, self._accepting = self._accepting, []
         plan.finished, self._finished = self._finished, []
         self.bytes -= sum(batch.size for batch in plan.finished)
@@ -904,6 +928,8 @@ class SqliteOutbox:
         """Go on after a transaction."""
         self._writing = None
         self.letters -= plan.forgotten
+        for number, row in plan.long_rows:
+            row.delivery.body = row.stored(self._store, number)
         caught_up = self._read == self._last and not self._again
         for batch, deliveries in plan.batches:
             self._last = batch.id
@@ -989,14 +1015,14 @@ class SqliteOutbox:
             batch.accepted = held[0].accepted
 
     def _fill(self) -> None:
-        question = "SELECT id, count, checksum, deliveries FROM batch WHERE id > ? AND id <= ? ORDER BY id"
-        one = "SELECT id, count, checksum, deliveries FROM batch WHERE id = ?"
+        question = f"SELECT {_ROW} FROM batch WHERE id > ? AND id <= ? ORDER BY id"
+        one = f"SELECT {_ROW} FROM batch WHERE id = ?"
         rows = None
         try:
             while self._again and self._wants_more():
                 again = self._store.reader.execute(one, (self._again[0],)).fetchone()
                 number = self._again.popleft()
-                self._load_row(*again or (number, 0, 1, b""))
+                self._load_row(*again or (number, 0, 1, 0, b""))
             rows = self._store.reader.execute(question, (self._read, self._last))
             while not self._again and self._wants_more():
                 row = rows.fetchone()
@@ -1013,12 +1039,13 @@ class SqliteOutbox:
     def _wants_more(self) -> bool:
         return len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES
 
-    def _load_row(self, number: int, count: int, checksum: int, data: bytes) -> None:
+    def _load_row(self, number: int, count: int, checksum: int, size: int, data: bytes | None) -> None:
         self._read = max(self._read, number)
         # When it was read before, what is settled of it since may not be written yet.
-        batch = self._batches.get(number) or _Batch(number, count, len(data), self._progress.pop(number, None))
-        if crc32(data) == checksum:
-            self._take(batch, _decode(data))
+        batch = self._batches.get(number) or _Batch(number, count, size, self._progress.pop(number, None))
+        row = self._sound(number, checksum, data)
+        if row is not None:
+            self._take(batch, row)
         else:
             self._store.log.critical(
                 "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",
@@ -1036,11 +1063,19 @@ class SqliteOutbox:
 
     def _row(self, number: int) -> Sequence[Delivery | None]:
         try:
-            row = self._store.reader.execute("SELECT checksum, deliveries FROM batch WHERE id = ?", (number,)).fetchone()
+            row = self._store.reader.execute(f"SELECT {_ROW} FROM batch WHERE id = ?", (number,)).fetchone()
+            return () if row is None else self._sound(number, row[2], row[4]) or ()
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
-            row = None
-        return _decode(row[1]) if row is not None and crc32(row[1]) == row[0] else ()
+            return ()
+
+    def _sound(self, number: int, checksum: int, data: bytes | None) -> Sequence[Delivery | None] | None:
+        """Take a row's deliveries, or ``None`` when it is damaged. A long body is left where it is."""
+        if data is not None:
+            return _decode(data) if crc32(data) == checksum else None
+        if longrows.checksum(self._store.reader, number) != checksum:
+            return None
+        return [longrows.read(self._store, "batch", number)]
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:
         batch: _Batch | None = None
@@ -1081,14 +1116,18 @@ def _chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Deli
 
 
 def list_dead(
-    connection: sqlite3.Connection, webhook: str | None, after: int, limit: int, reason: str | None = None
+    source: longrows.Source, webhook: str | None, after: int, limit: int, reason: str | None = None
 ) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`SqliteStore.dead_letters` does.
     """
-    rows = connection.execute(
-        "SELECT id, webhook, delivery, url, reason, status, answer, died FROM dead "
+    rows = source.reader.execute(
+        f"SELECT id, webhook, {_LETTER}, url, reason, status, answer, died FROM dead "
         "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3",
         (after, webhook, limit, reason),
     ).fetchall()
-    return [DeadLetter(row[0], row[1], _decode_one(row[2]), *row[3:]) for row in rows]
+    letters = []
+    for number, name, data, *rest in rows:
+        delivery = longrows.read(source, "dead", number) if data is None else _decode_one(data)
+        letters.append(DeadLetter(number, name, delivery, *rest))
+    return letters

@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from mqhooks.errors import MalformedFrame
 
 
-def parse_lenient(message_class: type[Message], data: bytes) -> Any:
+def parse_lenient(message_class: type[Message], data: bytes | bytearray) -> Any:
     """
     Parse a message, replacing by U+FFFD what is not UTF-8 in its strings.
 

@@ -114,11 +114,10 @@ class SidecarProtocol(Int32StringReceiver):
         partial, self._partial = self._partial, bytearray()
         if self._needed <= LONG:
             return bytes(partial)
-        string = bytes(memoryview(partial)[_LENGTH.size : self._needed])
         rest = bytes(memoryview(partial)[self._needed :])
-        del partial
+        del partial[self._needed :], partial[: _LENGTH.size]
         self._needed = _LENGTH.size
-        self.stringReceived(string)
+        self._decode((partial,), len(partial))
         return rest
 
     def _hold(self) -> None:
@@ -174,7 +173,12 @@ class SidecarProtocol(Int32StringReceiver):
         """
         self._decode((string,))
 
-    def _decode(self, frames: Sequence[bytes]) -> None:
+    def _decode(self, frames: Sequence[bytes | bytearray], size: int = 0) -> None:
+        """
+        Make events of frames.
+
+        :param size: how many bytes the only one has, if decoding uses it up.
+        """
         factory, events = self.factory, self._events
         counters, sessions = factory.counters, factory.sessions
         counters.frames += len(frames)
@@ -189,7 +193,7 @@ class SidecarProtocol(Int32StringReceiver):
                 factory.complain(self, "unknown", str(error))
             except MalformedFrame as error:
                 counters.undecodable += 1
-                factory.complain(self, "undecodable", f"a frame of {len(frame)} bytes is {error}")
+                factory.complain(self, "undecodable", f"a frame of {size or len(frame)} bytes is {error}")
             else:
                 hook = event.hook
                 counters.hooks[hook] += 1

@@ -16,10 +16,10 @@ from twisted.web.client import URI
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from mqhooks.errors import ConnectionBroken, DeliveryError, DeliveryTimeout
+from mqhooks.errors import ConnectionBroken, DeliveryError, DeliveryTimeout, OutboxError
 from mqhooks.histogram import Histogram
 from mqhooks.nanomq.settings import WebhookSettings
-from mqhooks.outbox.delivery import Delivery
+from mqhooks.outbox.delivery import LONG_BODY, Body, Delivery, whole
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
@@ -27,9 +27,6 @@ from mqhooks.webhook.request import Batch, RequestTemplate
 
 KEEP = 1024
 """How many bytes of an answer's body are kept for whoever wants to know why it was refused."""
-
-APART = 1 << 20
-"""A body of more bytes is sent apart from its head, for each copy of it counts."""
 
 Done = Callable[[Answer | DeliveryError], None]
 
@@ -87,8 +84,8 @@ class WebhookClient(HTTPClient):
         :param done: called once with what came of it; possibly before this method returns.
         """
         body = delivery.body
-        if self._pool is not None and len(body) <= APART:
-            self._pool.send(self._template.render(delivery, body), done, KEEP)
+        if self._pool is not None and isinstance(body, bytes) and len(body) <= LONG_BODY:
+            self._pool.send(self._template.render(delivery, body, len(body)), done, KEEP)
         else:
             self._send(delivery, body, done)
 
@@ -99,8 +96,12 @@ class WebhookClient(HTTPClient):
         :param deliveries: at least one.
         :param done: called once with what came of all of them; possibly before this method returns.
         """
-        batch = self._template.batch(deliveries)
-        self._send(batch, batch.sent, done)
+        try:
+            batch = self._template.batch(deliveries)
+        except OutboxError as error:
+            done(ConnectionBroken(f"{self._settings.url}: not sent: {error}"))
+        else:
+            self._send(batch, batch.sent, done)
 
     def afterwards(self, callback: Callable[[], object]) -> None:
         """
@@ -113,13 +114,17 @@ class WebhookClient(HTTPClient):
         else:
             self._pool.afterwards(callback)
 
-    def _send(self, what: Delivery | Batch, sent: bytes, done: Done) -> None:
+    def _send(self, what: Delivery | Batch, sent: Body, done: Done) -> None:
         if self._pool is None:
             self._try(what, sent, done)
-        elif len(sent) <= APART:
-            self._pool.send(self._template.render(what, sent), done, KEEP)
+            return
+        together, apart = (sent, b"") if isinstance(sent, bytes) and len(sent) <= LONG_BODY else (b"", sent)
+        try:
+            request = self._template.render(what, together, len(sent))
+        except OutboxError as error:
+            done(ConnectionBroken(f"{self._settings.url}: not sent: {error}"))
         else:
-            self._pool.send(self._template.render(what, sent, apart=True), done, KEEP, sent)
+            self._pool.send(request, done, KEEP, apart)
 
     def close(self) -> Deferred[Any]:
         """
@@ -133,14 +138,14 @@ class WebhookClient(HTTPClient):
             return closed
         return self._pooled.close()
 
-    def _try(self, delivery: Delivery | Batch, sent: bytes, done: Done) -> None:
+    def _try(self, delivery: Delivery | Batch, sent: Body, done: Done) -> None:
         answered = ensureDeferred(self._post(delivery, sent)).addTimeout(self._settings.cancel_timeout, self._reactor)
         answered.addErrback(self._explain).addCallback(done)
 
-    async def _post(self, delivery: Delivery | Batch, sent: bytes) -> Answer:
+    async def _post(self, delivery: Delivery | Batch, sent: Body) -> Answer:
         begun = self._reactor.seconds()
         headers = [*self._template.headers, *self._template.identify(delivery)]
-        response = await self.post(self._settings.url, headers=_fields(headers), data=sent, unbuffered=True)
+        response = await self.post(self._settings.url, headers=_fields(headers), data=whole(sent), unbuffered=True)
         kept = bytearray()
         length = 0
 

@@ -4,7 +4,7 @@ One persistent connection to an endpoint, with one request under way at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from socket import socket
 from typing import Any
 from typing import Protocol as Typing
@@ -16,7 +16,8 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError
+from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError, OutboxError
+from mqhooks.outbox.delivery import Body, pieces
 from mqhooks.webhook.readiness import Readiness
 
 MAX_HEAD = 64 << 10
@@ -76,30 +77,53 @@ class Exchange(msgspec.Struct, gc=False):
     keep: int
     since: float
     resent: bool = False
-    body: bytes = b""
+    body: Body = b""
 
 
 @implementer(IPullProducer)
 class _Body:
-    """A long body, which the transport takes as it has room: in its buffer it would be there once more."""
+    """
+    A long body, which the transport takes as it has room: in its buffer it would be there once more.
 
-    def __init__(self, transport: Any, body: bytes) -> None:
+    :param failed: called when it can no longer be read.
+    """
+
+    def __init__(self, transport: Any, body: Body, failed: Callable[[DeliveryError], None]) -> None:
         self._transport = transport
-        self._left = memoryview(body)
+        self._failed = failed
+        self._pieces = _cut(body)
+        self._left = len(body)
 
     def __bool__(self) -> bool:
-        return bool(self._left)
+        return self._left > 0
 
     def resumeProducing(self) -> None:
-        piece, self._left = bytes(self._left[:PIECE]), self._left[PIECE:]
+        try:
+            piece = next(self._pieces)
+        except OutboxError as error:
+            self._transport.unregisterProducer()
+            self._failed(ConnectionBroken(f"not sent to its end: {error}"))
+            return
+        self._left -= len(piece)
         self._transport.write(piece)
         if not self._left:
-            # An empty view of the body would keep all of it.
-            self._left = memoryview(b"")
+            self._end()
             self._transport.unregisterProducer()
 
     def stopProducing(self) -> None:
-        self._left = memoryview(b"")
+        self._end()
+
+    def _end(self) -> None:
+        # What the pieces are cut from is not needed any more, though this may be kept for long.
+        self._pieces = iter(())
+        self._left = 0
+
+
+def _cut(body: Body) -> Iterator[bytes]:
+    for piece in pieces(body):
+        view = memoryview(piece)
+        for at in range(0, len(view), PIECE):
+            yield bytes(view[at : at + PIECE])
 
 
 class ConnectionOwner(Typing):
@@ -218,7 +242,7 @@ class HTTPConnection(Protocol):
         transport: Any = self.transport
         transport.write(request)
         if exchange.body:
-            self._sending = _Body(transport, exchange.body)
+            self._sending = _Body(transport, exchange.body, self.abandon)
             transport.registerProducer(self._sending, streaming=False)
 
     def abandon(self, error: DeliveryError) -> None:

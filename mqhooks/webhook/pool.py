@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.histogram import Histogram
+from mqhooks.outbox.delivery import Body
 from mqhooks.webhook.connection import Answer, Exchange, HTTPConnection
 from mqhooks.webhook.counters import ANSWERS
 from mqhooks.webhook.readiness import Readiness
@@ -64,7 +65,7 @@ class ConnectionPool:
         """How many connections are open or opening."""
         return len(self._connections) + len(self._connecting)
 
-    def send(self, request: bytes, done: Any, keep: int, body: bytes = b"") -> None:
+    def send(self, request: bytes, done: Any, keep: int, body: Body = b"") -> None:
         """
         Send a request.
 

@@ -13,7 +13,7 @@ from twisted.web.client import URI
 
 import mqhooks
 from mqhooks.nanomq.settings import WebhookSettings
-from mqhooks.outbox.delivery import Delivery
+from mqhooks.outbox.delivery import Delivery, whole
 from mqhooks.webhook.signature import ID, SIGNATURE, TIMESTAMP, Signer
 
 USER_AGENT = f"mqhooks/{mqhooks.__version__}"
@@ -73,17 +73,14 @@ class RequestTemplate:
             headers += [(TIMESTAMP, str(timestamp)), (SIGNATURE, signature)]
         return headers
 
-    def render(self, delivery: Delivery | Batch, sent: bytes, *, apart: bool = False) -> bytes:
+    def render(self, delivery: Delivery | Batch, sent: bytes, length: int) -> bytes:
         """
         Write a request out, for an attempt now.
 
-        :param sent: the body as it is to be sent, compressed or not.
-        :param apart: whether it is sent apart from its head.
-        :returns: its head, and its body unless that goes apart.
+        :param sent: the body as it is to be sent, compressed or not; nothing of it when it is to be sent apart.
+        :param length: how many bytes it has.
+        :raises mqhooks.errors.OutboxError: when a long body can no longer be read.
         """
-        length = len(sent)
-        if apart:
-            sent = b""
         if self._signer is None:
             return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), length, sent)
         timestamp, signature = self._sign(self._signer, delivery)
@@ -95,8 +92,9 @@ class RequestTemplate:
         Put deliveries together, each with its id as a last member, ``webhook_id``.
 
         :param deliveries: at least one, each a JSON object.
+        :raises mqhooks.errors.OutboxError: when a long body can no longer be read.
         """
-        members = [b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode()) for delivery in deliveries]
+        members = [b'%b,"webhook_id":"%b"}' % (whole(delivery.body)[:-1], delivery.id.encode()) for delivery in deliveries]
         digest = blake2b("\n".join([delivery.id for delivery in deliveries]).encode(), digest_size=12)
         body = b"\n".join([*members, b""]) if self._lines else b"[%b]" % b",".join(members)
         sent = gzip.compress(body, GZIP_LEVEL, mtime=0) if self._gzip else body
