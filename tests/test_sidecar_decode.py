@@ -40,6 +40,12 @@ class GoldenTests(SynchronousTestCase):
             self.assertEqual(event.username, golden.decoded.get("username", ""))
         self.assertEqual(hooks, set(HOOKS))
 
+    def test_every_frame_in_place(self):
+        for golden in golden_frames():
+            if golden.frame:
+                frame = bytearray(golden.frame)
+                self.assertEqual(decode(frame), decode(golden.frame), golden.case)
+
     def test_timestamps(self):
         by_case = {golden.case: decode(golden.frame) for golden in golden_frames() if golden.frame}
         self.assertEqual(by_case["publish_typical_q0"].timestamp, 1_767_225_600_123_456_789)
@@ -78,6 +84,7 @@ class DecodeTests(SynchronousTestCase):
     def test_malformed(self):
         for frame in (b"\xff", b"\x0a\x05abc", envelope(OnPublish())[:-3]):
             self.assertRaises(MalformedFrame, decode, frame)
+            self.assertRaises(MalformedFrame, decode, bytearray(frame))
         wrong = AnyMessage(type_url="type.googleapis.com/eventssidecar.v1.OnPublish", value=b"\x0a\xff")
         self.assertRaises(MalformedFrame, decode, wrong.SerializeToString())
 

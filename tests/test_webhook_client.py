@@ -1,6 +1,10 @@
 """The client: bytes the short way, treq for the rest."""
 
+import gzip
+
 import treq
+from hypothesis import given
+from hypothesis import strategies as st
 from standardwebhooks import Webhook
 from treq.testing import RequestTraversalAgent, StringStubbingResource
 from twisted.internet import reactor
@@ -14,15 +18,32 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 import mqhooks
-from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
-from mqhooks.nanomq.settings import Rule, WebhookSettings
-from mqhooks.outbox.delivery import Delivery
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
+from mqhooks.nanomq.settings import BatchSettings, Rule, WebhookSettings
+from mqhooks.outbox.delivery import LONG_BODY, Delivery, whole
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.client import KEEP, WebhookClient
 from mqhooks.webhook.connection import MAX_BODY
 from mqhooks.webhook.request import RequestTemplate
 from mqhooks.webhook.signature import Signer
 from tests.endpoints import Endpoint
+
+
+class Parts:
+    """A long body; with an error in the place of its last byte, if there is one."""
+
+    def __init__(self, parts, error=None):
+        self._parts = parts
+        self._error = error
+
+    def __len__(self):
+        return sum(map(len, self._parts)) + (self._error is not None)
+
+    def pieces(self):
+        yield from self._parts
+        if self._error is not None:
+            raise self._error
+
 
 RULES = (Rule("on_publish"),)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -72,6 +93,26 @@ class TemplateTests(SynchronousTestCase):
         head = template.render(DELIVERY, b"", length)
         self.assertEqual(head + DELIVERY.body, template.render(DELIVERY, DELIVERY.body, length))
 
+    @given(
+        st.lists(st.tuples(st.lists(st.binary(max_size=5), min_size=1, max_size=4), st.booleans()), min_size=1, max_size=4),
+        st.sampled_from(["array", "ndjson"]),
+        st.sampled_from(["none", "gzip"]),
+    )
+    def test_batches_of_long_bodies(self, members, form, compression):
+        batch = BatchSettings(format=form, compression=compression)
+        template = RequestTemplate(WebhookSettings("w", "http://h/", RULES, batch=batch, secrets=(SECRET,)), lambda: 1.0)
+        short, mixed = [], []
+        for number, (parts, long) in enumerate(members):
+            parts = [b"{", *parts, b"}"]
+            short.append(Delivery(f"msg_{number}", "c", 0, b"".join(parts)))
+            mixed.append(Delivery(f"msg_{number}", "c", 0, Parts(parts) if long else b"".join(parts)))
+        expected, made = template.batch(short), template.batch(mixed)
+        self.assertEqual(made.id, expected.id)
+        self.assertEqual((whole(made.body), len(made.body)), (expected.body, len(expected.body)))
+        unpack = gzip.decompress if compression == "gzip" else bytes
+        self.assertEqual(unpack(whole(made.sent)), expected.body)
+        self.assertEqual(template.identify(made), template.identify(expected))
+
     def test_no_path(self):
         self.assertTrue(self.render("http://h").startswith(b"POST / HTTP/1.1\r\nHost: h\r\n"))
 
@@ -119,6 +160,29 @@ class ShortWayTests(ClientCase):
         (request,) = self.endpoint.requests
         Webhook(SECRET).verify(request.body, dict(request.headers))
 
+    async def test_long_bodies(self):
+        body = Parts([b'"' + b"x" * LONG_BODY, b'y"'])
+        client = self.client(self.serve(), secrets=(SECRET,))
+        result = Deferred()
+        client.deliver(Delivery("msg_1", "c", 0, body), result.callback)
+        self.assertEqual((await result).status, 200)
+        (request,) = self.endpoint.requests
+        self.assertEqual(request.body, whole(body))
+        Webhook(SECRET).verify(request.body, dict(request.headers))
+
+    async def test_long_bodies_that_cannot_be_read(self):
+        body = Parts([b"x" * LONG_BODY, b"y"], OutboxError("it is lost"))
+        for more in ({}, {"secrets": (SECRET,)}, {"batch": BatchSettings(compression="gzip")}):
+            client, result = self.client(self.serve(), **more), Deferred()
+            if "batch" in more:
+                client.deliver_batch([Delivery("msg_1", "c", 0, body)], result.callback)
+            else:
+                client.deliver(Delivery("msg_1", "c", 0, body), result.callback)
+            error = await result
+            self.assertIsInstance(error, ConnectionBroken)
+            self.assertIn("it is lost", str(error))
+            self.assertEqual(self.endpoint.requests, [])
+
     async def test_localhost(self):
         url = self.serve().replace("127.0.0.1", "localhost")
         self.assertEqual((await self.deliver(self.client(url))).status, 200)
@@ -126,6 +190,12 @@ class ShortWayTests(ClientCase):
 
 class TreqTests(ClientCase):
     """What treq does over the same agent and pool."""
+
+    async def test_long_bodies(self):
+        client, result = self.client(self.serve(), Agent(reactor)), Deferred()
+        client.deliver(Delivery("msg_1", "c", 0, Parts([b"x" * LONG_BODY, b"y"])), result.callback)
+        self.assertEqual((await result).status, 200)
+        self.assertEqual([request.body for request in self.endpoint.requests], [b"x" * LONG_BODY + b"y"])
 
     async def test_every_verb_shares_the_pool(self):
         url = self.serve(lambda request: request.connection.reply(200, request.method.encode() + request.body, [("X", "y")]))

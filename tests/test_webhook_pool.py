@@ -12,7 +12,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
 from mqhooks.webhook.connection import MAX_BODY, MAX_HEAD, Answer, Exchange, HTTPConnection
 from mqhooks.webhook.pool import ConnectionPool
 from tests.endpoints import Connection, Endpoint
@@ -55,6 +55,22 @@ class PoolTests(TestCase):
         self.assertEqual(len(self.endpoint.connections), 1)
         del bodies, results, result
         self.assertEqual([held for held in gc.get_objects() if isinstance(held, memoryview) and len(held.obj) > 1000], [])
+
+    async def test_a_long_request_that_cannot_be_read_to_its_end(self):
+        class Lost:
+            def __len__(self):
+                return 3_000_000
+
+            def pieces(self):
+                yield bytes(1_000_000)
+                raise OutboxError("the row cannot be read")
+
+        pool = self.start(size=1)
+        result = await self.send_long(pool, Lost())
+        self.assertIsInstance(result, ConnectionBroken)
+        self.assertIn("not sent to its end: the row cannot be read", str(result))
+        self.assertEqual((await self.send(pool)).status, 200)
+        self.assertEqual([request.body for request in self.endpoint.requests], [b"{}"])
 
     async def test_an_answer_before_the_end_of_a_long_request(self):
         class Hasty(Connection):
