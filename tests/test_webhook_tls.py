@@ -2,10 +2,18 @@
 
 from pathlib import Path
 from random import Random
+from socket import SO_SNDBUF, SOL_SOCKET
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-from twisted.internet.ssl import Certificate, CertificateOptions, KeyPair, PrivateCertificate, trustRootFromCertificates
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    KeyPair,
+    PrivateCertificate,
+    TLSVersion,
+    trustRootFromCertificates,
+)
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.errors import ConfigError, ConnectFailed, ConnectionBroken, DeliveryError
@@ -14,7 +22,7 @@ from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.client import WebhookClient
 from mqhooks.webhook.tls import tls_options
 from tests.certificates import Authority, key_pem, pem
-from tests.endpoints import Endpoint
+from tests.endpoints import Connection, Endpoint
 
 
 class FilesMixin:
@@ -38,7 +46,7 @@ class DeliveryTests(FilesMixin, TestCase):
         self.client_authority = Authority("Client authority")
         self.cacertfile = self.file("ca.pem", pem(self.authority.certificate))
 
-    def serve(self, *, dns=("localhost",), addresses=("127.0.0.1",), demand=False, authority=None):
+    def serve(self, answer=None, *, dns=("localhost",), addresses=("127.0.0.1",), demand=False, authority=None, **more):
         certificate, key = (authority or self.authority).issue(dns=dns, addresses=addresses)
         trusted = [Certificate.loadPEM(pem(self.client_authority.certificate))] if demand else None
         ours = PrivateCertificate.fromCertificateAndKeyPair(Certificate.loadPEM(certificate), KeyPair.load(key_pem(key), 1))
@@ -46,8 +54,9 @@ class DeliveryTests(FilesMixin, TestCase):
             privateKey=ours.privateKey.original,
             certificate=ours.original,
             trustRoot=trustRootFromCertificates(trusted) if trusted else None,
+            **more,
         )
-        self.endpoint = Endpoint()
+        self.endpoint = Endpoint(answer)
         self.endpoint.listen(self, reactor, listen=lambda *args, **kwargs: reactor.listenSSL(*args, options, **kwargs))
         return self.endpoint.port.getHost().port
 
@@ -76,6 +85,93 @@ class DeliveryTests(FilesMixin, TestCase):
         body = Random(0).randbytes(5_000_000)
         answer = await self.deliver("localhost", self.serve(), body, cacertfile=self.cacertfile)
         self.assertEqual((answer.status, self.endpoint.requests[0].body == body), (200, True))
+
+    def client(self, port, **more):
+        url = f"https://localhost:{port}/hook"
+        client = WebhookClient(
+            reactor, WebhookSettings("w", url, (Rule("on_publish"),), tls=TLSSettings(cacertfile=self.cacertfile), **more)
+        )
+        self.addCleanup(client.close)
+        return client
+
+    def send(self, client, body=b"{}"):
+        result = Deferred()
+        client.deliver(Delivery("msg_1", "c", 0, body), result.callback)
+        return result
+
+    async def assert_all_arrive(self, port):
+        client, random = self.client(port, pool_size=3), Random(1)
+        bodies = [random.randbytes(random.choice([1, 300, 16_000, 16_384, 17_000, 50_000, 700_000])) for _ in range(60)]
+        answers = await gatherResults([self.send(client, body) for body in bodies])
+        self.assertEqual({answer.status for answer in answers}, {200})
+        self.assertCountEqual([request.body for request in self.endpoint.requests], bodies)
+        self.assertLessEqual(len(self.endpoint.connections), 3)
+
+    async def test_many_requests_share_connections(self):
+        await self.assert_all_arrive(self.serve())
+
+    async def test_an_older_version(self):
+        await self.assert_all_arrive(self.serve(lowerMaximumSecurityTo=TLSVersion.TLSv1_2))
+
+    async def test_answers_in_several_records_and_in_pieces_of_them(self):
+        def answer(request):
+            head, body = b"HTTP/1.1 400 No\r\nContent-Length: 900000\r\n\r\n", b"x" * 900_000
+            request.connection.send(head)
+            reactor.callLater(0.01, request.connection.send, body)
+
+        client = self.client(self.serve(answer), pool_size=1)
+        for _ in range(3):
+            found = await self.send(client)
+            self.assertEqual((found.status, found.length), (400, 900_000))
+        self.assertEqual(len(self.endpoint.connections), 1)
+
+    async def test_an_endpoint_that_takes_nothing_for_a_while(self):
+        class Slow(Connection):
+            def dataReceived(self, data):
+                super().dataReceived(data)
+                if self.factory.requests and self.buffer and not pauses:
+                    pauses.append(len(self.buffer))
+                    self.transport.pauseProducing()
+                    reactor.callLater(0.3, self.transport.resumeProducing)
+
+        pauses, port = [], self.serve()
+        self.endpoint.protocol = Slow
+        client, body = self.client(port, pool_size=1), Random(2).randbytes(1_000_000)
+        await self.send(client)
+        (connection,) = client._pool._connections
+        connection._source.setsockopt(SOL_SOCKET, SO_SNDBUF, 20_000)
+        self.assertTrue(connection._send.__self__._direct)
+        for _ in range(3):
+            self.assertEqual((await self.send(client, body)).status, 200)
+        self.assertFalse(connection._send.__self__._direct)
+        self.assertEqual([request.body == body for request in self.endpoint.requests], [False, True, True, True])
+        self.assertEqual(len(pauses), 1)
+        self.assertEqual(len(self.endpoint.connections), 1)
+
+    async def test_an_endpoint_that_ends_the_connection(self):
+        port = self.serve()
+        client = self.client(port, pool_size=1)
+        for number in range(1, 4):
+            for _ in range(2):
+                self.assertEqual((await self.send(client)).status, 200)
+            self.endpoint.connections[-1].transport.loseConnection()
+            if number > 1:
+                # Else the next request meets a connection that is just ending, and is sent again over another one.
+                await self.endpoint.connections[-1].closed
+            self.assertEqual((await self.send(client)).status, 200)
+            self.assertEqual(len(self.endpoint.connections), number + 1)
+
+    async def test_an_endpoint_that_breaks_the_connection(self):
+        def answer(request):
+            if len(self.endpoint.requests) == 3:
+                request.connection.transport.transport.write(b"\x17\x03\x03\x00\x20" + bytes(32))
+            else:
+                request.connection.reply()
+
+        client = self.client(self.serve(answer), pool_size=1)
+        answers = [await self.send(client) for _ in range(4)]
+        self.assertEqual([getattr(found, "status", 0) for found in answers], [200, 200, 200, 200])
+        self.assertEqual((len(self.endpoint.connections), len(self.endpoint.requests)), (2, 5))
 
     async def assert_refused(self, *args, **kwargs):
         result = await self.deliver(*args, **kwargs)

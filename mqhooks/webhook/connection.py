@@ -13,12 +13,14 @@ import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError, OutboxError
 from mqhooks.outbox.delivery import Body, pieces
 from mqhooks.webhook.readiness import Readiness
+from mqhooks.webhook.tlschannel import TLSChannel
 
 MAX_HEAD = 64 << 10
 """How many bytes an answer may have beside its body."""
@@ -164,7 +166,8 @@ class HTTPConnection(Protocol):
         self._parser = HttpResponseParser(self)
         self._used = False
         self._source: socket | None = None
-        self._socket: socket | None = None
+        self._send: Callable[[bytes], int] | None = None
+        self._take = self.dataReceived
         self._descriptor = -1
         self._room = SHORT
         self._sending: _Body | None = None
@@ -190,7 +193,12 @@ class HTTPConnection(Protocol):
     def _take_over(self) -> None:
         """Read and write the socket past the transport, which is left with the connection's end."""
         transport: Any = self.transport
-        self._socket = self._source = transport.getHandle()
+        if isinstance(transport, TLSMemoryBIOProtocol):
+            channel = TLSChannel(transport, self.dataReceived, self.close)
+            self._source, self._send, self._take = channel.socket, channel.send, channel.received
+        else:
+            source: socket = transport.getHandle()
+            self._source, self._send = source, source.send
         if self._owner.readiness is not None:
             self._descriptor = transport.fileno()
             transport.stopReading()
@@ -208,11 +216,9 @@ class HTTPConnection(Protocol):
                 # Whatever it is, the transport finds out as well.
                 pass
         if data:
-            self.dataReceived(data)
+            self._take(data)
         else:
-            self._leave_readiness()
-            transport: Any = self.transport
-            transport.startReading()
+            self._give_back()
         if len(data) < room:
             return False
         self._room = LONG
@@ -223,14 +229,29 @@ class HTTPConnection(Protocol):
             self._owner.readiness.remove(self._descriptor)
             self._descriptor = -1
 
+    def _give_back(self) -> None:
+        """Leave the socket to the transport."""
+        if self._descriptor != -1:
+            self._leave_readiness()
+            transport: Any = self.transport
+            transport.startReading()
+
+    def _note_use(self) -> None:
+        """Take note of the end of the first exchange."""
+        self._used = True
+        transport: Any = self.transport
+        # Only now is it certain that the handshake is over and nothing of it waits anywhere.
+        if isinstance(transport, TLSMemoryBIOProtocol):
+            self._take_over()
+
     def start(self, exchange: Exchange) -> None:
         """Send a request. The connection must be free."""
         self.exchange = exchange
         request = exchange.request
-        if self._socket is not None:
+        if self._send is not None:
             # A transport's write() is a turn of the reactor and two calls of epoll_ctl; the socket mostly takes it all at once.
             try:
-                sent = self._socket.send(request)
+                sent = self._send(request)
             except OSError:
                 # Whatever it is, the transport finds out as well.
                 sent = 0
@@ -238,7 +259,7 @@ class HTTPConnection(Protocol):
                 return
             request = request[sent:]
             # The rest may still be in the transport's buffer when the next request comes: from now on all goes through it.
-            self._socket = None
+            self._send = None
         transport: Any = self.transport
         transport.write(request)
         if exchange.body:
@@ -251,6 +272,7 @@ class HTTPConnection(Protocol):
 
     def close(self) -> None:
         """Close the connection in order."""
+        self._give_back()
         transport: Any = self.transport
         transport.loseConnection()
 
@@ -270,7 +292,8 @@ class HTTPConnection(Protocol):
             known = owner.known.get(data)
             if known is not None and known.length <= exchange.keep:
                 self.exchange = None
-                self._used = True
+                if not self._used:
+                    self._note_use()
                 owner.answered(self, exchange, known)
                 return
         self._received += len(data)
@@ -316,8 +339,9 @@ class HTTPConnection(Protocol):
         reusable = self._reusable and error is None and not self._sending
         self._reset()
         self.exchange = None
-        self._used = True
         if reusable and answer is not None:
+            if not self._used:
+                self._note_use()
             self._owner.answered(self, exchange, answer)
             return
         if not lost:
