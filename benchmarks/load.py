@@ -137,11 +137,14 @@ def flood(links: list[Link], events: int) -> None:
     for link in links:
         selector.register(link.socket, selectors.EVENT_WRITE, link)
     number = 0
-    while number < events:
+    while selector.get_map():
         for key, _ in selector.select():
             link = key.data
-            if not link.pending and number < events:
+            if not link.pending:
                 count = min(link.frames.capacity, events - number)
+                if not count:
+                    selector.unregister(link.socket)
+                    continue
                 link.pending = link.frames.write(number, count, 0)
                 number += count
             link.push()

@@ -93,6 +93,7 @@ SCENARIOS = {
     "size-1k": Scenario("payloads of 1 KiB", 60_000, peers=PEERS, size=1 << 10),
     "size-10k": Scenario("payloads of 10 KiB", 30_000, peers=PEERS, size=10 << 10),
     "size-100k": Scenario("payloads of 100 KiB", 8_000, peers=PEERS, size=100 << 10),
+    "long": Scenario("payloads of 15 MiB", 40, size=15 << 20),
     "batch-array": Scenario("batches of 100, an array", 200_000, webhook=_batch(format="array")),
     "batch-ndjson": Scenario("batches of 100, lines", 200_000, webhook=_batch(format="ndjson")),
     "batch-gzip": Scenario("batches of 100, lines, gzip", 200_000, webhook=_batch(format="ndjson", compression="gzip")),
