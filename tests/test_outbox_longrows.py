@@ -44,7 +44,7 @@ class FormatTests(SynchronousTestCase):
         encode = msgspec.msgpack.Encoder().encode
         for table, expected in (("batch", encode([delivery])), ("dead", encode(delivery))):
             row = LongRow(delivery, table)
-            self.assertEqual((b"".join(row._all()), row.size), (expected, len(expected)))
+            self.assertEqual((b"".join(row._all(None)), row.size), (expected, len(expected)))
             end = len(row._head) - 5
             start = 2 if table == "batch" else 1
             skip = longrows._skip
@@ -109,6 +109,29 @@ class LongRowTests(StoreCase):
         (again,) = self.claim()
         self.assertEqual((again.id, whole(again.body)), ("msg_1", whole(Made(1))))
         self.assertEqual((self.count("batch"), self.count("dead")), (1, 0))
+
+    def test_one_that_makes_room_while_it_is_replayed(self):
+        store = self.open(dead_max=1)
+        self.bury()
+        (letter,) = store.dead_letters()
+        self.outbox.append([long_delivery(2)])
+        self.turn()
+        (delivery,) = self.claim()
+        write = store._write
+
+        def replay_and_write(plans):
+            # What a thread does takes a while.
+            self.patch(store, "_write", write)
+            self.assertEqual(store.replay([letter.number]), 1)
+            write(plans)
+
+        self.patch(store, "_write", replay_and_write)
+        self.outbox.bury(delivery, "http://h/", "refused", 413, b"", 6)
+        self.turn()
+        self.turn()
+        self.assertIsNone(store.failing)
+        self.assertEqual([letter.delivery.id for letter in store.dead_letters()], ["msg_2"])
+        self.assertEqual((self.outbox.letters, self.outbox.dropped, self.outbox.pending, self.claim()), (1, 1, 0, []))
 
     def test_what_was_written_at_once_is_read_too(self):
         store = self.open()

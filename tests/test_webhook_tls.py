@@ -161,6 +161,14 @@ class DeliveryTests(FilesMixin, TestCase):
             self.assertEqual((await self.send(client)).status, 200)
             self.assertEqual(len(self.endpoint.connections), number + 1)
 
+    async def test_a_connection_that_takes_nothing_any_more(self):
+        client = self.client(self.serve(), pool_size=1)
+        await self.send(client)
+        (connection,) = client._pool._connections
+        connection._send.__self__._connection.shutdown()
+        self.assertEqual((await self.send(client)).status, 200)
+        self.assertEqual((len(self.endpoint.connections), len(self.endpoint.requests)), (2, 2))
+
     async def test_an_endpoint_that_breaks_the_connection(self):
         def answer(request):
             if len(self.endpoint.requests) == 3:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -296,11 +297,9 @@ def hook_object(event: Event, encoding: Encoding) -> bytes | PayloadBody:
         fields["payload_encoding"] = other
     if long is None:
         return _encode(fields)
-    names = list(fields)
-    head, tail = (
-        _encode({name: fields[name] for name in part})
-        for part in (names[: names.index("payload") + 1], names[names.index("payload") + 1 :])
-    )
+    after = list(fields).index("payload") + 1
+    head = _encode(dict(islice(fields.items(), after)))
+    tail = _encode(dict(islice(fields.items(), after, None)))
     tail = b'"}' if tail == b"{}" else b'",' + tail[1:]
     return PayloadBody(event.message, head.removesuffix(b'"}'), tail, text=long.text)
 

@@ -62,9 +62,9 @@ class LongRow:
         self._tail = b"".join([_encode(value) for value in (delivery.accepted, delivery.attempts, delivery.place)])
         self.size = len(self._head) + len(delivery.body) + len(self._tail)
 
-    def checksum(self) -> int:
-        """Work out what the row's checksum will be."""
-        return _crc32(self._all())
+    def checksum(self, connection: sqlite3.Connection) -> int:
+        """Work out what the row's checksum will be; a body that is in the file is read with this connection."""
+        return _crc32(self._all(connection))
 
     def write(self, connection: sqlite3.Connection, number: int) -> None:
         """
@@ -73,15 +73,17 @@ class LongRow:
         :param number: the row's.
         """
         with connection.blobopen(self._table, _COLUMNS[self._table], number) as blob:
-            for piece in self._all():
+            for piece in self._all(connection):
                 blob.write(piece)
 
     def stored(self, source: Source, number: int) -> StoredBody:
         """Say where the body is once it is written."""
         return StoredBody(source, self._table, number, len(self._head), len(self.delivery.body))
 
-    def _all(self) -> Iterator[bytes]:
-        return chain((self._head,), pieces(self.delivery.body), (self._tail,))
+    def _all(self, connection: sqlite3.Connection) -> Iterator[bytes]:
+        body = self.delivery.body
+        middle = body.pieces(connection) if isinstance(body, StoredBody) else pieces(body)
+        return chain((self._head,), middle, (self._tail,))
 
 
 class StoredBody:
@@ -104,16 +106,17 @@ class StoredBody:
     def __len__(self) -> int:
         return self._length
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self, connection: sqlite3.Connection | None = None) -> Iterator[bytes]:
         """
         Read it.
 
+        :param connection: ``None`` for the one for questions.
         :raises mqhooks.errors.OutboxError: when it can no longer be read.
         """
         for at in range(0, self._length, PIECE):
             # A row that stayed open while its body is sent would keep the log of writes growing.
             try:
-                with _open(self._source.reader, self._table, self._number) as blob:
+                with _open(connection or self._source.reader, self._table, self._number) as blob:
                     blob.seek(self._start + at)
                     piece = blob.read(min(PIECE, self._length - at))
             except sqlite3.DatabaseError as error:

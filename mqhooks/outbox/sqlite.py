@@ -604,7 +604,7 @@ class _Plan:
         if self.rows:
             connection.executemany("INSERT INTO batch VALUES (?, ?, ?, ?)", self.rows)
         for number, row in self.long_rows:
-            values = (number, row.checksum(), row.size)
+            values = (number, row.checksum(connection), row.size)
             connection.execute("INSERT INTO batch VALUES (?, 1, ?, zeroblob(?))", values)
             row.write(connection, number)
         for letter in self.dead:
@@ -693,7 +693,8 @@ class SqliteOutbox:
         self._touched: dict[int, _Batch] = {}
         self._finished: list[_Batch] = []
         self._dead: list[DeadLetter] = []
-        self._resolved: dict[int, None] = {}
+        # Dead letters that are to go, and which of them are replayed.
+        self._resolved: dict[int, Delivery | None] = {}
         self._thinned: list[_Batch] = []
         self._cached = 0
         # Rows to be read once more, oldest first.
@@ -864,7 +865,7 @@ class SqliteOutbox:
         """
         if letter.number in self._resolved:
             return False
-        self._resolved[letter.number] = None
+        self._resolved[letter.number] = letter.delivery if replay else None
         self.letters -= 1
         if replay:
             delivery = letter.delivery
@@ -940,10 +941,24 @@ class SqliteOutbox:
                 caught_up = False
         for number in plan.resolved:
             self._resolved.pop(number, None)
+        if plan.forgotten:
+            self._miss_forgotten()
         self._unaccepted += plan.accepting
         self.release()
         if plan.batches and self.more is not None:
             self.more()
+
+    def _miss_forgotten(self) -> None:
+        """See which dead letters were resolved while a transaction that was under way made room for newer ones."""
+        for number, delivery in list(self._resolved.items()):
+            if self._store.dead_letter(number) is None:
+                self.letters += 1
+                del self._resolved[number]
+                if delivery is not None and not isinstance(delivery.body, bytes):
+                    # There is nothing left to replay.
+                    self._new = [other for other in self._new if other is not delivery]
+                    self._size -= len(delivery.body)
+                    self.dropped += 1
 
     def release(self) -> None:
         """Tell that there is room, if there is."""

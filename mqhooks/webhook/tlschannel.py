@@ -48,6 +48,8 @@ class TLSChannel:
         self._deliver = deliver
         self._close = close
         self._direct = True
+        # Whether what comes next begins a record, which is certain as long as each was received by itself.
+        self._between = True
 
     def send(self, data: bytes) -> int:
         """
@@ -56,6 +58,8 @@ class TLSChannel:
         :returns: how many bytes were taken: all of them, for what the socket has no room for is left to Twisted.
         """
         length = len(data)
+        # The last answer is over.
+        self._between = True
         if not self._direct:
             TLSMemoryBIOProtocol.write(self._tls, data)
             return length
@@ -81,26 +85,29 @@ class TLSChannel:
         return length
 
     def _encrypted(self, length: int) -> bytes:
+        """Take what is to be sent for so many bytes, and whatever else is."""
         size = length + MARGIN
-        encrypted = piece = self._connection.bio_read(size)
-        while len(piece) == size:
-            try:
-                piece = self._connection.bio_read(size)
-            except WantReadError:
-                break
-            encrypted += piece
-        return encrypted
+        pieces: list[bytes] = []
+        try:
+            while not pieces or len(pieces[-1]) == size:
+                pieces.append(self._connection.bio_read(size))
+        except WantReadError:
+            # That was all.
+            pass
+        return b"".join(pieces)
 
     def received(self, data: bytes) -> None:
         """Decrypt what came, and deliver it."""
-        if data[0] != APPLICATION_DATA or HEADER + int.from_bytes(data[3:HEADER], "big") != len(data):
+        whole = HEADER + int.from_bytes(data[3:HEADER], "big") == len(data)
+        if not (whole and self._between and data[0] == APPLICATION_DATA):
+            self._between = False
             self._tls.dataReceived(data)
             return
         try:
             self._connection.bio_write(data)
             decrypted = self._connection.recv(len(data))
         except WantReadError:
-            # A ticket for another session, or the end of what began in another piece.
+            # A ticket for another session.
             return
         except ZeroReturnError:
             self._close()
