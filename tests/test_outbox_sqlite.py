@@ -556,6 +556,25 @@ class DamageTests(StoreCase):
         self.open()
         self.assertEqual(self.salvaged(), list(range(150, self.COUNT)))
 
+    def test_rows_that_cannot_be_found_any_more(self):
+        store = self.open()
+        self.append(10)
+        connection = sqlite3.connect(self.path)
+        with connection:
+            connection.execute("DELETE FROM batch")
+        connection.close()
+        self.outbox.settle(*self.claim())
+        self.turn()
+        self.assertIn("is damaged (rows of batch cannot be found); stopping", "\n".join(self.lines()))
+        # They are not counted as settled: that is what the next start finds.
+        connection = sqlite3.connect(self.path)
+        self.assertEqual(connection.execute("SELECT accepted, delivered FROM webhook").fetchall(), [(10, 0)])
+        connection.close()
+        self.kill(store)
+        self.open()
+        self.assertEqual(self.salvaged(), [])
+        self.assertEqual((self.outbox.accepted, self.outbox.dropped), (10, 10))
+
     def test_a_flipped_byte_costs_its_row(self):
         def change(content):
             index = content.index(b"msg_777\xa2")

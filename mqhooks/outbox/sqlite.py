@@ -613,8 +613,10 @@ class _Plan:
             connection.executemany("UPDATE batch SET checksum = ?, deliveries = ? WHERE id = ?", self.thinned)
         if self.progress:
             connection.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?)", self.progress)
-        gone = [batch.id for batch in self.finished]
-        _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", gone + self.dropped)
+        gone = [batch.id for batch in self.finished] + self.dropped
+        if _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", gone) != len(gone):
+            # Else they would be counted as settled, and found and sent again when the file is repaired.
+            raise sqlite3.DatabaseError("rows of batch cannot be found")
         marked = [batch.id for batch in self.finished if batch.marked]
         _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", marked + self.dropped)
         if self.resolved:
@@ -649,11 +651,17 @@ class _Plan:
             long.write(connection, number)
 
 
-def _delete(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> None:
-    """Delete by ranges: that is a third of the cost of doing it one by one."""
+def _delete(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> int:
+    """
+    Delete by ranges: that is a third of the cost of doing it one by one.
+
+    :returns: how many were there.
+    """
+    found = 0
     for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
-        connection.execute(statement, (members[0], members[-1]))
+        found += connection.execute(statement, (members[0], members[-1])).rowcount
+    return found
 
 
 @implementer(IOutbox)
@@ -1058,7 +1066,7 @@ class SqliteOutbox:
         self._read = max(self._read, number)
         # When it was read before, what is settled of it since may not be written yet.
         batch = self._batches.get(number) or _Batch(number, count, size, self._progress.pop(number, None))
-        row = self._sound(number, checksum, data)
+        row = self._sound(number, checksum, size, data)
         if row is not None:
             self._take(batch, row)
         else:
@@ -1079,18 +1087,18 @@ class SqliteOutbox:
     def _row(self, number: int) -> Sequence[Delivery | None]:
         try:
             row = self._store.reader.execute(f"SELECT {_ROW} FROM batch WHERE id = ?", (number,)).fetchone()
-            return () if row is None else self._sound(number, row[2], row[4]) or ()
+            return () if row is None else self._sound(number, *row[2:]) or ()
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
             return ()
 
-    def _sound(self, number: int, checksum: int, data: bytes | None) -> Sequence[Delivery | None] | None:
+    def _sound(self, number: int, checksum: int, size: int, data: bytes | None) -> Sequence[Delivery | None] | None:
         """Take a row's deliveries, or ``None`` when it is damaged. A long body is left where it is."""
-        if data is not None:
+        if isinstance(data, bytes):
             return _decode(data) if crc32(data) == checksum else None
-        if longrows.checksum(self._store.reader, number) != checksum:
-            return None
-        return [longrows.read(self._store, "batch", number)]
+        if data is None and size and longrows.checksum(self._store.reader, number) == checksum:
+            return [longrows.read(self._store, "batch", number)]
+        return None
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:
         batch: _Batch | None = None
