@@ -83,7 +83,7 @@ def _go(wiring: Wiring) -> Process:
     build = ["go", "build", "-buildvcs=false", "-o", str(program), "."]
     built = subprocess.run(build, cwd=Path(__file__).parent / "peer_go", capture_output=True, text=True, check=False)
     if built.returncode:
-        raise BenchmarkError(f"go build fails: {built.stderr.strip() or built.returncode}")
+        raise BenchmarkError(f"go build fails: {' '.join(built.stderr.split()) or built.returncode}")
     return Process("go", _arguments(wiring), wiring.directory, program=str(program))
 
 

@@ -59,7 +59,7 @@ class IOutbox(Interface):
 
     def append(deliveries: Sequence[Delivery]) -> Deferred[None] | None:
         """
-        Take deliveries over, in this order.
+        Take deliveries over, in this order. A long body may be kept elsewhere; the delivery's then says where.
 
         :returns: ``None`` when they are accepted and there is room for more; else a ``Deferred`` that fires with ``None`` when
             both hold.

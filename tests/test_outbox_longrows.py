@@ -1,6 +1,8 @@
 """Rows that are written and read piece by piece."""
 
 import sqlite3
+import sys
+from io import StringIO
 from random import Random
 from zlib import crc32
 
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mqhooks.__main__ import main
 from mqhooks.errors import OutboxError
 from mqhooks.outbox import longrows, schema
 from mqhooks.outbox.delivery import LONG_BODY, Delivery, beginning, whole
@@ -109,6 +112,26 @@ class LongRowTests(StoreCase):
         (again,) = self.claim()
         self.assertEqual((again.id, whole(again.body)), ("msg_1", whole(Made(1))))
         self.assertEqual((self.count("batch"), self.count("dead")), (1, 0))
+
+    def test_a_dead_letter_that_is_damaged_is_said_in_a_line(self):
+        store = self.open()
+        self.bury()
+        (letter,) = store.dead_letters()
+        with store._writer.blobopen("dead", "delivery", letter.number) as blob:
+            blob.seek(1)
+            blob.write(b"\xc1")
+        damaged = f"dead letter {letter.number} is damaged"
+        self.assertIn(damaged, str(self.assertRaises(OutboxError, store.dead_letters)))
+        self.patch(sys, "stderr", StringIO())
+        self.assertEqual(main(["dead", "show", "--outbox", self.path, str(letter.number)]), 1)
+        self.assertRegex(sys.stderr.getvalue(), f"^mqhooks: {damaged} .*\n$")
+        other = Letters(self.path)
+        self.addCleanup(other.close)
+        other.ask("replay", [letter.number])
+        self.clock.advance(1)
+        self.turn()
+        self.assertIn(f"replay was asked for, but {damaged}", "\n".join(self.lines()))
+        self.assertEqual((self.count("request"), self.count("dead"), store.failing), (0, 1, None))
 
     def test_one_that_makes_room_while_it_is_replayed(self):
         store = self.open(dead_max=1)

@@ -442,8 +442,11 @@ class SqliteStore(Service):
             return
         self._data_version = version
         for number, action, dead in self.reader.execute("SELECT id, action, dead FROM request ORDER BY id").fetchall():
-            if number not in self._requests and self._resolve([dead], replay=action == "replay"):
-                self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
+            try:
+                if number not in self._requests and self._resolve([dead], replay=action == "replay"):
+                    self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
+            except OutboxError as error:
+                self.log.error("{path}: {action} was asked for, but {error}", path=self.path, action=action, error=error)
             self._requests[number] = None
             self._schedule()
 
@@ -1143,6 +1146,8 @@ def list_dead(
 ) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`SqliteStore.dead_letters` does.
+
+    :raises mqhooks.errors.OutboxError: when one is damaged.
     """
     rows = source.reader.execute(
         f"SELECT id, webhook, {_LETTER}, url, reason, status, answer, died FROM dead "
@@ -1151,6 +1156,9 @@ def list_dead(
     ).fetchall()
     letters = []
     for number, name, data, *rest in rows:
-        delivery = longrows.read(source, "dead", number) if data is None else _decode_one(data)
+        try:
+            delivery = longrows.read(source, "dead", number) if data is None else _decode_one(data)
+        except msgspec.DecodeError as error:
+            raise OutboxError(f"dead letter {number} is damaged ({error})") from None
         letters.append(DeadLetter(number, name, delivery, *rest))
     return letters

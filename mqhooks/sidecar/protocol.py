@@ -117,7 +117,7 @@ class SidecarProtocol(Int32StringReceiver):
         rest = bytes(memoryview(partial)[self._needed :])
         del partial[self._needed :], partial[: _LENGTH.size]
         self._needed = _LENGTH.size
-        self._decode((partial,), len(partial))
+        self.stringReceived(partial)
         return rest
 
     def _hold(self) -> None:
@@ -167,17 +167,17 @@ class SidecarProtocol(Int32StringReceiver):
         self._needed = _LENGTH.size
         return offset
 
-    def stringReceived(self, string: bytes) -> None:
+    def stringReceived(self, string: bytes | bytearray) -> None:
         """
-        Decode one frame.
+        Decode one frame; a ``bytearray`` is used up.
         """
-        self._decode((string,))
+        self._decode((string,), len(string))
 
     def _decode(self, frames: Sequence[bytes | bytearray], size: int = 0) -> None:
         """
         Make events of frames.
 
-        :param size: how many bytes the only one has, if decoding uses it up.
+        :param size: how many bytes the only one has, which decoding may use up.
         """
         factory, events = self.factory, self._events
         counters, sessions = factory.counters, factory.sessions
