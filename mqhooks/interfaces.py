@@ -31,8 +31,8 @@ class IEventSink(IService):
         Whoever calls may go on calling before an earlier batch was accepted; it stops reading its source while too much is
         unaccepted.
 
-        :param events: a batch, usually what one read of a socket gave, in the order read. It may be empty. The sink must not
-            change it.
+        :param events: a batch, usually what one turn of the reactor has read, in the order read. It may be empty. The sink must
+            not change it.
         :returns: ``None`` when the batch was accepted at once, else a ``Deferred`` that fires with ``None`` when it was. For a
             durable sink "accepted" means committed to disk.
         """

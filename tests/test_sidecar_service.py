@@ -3,17 +3,24 @@
 import os
 import resource
 import socket
+import ssl
+from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.sidecar import protocol
 from mqhooks.sidecar.protocol import SidecarFactory
 from mqhooks.sidecar.service import SidecarService
+from tests.certificates import Authority, key_pem
 from tests.frames import envelope, framed
-from tests.test_sidecar_protocol import Sink
+from tests.test_sidecar_protocol import Sink, publish
+
+CLIENTS = ("c0", "c1", "c2", "c3", "c4")
 
 
 class SidecarServiceTests(TestCase):
@@ -52,6 +59,25 @@ class SidecarServiceTests(TestCase):
         await self.until(lambda: self.factory.counters.undecodable == 3)
         self.assertEqual(len(self.sink.events), 3)
         await self.until(lambda: not self.factory.connections)
+
+    async def test_tls(self):
+        path = Path(self.mktemp())
+        certificate, key = Authority().issue(addresses=["127.0.0.1"])
+        path.write_bytes(key_pem(key) + certificate)
+        service = self.listen(f"ssl:0:privateKey={os.path.relpath(path)}")
+        context = ssl.create_default_context(cadata=certificate.decode())
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        address = ("127.0.0.1", service.addresses[0].port)
+
+        def send():
+            with socket.create_connection(address) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+                tls.sendall(publish(0) + publish(1, 200_000) + publish(2)[:9])
+                # Closed at once, it would be reset: the server's session tickets are not read yet.
+                tls.unwrap()
+
+        await deferToThread(send)
+        await self.until(lambda: self.factory.counters.truncated)
+        self.assertEqual([event.client_id for event in self.sink.events], ["c0", "c1"])
 
     async def test_a_thousand_connections_at_once(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -111,6 +137,46 @@ class SidecarServiceTests(TestCase):
         await self.until(lambda: self.sink.events)
         await service.stopService()
         self.assertEqual(self.factory.connections, set())
+
+    async def connect(self, service, count):
+        connections = []
+        for _ in range(count):
+            connection = socket.create_connection(("127.0.0.1", service.addresses[0].port))
+            self.addCleanup(connection.close)
+            connections.append(connection)
+        await self.until(lambda: len(self.factory.connections) == count)
+        return connections
+
+    async def test_what_can_be_read_in_one_turn_is_one_batch(self):
+        connections = await self.connect(self.listen("tcp:0"), 5)
+        for number, connection in enumerate(connections):
+            connection.sendall(publish(number))
+        await self.until(lambda: self.sink.batches)
+        self.assertEqual([sorted(event.client_id for event in batch) for batch in self.sink.batches], [[*CLIENTS]])
+
+    async def test_a_batch_is_of_bounded_size(self):
+        connections = await self.connect(self.listen("tcp:0"), 5)
+        for number, connection in enumerate(connections):
+            connection.sendall(publish(number, 40_000))
+        await self.until(lambda: len(self.sink.events) == 5)
+        self.assertEqual([len(batch) for batch in self.sink.batches], [2, 2, 1])
+
+    async def test_the_brake_holds_within_a_turn(self):
+        connections = await self.connect(self.listen("tcp:0"), 5)
+        self.sink.held = []
+        self.factory.max_frame = 1 << 20
+        self.patch(protocol, "UNACCEPTED_LIMIT", 50_000)
+        for number, connection in enumerate(connections):
+            connection.sendall(publish(number, 40_000))
+        await self.until(lambda: self.factory.counters.paused)
+        await deferLater(reactor, 0.05)
+        self.assertEqual([len(batch) for batch in self.sink.batches], [2])
+        connections[4].close()
+        self.sink.held.pop().callback(None)
+        await self.until(lambda: len(self.sink.events) == 4)
+        self.sink.held.pop().callback(None)
+        await self.until(lambda: len(self.sink.events) == 5)
+        self.assertEqual(sorted(event.client_id for event in self.sink.events), [*CLIENTS])
 
     async def test_backpressure_reaches_the_socket(self):
         service = self.listen("tcp:0")

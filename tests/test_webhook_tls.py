@@ -139,7 +139,7 @@ class DeliveryTests(FilesMixin, TestCase):
         client, body = self.client(port, pool_size=1), Random(2).randbytes(1_000_000)
         await self.send(client)
         (connection,) = client._pool._connections
-        connection._source.setsockopt(SOL_SOCKET, SO_SNDBUF, 20_000)
+        connection.transport.transport.getHandle().setsockopt(SOL_SOCKET, SO_SNDBUF, 20_000)
         self.assertTrue(connection._send.__self__._direct)
         for _ in range(3):
             self.assertEqual((await self.send(client, body)).status, 200)

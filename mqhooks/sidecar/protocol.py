@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import IAddress, IReactorTime, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import ServerFactory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import Int32StringReceiver
@@ -21,6 +21,7 @@ from mqhooks.errors import MalformedFrame, UnknownType
 from mqhooks.interfaces import IEventSink
 from mqhooks.listening import address_name
 from mqhooks.ratelimit import RateLimit
+from mqhooks.readiness import Reader, Readiness
 from mqhooks.sidecar.counters import SidecarCounters
 from mqhooks.sidecar.decode import decode
 from mqhooks.sidecar.events import Event
@@ -33,6 +34,15 @@ HARD_LIMIT = (256 << 20) + (1 << 20)
 UNACCEPTED_LIMIT = 1 << 20
 """How many bytes of frames may wait for their sinks' acceptance before the connections stop being read."""
 
+READ = 1 << 16
+"""How many bytes of a connection are received at a time."""
+
+ENOUGH = 16
+"""How many times that is done in one turn of the reactor."""
+
+GATHERED = 1 << 16
+"""How many bytes of frames become one batch, about, when what several connections have sent can be read in one turn."""
+
 Watcher = Callable[[Sequence[Event]], object]
 
 _LENGTH = Struct("!I")
@@ -40,7 +50,7 @@ _LENGTH = Struct("!I")
 
 class SidecarProtocol(Int32StringReceiver):
     """
-    Cuts a stream into frames and hands what one read gave to the factory, as one batch.
+    Cuts a stream into frames and hands the events of one read to the factory.
 
     A frame in any number of pieces costs time linear in its length.
     """
@@ -56,6 +66,7 @@ class SidecarProtocol(Int32StringReceiver):
         self._drain = 0
         self._lost = False
         self._events: list[Event] = []
+        self._reader: Reader | None = None
 
     @property
     def peer(self) -> str:
@@ -67,10 +78,16 @@ class SidecarProtocol(Int32StringReceiver):
         """Join the factory's connections."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
+            readiness = self.factory.readiness
+            if readiness is not None and not ISSLTransport.providedBy(self.transport):
+                transport: Any = self.transport
+                self._reader = Reader(readiness, transport, transport.getHandle(), self.dataReceived, READ, READ)
         self.factory.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Leave the factory's connections; a frame that has begun is lost."""
+        if self._reader is not None:
+            self._reader.leave()
         if self._partial and not self._lost:
             self.factory.counters.frames += 1
             self.factory.counters.truncated += 1
@@ -131,6 +148,20 @@ class SidecarProtocol(Int32StringReceiver):
             self.pauseProducing()
         else:
             self.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """Do not read the connection."""
+        if self._reader is None:
+            super().pauseProducing()
+        else:
+            self._reader.pause()
+
+    def resumeProducing(self) -> None:
+        """Read the connection again."""
+        if self._reader is None:
+            super().resumeProducing()
+        else:
+            self._reader.resume()
 
     def stalled(self, seconds: float) -> None:
         """Give the connection up: others wait for the end of its frame, and it does not come."""
@@ -214,10 +245,14 @@ class SidecarProtocol(Int32StringReceiver):
     def close(self) -> None:
         """Close the connection in order."""
         assert self.transport is not None
+        if self._reader is not None:
+            self._reader.leave()
         self.transport.loseConnection()
 
     def abort(self) -> None:
         """Close the connection at once."""
+        if self._reader is not None:
+            self._reader.leave()
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -231,6 +266,7 @@ class SidecarFactory(ServerFactory):
     :param max_frame: bytes; a longer frame is drained and counted.
     :param max_sessions: how many clients' usernames are remembered.
     :ivar long_frames: says which connections may read on while they hold much of frames that are not whole.
+    :ivar readiness: watches the connections' sockets; ``None`` when the reactor itself is to do it.
     """
 
     noisy = False
@@ -242,11 +278,14 @@ class SidecarFactory(ServerFactory):
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
         self.long_frames = LongFrames(reactor)
+        self.readiness = Readiness(reactor, "sidecar", ENOUGH) if Readiness.possible(reactor) else None
         self.sessions = SessionTable(max_sessions)
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
         self._complaints = RateLimit(reactor)
         self._unaccepted = 0
+        self._gathered: list[Event] = []
+        self._gathered_size = 0
         self._emptied: list[Deferred[None]] = []
         self._watcher: Watcher | None = None
 
@@ -304,10 +343,31 @@ class SidecarFactory(ServerFactory):
 
     def accept(self, events: list[Event], size: int) -> None:
         """
-        Hand a batch to the sink; stop reading all connections while more than :data:`UNACCEPTED_LIMIT` bytes are unaccepted.
+        Hand events to the sink; stop reading all connections while more than :data:`UNACCEPTED_LIMIT` bytes are unaccepted.
 
-        :param size: how many bytes the batch's frames took.
+        Those of all connections that can be read in this turn of the reactor go together: a batch costs the sink and the outbox
+        as much as a dozen events.
+
+        :param size: how many bytes the events' frames took.
         """
+        readiness = self.readiness
+        if readiness is None or not readiness.reading:
+            self._hand_over(events, size)
+            return
+        if not self._gathered:
+            readiness.afterwards(self._hand_over_gathered)
+        self._gathered += events
+        self._gathered_size += size
+        if self._gathered_size > GATHERED:
+            self._hand_over_gathered()
+
+    def _hand_over_gathered(self) -> None:
+        events, self._gathered = self._gathered, []
+        size, self._gathered_size = self._gathered_size, 0
+        if events:
+            self._hand_over(events, size)
+
+    def _hand_over(self, events: list[Event], size: int) -> None:
         if self._watcher is not None:
             self._watcher(events)
         try:

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError, OutboxError
 from mqhooks.outbox.delivery import Body, pieces
-from mqhooks.webhook.readiness import Readiness
+from mqhooks.readiness import Reader, Readiness
 from mqhooks.webhook.tlschannel import TLSChannel
 
 MAX_HEAD = 64 << 10
@@ -165,11 +165,8 @@ class HTTPConnection(Protocol):
         self._owner = owner
         self._parser = HttpResponseParser(self)
         self._used = False
-        self._source: socket | None = None
+        self._reader: Reader | None = None
         self._send: Callable[[bytes], int] | None = None
-        self._take = self.dataReceived
-        self._descriptor = -1
-        self._room = SHORT
         self._sending: _Body | None = None
         self.exchange: Exchange | None = None
         self._reset()
@@ -193,48 +190,16 @@ class HTTPConnection(Protocol):
     def _take_over(self) -> None:
         """Read and write the socket past the transport, which is left with the connection's end."""
         transport: Any = self.transport
+        source: socket
+        take: Callable[[bytes], object]
         if isinstance(transport, TLSMemoryBIOProtocol):
             channel = TLSChannel(transport, self.dataReceived, self.close)
-            self._source, self._send, self._take = channel.socket, channel.send, channel.received
+            source, self._send, take = channel.socket, channel.send, channel.received
         else:
-            source: socket = transport.getHandle()
-            self._source, self._send = source, source.send
+            source = transport.getHandle()
+            self._send, take = source.send, self.dataReceived
         if self._owner.readiness is not None:
-            self._descriptor = transport.fileno()
-            transport.stopReading()
-            self._owner.readiness.add(self._descriptor, self._readable)
-
-    def _readable(self, sound: bool) -> bool:  # noqa: FBT001 - what Readiness calls
-        data, room = b"", self._room
-        if sound:
-            assert self._source is not None
-            try:
-                data = self._source.recv(room)
-            except BlockingIOError:
-                return False
-            except OSError:
-                # Whatever it is, the transport finds out as well.
-                pass
-        if data:
-            self._take(data)
-        else:
-            self._give_back()
-        if len(data) < room:
-            return False
-        self._room = LONG
-        return True
-
-    def _leave_readiness(self) -> None:
-        if self._descriptor != -1 and self._owner.readiness is not None:
-            self._owner.readiness.remove(self._descriptor)
-            self._descriptor = -1
-
-    def _give_back(self) -> None:
-        """Leave the socket to the transport."""
-        if self._descriptor != -1:
-            self._leave_readiness()
-            transport: Any = self.transport
-            transport.startReading()
+            self._reader = Reader(self._owner.readiness, transport, source, take, SHORT, LONG)
 
     def _note_use(self) -> None:
         """Take note of the end of the first exchange."""
@@ -272,7 +237,8 @@ class HTTPConnection(Protocol):
 
     def close(self) -> None:
         """Close the connection in order."""
-        self._give_back()
+        if self._reader is not None:
+            self._reader.give_back()
         transport: Any = self.transport
         transport.loseConnection()
 
@@ -315,7 +281,8 @@ class HTTPConnection(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End the exchange that was under way, if any."""
         exchange = self.exchange
-        self._leave_readiness()
+        if self._reader is not None:
+            self._reader.leave()
         self._owner.lost(self)
         if exchange is None:
             return

@@ -16,9 +16,12 @@ from twisted.python.failure import Failure
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.histogram import Histogram
 from mqhooks.outbox.delivery import Body
+from mqhooks.readiness import Readiness
 from mqhooks.webhook.connection import Answer, Exchange, HTTPConnection
 from mqhooks.webhook.counters import ANSWERS
-from mqhooks.webhook.readiness import Readiness
+
+ENOUGH = 128
+"""How many answers are read in one turn of the reactor."""
 
 CLOSING_TIME = 1.0
 """How many seconds connections get to close before they are aborted."""
@@ -43,7 +46,7 @@ class ConnectionPool:
 
     def __init__(self, reactor: IReactorTime, endpoint: IStreamClientEndpoint, name: str, size: int, timeout: float) -> None:
         self.known: dict[bytes, Answer] = {}
-        self.readiness = Readiness(reactor) if Readiness.possible(reactor) else None
+        self.readiness = Readiness(reactor, "webhook", ENOUGH) if Readiness.possible(reactor) else None
         self.answers = Histogram(ANSWERS)
         self._clock = reactor
         self._seconds = reactor.seconds

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from socket import socket
 from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
-
-ENOUGH = 128
-"""After how many reads it leaves what has become readable meanwhile to the reactor's next turn."""
 
 EVENTS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 """Data and the end of it, each told once when it comes: what was read is not looked at once more."""
@@ -31,13 +29,17 @@ class Readiness:
     Calls readers when their sockets can be read. It is one of the reactor's as long as it has any.
 
     :param reactor: watches it.
+    :param name: whose connections they are, for the log.
+    :param enough: after how many reads it leaves what can be read to the reactor's next turn.
     :ivar reading: whether it is calling them.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, name: str, enough: int) -> None:
         self._reactor = reactor
+        self._name = name
+        self._enough = enough
         self.reading = False
         self._readers: dict[int, Read] = {}
         self._afterwards: list[Callable[[], object]] = []
@@ -97,10 +99,10 @@ class Readiness:
 
     def _look(self) -> None:
         readers, epoll, sound = self._readers, self._epoll, select.EPOLLIN
-        count = 0
+        left = self._enough
         # Another look costs a tenth of what another turn of the reactor does.
-        while count < ENOUGH and self._epoll is epoll:
-            ready = epoll.poll(0)
+        while left > 0 and self._epoll is epoll:
+            ready = epoll.poll(0, left)
             for descriptor, events in ready:
                 # One of those before it may have closed it.
                 read = readers.get(descriptor)
@@ -112,11 +114,89 @@ class Readiness:
                         self.log.failure("a connection could not be read")
             if not ready:
                 break
-            count += len(ready)
+            left -= len(ready)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or cannot watch it."""
 
     def logPrefix(self) -> str:
         """Say who reads."""
-        return "webhook"
+        return self._name
+
+
+class Reader:
+    """
+    Receives from a connection's socket past its transport, which is left with the connection's end.
+
+    :param readiness: watches the socket.
+    :param transport: a connected TCP connection of Twisted's, or what is made of one.
+    :param source: its socket.
+    :param take: gets what was received.
+    :param room: how many bytes are received at a time, at first.
+    :param more: how many at a time once so many have come.
+    """
+
+    def __init__(
+        self, readiness: Readiness, transport: Any, source: socket, take: Callable[[bytes], object], room: int, more: int
+    ) -> None:
+        self._readiness = readiness
+        self._transport = transport
+        self._descriptor = source.fileno()
+        self._receive = source.recv
+        self._take = take
+        self._room = room
+        self._more = more
+        self._watched = False
+        self._direct = True
+        transport.stopReading()
+        self.resume()
+
+    def pause(self) -> None:
+        """Receive nothing more for now, not even the connection's end."""
+        if self._direct:
+            self._unwatch()
+        else:
+            self._transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Go on, after :meth:`pause`."""
+        if not self._direct:
+            self._transport.resumeProducing()
+        elif not self._watched:
+            self._watched = True
+            self._readiness.add(self._descriptor, self._read)
+
+    def give_back(self) -> None:
+        """Leave the socket to the transport."""
+        if self._watched:
+            self.leave()
+            self._transport.startReading()
+
+    def leave(self) -> None:
+        """Have done with the socket: the connection has ended, or is about to."""
+        self._direct = False
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._readiness.remove(self._descriptor)
+
+    def _read(self, sound: bool) -> bool:  # noqa: FBT001 - what Readiness calls
+        data, room = b"", self._room
+        if sound:
+            try:
+                data = self._receive(room)
+            except BlockingIOError:
+                return False
+            except OSError:
+                # Whatever it is, the transport finds out as well.
+                pass
+        if data:
+            self._take(data)
+        else:
+            self.give_back()
+        if len(data) < room:
+            return False
+        self._room = self._more
+        return True
