@@ -40,7 +40,7 @@ class DeadTests(SynchronousTestCase):
 
     def close(self, store):
         store._close()
-        store._drop_lock()
+        store._lock.release()
 
     def run_command(self, *arguments, status=0):
         lines = []

@@ -11,7 +11,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mqhooks.errors import OutboxError
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.outbox.memory import DELIVERY_SIZE, MemoryOutbox, MemoryStore
-from mqhooks.outbox.sqlite import BATCH, CACHE, SqliteStore
+from mqhooks.outbox.queue import CACHE
+from mqhooks.outbox.rows import BATCH
+from mqhooks.outbox.sqlite import SqliteStore
 from tests.test_outbox_sqlite import StoreCase, deliveries
 
 

@@ -17,7 +17,9 @@ from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox import schema
 from mqhooks.outbox.delivery import LONG_BODY, Delivery, whole
-from mqhooks.outbox.sqlite import BATCH, CACHE, NOTED, RETRY, UNWRITTEN_BYTES, SqliteStore
+from mqhooks.outbox.queue import CACHE, UNWRITTEN_BYTES
+from mqhooks.outbox.rows import BATCH
+from mqhooks.outbox.sqlite import NOTED, RETRY, SqliteStore
 
 
 def deliveries(count, start=0, size=0):
@@ -53,7 +55,7 @@ class StoreCase(SynchronousTestCase):
     def kill(self, store):
         """What a SIGKILL leaves: the file as it is, and no lock."""
         store._close()
-        store._drop_lock()
+        store._lock.release()
 
     def turn(self):
         self.clock.advance(NOTED)

@@ -1,5 +1,5 @@
 """
-Dead letters, seen from outside the process that owns the outbox.
+Dead letters, also seen from outside the process that owns the outbox.
 """
 
 from __future__ import annotations
@@ -9,12 +9,41 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+import msgspec
+
 from mqhooks.errors import OutboxError
-from mqhooks.outbox import schema
-from mqhooks.outbox.delivery import DeadLetter
-from mqhooks.outbox.sqlite import list_dead
+from mqhooks.outbox import longrows, schema
+from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
 
 Action = Literal["replay", "purge"]
+
+# What is long is not read with the rest.
+_LETTER = f"CASE WHEN length(delivery) <= {LONG_BODY} THEN delivery END"
+
+_decode = msgspec.msgpack.Decoder(Delivery).decode
+
+
+def list_dead(
+    source: longrows.Source, webhook: str | None, after: int, limit: int, reason: str | None = None
+) -> list[DeadLetter]:
+    """
+    Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
+
+    :raises mqhooks.errors.OutboxError: when one is damaged.
+    """
+    rows = source.reader.execute(
+        f"SELECT id, webhook, {_LETTER}, url, reason, status, answer, died FROM dead "
+        "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3",
+        (after, webhook, limit, reason),
+    ).fetchall()
+    letters = []
+    for number, name, data, *rest in rows:
+        try:
+            delivery = longrows.read(source, "dead", number) if data is None else _decode(data)
+        except msgspec.DecodeError as error:
+            raise OutboxError(f"dead letter {number} is damaged ({error})") from None
+        letters.append(DeadLetter(number, name, delivery, *rest))
+    return letters
 
 
 class Letters:

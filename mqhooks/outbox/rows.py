@@ -1,0 +1,177 @@
+"""
+The rows of an outbox, and how a transaction writes them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
+from mqhooks.outbox.longrows import LongRow
+
+if TYPE_CHECKING:
+    from mqhooks.outbox.queue import SqliteOutbox
+
+BATCH = 512
+"""How many deliveries one row has at most."""
+
+BATCH_BYTES = 1 << 20
+"""How many bytes of bodies one row has at most, unless a single body is longer."""
+
+ROW = f"""
+    id, count, checksum, length(deliveries),
+    CASE WHEN count > 1 OR length(deliveries) <= {LONG_BODY} THEN deliveries END
+"""
+"""The columns of ``batch`` that are read: what is long is not read with the rest."""
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(list[Delivery | None]).decode
+
+
+class Batch:
+    """
+    A row, and what of it is settled.
+
+    :param settled: a bit for each of its deliveries, as ``progress`` has them; ``None`` when it has none.
+    :param count: how many deliveries it holds.
+    :ivar size: bytes of the row.
+    :ivar kept: how many deliveries the row holds.
+    :ivar left: how many of them are not settled.
+    :ivar marked: whether ``progress`` has an entry for it.
+    :ivar accepted: when its oldest one was accepted, in milliseconds since 1970; ``None`` when none was read.
+    """
+
+    __slots__ = ("accepted", "id", "kept", "left", "marked", "settled", "size")
+
+    def __init__(self, id_: int, count: int, size: int, settled: bytes | None = None) -> None:
+        self.id = id_
+        self.accepted: int | None = None
+        self.size = size
+        self.kept = count
+        self.marked = settled is not None
+        self.settled = bytearray(settled if settled is not None else (count + 7) // 8)
+        self.left = count - sum(byte.bit_count() for byte in self.settled)
+
+    def holds(self, index: int) -> bool:
+        """Say whether a delivery is not settled."""
+        return not self.settled[index >> 3] >> (index & 7) & 1
+
+
+class Plan:
+    """
+    What one transaction writes for one outbox.
+
+    :ivar rows: new ones: number, count, checksum, deliveries.
+    :ivar long_rows: new ones with one long delivery, and their numbers.
+    :ivar batches: the new rows once more, for who reads them.
+    :ivar accepting: wait for this transaction.
+    :ivar finished: rows that are to go.
+    :ivar progress: what is settled of other rows, by number.
+    :ivar dead: new dead letters.
+    :ivar resolved: numbers of dead letters that are to go.
+    :ivar thinned: rows that are written anew: checksum, deliveries, number.
+    :ivar dropped: numbers of rows that have to make room.
+    :ivar forgotten: how many dead letters had to make room; known once it is written.
+    :ivar counters: the row of ``webhook``: accepted, delivered, dead, dropped, bytes, the last number given.
+    """
+
+    def __init__(self, outbox: SqliteOutbox) -> None:
+        self.outbox = outbox
+        self.rows: list[tuple[int, int, int, bytes]] = []
+        self.long_rows: list[tuple[int, LongRow]] = []
+        self.batches: list[tuple[Batch, Sequence[Delivery]]] = []
+        self.accepting: list[Deferred[None]] = []
+        self.finished: list[Batch] = []
+        self.progress: list[tuple[int, bytes]] = []
+        self.dead: list[DeadLetter] = []
+        self.resolved: list[int] = []
+        self.thinned: list[tuple[int, bytes, int]] = []
+        self.dropped: list[int] = []
+        self.forgotten = 0
+        self.counters = (0, 0, 0, 0, 0, 0)
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Write it all, within a transaction."""
+        if self.rows:
+            connection.executemany("INSERT INTO batch VALUES (?, ?, ?, ?)", self.rows)
+        for number, row in self.long_rows:
+            values = (number, row.checksum(connection), row.size)
+            connection.execute("INSERT INTO batch VALUES (?, 1, ?, zeroblob(?))", values)
+            row.write(connection, number)
+        for letter in self.dead:
+            self._bury(connection, letter)
+        if self.thinned:
+            connection.executemany("UPDATE batch SET checksum = ?, deliveries = ? WHERE id = ?", self.thinned)
+        if self.progress:
+            connection.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?)", self.progress)
+        gone = [batch.id for batch in self.finished] + self.dropped
+        if _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", gone) != len(gone):
+            # Else they would be counted as settled, and found and sent again when the file is repaired.
+            raise sqlite3.DatabaseError("rows of batch cannot be found")
+        marked = [batch.id for batch in self.finished if batch.marked]
+        _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", marked + self.dropped)
+        if self.resolved:
+            connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in self.resolved])
+        if self.dead:
+            self.forgotten = connection.execute(
+                "DELETE FROM dead WHERE webhook = ?1 AND id <= "
+                "(SELECT id FROM dead WHERE webhook = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                (self.outbox.name, self.outbox.dead_max),
+            ).rowcount
+        connection.execute(
+            "UPDATE webhook SET accepted = ?, delivered = ?, dead = ?, dropped = ?, bytes = ?, last = ? WHERE id = ?",
+            (*self.counters, self.outbox.key),
+        )
+
+    def _bury(self, connection: sqlite3.Connection, letter: DeadLetter) -> None:
+        long = LongRow(letter.delivery, "dead") if len(letter.delivery.body) > LONG_BODY else None
+        number = connection.execute(
+            "INSERT INTO dead (webhook, url, reason, status, answer, died, delivery) "
+            f"VALUES (?, ?, ?, ?, ?, ?, {'?' if long is None else 'zeroblob(?)'})",
+            (
+                letter.webhook,
+                letter.url,
+                letter.reason,
+                letter.status,
+                letter.answer,
+                letter.died,
+                encode(letter.delivery) if long is None else long.size,
+            ),
+        ).lastrowid
+        if long is not None and number is not None:
+            long.write(connection, number)
+
+
+def _delete(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> int:
+    """
+    Delete by ranges: that is a third of the cost of doing it one by one.
+
+    :returns: how many were there.
+    """
+    found = 0
+    for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        found += connection.execute(statement, (members[0], members[-1])).rowcount
+    return found
+
+
+def chunks(deliveries: Sequence[Delivery], size: int) -> Iterable[Sequence[Delivery]]:
+    """Cut what is written together into rows; ``size`` is how many bytes the bodies have."""
+    if size <= BATCH_BYTES:
+        for start in range(0, len(deliveries), BATCH):
+            yield deliveries[start : start + BATCH]
+        return
+    start = size = 0
+    for index, delivery in enumerate(deliveries):
+        if index > start and (index - start == BATCH or size + len(delivery.body) > BATCH_BYTES):
+            yield deliveries[start:index]
+            start, size = index, 0
+        size += len(delivery.body)
+    if start < len(deliveries):
+        yield deliveries[start:]
