@@ -81,18 +81,23 @@ def _list(letters: Letters, options: Namespace) -> Iterator[str]:
 
 def _show(letters: Letters, options: Namespace) -> Iterator[str]:
     for number in options.number:
-        yield from _described(letters.get(number))
+        letter = letters.get(number)
+        letter.check()
+        yield from _described(letter)
 
 
 def _ask(letters: Letters, options: Namespace) -> Iterator[str]:
     numbers = options.number
+    replay = options.action == "replay"
     if options.all:
-        numbers = [letter.number for letter in letters.of(options.webhook)]
+        numbers = [letter.number for letter in letters.of(options.webhook) if not (replay and letter.damage)]
     elif options.webhook or not numbers:
         raise MqhooksError(f"{options.action}: which ones? Give their numbers, or --all, or --all --webhook NAME")
     else:
         for number in numbers:
-            letters.get(number)
+            letter = letters.get(number)
+            if replay:
+                letter.check()
     count = letters.ask(options.action, numbers)
     yield f"{options.action}: asked for {count}; done within a second by the mqhooks that has the outbox, or when one starts"
 

@@ -289,6 +289,20 @@ class LetterTests(AdminCase):
         await self.until(lambda: self.sinks[0].counters.delivered == 100)
         self.assertEqual(self.sinks[0].outbox.letters, 0)
 
+    async def test_one_that_is_damaged(self):
+        await self.start()
+        await self.bury(3)
+        self.store.reader.execute("UPDATE dead SET delivery = x'c1' WHERE id = 2")
+        found = (await self.json("/api/dead-letters"))["letters"]
+        self.assertEqual([(letter["id"], letter["client"]) for letter in found], [(1, "c0"), (2, ""), (3, "c2")])
+        self.assertIn("its row is damaged", found[1]["reason"])
+        await self.refused(409, "/api/dead-letters/2")
+        await self.refused(409, "/api/dead-letters/2/replay", "POST")
+        self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 2})
+        self.assertEqual(await self.json("/api/dead-letters/2/purge", "POST"), {"count": 1})
+        await self.until(lambda: self.sinks[0].counters.delivered == 2)
+        self.assertEqual((await self.json("/api/dead-letters"))["total"], 0)
+
     async def test_what_dies_again_is_not_replayed_again(self):
         self.patch(letters, "CHUNK", 2)
         await self.start()

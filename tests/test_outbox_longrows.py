@@ -87,13 +87,13 @@ class LongRowTests(StoreCase):
         self.turn()
         self.assertEqual((self.outbox.pending, self.count("batch"), self.outbox.bytes), (0, 0, 0))
 
-    def bury(self):
-        self.outbox.append([long_delivery(1)])
+    def bury(self, number=1):
+        self.outbox.append([long_delivery(number)])
         self.turn()
         (delivery,) = self.claim()
         self.outbox.bury(delivery, "http://h/", "refused", 413, b"too long", 5)
         self.turn()
-        self.assertEqual((self.count("batch"), self.count("dead")), (0, 1))
+        self.assertEqual((self.count("batch"), self.count("dead")), (0, number))
 
     def test_dead_letters(self):
         store = self.open()
@@ -113,15 +113,20 @@ class LongRowTests(StoreCase):
         self.assertEqual((again.id, whole(again.body)), ("msg_1", whole(Made(1))))
         self.assertEqual((self.count("batch"), self.count("dead")), (1, 0))
 
-    def test_a_dead_letter_that_is_damaged_is_said_in_a_line(self):
+    def test_a_dead_letter_that_is_damaged(self):
         store = self.open()
         self.bury()
         (letter,) = store.dead_letters()
+        self.bury(2)
         with store._writer.blobopen("dead", "delivery", letter.number) as blob:
             blob.seek(1)
             blob.write(b"\xc1")
         damaged = f"dead letter {letter.number} is damaged"
-        self.assertIn(damaged, str(self.assertRaises(OutboxError, store.dead_letters)))
+        bad, good = store.dead_letters()
+        self.assertEqual((bad.number, bad.delivery.id, len(bad.delivery.body)), (letter.number, "", 0))
+        self.assertRegex(bad.reason, r"^refused \(its row is damaged: .+\)$")
+        self.assertEqual((good.delivery.id, good.damage), ("msg_2", ""))
+        self.assertIn(damaged, str(self.assertRaises(OutboxError, store.replay, [letter.number])))
         self.patch(sys, "stderr", StringIO())
         self.assertEqual(main(["dead", "show", "--outbox", self.path, str(letter.number)]), 1)
         self.assertRegex(sys.stderr.getvalue(), f"^mqhooks: {damaged} .*\n$")
@@ -131,7 +136,16 @@ class LongRowTests(StoreCase):
         self.clock.advance(1)
         self.turn()
         self.assertIn(f"replay was asked for, but {damaged}", "\n".join(self.lines()))
-        self.assertEqual((self.count("request"), self.count("dead"), store.failing), (0, 1, None))
+        self.assertEqual((self.count("request"), self.count("dead"), store.failing), (0, 2, None))
+        self.assertEqual(main(["dead", "replay", "--outbox", self.path, str(letter.number)]), 1)
+        self.patch(sys, "stdout", StringIO())
+        self.assertEqual(main(["dead", "replay", "--outbox", self.path, "--all"]), 0)
+        self.assertIn("asked for 1", sys.stdout.getvalue())
+        self.assertEqual(main(["dead", "purge", "--outbox", self.path, str(letter.number)]), 0)
+        self.clock.advance(1)
+        self.turn()
+        self.assertEqual((self.count("request"), self.count("dead"), self.count("batch")), (0, 0, 1))
+        self.assertEqual((self.outbox.letters, self.outbox.dead, self.outbox.pending), (0, 1, 1))
 
     def test_one_that_makes_room_while_it_is_replayed(self):
         store = self.open(dead_max=1)

@@ -67,12 +67,14 @@ class DeadLetters:
         """
         Show one with its request and its answer.
 
-        :raises Refused: when it is not there.
+        :raises Refused: when it is not there, or damaged.
         """
         store = self._bridge.store
         letter = None if store is None else store.dead_letter(number)
         if letter is None:
             raise _missing(number)
+        if letter.damage:
+            raise _damaged(letter)
         body = letter.delivery.body
         return _line(letter) | {
             "url": hide_url(letter.url),
@@ -89,16 +91,19 @@ class DeadLetters:
         Replay or purge one.
 
         :returns: 1.
-        :raises Refused: when it is not there.
+        :raises Refused: when it is not there, or damaged and to be replayed.
         """
         store = self._bridge.store
+        letter = None if store is None else store.dead_letter(number)
+        if letter is not None and letter.damage and replay:
+            raise _damaged(letter)
         if store is None or not _settle(store, [number], replay=replay):
             raise _missing(number)
         return 1
 
     async def settle_all(self, webhook: str | None, reason: str | None, *, replay: bool) -> int:
         """
-        Replay or purge those that are there now, :data:`CHUNK` in each turn of the reactor.
+        Replay or purge those that are there now, :data:`CHUNK` in each turn of the reactor; damaged ones can only be purged.
 
         :param webhook: of this webhook only.
         :param reason: only those with this in their reason.
@@ -118,7 +123,8 @@ class DeadLetters:
             if not chunk:
                 break
             after = chunk[-1].number
-            count += _settle(store, [letter.number for letter in chunk if letter.number <= last], replay=replay)
+            there = [letter.number for letter in chunk if letter.number <= last and not (replay and letter.damage)]
+            count += _settle(store, there, replay=replay)
             await store.flushed()
             await deferLater(self._clock, 0)
         return count
@@ -142,6 +148,10 @@ def _settle(store: SqliteStore, numbers: list[int], *, replay: bool) -> int:
 
 def _missing(number: int) -> Refused:
     return Refused(404, f"there is no dead letter {number}")
+
+
+def _damaged(letter: DeadLetter) -> Refused:
+    return Refused(409, f"dead letter {letter.number} is damaged ({letter.damage}); it can only be purged")
 
 
 def _line(letter: DeadLetter) -> dict[str, Any]:

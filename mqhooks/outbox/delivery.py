@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from mqhooks.errors import OutboxError
+
 LONG_BODY = 1 << 20
 """A body of more bytes may be a :class:`LongBody`."""
 
@@ -90,6 +92,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     :param status: the last answer's status; 0 when there was none.
     :param answer: the first KiB of the last answer's body.
     :param died: when, in milliseconds since 1970.
+    :param damage: what is wrong with its row; there is no delivery to be read then, and an empty one stands here.
     """
 
     number: int
@@ -100,3 +103,13 @@ class DeadLetter(msgspec.Struct, frozen=True):
     status: int
     answer: bytes
     died: int
+    damage: str = ""
+
+    def check(self) -> None:
+        """
+        Check that there is a delivery.
+
+        :raises mqhooks.errors.OutboxError: when there is none.
+        """
+        if self.damage:
+            raise OutboxError(f"dead letter {self.number} is damaged ({self.damage}); it can only be purged")

@@ -28,8 +28,6 @@ def list_dead(
 ) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
-
-    :raises mqhooks.errors.OutboxError: when one is damaged.
     """
     rows = source.reader.execute(
         f"SELECT id, webhook, {_LETTER}, url, reason, status, answer, died FROM dead "
@@ -37,12 +35,14 @@ def list_dead(
         (after, webhook, limit, reason),
     ).fetchall()
     letters = []
-    for number, name, data, *rest in rows:
+    for number, name, data, url, why, status, answer, died in rows:
+        damage = ""
         try:
             delivery = longrows.read(source, "dead", number) if data is None else _decode(data)
         except msgspec.DecodeError as error:
-            raise OutboxError(f"dead letter {number} is damaged ({error})") from None
-        letters.append(DeadLetter(number, name, delivery, *rest))
+            delivery, damage = Delivery("", "", 0, b""), str(error)
+            why += f" (its row is damaged: {damage})"
+        letters.append(DeadLetter(number, name, delivery, url, why, status, answer, died, damage))
     return letters
 
 

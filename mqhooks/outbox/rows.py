@@ -38,8 +38,8 @@ class Batch:
     """
     A row, and what of it is settled.
 
-    :param settled: a bit for each of its deliveries, as ``progress`` has them; ``None`` when it has none.
     :param count: how many deliveries it holds.
+    :param settled: a bit for each of them, as ``progress`` has them; ``None`` when it has none.
     :ivar size: bytes of the row.
     :ivar kept: how many deliveries the row holds.
     :ivar left: how many of them are not settled.

@@ -256,6 +256,7 @@ class SqliteStore(Service):
         Put dead letters back, behind what waits. Their ids stay, their age begins anew.
 
         :returns: how many.
+        :raises mqhooks.errors.OutboxError: when one is damaged; those before it are back.
         """
         return self._resolve(numbers, replay=True)
 
@@ -271,6 +272,8 @@ class SqliteStore(Service):
         count = 0
         for number in numbers:
             letter = self.dead_letter(number)
+            if letter is not None and replay:
+                letter.check()
             if letter is not None and self.outbox(letter.webhook).resolve(letter, replay=replay):
                 count += 1
         return count
