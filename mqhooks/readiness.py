@@ -30,7 +30,7 @@ class Readiness:
 
     :param reactor: watches it.
     :param name: whose connections they are, for the log.
-    :param enough: after how many reads it leaves what can be read to the reactor's next turn.
+    :param enough: after how many reads it leaves what has become readable meanwhile to the reactor's next turn.
     :ivar reading: whether it is calling them.
     """
 
@@ -99,10 +99,10 @@ class Readiness:
 
     def _look(self) -> None:
         readers, epoll, sound = self._readers, self._epoll, select.EPOLLIN
-        left = self._enough
+        count = 0
         # Another look costs a tenth of what another turn of the reactor does.
-        while left > 0 and self._epoll is epoll:
-            ready = epoll.poll(0, left)
+        while count < self._enough and self._epoll is epoll:
+            ready = epoll.poll(0)
             for descriptor, events in ready:
                 # One of those before it may have closed it.
                 read = readers.get(descriptor)
@@ -114,7 +114,7 @@ class Readiness:
                         self.log.failure("a connection could not be read")
             if not ready:
                 break
-            left -= len(ready)
+            count += len(ready)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or cannot watch it."""

@@ -34,11 +34,8 @@ HARD_LIMIT = (256 << 20) + (1 << 20)
 UNACCEPTED_LIMIT = 1 << 20
 """How many bytes of frames may wait for their sinks' acceptance before the connections stop being read."""
 
-READ = 1 << 16
-"""How many bytes of a connection are received at a time."""
-
-ENOUGH = 16
-"""How many times that is done in one turn of the reactor."""
+READ = 1 << 15
+"""How many bytes of a connection are received in one turn of the reactor: few enough that all of them keep abreast."""
 
 GATHERED = 1 << 16
 """How many bytes of frames become one batch, about, when what several connections have sent can be read in one turn."""
@@ -278,7 +275,7 @@ class SidecarFactory(ServerFactory):
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
         self.long_frames = LongFrames(reactor)
-        self.readiness = Readiness(reactor, "sidecar", ENOUGH) if Readiness.possible(reactor) else None
+        self.readiness = Readiness(reactor, "sidecar", 1) if Readiness.possible(reactor) else None
         self.sessions = SessionTable(max_sessions)
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
