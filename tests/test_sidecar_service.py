@@ -79,6 +79,15 @@ class SidecarServiceTests(TestCase):
         await self.until(lambda: self.factory.counters.truncated)
         self.assertEqual([event.client_id for event in self.sink.events], ["c0", "c1"])
 
+    async def test_behind_a_proxy_that_says_for_whom(self):
+        service = self.listen("haproxy:tcp:0")
+        connection = socket.create_connection(("127.0.0.1", service.addresses[0].port))
+        self.addCleanup(connection.close)
+        connection.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 4711 8890\r\n" + publish(0))
+        await self.until(lambda: self.sink.events)
+        (protocol,) = self.factory.connections
+        self.assertEqual((protocol.peer, self.factory.counters.frames), ("192.0.2.7:4711", 1))
+
     async def test_a_thousand_connections_at_once(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))

@@ -11,8 +11,9 @@ from struct import Struct
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime, ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
 from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
@@ -76,9 +77,10 @@ class SidecarProtocol(Int32StringReceiver):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             readiness = self.factory.readiness
-            if readiness is not None and not ISSLTransport.providedBy(self.transport):
-                transport: Any = self.transport
-                self._reader = Reader(readiness, transport, transport.getHandle(), self.dataReceived, READ, READ)
+            # Nothing but the socket itself: TLS, or a proxy's protocol, needs what comes before this does.
+            if readiness is not None and isinstance(self.transport, Connection):
+                source = self.transport.getHandle()
+                self._reader = Reader(readiness, self.transport, source, self.dataReceived, READ, READ)
         self.factory.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
