@@ -147,6 +147,27 @@ class LongRowTests(StoreCase):
         self.assertEqual((self.count("request"), self.count("dead"), self.count("batch")), (0, 0, 1))
         self.assertEqual((self.outbox.letters, self.outbox.dead, self.outbox.pending), (0, 1, 1))
 
+    def test_a_dead_letter_with_any_wrong_byte_is_listed(self):
+        store = self.open()
+        self.bury()
+        self.outbox.append([Delivery("msg_2", "c", 1, b"{}")])
+        self.turn()
+        self.outbox.bury(*self.claim(), "http://h/", "refused", 413, b"", 5)
+        self.turn()
+        damaged = 0
+        for number in (1, 2):
+            for place in range(20):
+                with store._writer.blobopen("dead", "delivery", number) as blob:
+                    blob.seek(place)
+                    right = blob.read(1)
+                    blob.seek(place)
+                    blob.write(b"\xff")
+                    damaged += sum(bool(letter.damage) for letter in store.dead_letters())
+                    blob.seek(place)
+                    blob.write(right)
+        self.assertGreater(damaged, 20)
+        self.assertEqual([letter.damage for letter in store.dead_letters()], ["", ""])
+
     def test_one_that_makes_room_while_it_is_replayed(self):
         store = self.open(dead_max=1)
         self.bury()

@@ -39,7 +39,7 @@ def list_dead(
         damage = ""
         try:
             delivery = longrows.read(source, "dead", number) if data is None else _decode(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             delivery, damage = Delivery("", "", 0, b""), str(error)
             why += f" (its row is damaged: {damage})"
         letters.append(DeadLetter(number, name, delivery, url, why, status, answer, died, damage))

@@ -130,7 +130,7 @@ def read(source: Source, table: Table, number: int) -> Delivery:
     Read a row's one delivery, but leave its body where it is if it is long.
 
     :raises sqlite3.DatabaseError: when the row cannot be read.
-    :raises msgspec.DecodeError: when it is damaged.
+    :raises msgspec.DecodeError: when it is damaged; ``UnicodeDecodeError`` when a string is.
     """
     with _open(source.reader, table, number) as blob:
         start = len(_FIELDS) + (len(_LIST_OF_ONE) if table == "batch" else 0)
@@ -139,6 +139,8 @@ def read(source: Source, table: Table, number: int) -> Delivery:
         if head[end : end + 1] != _BYTES:
             raise msgspec.DecodeError("no long body is where one should be")
         length = int.from_bytes(head[end + 1 : end + 5], "big")
+        if end + 5 + length > len(blob):
+            raise msgspec.DecodeError("a body is longer than its row")
         blob.seek(end + 5 + length)
         delivery = _decode(b"%b%b%b%b" % (_FIELDS, head[start:end], _NO_BYTES, blob.read()))
     stored = StoredBody(source, table, number, end + 5, length)
