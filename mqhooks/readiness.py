@@ -56,12 +56,15 @@ class Readiness:
 
         :param read: called when something has come, with whether it is nothing but data: no error and no hang-up. It returns
             whether it has left some, to be called again.
+        :raises OSError: when the system has no room for it.
         """
+        # Once made it stays: where descriptors are short, there may be none for another.
         if self._epoll is None:
             self._epoll = select.epoll()
+        self._epoll.register(descriptor, EVENTS)
+        if not self._readers:
             self._reactor.addReader(self)
         self._readers[descriptor] = read
-        self._epoll.register(descriptor, EVENTS)
 
     def remove(self, descriptor: int) -> None:
         """Watch a socket no longer; it may be closed already."""
@@ -74,8 +77,6 @@ class Readiness:
             pass
         if not self._readers:
             self._reactor.removeReader(self)
-            self._epoll.close()
-            self._epoll = None
 
     def afterwards(self, callback: Callable[[], object]) -> None:
         """Call something once, in this turn, when all readers have been called."""
@@ -101,7 +102,7 @@ class Readiness:
         readers, epoll, sound = self._readers, self._epoll, select.EPOLLIN
         count = 0
         # Another look costs a tenth of what another turn of the reactor does.
-        while count < self._enough and self._epoll is epoll:
+        while count < self._enough:
             ready = epoll.poll(0)
             for descriptor, events in ready:
                 # One of those before it may have closed it.
@@ -163,8 +164,13 @@ class Reader:
         if not self._direct:
             self._transport.resumeProducing()
         elif not self._watched:
-            self._watched = True
-            self._readiness.add(self._descriptor, self._read)
+            try:
+                self._readiness.add(self._descriptor, self._read)
+            except OSError:
+                self._direct = False
+                self._transport.startReading()
+            else:
+                self._watched = True
 
     def give_back(self) -> None:
         """Leave the socket to the transport."""

@@ -1,5 +1,6 @@
 """Many connections, read in one turn of the reactor."""
 
+from errno import EMFILE
 from socket import socketpair
 
 from twisted.internet import reactor
@@ -98,7 +99,7 @@ class ReadinessTests(SynchronousTestCase):
         far = self.watch("a", lambda near: self.readiness.remove(near.fileno()))
         far.send(b"last")
         self.readiness.doRead()
-        self.assertEqual((self.reads, self.readiness.fileno()), ([("a", True)], -1))
+        self.assertEqual((self.reads, self.readiness in reactor.getReaders()), ([("a", True)], False))
 
 
 class Transport:
@@ -136,7 +137,7 @@ class ReaderTests(SynchronousTestCase):
     def test_paused(self):
         self.reader.pause()
         self.reader.pause()
-        self.assertEqual(self.readiness.fileno(), -1)
+        self.assertNotIn(self.readiness, reactor.getReaders())
         self.far.send(b"one")
         self.far.close()
         self.reader.resume()
@@ -158,7 +159,7 @@ class ReaderTests(SynchronousTestCase):
         self.reader = Reader(self.readiness, self.transport, self.near, lambda _: self.reader.pause(), 4, 4)
         self.addCleanup(self.reader.leave)
         self.readiness.doRead()
-        self.assertEqual((self.near.recv(8), self.readiness.fileno()), (b"and two", -1))
+        self.assertEqual((self.near.recv(8), self.readiness in reactor.getReaders()), (b"and two", False))
 
     def test_the_end_is_left_to_the_transport(self):
         self.far.close()
@@ -184,10 +185,28 @@ class ReaderTests(SynchronousTestCase):
         self.readiness.doRead()
         self.assertEqual((self.taken, self.transport.asked[2:]), ([], ["startReading"]))
 
+    def test_no_room_to_watch_it(self):
+        self.reader.pause()
+
+        def refuse(descriptor, read):
+            raise OSError(EMFILE, "Too many open files")
+
+        self.patch(self.readiness, "add", refuse)
+        self.reader.resume()
+        self.assertEqual(self.transport.asked[1:], ["startReading"])
+        self.reader.pause()
+        self.assertEqual(self.transport.asked[2:], ["pauseProducing"])
+
+    def test_pausing_all_needs_no_new_descriptor(self):
+        before = self.readiness.fileno()
+        self.reader.pause()
+        self.reader.resume()
+        self.assertEqual(self.readiness.fileno(), before)
+
     def test_done_with(self):
         self.reader.leave()
         self.reader.leave()
         self.reader.give_back()
         self.assertEqual(self.transport.asked[1:], [])
         self.reader.resume()
-        self.assertEqual((self.readiness.fileno(), self.transport.asked[1:]), (-1, ["resumeProducing"]))
+        self.assertEqual((self.readiness in reactor.getReaders(), self.transport.asked[1:]), (False, ["resumeProducing"]))

@@ -50,6 +50,34 @@ class LongFramesTests(ProtocolCase):
         self.assertEqual(self.states(short), ["producing"])
         self.assertEqual([event.client_id for event in self.sink.events], ["c2"])
 
+    def test_a_frame_that_is_whole_after_all_while_it_waits(self):
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        self.assertEqual(self.states(first, second), ["paused", "producing"])
+        # As TLS does: it had been read already.
+        first.dataReceived(publish(1, 5000)[3100:])
+        self.assertEqual(self.states(first, second), ["producing", "producing"])
+
+    def test_nobody_stalls_while_none_is_read(self):
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        self.patch(protocol, "UNACCEPTED_LIMIT", 10)
+        self.sink.held = []
+        self.connect().dataReceived(publish(3))
+        self.assertTrue(self.counters.paused)
+        for _ in range(int(3 * STALLED)):
+            self.clock.advance(1)
+        self.sink.held.pop().callback(None)
+        self.clock.advance(STALLED - 1)
+        self.assertEqual([each.transport.disconnecting for each in (first, second)], [False, False])
+        self.assertEqual(self.warnings()[1:], [])
+        self.clock.advance(STALLED)
+        self.assertIn("nothing more of a frame", self.warnings()[-1])
+
     def test_who_leaves_makes_room(self):
         first, second = self.connect(), self.connect()
         first.dataReceived(publish(1, 5000)[:3000])

@@ -277,6 +277,15 @@ class PoolTests(TestCase):
         await pool.close()
         self.assertIsInstance(await result, ConnectFailed)
 
+    async def test_what_nobody_asked_for(self):
+        pool = self.start()
+        await self.send(pool)
+        (connection,) = pool._connections
+        connection.dataReceived(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        # It is closed in the reactor's next turn only, and must not be used before.
+        self.assertEqual((await self.send(pool)).status, 200)
+        self.assertEqual((len(self.endpoint.requests), len(self.endpoint.connections)), (2, 2))
+
     async def test_no_timer_stays_when_nothing_is_under_way(self):
         pool = self.start(seconds=0.1)
         await self.send(pool)
@@ -299,6 +308,9 @@ class Owner:
     def answered(self, connection, exchange, answer):
         self.events.append("answered")
         exchange.done(answer)
+
+    def unfit(self, connection):
+        self.events.append("unfit")
 
     def lost(self, connection):
         self.events.append("lost")

@@ -148,6 +148,30 @@ class DeliveryTests(FilesMixin, TestCase):
         self.assertEqual(len(pauses), 1)
         self.assertEqual(len(self.endpoint.connections), 1)
 
+    async def test_an_answer_before_the_whole_request_has_left(self):
+        class Early(Connection):
+            def dataReceived(self, data):
+                if not begun:
+                    begun.append(self)
+                    self.reply()
+                    self.transport.pauseProducing()
+                    reactor.callLater(0.3, self.transport.resumeProducing)
+                super().dataReceived(data)
+
+        def answer(request):
+            if len(self.endpoint.requests) > 1:
+                request.connection.reply()
+
+        begun, port = [], self.serve(answer)
+        self.endpoint.protocol = Early
+        client, body = self.client(port, pool_size=1), Random(3).randbytes(1_000_000)
+        for sent in (body, b"{}"):
+            self.assertEqual((await self.send(client, sent)).status, 200)
+        self.assertEqual(
+            [request.body == sent for request, sent in zip(self.endpoint.requests, (body, b"{}"), strict=True)], [True] * 2
+        )
+        self.assertEqual(len(self.endpoint.connections), 1)
+
     async def test_an_endpoint_that_ends_the_connection(self):
         port = self.serve()
         client = self.client(port, pool_size=1)

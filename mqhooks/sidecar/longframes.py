@@ -49,6 +49,7 @@ class LongFrames:
         self._reading: Reader | None = None
         self._waiting: dict[Reader, None] = {}
         self._came = 0.0
+        self._braked = False
         self._watch: IDelayedCall | None = None
 
     def note(self, reader: Reader, held: int) -> None:
@@ -64,9 +65,17 @@ class LongFrames:
                 self._reading = None
         elif grown > 0 and self._held > HELD:
             self._wait(reader)
-        elif not held:
-            self._waiting.pop(reader, None)
+        elif not held and reader in self._waiting:
+            # TLS delivers what it has read already, also to who is not to be read.
+            del self._waiting[reader]
+            reader.waiting = False
+            reader.regulate()
         self._go_on()
+
+    def brake(self, *, braked: bool) -> None:
+        """Note whether no connection at all is read: nobody can be blamed for what does not come then."""
+        self._braked = braked
+        self._came = self._clock.seconds()
 
     def _wait(self, reader: Reader) -> None:
         if self._reading is None:
@@ -97,7 +106,7 @@ class LongFrames:
     def _look(self) -> None:
         """See whether the one that others wait for still sends something."""
         self._watch = None
-        left = self._came + STALLED - self._clock.seconds()
+        left = STALLED if self._braked else self._came + STALLED - self._clock.seconds()
         if left > 0:
             self._watch = self._clock.callLater(left, self._look)
         elif self._reading is not None:

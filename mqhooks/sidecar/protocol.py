@@ -383,6 +383,7 @@ class SidecarFactory(ServerFactory):
         if self._unaccepted > UNACCEPTED_LIMIT and not self.counters.paused:
             self.counters.pauses += 1
             self.counters.paused = True
+            self.long_frames.brake(braked=True)
             self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
             for protocol in self.connections:
                 protocol.regulate()
@@ -391,6 +392,7 @@ class SidecarFactory(ServerFactory):
         self._unaccepted -= size
         if self.counters.paused and self._unaccepted <= UNACCEPTED_LIMIT // 2:
             self.counters.paused = False
+            self.long_frames.brake(braked=False)
             self.log.info("the sinks have room: VerneMQ's connections are read again")
             for protocol in list(self.connections):
                 protocol.regulate()

@@ -128,6 +128,11 @@ def _cut(body: Body) -> Iterator[bytes]:
             yield bytes(view[at : at + PIECE])
 
 
+def _buffers(transport: Any) -> bool:
+    """Say whether a TCP connection of Twisted's has something that is not sent yet."""
+    return len(transport.dataBuffer) > transport.offset or bool(transport._tempDataBuffer)  # noqa: SLF001 - nothing public says it
+
+
 class ConnectionOwner(Typing):
     """
     Who a connection reports to.
@@ -144,6 +149,9 @@ class ConnectionOwner(Typing):
 
     def ended(self, exchange: Exchange, result: Answer | DeliveryError) -> None:
         """Note what came of an exchange, when the connection is of no more use."""
+
+    def unfit(self, connection: HTTPConnection) -> None:
+        """Note that a free connection is of no more use."""
 
     def lost(self, connection: HTTPConnection) -> None:
         """Note that the connection is gone."""
@@ -205,8 +213,8 @@ class HTTPConnection(Protocol):
         """Take note of the end of the first exchange."""
         self._used = True
         transport: Any = self.transport
-        # Only now is it certain that the handshake is over and nothing of it waits anywhere.
-        if isinstance(transport, TLSMemoryBIOProtocol):
+        # Only now is it certain that the handshake is over. An answer may come before the request has left.
+        if isinstance(transport, TLSMemoryBIOProtocol) and not _buffers(transport.transport):
             self._take_over()
 
     def start(self, exchange: Exchange) -> None:
@@ -252,6 +260,7 @@ class HTTPConnection(Protocol):
         exchange, owner = self.exchange, self._owner
         if exchange is None:
             # Nobody asked: what follows could not be told from the answer to the next request.
+            owner.unfit(self)
             self.abort()
             return
         if not self._received and not self._sending:

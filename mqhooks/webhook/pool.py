@@ -155,11 +155,15 @@ class ConnectionPool:
         else:
             connection.close()
 
+    def unfit(self, connection: HTTPConnection) -> None:
+        """Use a connection for nothing more."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+
     def lost(self, connection: HTTPConnection) -> None:
         """Forget a connection, and open another when something waits."""
         self._connections.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self.unfit(connection)
         self._open()
         self._check_closed()
 
