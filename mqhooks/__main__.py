@@ -89,6 +89,8 @@ def _show(letters: Letters, options: Namespace) -> Iterator[str]:
 def _ask(letters: Letters, options: Namespace) -> Iterator[str]:
     numbers = options.number
     replay = options.action == "replay"
+    if options.all and numbers:
+        raise MqhooksError(f"{options.action}: all of them or these? Give --all or numbers, not both")
     if options.all:
         numbers = [letter.number for letter in letters.of(options.webhook) if not (replay and letter.damage)]
     elif options.webhook or not numbers:

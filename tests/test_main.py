@@ -118,6 +118,9 @@ class DeadTests(SynchronousTestCase):
         self.assertIn("which ones?", self.errors)
         self.run_command("replay", "--webhook", "billing", status=1)
         self.assertIn("which ones?", self.errors)
+        for action in ("replay", "purge"):
+            self.run_command(action, "--all", "1", status=1)
+            self.assertEqual(self.errors, f"mqhooks: {action}: all of them or these? Give --all or numbers, not both\n")
         self.close(self.store)
         for text, problem in (("diary " * 100, "cannot be read"), ("", "is empty")):
             Path(self.path).write_text(text)

@@ -200,8 +200,9 @@ class ReaderTests(SynchronousTestCase):
     def test_pausing_all_needs_no_new_descriptor(self):
         before = self.readiness.fileno()
         self.reader.pause()
+        self.assertEqual((self.readiness.fileno(), self.readiness in reactor.getReaders()), (before, False))
         self.reader.resume()
-        self.assertEqual(self.readiness.fileno(), before)
+        self.assertEqual((self.readiness.fileno(), self.readiness in reactor.getReaders()), (before, True))
 
     def test_done_with(self):
         self.reader.leave()

@@ -20,6 +20,15 @@ class LongFramesTests(ProtocolCase):
     def states(self, *protocols):
         return [each.transport.producerState for each in protocols]
 
+    def one_waits(self):
+        """Two connections for which there is no room together: the first waits until the second's frame is whole."""
+        first, second = self.connect(), self.connect()
+        first.dataReceived(publish(1, 5000)[:3000])
+        second.dataReceived(publish(2, 5000)[:3000])
+        first.dataReceived(publish(1, 5000)[3000:3100])
+        self.assertEqual(self.states(first, second), ["paused", "producing"])
+        return first, second
+
     def test_few_are_read_together(self):
         protocols = [self.connect() for _ in range(3)]
         for each in protocols:
@@ -51,20 +60,13 @@ class LongFramesTests(ProtocolCase):
         self.assertEqual([event.client_id for event in self.sink.events], ["c2"])
 
     def test_a_frame_that_is_whole_after_all_while_it_waits(self):
-        first, second = self.connect(), self.connect()
-        first.dataReceived(publish(1, 5000)[:3000])
-        second.dataReceived(publish(2, 5000)[:3000])
-        first.dataReceived(publish(1, 5000)[3000:3100])
-        self.assertEqual(self.states(first, second), ["paused", "producing"])
+        first, second = self.one_waits()
         # As TLS does: it had been read already.
         first.dataReceived(publish(1, 5000)[3100:])
         self.assertEqual(self.states(first, second), ["producing", "producing"])
 
     def test_nobody_stalls_while_none_is_read(self):
-        first, second = self.connect(), self.connect()
-        first.dataReceived(publish(1, 5000)[:3000])
-        second.dataReceived(publish(2, 5000)[:3000])
-        first.dataReceived(publish(1, 5000)[3000:3100])
+        first, second = self.one_waits()
         self.patch(protocol, "UNACCEPTED_LIMIT", 10)
         self.sink.held = []
         self.connect().dataReceived(publish(3))
@@ -73,17 +75,13 @@ class LongFramesTests(ProtocolCase):
             self.clock.advance(1)
         self.sink.held.pop().callback(None)
         self.clock.advance(STALLED - 1)
-        self.assertEqual([each.transport.disconnecting for each in (first, second)], [False, False])
+        self.assertEqual([each.transport.disconnected for each in (first, second)], [False, False])
         self.assertEqual(self.warnings()[1:], [])
         self.clock.advance(STALLED)
         self.assertIn("nothing more of a frame", self.warnings()[-1])
 
     def test_who_leaves_makes_room(self):
-        first, second = self.connect(), self.connect()
-        first.dataReceived(publish(1, 5000)[:3000])
-        second.dataReceived(publish(2, 5000)[:3000])
-        first.dataReceived(publish(1, 5000)[3000:3100])
-        self.assertEqual(self.states(first, second), ["paused", "producing"])
+        first, second = self.one_waits()
         second.connectionLost()
         self.assertEqual(self.states(first), ["producing"])
         first.connectionLost()
@@ -91,20 +89,14 @@ class LongFramesTests(ProtocolCase):
         self.assertFalse(self.clock.getDelayedCalls())
 
     def test_who_waits_may_leave(self):
-        first, second = self.connect(), self.connect()
-        first.dataReceived(publish(1, 5000)[:3000])
-        second.dataReceived(publish(2, 5000)[:3000])
-        first.dataReceived(publish(1, 5000)[3000:3100])
+        first, second = self.one_waits()
         first.connectionLost()
         second.dataReceived(publish(2, 5000)[3000:])
         self.assertEqual([event.client_id for event in self.sink.events], ["c2"])
         self.assertFalse(self.clock.getDelayedCalls())
 
     def test_the_sinks_brake_is_another(self):
-        first, second = self.connect(), self.connect()
-        first.dataReceived(publish(1, 5000)[:3000])
-        second.dataReceived(publish(2, 5000)[:3000])
-        first.dataReceived(publish(1, 5000)[3000:3100])
+        first, second = self.one_waits()
         self.patch(protocol, "UNACCEPTED_LIMIT", 100)
         self.sink.held = []
         second.dataReceived(publish(2, 5000)[3000:])
@@ -113,10 +105,7 @@ class LongFramesTests(ProtocolCase):
         self.assertEqual(self.states(first, second), ["producing", "producing"])
 
     def test_who_stalls_is_given_up(self):
-        first, second = self.connect(), self.connect()
-        first.dataReceived(publish(1, 5000)[:3000])
-        second.dataReceived(publish(2, 5000)[:3000])
-        first.dataReceived(publish(1, 5000)[3000:3100])
+        _, second = self.one_waits()
         self.clock.advance(STALLED - 1)
         second.dataReceived(publish(2, 5000)[3000:3100])
         self.clock.advance(STALLED - 1)

@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from mqhooks.admin.answers import Refused
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.hiding import HIDDEN
+from mqhooks.errors import OutboxError
 from mqhooks.hiding import hide, hide_url
 from mqhooks.outbox.delivery import DeadLetter, beginning
 from mqhooks.outbox.sqlite import SqliteStore
@@ -73,8 +74,7 @@ class DeadLetters:
         letter = None if store is None else store.dead_letter(number)
         if letter is None:
             raise _missing(number)
-        if letter.damage:
-            raise _damaged(letter)
+        _check(letter)
         body = letter.delivery.body
         return _line(letter) | {
             "url": hide_url(letter.url),
@@ -95,8 +95,8 @@ class DeadLetters:
         """
         store = self._bridge.store
         letter = None if store is None else store.dead_letter(number)
-        if letter is not None and letter.damage and replay:
-            raise _damaged(letter)
+        if letter is not None and replay:
+            _check(letter)
         if store is None or not _settle(store, [number], replay=replay):
             raise _missing(number)
         return 1
@@ -150,8 +150,11 @@ def _missing(number: int) -> Refused:
     return Refused(404, f"there is no dead letter {number}")
 
 
-def _damaged(letter: DeadLetter) -> Refused:
-    return Refused(409, f"dead letter {letter.number} is damaged ({letter.damage}); it can only be purged")
+def _check(letter: DeadLetter) -> None:
+    try:
+        letter.check()
+    except OutboxError as error:
+        raise Refused(409, str(error)) from None
 
 
 def _line(letter: DeadLetter) -> dict[str, Any]:

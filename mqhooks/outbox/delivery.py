@@ -92,7 +92,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     :param status: the last answer's status; 0 when there was none.
     :param answer: the first KiB of the last answer's body.
     :param died: when, in milliseconds since 1970.
-    :param damage: what is wrong with its row; there is no delivery to be read then, and an empty one stands here.
+    :param damage: what is wrong with its delivery as it is stored; an empty one stands here then.
     """
 
     number: int

@@ -28,6 +28,8 @@ def list_dead(
 ) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
+
+    :raises sqlite3.DatabaseError: when something else of one than its delivery is damaged.
     """
     rows = source.reader.execute(
         f"SELECT id, webhook, {_LETTER}, url, reason, status, answer, died FROM dead "
