@@ -52,7 +52,7 @@ class IOutbox(Interface):
     used: int = Attribute("How many bytes of its room are used.")
     max_size: int = Attribute("How many bytes of room it has.")
     letters: int = Attribute("How many dead letters it keeps.")
-    more: Callable[[], object] | None = Attribute("Called when there is something to claim that was not there before.")
+    more: Callable[[], object] | None = Attribute("Called when there may be more to claim or to recall than before.")
 
     waiting_since: float | None = Attribute("When the oldest delivery was appended that cannot be claimed yet.")
     overflow: Callable[[int], object] | None = Attribute("Called with how many bytes of claimed ones to discard.")
@@ -78,7 +78,8 @@ class IOutbox(Interface):
         Hand claimed deliveries out once more, for who did not keep them.
 
         :param places: their ``place``, of pending ones only.
-        :returns: the deliveries in this order; those that can no longer be read are missing.
+        :returns: the deliveries in this order; those that are lost are missing, and pending no more.
+        :raises mqhooks.errors.OutboxError: when they cannot be read now; :attr:`more` is called when they may be.
         """
 
     def reclaim() -> None:

@@ -50,8 +50,10 @@ class FormatTests(SynchronousTestCase):
             self.assertEqual((b"".join(row._all(None)), row.size), (expected, len(expected)))
             end = len(row._head) - 5
             start = 2 if table == "batch" else 1
-            skip = longrows._skip
-            self.assertEqual(skip(expected, skip(expected, skip(expected, start))), end)
+            at = start
+            for _ in range(3):
+                at = longrows._skip(expected[at : at + 5], at)
+            self.assertEqual(at, end)
 
     def test_what_is_no_row(self):
         self.assertRaises(msgspec.DecodeError, longrows._skip, b"\xc4\x01", 0)

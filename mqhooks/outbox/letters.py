@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,6 +21,9 @@ Action = Literal["replay", "purge"]
 # What is long is not read with the rest.
 _LETTER = f"CASE WHEN length(delivery) <= {LONG_BODY} THEN delivery END"
 
+_COLUMNS = f"id, webhook, {_LETTER}, url, reason, status, answer, died"
+_TYPES = (str, str, str, int, bytes, int)
+
 _decode = msgspec.msgpack.Decoder(Delivery).decode
 
 
@@ -29,23 +33,64 @@ def list_dead(
     """
     Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
 
-    :raises sqlite3.DatabaseError: when something else of one than its delivery is damaged.
+    :raises sqlite3.DatabaseError: when not even their numbers can be read.
     """
-    rows = source.reader.execute(
-        f"SELECT id, webhook, {_LETTER}, url, reason, status, answer, died FROM dead "
-        "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3",
-        (after, webhook, limit, reason),
-    ).fetchall()
-    letters = []
-    for number, name, data, url, why, status, answer, died in rows:
-        damage = ""
+    try:
+        rows = source.reader.execute(
+            f"SELECT {_COLUMNS} FROM dead "
+            "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3",
+            (after, webhook, limit, reason),
+        ).fetchall()
+    except sqlite3.DatabaseError as error:
+        if schema.passing(error):
+            raise
+        rows = list(islice(_one_by_one(source, webhook, after, reason), limit))
+    return [_letter(source, *row) for row in rows]
+
+
+def count_dead(source: longrows.Source, webhook: str | None, reason: str) -> int:
+    """Count dead letters, as :meth:`mqhooks.outbox.sqlite.SqliteStore.count_dead` does."""
+    question = "SELECT count(*) FROM dead WHERE (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
+    try:
+        return int(source.reader.execute(question, (webhook, reason)).fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        if schema.passing(error):
+            raise
+        return sum(1 for _ in _one_by_one(source, webhook, 0, reason))
+
+
+def _one_by_one(source: longrows.Source, webhook: str | None, after: int, reason: str | None) -> Iterator[Sequence[Any]]:
+    """Go through them as their index has them: one that cannot be read hides no other."""
+    question = "SELECT id, webhook FROM dead INDEXED BY dead_webhook WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) ORDER BY id"
+    for number, name in source.reader.execute(question, (after, webhook)).fetchall():
+        row: Sequence[Any] | None
         try:
-            delivery = longrows.read(source, "dead", number) if data is None else _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            delivery, damage = Delivery("", "", 0, b""), str(error)
-            why += f" (its row is damaged: {damage})"
-        letters.append(DeadLetter(number, name, delivery, url, why, status, answer, died, damage))
-    return letters
+            row = source.reader.execute(f"SELECT {_COLUMNS} FROM dead WHERE id = ?", (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if schema.passing(error):
+                raise
+            row = (number, name, b"", "", str(error), 0, b"", 0)
+        if row is not None and (reason is None or reason in str(row[4])):
+            yield row
+
+
+def _letter(source: longrows.Source, number: int, webhook: Any, data: bytes | None, *rest: Any) -> DeadLetter:
+    damage = ""
+    delivery = Delivery("", "", 0, b"")
+    try:
+        delivery = longrows.read(source, "dead", number) if data is None else _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, sqlite3.DatabaseError) as error:
+        if schema.passing(error):
+            raise
+        damage = str(error)
+    values = (webhook, *rest)
+    sound: list[Any] = [value if isinstance(value, type_) else type_() for value, type_ in zip(values, _TYPES, strict=True)]
+    name, url, reason, status, answer, died = sound
+    if values != tuple(sound):
+        damage = damage or "a value is of another type than it was"
+    if damage:
+        reason += f" (its row is damaged: {damage})"
+    return DeadLetter(number, name, delivery, url, reason, status, answer, died, damage)
 
 
 class Letters:

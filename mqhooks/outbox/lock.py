@@ -10,8 +10,12 @@ from contextlib import suppress
 
 from mqhooks.errors import OutboxError
 
-DAMAGED = b"damaged"
-"""What the lock file says when the file was found damaged while it was in use."""
+DAMAGED = b"damaged\n"
+"""What the lock file says, beside who has it, when the outbox was found damaged and is not repaired yet."""
+
+
+SIZE = 64
+"""How many bytes of it are read."""
 
 
 class Lock:
@@ -34,7 +38,7 @@ class Lock:
         """
         Take it.
 
-        :returns: whether the last one who had it found the outbox damaged.
+        :returns: whether it was found damaged, and not repaired.
         :raises mqhooks.errors.OutboxError: when another process has it, or the file cannot be written.
         """
         self.known = os.path.exists(self._path)
@@ -46,22 +50,31 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            owner = os.pread(descriptor, SIZE, 0).decode(errors="replace").partition("\n")[0]
             os.close(descriptor)
             raise OutboxError(
                 f"{self._outbox}: is in use by process {owner or 'unknown'}; stop that one or give outbox.path another name"
             ) from None
-        damaged = os.pread(descriptor, len(DAMAGED), 0) == DAMAGED
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        damaged = DAMAGED in os.pread(descriptor, SIZE, 0)
         self._descriptor = descriptor
+        self._write(DAMAGED if damaged else b"")
         return damaged
 
     def note_damage(self) -> None:
         """Leave word for who takes it next."""
+        self._write(DAMAGED)
+
+    def note_repair(self) -> None:
+        """Take that word back."""
+        self._write(b"")
+
+    def _write(self, word: bytes) -> None:
+        content = b"%d\n%b" % (os.getpid(), word)
         if self._descriptor is not None:
+            # On a disk without room the word is lost: what is damaged will be found again.
             with suppress(OSError):
-                os.pwrite(self._descriptor, DAMAGED + b"\n", 0)
+                os.pwrite(self._descriptor, content, 0)
+                os.ftruncate(self._descriptor, len(content))
 
     def release(self) -> None:
         """Let others have it."""

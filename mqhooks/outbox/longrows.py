@@ -18,12 +18,13 @@ from mqhooks.errors import OutboxError
 from mqhooks.outbox.delivery import LONG_BODY, Delivery, pieces, whole
 
 PIECE = 1 << 20
-"""How many bytes are read at a time: more than all that stands before a body."""
+"""How many bytes are read at a time."""
 
 Table = Literal["batch", "dead"]
 
 _COLUMNS: dict[Table, str] = {"batch": "deliveries", "dead": "delivery"}
 _LIST_OF_ONE, _FIELDS, _NO_BYTES, _BYTES = b"\x91", b"\x97", b"\xc4\x00", b"\xc6"
+_SHORT_BYTES = (b"\xc4", b"\xc5")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Delivery).decode
@@ -133,16 +134,24 @@ def read(source: Source, table: Table, number: int) -> Delivery:
     :raises msgspec.DecodeError: when it is damaged; ``UnicodeDecodeError`` when a string is.
     """
     with _open(source.reader, table, number) as blob:
-        start = len(_FIELDS) + (len(_LIST_OF_ONE) if table == "batch" else 0)
-        head = blob.read(PIECE)
-        end = _skip(head, _skip(head, _skip(head, start)))
-        if head[end : end + 1] != _BYTES:
-            raise msgspec.DecodeError("no long body is where one should be")
-        length = int.from_bytes(head[end + 1 : end + 5], "big")
+        before = len(_LIST_OF_ONE) if table == "batch" else 0
+        start = end = before + len(_FIELDS)
+        for _ in range(3):
+            end = _skip(_at(blob, end), end)
+        kind = _at(blob, end)
+        if kind[:1] in _SHORT_BYTES:
+            # It is the client that is long.
+            blob.seek(before)
+            return _decode(blob.read())
+        if kind[:1] != _BYTES:
+            raise msgspec.DecodeError("no body is where one should be")
+        length = int.from_bytes(kind[1:], "big")
         if end + 5 + length > len(blob):
             raise msgspec.DecodeError("a body is longer than its row")
+        blob.seek(start)
+        fields = blob.read(end - start)
         blob.seek(end + 5 + length)
-        delivery = _decode(b"%b%b%b%b" % (_FIELDS, head[start:end], _NO_BYTES, blob.read()))
+        delivery = _decode(b"%b%b%b%b" % (_FIELDS, fields, _NO_BYTES, blob.read()))
     stored = StoredBody(source, table, number, end + 5, length)
     delivery.body = stored if length > LONG_BODY else whole(stored)
     return delivery
@@ -169,16 +178,22 @@ def _crc32(data: Iterator[bytes]) -> int:
     return checksum
 
 
-def _skip(data: bytes, at: int) -> int:
-    """Find the end of a string or a number, as MessagePack writes them."""
-    kind = data[at] if at < len(data) else 0xC1
+def _at(blob: sqlite3.Blob, at: int) -> bytes:
+    """Read what says how long a value is."""
+    blob.seek(min(at, len(blob)))
+    return blob.read(5)
+
+
+def _skip(head: bytes, at: int) -> int:
+    """Find the end of a string or a number that begins with ``head`` and at a place, as MessagePack writes them."""
+    kind = head[0] if head else 0xC1
     if kind < 0x80 or kind >= 0xE0:
         return at + 1
     if 0xA0 <= kind < 0xC0:
         return at + 1 + kind - 0xA0
     if kind in (0xD9, 0xDA, 0xDB):
         size = 1 << (kind - 0xD9)
-        return at + 1 + size + int.from_bytes(data[at + 1 : at + 1 + size], "big")
+        return at + 1 + size + int.from_bytes(head[1 : 1 + size], "big")
     if 0xCC <= kind <= 0xD3:
         return at + 1 + (1 << (kind & 3))
     raise msgspec.DecodeError(f"neither a string nor a number begins with {kind:#x}")

@@ -7,18 +7,21 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from heapq import nlargest
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox import longrows
 from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
 from mqhooks.outbox.longrows import LongRow
-from mqhooks.outbox.rows import ROW, Batch, Plan, chunks, decode, encode
+from mqhooks.outbox.rows import ROW, WEBHOOKS, Batch, Plan, chunks, decode, encode
 from mqhooks.outbox.totals import Totals
 
 if TYPE_CHECKING:
@@ -36,8 +39,11 @@ CLAIM_BYTES = 4 << 20
 UNWRITTEN_BYTES = 8 << 20
 """How many bytes of bodies are kept until the end of a turn, unless a single append brings more."""
 
+LONGEST = 990_000_000
+"""How many bytes a body may have: SQLite takes no row of more than a thousand million."""
+
 THINNED = 100
-"""How many of the oldest rows are looked at each second for what they could free."""
+"""How many rows are thinned each second, at most; while there is room, of the oldest so many are looked at."""
 
 THIN_SIZE = 4096
 """A row of fewer bytes is not worth it."""
@@ -94,6 +100,8 @@ class SqliteOutbox:
         self.overflow: Callable[[int], object] | None = None
         self._size = 0
         self._unnoted = 0
+        # What can be freed in rows that are not settled, as it was found when there was too little room.
+        self._spare = 0
         self._appended: float | None = None
         self._writing: float | None = None
 
@@ -140,6 +148,11 @@ class SqliteOutbox:
         return None if since is None else self._store.now() - int((self._store.seconds() - since) * 1000)
 
     @property
+    def unwritten(self) -> int:
+        """How many bytes of bodies wait for the next transaction."""
+        return self._size
+
+    @property
     def waiting_since(self) -> float | None:
         """When the oldest delivery was appended that is not committed; the reactor's seconds."""
         return self._appended if self._writing is None else self._writing
@@ -149,6 +162,8 @@ class SqliteOutbox:
         connection.execute("INSERT OR IGNORE INTO webhook (name) VALUES (?)", (self.name,))
         question = "SELECT id, accepted, delivered, dead, dropped, bytes, last FROM webhook WHERE name = ?"
         row = connection.execute(question, (self.name,)).fetchone()
+        if row is None or not all(type(value) is int and 0 <= value < 1 << 62 for value in row) or row[0] >= WEBHOOKS:
+            raise sqlite3.DatabaseError(f"row {self.name} of webhook is not as it was written")
         self.key, self.accepted, self.delivered, self.dead, self.dropped, self.bytes, assigned = row
         first, last = self.key << 40, ((self.key + 1) << 40) - 1
         question = "SELECT max(id) FROM batch WHERE id BETWEEN ? AND ?"
@@ -161,6 +176,8 @@ class SqliteOutbox:
         self._read = (connection.execute(question, (first, last)).fetchone()[0] or first + 1) - 1
         question = "SELECT batch, settled FROM progress WHERE batch BETWEEN ? AND ?"
         self._progress = dict(connection.execute(question, (first, last)).fetchall())
+        if None in self._progress.values():
+            raise sqlite3.DatabaseError("progress is not as it was written")
 
     # IOutbox
 
@@ -168,13 +185,16 @@ class SqliteOutbox:
         """Take deliveries over; they are accepted when they are committed."""
         if not deliveries:
             return None
+        self.accepted += len(deliveries)
         size = sum([len(delivery.body) for delivery in deliveries])
+        if size > LONGEST:
+            deliveries = self._without_too_long(deliveries)
+            size = sum([len(delivery.body) for delivery in deliveries])
         if self._new and self._size + size > UNWRITTEN_BYTES:
             self._store.hurry()
         if self._appended is None:
             self._appended = self._store.seconds()
         self._new.extend(deliveries)
-        self.accepted += len(deliveries)
         accepted: Deferred[None] = Deferred()
         self._accepting.append(accepted)
         self._size += size
@@ -209,6 +229,7 @@ class SqliteOutbox:
     def discard(self, *deliveries: Delivery) -> None:
         """Forget deliveries for want of room."""
         self.dropped += len(deliveries)
+        self._spare += sum([len(delivery.body) for delivery in deliveries])
         self._settle(deliveries)
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
@@ -220,15 +241,26 @@ class SqliteOutbox:
         self._store.touch(self)
 
     def recall(self, places: Iterable[int]) -> list[Delivery]:
-        """Read deliveries again that were claimed before, by their places."""
-        recalled = []
+        """
+        Read deliveries again that were claimed before, by their places.
+
+        :raises mqhooks.errors.OutboxError: when they cannot be read now.
+        """
+        recalled: list[Delivery] = []
+        lost: list[Delivery] = []
         for number, group in groupby(places, lambda place: place >> 16):
-            row = self._row(number)
+            row = self._row(number) or ()
             for place in group:
-                delivery = row[place & 0xFFFF] if row else None
-                if delivery is not None:
+                index = place & 0xFFFF
+                delivery = row[index] if index < len(row) else None
+                if delivery is None:
+                    lost.append(Delivery("", "", 0, b"", place=place))
+                else:
                     delivery.place = place
                     recalled.append(delivery)
+        if lost:
+            self._lose(lost[0].place >> 16, len(lost))
+            self.discard(*lost)
         return recalled
 
     def reclaim(self) -> None:
@@ -300,9 +332,9 @@ class SqliteOutbox:
         plan.dead, self._dead = self._dead, []
         plan.resolved = list(self._resolved)
         plan.thinned = self._thin()
-        if self.bytes > self._store.max_size and self._store.on_full == "drop_oldest":
+        if self.excess > 0 and self._store.on_full == "drop_oldest":
             try:
-                plan.dropped = self._drop(self.bytes - self._store.max_size)
+                plan.dropped = self._drop(self.excess)
             except sqlite3.DatabaseError as error:
                 self._store.unreadable(error)
             if self._store.complaints.allow(("dropped", self.name)) is not None:
@@ -362,10 +394,42 @@ class SqliteOutbox:
         """
         Free what settled deliveries still take in rows that others keep: those of clients that wait long for their retries.
         """
-        oldest = islice(self._batches.values(), THINNED)
-        self._thinned = [batch for batch in oldest if batch.left * 2 <= batch.kept and batch.size > THIN_SIZE]
+        if self.bytes <= self._store.max_size:
+            self._spare = 0
+            oldest = islice(self._batches.values(), THINNED)
+            self._thinned = [batch for batch in oldest if batch.left * 2 <= batch.kept and batch.size > THIN_SIZE]
+        else:
+            self._spare = sum([batch.spare for batch in self._batches.values()])
+            largest = nlargest(THINNED, self._batches.values(), key=lambda batch: batch.spare)
+            self._thinned = [batch for batch in largest if batch.spare]
         if self._thinned:
             self._store.touch(self)
+
+    def compare(self) -> None:
+        """
+        See that nothing is counted as pending when there is nothing. No transaction may be under way.
+
+        :raises sqlite3.DatabaseError: when the file has lost rows without a word.
+        """
+        if self._batches or self._again or self._new or self._finished or self._read < self._last:
+            return
+        self.bytes = 0
+        if not self.pending:
+            return
+        if self.pending > 0:
+            raise sqlite3.DatabaseError("rows of batch cannot be found")
+        self._store.log.critical(
+            "{path}: has lost what was settled of webhook {name}: {again} deliveries were sent once more",
+            path=self._store.path,
+            name=self.name,
+            again=-self.pending,
+        )
+        self.accepted -= self.pending
+
+    @property
+    def excess(self) -> int:
+        """How many bytes too many there are, beside those that :meth:`thin` has found to free."""
+        return self.bytes - self._spare - self._store.max_size
 
     @property
     def paused(self) -> bool:
@@ -382,7 +446,7 @@ class SqliteOutbox:
             if excess <= 0:
                 break
             # What a crash has left half settled is not pending as a whole.
-            batch = Batch(number, count, size, self._progress.pop(number, None))
+            batch = Batch.stored(number, count, size, self._progress.pop(number, None))
             self.dropped += batch.left
             self.bytes -= size
             excess -= size
@@ -395,11 +459,15 @@ class SqliteOutbox:
         thinned = []
         batches, self._thinned = self._thinned, []
         for batch in batches:
-            row = self._row(batch.id) if batch.left else ()
+            try:
+                row = self._row(batch.id) if batch.left else None
+            except OutboxError:
+                continue
             if row:
                 data = encode([delivery if batch.holds(index) else None for index, delivery in enumerate(row)])
                 thinned.append((crc32(data), data, batch.id))
                 self.bytes -= batch.size - len(data)
+                self._spare = max(self._spare - batch.spare, 0)
                 batch.size = len(data)
                 batch.kept = batch.left
         return thinned
@@ -434,6 +502,8 @@ class SqliteOutbox:
                 if row is None:
                     self._read = self._last
                     break
+                if row[0] <= self._read:
+                    raise sqlite3.DatabaseError("rows of batch stand in no order")
                 self._load_row(*row)
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
@@ -446,19 +516,16 @@ class SqliteOutbox:
 
     def _load_row(self, number: int, count: int, checksum: int, size: int, data: bytes | None) -> None:
         self._read = max(self._read, number)
-        # When it was read before, what is settled of it since may not be written yet.
-        batch = self._batches.get(number) or Batch(number, count, size, self._progress.pop(number, None))
         row = self._sound(number, checksum, size, data)
+        if row is not None:
+            # The checksum speaks for these, and nothing for the count that stands beside them.
+            count = len(row)
+        # When it was read before, what is settled of it since may not be written yet.
+        batch = self._batches.get(number) or Batch.stored(number, count, size, self._progress.pop(number, None))
         if row is not None:
             self._take(batch, row)
         else:
-            self._store.log.critical(
-                "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",
-                path=self._store.path,
-                number=number,
-                name=self.name,
-                lost=batch.left,
-            )
+            self._lose(number, batch.left)
             self.dropped += batch.left
             batch.left = 0
         if not batch.left:
@@ -466,21 +533,52 @@ class SqliteOutbox:
             self._finished.append(batch)
             self._store.touch(self)
 
-    def _row(self, number: int) -> Sequence[Delivery | None]:
+    def _row(self, number: int) -> Sequence[Delivery | None] | None:
+        """
+        Read a row once more.
+
+        :returns: its deliveries; ``None`` when it is gone or damaged.
+        :raises mqhooks.errors.OutboxError: when it cannot be read now.
+        """
         try:
             row = self._store.reader.execute(f"SELECT {ROW} FROM batch WHERE id = ?", (number,)).fetchone()
-            return () if row is None else self._sound(number, *row[2:]) or ()
+            return None if row is None else self._sound(number, *row[2:])
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
-            return ()
+            raise OutboxError(f"row {number} of batch cannot be read ({error})") from None
 
     def _sound(self, number: int, checksum: int, size: int, data: bytes | None) -> Sequence[Delivery | None] | None:
         """Take a row's deliveries, or ``None`` when it is damaged. A long body is left where it is."""
-        if isinstance(data, bytes):
-            return decode(data) if crc32(data) == checksum else None
-        if data is None and size and longrows.checksum(self._store.reader, number) == checksum:
-            return [longrows.read(self._store, "batch", number)]
+        try:
+            if isinstance(data, bytes):
+                return decode(data) if crc32(data) == checksum else None
+            if data is None and size and longrows.checksum(self._store.reader, number) == checksum:
+                return [longrows.read(self._store, "batch", number)]
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
         return None
+
+    def _lose(self, number: int, count: int) -> None:
+        self._store.log.critical(
+            "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",
+            path=self._store.path,
+            number=number,
+            name=self.name,
+            lost=count,
+        )
+
+    def _without_too_long(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        kept = [delivery for delivery in deliveries if len(delivery.body) <= LONGEST]
+        dropped = len(deliveries) - len(kept)
+        self.dropped += dropped
+        if dropped and self._store.complaints.allow(("too long", self.name)) is not None:
+            self._store.log.error(
+                "{path}: webhook {name}: a body of more than {longest} bytes cannot be kept and is dropped",
+                path=self._store.path,
+                name=self.name,
+                longest=LONGEST,
+            )
+        return kept
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:
         batch: Batch | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 BATCH = 512
 """How many deliveries one row has at most."""
+
+MOST = 1 << 16
+"""How many deliveries a row may have at most: so many have room in their places."""
+
+WEBHOOKS = 1 << 22
+"""Below this are the numbers of webhooks: so many have room in the rows' numbers."""
 
 BATCH_BYTES = 1 << 20
 """How many bytes of bodies one row has at most, unless a single body is longer."""
@@ -57,6 +63,26 @@ class Batch:
         self.marked = settled is not None
         self.settled = bytearray(settled if settled is not None else (count + 7) // 8)
         self.left = count - sum(byte.bit_count() for byte in self.settled)
+
+    @classmethod
+    def stored(cls, id_: int, count: Any, size: Any, settled: Any) -> Batch:
+        """
+        Take a row's columns, and its progress, as they are in the file.
+
+        :raises sqlite3.DatabaseError: when they cannot be what was written.
+        """
+        sound = type(count) is int and 0 < count <= MOST and type(size) is int
+        if sound and settled is not None:
+            sound = isinstance(settled, bytes) and len(settled) == (count + 7) // 8
+            sound = sound and int.from_bytes(settled, "little") < 1 << count
+        if not sound:
+            raise sqlite3.DatabaseError(f"row {id_} of batch, or its progress, is not as it was written")
+        return cls(id_, count, size, settled)
+
+    @property
+    def spare(self) -> int:
+        """About how many bytes of the row settled deliveries take."""
+        return self.size * (self.kept - self.left) // self.kept
 
     def holds(self, index: int) -> bool:
         """Say whether a delivery is not settled."""

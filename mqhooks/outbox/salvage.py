@@ -7,13 +7,25 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
+from glob import escape, glob
 from time import strftime
 from typing import Any
 from zlib import crc32
 
+import msgspec
+
 from mqhooks.outbox import schema
+from mqhooks.outbox.rows import WEBHOOKS, Batch
+
+PROBES = 10_000
+"""How many reads may fail, in each table, before what stands between them is given up."""
+
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What reading may raise: an error's text may quote what is damaged."""
+
+_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 def salvage(path: str) -> tuple[str, str]:
@@ -24,25 +36,27 @@ def salvage(path: str) -> tuple[str, str]:
 
     :returns: where the damaged file is now, and what was found, for the log.
     """
-    copy, new = f"{path}.salvage", f"{path}.new"
+    copy, part = f"{path}.salvage", f"{path}.part"
     _remove(copy)
-    _remove(new)
+    _remove(part)
     for suffix in ("", "-wal"):
         if os.path.exists(path + suffix):
             shutil.copyfile(path + suffix, copy + suffix)
             os.chmod(copy + suffix, 0o640)
-    schema.prepare(new)
-    target = schema.connect(new, full=True)
+    schema.prepare(part)
+    target = schema.connect(part, full=True)
     try:
-        found = _copy(_readable(copy, new), target)
+        found = _copy(_readable(copy, part), target)
         target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         target.close()
     _remove(copy)
+    os.rename(part, f"{path}.new")
     aside = f"{path}.damaged-{strftime('%Y%m%dT%H%M%S')}"
-    for suffix in ("-wal", "-shm", ""):
-        if os.path.exists(path + suffix):
-            os.rename(path + suffix, aside + suffix)
+    while os.path.exists(aside):
+        aside += "+"
+    # The file goes first: without it, what is beside it is known to be left over.
+    _set_aside(path, aside)
     finish(path)
     return aside, found
 
@@ -52,7 +66,20 @@ def finish(path: str) -> None:
     Put a salvaged file in its place, if there is one and the place is free.
     """
     if os.path.exists(f"{path}.new") and not os.path.exists(path):
+        asides = [name for name in glob(f"{escape(path)}.damaged-*") if not name.endswith(("-wal", "-shm"))]
+        _set_aside(path, max(asides, default=f"{path}.damaged"))
         os.rename(f"{path}.new", path)
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _set_aside(path: str, aside: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(path + suffix):
+            os.rename(path + suffix, aside + suffix)
 
 
 def _remove(path: str) -> None:
@@ -67,7 +94,7 @@ def _readable(copy: str, path: str) -> sqlite3.Connection:
         source = sqlite3.connect(copy)
         source.execute("SELECT count(*) FROM webhook").fetchone()
         source.execute("SELECT id FROM batch LIMIT 1").fetchone()
-    except sqlite3.DatabaseError:
+    except UNREADABLE:
         source.close()
         _replace_first_page(copy, path)
         source = sqlite3.connect(copy)
@@ -90,76 +117,128 @@ def _replace_first_page(copy: str, path: str) -> None:
 
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> str:
-    webhooks = {row[0]: row for row in _rows(source, "webhook", "id, name, accepted, delivered, dead, dropped")}
-    names = _names(source)
-    progress = dict(_rows(source, "progress", "batch, settled", key="batch"))
-    pending: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    last: dict[int, int] = defaultdict(int)
-    dead = 0
+    source.text_factory = lambda data: data.decode(errors="replace")
     target.execute("BEGIN")
-    for number, count, checksum, deliveries in _rows(source, "batch", "id, count, checksum, deliveries"):
-        if crc32(deliveries) != checksum:
-            continue
-        if not target.execute(
-            "INSERT OR IGNORE INTO batch VALUES (?, ?, ?, ?)", (number, count, checksum, deliveries)
-        ).rowcount:
-            continue
-        settled = progress.get(number)
+    sizes: dict[int, int] = defaultdict(int)
+    pending: dict[int, int] = defaultdict(int)
+    last: dict[int, int] = defaultdict(int)
+    for batch, settled in _copy_batches(source, target):
+        webhook = batch.id >> 40
+        last[webhook] = max(last[webhook], batch.id)
+        pending[webhook] += batch.left
+        sizes[webhook] += batch.size
         if settled is not None:
-            target.execute("INSERT OR IGNORE INTO progress VALUES (?, ?)", (number, settled))
-        webhook = number >> 40
-        last[webhook] = max(last[webhook], number)
-        left = count - sum(byte.bit_count() for byte in settled or b"")
-        pending[webhook] = pending.get(webhook, 0) + left
-        sizes[webhook] = sizes.get(webhook, 0) + len(deliveries)
-    columns = "id, webhook, delivery, url, reason, status, answer, died"
-    for row in _rows(source, "dead", columns):
-        target.execute(f"INSERT OR IGNORE INTO dead ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-        dead += 1
+            target.execute("INSERT INTO progress VALUES (?, ?)", (batch.id, settled))
+    letters = Counter(_copy_letters(source, target))
+    found = _rows(source, "webhook", "id, CAST(name AS BLOB), accepted, delivered, dead")
+    webhooks = {row[0]: row[1:] for row in found if 0 < row[0] < WEBHOOKS}
+    names = _names(source)
+    taken: set[str] = set()
     for number in webhooks.keys() | pending.keys():
-        left = pending.get(number, 0)
-        unknown = (number, names.get(number, f"webhook-{number}"), left, 0, 0, 0)
-        _, name, accepted, delivered, buried, dropped = webhooks.get(number, unknown)
+        raw, *counters = webhooks.get(number, (None, 0, 0, 0))
+        name = _text(raw) or names.get(number)
+        if name is None or name in taken:
+            name = f"webhook-{number}"
+        taken.add(name)
+        accepted, delivered, dead = (value if type(value) is int and 0 < value < 1 << 60 else 0 for value in counters)
+        dead = max(dead, letters[name])
+        left = pending[number]
         # What is neither delivered nor dead nor here is lost.
-        dropped = max(accepted - delivered - buried - left, 0)
+        dropped = max(accepted - delivered - dead - left, 0)
         target.execute(
-            "INSERT OR IGNORE INTO webhook VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, name, delivered + buried + dropped + left, delivered, buried, dropped, sizes.get(number, 0), last[number]),
+            "INSERT INTO webhook VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, name, delivered + dead + dropped + left, delivered, dead, dropped, sizes[number], last[number]),
         )
+    for name, dead in letters.items():
+        if name not in taken:
+            target.execute("INSERT INTO webhook (name, accepted, dead) VALUES (?, ?, ?)", (name, dead, dead))
     target.execute("COMMIT")
     source.close()
-    return f"{sum(pending.values())} deliveries and {dead} dead letters"
+    return f"{sum(pending.values())} deliveries and {letters.total()} dead letters"
+
+
+def _copy_batches(source: sqlite3.Connection, target: sqlite3.Connection) -> Iterator[tuple[Batch, bytes | None]]:
+    progress = dict(_rows(source, "progress", "batch, settled"))
+    for number, checksum, deliveries in _rows(source, "batch", "id, checksum, deliveries"):
+        if not isinstance(deliveries, bytes) or crc32(deliveries) != checksum:
+            continue
+        # The checksum speaks for these, and nothing for the count that stands beside them.
+        count, size = len(_items(deliveries)), len(deliveries)
+        settled = progress.get(number)
+        try:
+            batch = Batch.stored(number, count, size, settled)
+        except sqlite3.DatabaseError:
+            # To have some of it delivered once more is better than to lose it.
+            settled = None
+            batch = Batch(number, count, size)
+        target.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (number, count, checksum, deliveries))
+        yield batch, settled
+
+
+def _copy_letters(source: sqlite3.Connection, target: sqlite3.Connection) -> Iterator[str]:
+    """
+    Copy dead letters.
+
+    :returns: the webhook of each.
+    """
+    columns = {"webhook": "", "url": "", "reason": "", "status": 0, "answer": b"", "died": 0, "delivery": b""}
+    statement = f"INSERT INTO dead (id, {', '.join(columns)}) VALUES (?{', ?' * len(columns)})"
+    for number, *values in _rows(source, "dead", f"id, {', '.join(columns)}"):
+        sound = [value if type(value) is type(other) else other for value, other in zip(values, columns.values(), strict=True)]
+        webhook, delivery = sound[0], sound[-1]
+        if webhook and delivery:
+            target.execute(statement, (number, *sound))
+            yield str(webhook)
+
+
+def _text(data: object) -> str | None:
+    try:
+        return data.decode() if isinstance(data, bytes) else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _names(source: sqlite3.Connection) -> dict[int, str]:
     """Read the webhooks' names from their index, which may have outlived their table."""
+    question = "SELECT id, CAST(name AS BLOB) FROM webhook INDEXED BY sqlite_autoindex_webhook_1 ORDER BY name"
     try:
-        return dict(
-            source.execute("SELECT id, name FROM webhook INDEXED BY sqlite_autoindex_webhook_1 ORDER BY name").fetchall()
-        )
-    except sqlite3.DatabaseError:
+        found = source.execute(question).fetchall()
+    except UNREADABLE:
         return {}
+    return {number: name for number, raw in found if (name := _text(raw))}
 
 
-def _rows(source: sqlite3.Connection, table: str, columns: str, key: str = "id") -> Iterator[tuple[Any, ...]]:
+def _rows(source: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
     """
-    Read a table from its beginning to what cannot be read, and then from its end back to it.
+    Read what can be read of a table, in any order.
+
+    What lies before the first place that cannot be read and behind the last one comes first; what lies between them is looked
+    for by halves.
+
+    :param columns: its key is the first of them.
     """
-    low, high = -1, 1 << 62
-    for comparison, order in ((">", "ASC"), ("<", "DESC")):
-        while True:
-            bound = low if order == "ASC" else high
-            limits = (bound, high if order == "ASC" else low)
-            question = f"SELECT {columns} FROM {table} WHERE {key} {comparison} ? AND {key} {'<' if order == 'ASC' else '>'} ? "
-            try:
-                row = source.execute(f"{question} ORDER BY {key} {order} LIMIT 1", limits).fetchone()
-            except sqlite3.DatabaseError:
-                break
-            if row is None:
-                return
-            if order == "ASC":
-                low = row[0]
-            else:
-                high = row[0]
-            yield row
+    key = columns.partition(",")[0]
+    question = f"SELECT {columns} FROM {table} WHERE {key} > ? AND {key} < ? ORDER BY {key} {{}} LIMIT 1"
+    ranges = deque([(-1, 1 << 62)])
+    failed = 0
+    while ranges and failed < PROBES:
+        low, high = ranges.popleft()
+        for order in ("ASC", "DESC"):
+            while True:
+                try:
+                    row = source.execute(question.format(order), (low, high)).fetchone()
+                except UNREADABLE:
+                    failed += 1
+                    break
+                if row is None:
+                    high = low
+                    break
+                # The keys of a damaged page may stand in any order.
+                if type(row[0]) is not int or not low < row[0] < high:
+                    failed += 1
+                    break
+                low, high = (row[0], high) if order == "ASC" else (low, row[0])
+                yield row
+        if high - low > 2:
+            middle = (low + high) // 2
+            ranges += [(low, middle + 1), (middle, high)]

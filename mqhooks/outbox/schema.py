@@ -74,7 +74,16 @@ def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
     # Debian's SQLite overwrites with zeros what is deleted, unless told otherwise: half of what settling costs.
     connection.execute("PRAGMA secure_delete = OFF")
     connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+    # A damaged text must not hide the row in which it stands.
+    connection.text_factory = lambda data: data.decode(errors="replace")
     return connection
+
+
+def passing(error: Exception) -> bool:
+    """Say whether an error may pass by itself, as that of a full disk does: others mean that the file is damaged."""
+    # A table or a value that is not there is an OperationalError too.
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
 
 
 def prepare(path: str) -> None:

@@ -26,9 +26,9 @@ from twisted.python.threadpool import ThreadPool
 from mqhooks.errors import OutboxError
 from mqhooks.outbox import schema
 from mqhooks.outbox.delivery import DeadLetter
-from mqhooks.outbox.letters import list_dead
+from mqhooks.outbox.letters import count_dead, list_dead
 from mqhooks.outbox.lock import Lock
-from mqhooks.outbox.queue import SqliteOutbox
+from mqhooks.outbox.queue import UNWRITTEN_BYTES, SqliteOutbox
 from mqhooks.outbox.rows import Plan
 from mqhooks.outbox.salvage import finish, salvage
 from mqhooks.ratelimit import RateLimit
@@ -41,6 +41,9 @@ NOTED = 0.005
 
 RETRY = 1.0
 """Seconds before a transaction that failed is tried again."""
+
+REQUESTS = 50
+"""How many requests of other processes go into one transaction."""
 
 
 class SqliteStore(Service):
@@ -71,7 +74,8 @@ class SqliteStore(Service):
         dead_max: int = 100_000,
         now: Callable[[], float] = time,
     ) -> None:
-        self.path = path
+        # Who comes by another name, through a link, has to find the same lock.
+        self.path = path = os.path.realpath(path)
         self.max_size = max_size
         self.on_full = on_full
         self.dead_max = dead_max
@@ -89,10 +93,15 @@ class SqliteStore(Service):
         self._turn: IDelayedCall | None = None
         self._later = False
         self._plan: list[Plan] | None = None
+        # Who waits for the transaction that is under way, and for the next one.
+        self._flushing: list[Deferred[None]] = []
         self._flushed: list[Deferred[None]] = []
         self._poll: IDelayedCall | None = None
         self._data_version = 0
-        self._requests: dict[int, None] = {}
+        # The last request that was taken up, those that are to be forgotten, and those of the transaction that is under way.
+        self._asked = 0
+        self._more_asked: IDelayedCall | None = None
+        self._requests: list[int] = []
         self._handled: list[int] = []
 
     def outbox(self, name: str) -> SqliteOutbox:
@@ -133,19 +142,20 @@ class SqliteStore(Service):
                 if self._lock.known and os.path.exists(self.path) and not os.path.getsize(self.path):
                     lost = "{path}: is damaged: empty, though it was used before; what it held is lost"
                     self.log.critical(lost, path=self.path)
-                if damaged:
+                if damaged and os.path.exists(self.path):
                     raise sqlite3.DatabaseError("found when it was read")
                 schema.prepare(self.path)
                 self._open()
-            except sqlite3.OperationalError as error:
-                raise OutboxError(f"{self.path}: cannot be used ({error})") from None
             except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+                if schema.passing(error):
+                    raise OutboxError(f"{self.path}: cannot be used ({error})") from None
                 self._close()
                 if not self._lock.known:
                     problem = f"is no outbox of mqhooks ({error}); give outbox.path another name"
                     raise OutboxError(f"{self.path}: {problem}") from None
                 self._salvage(error)
                 self._open()
+            self._lock.note_repair()
         except BaseException:
             self._close()
             self._lock.withdraw()
@@ -170,29 +180,42 @@ class SqliteStore(Service):
 
         :returns: a ``Deferred`` that fires when it is closed.
         """
-        if self._poll is not None and self._poll.active():
-            self._poll.cancel()
-        late = self._reactor.callLater(CLOSING_TIME, self._give_up)
-        return self.flushed().addCallback(lambda _: late.cancel() if late.active() else None).addCallback(self._stopped)
+        for timer in (self._poll, self._more_asked):
+            if timer is not None and timer.active():
+                timer.cancel()
+        return self._drain(self._reactor.callLater(CLOSING_TIME, self._give_up))
+
+    def _drain(self, late: IDelayedCall) -> Deferred[None]:
+        if late.active() and (self._dirty or self._plan is not None):
+            return self.flushed().addCallback(lambda _: self._drain(late))
+        if late.active():
+            late.cancel()
+        self._stopped()
+        return succeed(None)
 
     def flushed(self) -> Deferred[None]:
         """
         Wait until everything so far is committed.
         """
-        if self._plan is None and not self._dirty:
-            return succeed(None)
-        self._schedule()
         flushed: Deferred[None] = Deferred()
-        self._flushed.append(flushed)
+        if self._dirty:
+            self._flushed.append(flushed)
+            self._schedule()
+        elif self._plan is not None:
+            self._flushing.append(flushed)
+        else:
+            flushed.callback(None)
         return flushed
 
     def _give_up(self) -> None:
         self.log.critical("{path}: stopped without having been written to; what was not accepted yet is lost", path=self.path)
+        self._flushing += self._flushed
+        self._flushed = []
         self._tell_flushed()
 
     def _tell_flushed(self) -> None:
-        flushed, self._flushed = self._flushed, []
-        for deferred in flushed:
+        flushing, self._flushing = self._flushing, []
+        for deferred in flushing:
             deferred.callback(None)
 
     # What the outboxes ask for.
@@ -239,8 +262,7 @@ class SqliteStore(Service):
         """
         if reason is None:
             return sum(outbox.letters for name, outbox in self._outboxes.items() if webhook in (None, name))
-        question = "SELECT count(*) FROM dead WHERE (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
-        return int(self.reader.execute(question, (webhook, reason)).fetchone()[0])
+        return count_dead(self, webhook, reason)
 
     def last_dead(self) -> int:
         """Get the highest number of a dead letter; 0 when there is none."""
@@ -283,7 +305,7 @@ class SqliteStore(Service):
     def _open(self) -> None:
         self._writer = schema.connect(self.path, full=self._full)
         self._reader = schema.connect(self.path) if self._full else self._writer
-        left = [row[0] for row in self._reader.execute("SELECT name FROM webhook").fetchall()]
+        left = [bytes.decode(row[0]) for row in self._reader.execute("SELECT CAST(name AS BLOB) FROM webhook").fetchall()]
         for name in dict.fromkeys([*left, *self._outboxes]):
             self._outboxes.setdefault(name, SqliteOutbox(self, name)).load(self._writer)
         # Requests may be waiting, whatever the version says.
@@ -308,7 +330,7 @@ class SqliteStore(Service):
             connection.close()
         self._reader = self._writer = None
 
-    def _stopped(self, _: None) -> None:
+    def _stopped(self) -> None:
         super().stopService()
         if self._turn is not None and self._turn.active():
             self._turn.cancel()
@@ -337,9 +359,8 @@ class SqliteStore(Service):
         self._poll = self._reactor.callLater(1.0, self._look)
         for outbox in self._outboxes.values():
             outbox.thin()
-            excess = outbox.bytes - self.max_size
-            if self.on_full == "drop_oldest" and excess > 0 and outbox.overflow is not None:
-                outbox.overflow(excess)
+            if self.on_full == "drop_oldest" and outbox.excess > 0 and outbox.overflow is not None:
+                outbox.overflow(outbox.excess)
             # What could not be read a second ago may be now.
             if outbox.more is not None:
                 outbox.more()
@@ -350,24 +371,40 @@ class SqliteStore(Service):
                     name=outbox.name,
                     bytes=outbox.bytes,
                 )
+            if self._plan is None:
+                try:
+                    outbox.compare()
+                except sqlite3.DatabaseError as error:
+                    self.damaged(error)
+        if not self._requests and not self._handled:
+            self._take_up_requests()
+
+    def _take_up_requests(self) -> None:
+        """Do some of what other processes ask for; the end of the transaction that does it has it go on."""
         try:
-            self._read_requests()
+            version = self.reader.execute("PRAGMA data_version").fetchone()[0]
+            if version == self._data_version and not self._full:
+                return
+            question = "SELECT id, action, dead FROM request WHERE id > ? ORDER BY id LIMIT ?"
+            found = self.reader.execute(question, (self._asked, REQUESTS)).fetchall()
+            for number, action, dead in found:
+                self._do(action, dead)
+                self._asked = number
+                self._requests.append(number)
+                self._schedule()
+                if sum(outbox.unwritten for outbox in self._outboxes.values()) > UNWRITTEN_BYTES:
+                    return
+            if not found:
+                self._data_version = version
         except sqlite3.DatabaseError as error:
             self.unreadable(error)
 
-    def _read_requests(self) -> None:
-        version = self.reader.execute("PRAGMA data_version").fetchone()[0]
-        if version == self._data_version and not self._full:
-            return
-        self._data_version = version
-        for number, action, dead in self.reader.execute("SELECT id, action, dead FROM request ORDER BY id").fetchall():
-            try:
-                if number not in self._requests and self._resolve([dead], replay=action == "replay"):
-                    self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
-            except OutboxError as error:
-                self.log.error("{path}: {action} was asked for, but {error}", path=self.path, action=action, error=error)
-            self._requests[number] = None
-            self._schedule()
+    def _do(self, action: Any, dead: Any) -> None:
+        try:
+            if type(dead) is int and self._resolve([dead], replay=action == "replay"):
+                self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
+        except OutboxError as error:
+            self.log.error("{path}: {action} was asked for, but {error}", path=self.path, action=action, error=error)
 
     def unreadable(self, error: sqlite3.DatabaseError) -> None:
         """Say that something cannot be read: it may pass, or the file may be damaged."""
@@ -426,7 +463,8 @@ class SqliteStore(Service):
         if self._plan is None:
             self._plan = [outbox.plan() for outbox in self._dirty]
             self._dirty.clear()
-            self._handled = list(self._requests)
+            self._flushing, self._flushed = self._flushed, []
+            self._handled, self._requests = self._requests, []
         plan = self._plan
         if self._threads is None:
             try:
@@ -441,6 +479,8 @@ class SqliteStore(Service):
     def _write(self, plans: list[Plan]) -> None:
         connection = self._writer
         assert connection is not None
+        if self.failing is not None:
+            self._make_room(connection)
         connection.execute("BEGIN IMMEDIATE")
         try:
             for plan in plans:
@@ -453,19 +493,24 @@ class SqliteStore(Service):
                 connection.execute("ROLLBACK")
             raise
 
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Move what stands in the log of writes into the file, where there may be room that it cannot grow into."""
+        with suppress(sqlite3.DatabaseError):
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     def _written(self, _: None) -> None:
         self.failing = None
         plans, self._plan = self._plan, None
         if plans is None or self._writer is None:
             return
-        for number in self._handled:
-            self._requests.pop(number, None)
         for plan in plans:
             plan.outbox.written(plan)
+        if self._handled and self.running:
+            self._more_asked = self._reactor.callLater(0, self._take_up_requests)
+        self._handled = []
         if self._dirty:
             self._schedule()
-        else:
-            self._tell_flushed()
+        self._tell_flushed()
 
     def _failed(self, failure: Failure) -> None:
         if self._writer is None:

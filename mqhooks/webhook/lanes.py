@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
+from itertools import islice
 from typing import Any
 from zlib import crc32
 
+from mqhooks.errors import OutboxError
 from mqhooks.outbox.delivery import Delivery
 
 PARKED = 4096
@@ -52,7 +54,8 @@ class Lanes:
     :param send: ``send(delivery, done)`` tries a delivery, and calls ``done`` once with what came of it.
     :param finished: ``finished(delivery, result)`` is told what came of each attempt, and returns the :class:`Verdict` on the
         delivery. It must not unpark its client.
-    :param recall: reads deliveries again by their places in the outbox.
+    :param recall: reads deliveries again by their places in the outbox, or raises :exc:`mqhooks.errors.OutboxError` when they
+        cannot be read now: :meth:`recall_again` has it try once more.
     :ivar load: how many deliveries stand in lanes or are under way; those that are parked don't count.
     :ivar size: how many bytes their bodies have.
     :ivar under_way: how many attempts have no result yet.
@@ -72,6 +75,7 @@ class Lanes:
         self.parked = 0
         self.clients = 0
         self.idle: dict[Lane, None] = {}
+        self.unread: dict[str, None] = {}
         self._lanes = [self._make() for _ in range(count)]
 
     def _make(self) -> Lane:
@@ -91,6 +95,12 @@ class Lanes:
     def unpark(self, client: str) -> None:
         """Try a parked client's first delivery again when its lane comes to it, and then those behind it."""
         self._lane(client).unpark(client)
+
+    def recall_again(self) -> None:
+        """Let clients go on whose deliveries could not be read."""
+        unread, self.unread = self.unread, {}
+        for client in unread:
+            self.unpark(client)
 
     def shed(self, size: int) -> list[Delivery]:
         """
@@ -154,12 +164,18 @@ class Lane:
         """Take out some deliveries that wait behind a parked one."""
         for parked in self._parked.values():
             if len(parked) > 1:
-                first = parked.popleft()
-                behind = [parked.popleft() for _ in range(min(RECALL, len(parked)))]
-                parked.appendleft(first)
+                behind = list(islice(parked, 1, 1 + RECALL))
                 kept = [item for item in behind if isinstance(item, Delivery)]
+                try:
+                    recalled = self._lanes.recall([item for item in behind if isinstance(item, int)])
+                except OutboxError:
+                    continue
+                first = parked.popleft()
+                for _ in behind:
+                    parked.popleft()
+                parked.appendleft(first)
                 self._lanes.parked -= len(kept)
-                return kept + list(self._lanes.recall([item for item in behind if isinstance(item, int)]))
+                return kept + list(recalled)
         return []
 
     def run(self) -> None:
@@ -205,10 +221,21 @@ class Lane:
     def _first(self, client: str) -> Delivery | None:
         parked = self._parked[client]
         while parked and isinstance(parked[0], int):
-            places = [parked.popleft() for _ in range(min(RECALL, len(parked))) if isinstance(parked[0], int)]
-            recalled = self._lanes.recall([place for place in places if isinstance(place, int)])
+            places: list[int] = []
+            for item in islice(parked, RECALL):
+                if not isinstance(item, int):
+                    break
+                places.append(item)
+            try:
+                recalled = self._lanes.recall(places)
+            except OutboxError:
+                self._lanes.unread[client] = None
+                return None
             for delivery in recalled:
-                delivery.attempts = self._attempts.pop(delivery.place, delivery.attempts)
+                delivery.attempts = self._attempts.get(delivery.place, delivery.attempts)
+            for place in places:
+                parked.popleft()
+                self._attempts.pop(place, None)
             parked.extendleft(reversed(recalled))
             self._lanes.parked += len(recalled)
         if not parked:

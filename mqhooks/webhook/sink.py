@@ -266,6 +266,8 @@ class WebhookSink(Service):
 
     def _more(self) -> None:
         self._dry = False
+        if self._lanes.unread:
+            self._lanes.recall_again()
         self._pump()
 
     def _pump(self) -> None:
