@@ -251,15 +251,15 @@ class ReloadTests(BridgeCase):
         full = "outbox.kind = memory, outbox.max_size = 1MiB"
         self.write(("a", f'url = "{refusing}"'), outbox=full)
         await self.start()
-        counters = self.bridge.sidecar.counters
+        sidecar = self.bridge.sidecar
         payload = b"x" * 100_000
         message = framed(envelope(make_event("on_publish", client_id="c", payload=payload, topic="t").message))
-        while not counters.paused:
+        while not sidecar.braked:
             self.broker.transport.write(message)
             await deferLater(reactor, 0.01)
         self.write(("b", f'url = "{url}"'), outbox=full)
         self.reload()
-        self.assertFalse(counters.paused)
+        self.assertFalse(sidecar.braked)
         self.broker.transport.write(message)
         await self.until(lambda: endpoint.requests)
         self.release()

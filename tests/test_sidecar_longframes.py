@@ -15,6 +15,7 @@ class LongFramesTests(ProtocolCase):
         super().setUp()
         self.patch(protocol, "LONG", 200)
         self.patch(longframes, "HELD", HELD)
+        self.patch(longframes, "PROGRESS", 50)
         self.factory.max_frame = 10_000
 
     def states(self, *protocols):
@@ -70,7 +71,7 @@ class LongFramesTests(ProtocolCase):
         self.patch(protocol, "UNACCEPTED_LIMIT", 10)
         self.sink.held = []
         self.connect().dataReceived(publish(3))
-        self.assertTrue(self.counters.paused)
+        self.assertTrue(self.factory.braked)
         for _ in range(int(3 * STALLED)):
             self.clock.advance(1)
         self.sink.held.pop().callback(None)
@@ -78,7 +79,7 @@ class LongFramesTests(ProtocolCase):
         self.assertEqual([each.transport.disconnected for each in (first, second)], [False, False])
         self.assertEqual(self.warnings()[1:], [])
         self.clock.advance(STALLED)
-        self.assertIn("nothing more of a frame", self.warnings()[-1])
+        self.assertIn("hardly anything of a frame", self.warnings()[-1])
 
     def test_who_leaves_makes_room(self):
         first, second = self.one_waits()
@@ -113,8 +114,17 @@ class LongFramesTests(ProtocolCase):
         self.clock.advance(1)
         self.assertTrue(second.transport.disconnected)
         (line,) = self.warnings()
-        self.assertIn("nothing more of a frame of 5", line)
+        self.assertIn("hardly anything of a frame of 5", line)
         self.assertIn("connection aborted", line)
+
+    def test_who_trickles_is_given_up(self):
+        first, second = self.one_waits()
+        for number in range(3):
+            self.clock.advance(STALLED - 5)
+            second.dataReceived(publish(2, 5000)[3000 + number : 3001 + number])
+        self.assertTrue(second.transport.disconnected)
+        second.connectionLost()
+        self.assertEqual(self.states(first), ["producing"])
 
     def test_nobody_is_given_up_while_nobody_waits(self):
         only = self.connect()

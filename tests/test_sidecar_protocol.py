@@ -15,7 +15,7 @@ from zope.interface import implementer
 from mqhooks.interfaces import IEventSink
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.sidecar.events import HOOKS
-from mqhooks.sidecar.protocol import HARD_LIMIT, UNACCEPTED_LIMIT, SidecarFactory
+from mqhooks.sidecar.protocol import HARD_LIMIT, PATIENCE, UNACCEPTED_LIMIT, SidecarFactory
 from tests.frames import envelope, framed, golden_frames
 
 
@@ -257,11 +257,30 @@ class BackpressureTests(ProtocolCase):
         self.assertEqual(self.states(), ["paused", "paused"])
         self.protocols.append(self.connect())
         self.assertEqual(self.states()[-1], "paused")
+        self.assertEqual((self.counters.pauses, self.counters.paused), (0, False))
+        self.clock.advance(PATIENCE)
         self.assertEqual((self.counters.pauses, self.counters.paused), (1, True))
         self.sink.held[0].callback(None)
         self.assertEqual(self.states(), ["producing"] * 3)
         self.assertEqual((self.counters.pauses, self.counters.paused), (1, False))
         self.assertEqual(len(self.warnings()), 1)
+
+    def test_what_is_soon_accepted_is_not_worth_a_word(self):
+        for number in range(3):
+            self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))
+            self.assertEqual(self.states(), ["paused", "paused"])
+            self.clock.advance(PATIENCE / 2)
+            self.sink.held[number].callback(None)
+            self.assertEqual(self.states(), ["producing", "producing"])
+        self.assertEqual((self.counters.pauses, self.warnings(), self.clock.getDelayedCalls()), (0, [], []))
+
+    def test_nothing_is_left_when_all_have_gone(self):
+        self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))
+        for protocol in self.protocols:
+            protocol.connectionLost()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.sink.held[0].callback(None)
+        self.assertFalse(self.factory.braked)
 
     def test_a_sink_that_fails_is_logged_and_does_not_stop_the_stream(self):
         self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))

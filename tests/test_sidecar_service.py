@@ -177,7 +177,7 @@ class SidecarServiceTests(TestCase):
         self.patch(protocol, "UNACCEPTED_LIMIT", 50_000)
         for number, connection in enumerate(connections):
             connection.sendall(publish(number, 40_000))
-        await self.until(lambda: self.factory.counters.paused)
+        await self.until(lambda: self.factory.braked)
         await deferLater(reactor, 0.05)
         self.assertEqual([len(batch) for batch in self.sink.batches], [2])
         connections[4].close()

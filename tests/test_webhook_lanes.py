@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mqhooks.errors import OutboxError
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook import lanes as lanes_module
 from mqhooks.webhook.lanes import Lanes, Verdict
@@ -222,6 +223,38 @@ class LanesTests(SynchronousTestCase):
         self.transport.end(0, True)
         self.assertEqual([name for name, _ in self.finished], ["a-1", "a-1", "a-3"])
         self.assertEqual((lanes.parked, lanes.clients, lanes.load), (0, 0, 0))
+
+    def test_parked_deliveries_that_cannot_be_read_now(self):
+        self.patch(lanes_module, "PARKED", 1)
+        lanes = self.make(1)
+        recall, failures = lanes.recall, []
+
+        def fail(places):
+            failures.append(list(places))
+            raise OutboxError("disk I/O error")
+
+        lanes.recall = fail
+        for number in range(1, 13):
+            one = Delivery(f"a-{number}", "a", 0, b"", place=number)
+            self.outbox[number] = one
+            lanes.push([one])
+            if number == 1:
+                self.transport.end(0, False)
+        self.assertEqual(lanes.shed(1), [])
+        lanes.unpark("a")
+        self.transport.end(0, True)
+        for _ in range(2):
+            self.assertEqual((self.transport.under_way, lanes.clients, list(lanes.unread)), ([], 1, ["a"]))
+            lanes.recall_again()
+        lanes.push([delivery("b", 1)])
+        self.transport.end(0, True)
+        self.assertEqual(failures, [list(range(2, 10))] * 4)
+        lanes.recall = recall
+        lanes.recall_again()
+        for _ in range(11):
+            self.transport.end(0, True)
+        self.assertEqual([name for name, _ in self.finished], ["a-1", "a-1", "b-1", *[f"a-{n}" for n in range(2, 13)]])
+        self.assertEqual((lanes.parked, lanes.clients, lanes.load, lanes.unread), (0, 0, 0, {}))
 
     @settings(max_examples=300, deadline=None)
     @given(st.integers(1, 2), st.lists(st.integers(0, 3), max_size=40), st.data())

@@ -24,8 +24,8 @@ class SidecarCounters:
     :ivar truncated: frames that their connection's end cut off.
     :ivar hooks: events by hook.
     :ivar connections: how many connections are open.
-    :ivar pauses: how often the connections stopped being read because a sink had no room.
-    :ivar paused: whether they are not read now.
+    :ivar pauses: how often the connections were not read for a second or longer because a sink had no room.
+    :ivar paused: whether that lasts.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,10 @@ HELD = 4 << 20
 """How many bytes of unfinished long frames all connections hold together before their frames are read one after the other."""
 
 STALLED = 30.0
-"""How many seconds a connection may send nothing of its frame while others wait for it."""
+"""In how many seconds a connection must send more of its frame while others wait for it."""
+
+PROGRESS = 64 << 10
+"""How many bytes it must send of it in that time, or all that is left."""
 
 
 class Reader(Protocol):
@@ -49,6 +52,7 @@ class LongFrames:
         self._reading: Reader | None = None
         self._waiting: dict[Reader, None] = {}
         self._came = 0.0
+        self._brought = 0
         self._braked = False
         self._watch: IDelayedCall | None = None
 
@@ -60,7 +64,10 @@ class LongFrames:
         reader.held = held
         self._held += grown
         if reader is self._reading:
-            self._came = self._clock.seconds()
+            self._brought += grown
+            if self._brought >= PROGRESS:
+                self._came = self._clock.seconds()
+                self._brought = 0
             if grown < 0:
                 self._reading = None
         elif grown > 0 and self._held > HELD:
@@ -88,6 +95,7 @@ class LongFrames:
     def _begin(self, reader: Reader) -> None:
         self._reading = reader
         self._came = self._clock.seconds()
+        self._brought = 0
 
     def _go_on(self) -> None:
         while self._waiting and (self._held <= HELD or self._reading is None):
@@ -104,7 +112,7 @@ class LongFrames:
             self._watch = None
 
     def _look(self) -> None:
-        """See whether the one that others wait for still sends something."""
+        """See whether the one that others wait for makes progress."""
         self._watch = None
         left = STALLED if self._braked else self._came + STALLED - self._clock.seconds()
         if left > 0:

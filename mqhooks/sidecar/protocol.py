@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import ServerFactory, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import Logger
@@ -37,6 +37,9 @@ UNACCEPTED_LIMIT = 1 << 20
 
 READ = 1 << 15
 """How many bytes of a connection are received in one turn of the reactor: few enough that all of them keep abreast."""
+
+PATIENCE = 1.0
+"""How many seconds the connections are not read before that is told: what waits for its commit only is soon accepted."""
 
 GATHERED = 1 << 16
 """How many bytes of frames become one batch, about, when what several connections have sent can be read in one turn."""
@@ -143,7 +146,7 @@ class SidecarProtocol(Int32StringReceiver):
 
     def regulate(self) -> None:
         """Read the connection, unless the sinks have no room or others read long frames before it."""
-        if self.waiting or self.factory.counters.paused:
+        if self.waiting or self.factory.braked:
             self.pauseProducing()
         else:
             self.resumeProducing()
@@ -164,7 +167,7 @@ class SidecarProtocol(Int32StringReceiver):
 
     def stalled(self, seconds: float) -> None:
         """Give the connection up: others wait for the end of its frame, and it does not come."""
-        silence = f"nothing more of a frame of {self._needed} bytes has come for {seconds:g} s"
+        silence = f"hardly anything of a frame of {self._needed} bytes has come for {seconds:g} s"
         self.factory.complain(self, "stalled", f"{silence}, and others wait for their turn: connection aborted")
         self.abort()
 
@@ -264,6 +267,7 @@ class SidecarFactory(ServerFactory):
     :param sink: where the events go. It is not started or stopped here.
     :param max_frame: bytes; a longer frame is drained and counted.
     :param max_sessions: how many clients' usernames are remembered.
+    :ivar braked: whether no connection is read, because of what the sinks have not accepted.
     :ivar long_frames: says which connections may read on while they hold much of frames that are not whole.
     :ivar readiness: watches the connections' sockets; ``None`` when the reactor itself is to do it.
     """
@@ -282,6 +286,9 @@ class SidecarFactory(ServerFactory):
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
         self._complaints = RateLimit(reactor)
+        self.braked = False
+        self._clock = reactor
+        self._telling: IDelayedCall | None = None
         self._unaccepted = 0
         self._gathered: list[Event] = []
         self._gathered_size = 0
@@ -312,7 +319,7 @@ class SidecarFactory(ServerFactory):
         """Note a new connection."""
         self.connections.add(protocol)
         self.counters.connections = len(self.connections)
-        if self.counters.paused:
+        if self.braked:
             protocol.regulate()
         if len(self.connections) == 1:
             self.log.info("{peer}: the first sidecar connection is here", peer=protocol.peer)
@@ -323,6 +330,7 @@ class SidecarFactory(ServerFactory):
         self.counters.connections = len(self.connections)
         if not self.connections:
             self.log.info("{peer}: the last sidecar connection is gone", peer=protocol.peer)
+            self._tell_no_more()
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)
@@ -380,22 +388,35 @@ class SidecarFactory(ServerFactory):
         count = len(events)
         accepted.addErrback(lambda failure: self.log.failure("the sink lost {count} events", failure, count=count))
         accepted.addCallback(self._accepted, size)
-        if self._unaccepted > UNACCEPTED_LIMIT and not self.counters.paused:
-            self.counters.pauses += 1
-            self.counters.paused = True
-            self.long_frames.brake(braked=True)
-            self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
-            for protocol in self.connections:
-                protocol.regulate()
+        if self._unaccepted > UNACCEPTED_LIMIT and not self.braked:
+            self._telling = self._clock.callLater(PATIENCE, self._tell)
+            self._brake(braked=True)
 
     def _accepted(self, _: None, size: int) -> None:
         self._unaccepted -= size
-        if self.counters.paused and self._unaccepted <= UNACCEPTED_LIMIT // 2:
+        if self.braked and self._unaccepted <= UNACCEPTED_LIMIT // 2:
+            self._tell_no_more()
+            self._brake(braked=False)
+
+    def _brake(self, *, braked: bool) -> None:
+        self.braked = braked
+        self.long_frames.brake(braked=braked)
+        for protocol in list(self.connections):
+            protocol.regulate()
+
+    def _tell(self) -> None:
+        self._telling = None
+        self.counters.pauses += 1
+        self.counters.paused = True
+        self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
+
+    def _tell_no_more(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        if self.counters.paused:
             self.counters.paused = False
-            self.long_frames.brake(braked=False)
             self.log.info("the sinks have room: VerneMQ's connections are read again")
-            for protocol in list(self.connections):
-                protocol.regulate()
 
     def oversized(self, protocol: SidecarProtocol, length: int) -> None:
         """Count a frame that is too long to be held in memory."""
