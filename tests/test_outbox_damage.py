@@ -194,6 +194,15 @@ class RowTests(DamagedCase):
         self.assertEqual((self.outbox.accepted, self.outbox.dropped), (2, 1))
         self.assertIn(f"a body of more than {LONGEST} bytes cannot be kept and is dropped", "\n".join(self.lines()))
 
+    def test_what_hurries_counts_what_it_writes(self):
+        for number in range(20):
+            self.outbox.append(deliveries(1, number, size=LONG_BODY))
+            connection = sqlite3.connect(self.path)
+            ((accepted, rows),) = connection.execute("SELECT accepted, (SELECT count(*) FROM batch) FROM webhook").fetchall()
+            connection.close()
+            self.assertEqual(accepted, rows)
+        self.assertGreater(rows, 5)
+
     def test_what_is_between_two_places_that_cannot_be_read(self):
         for start in range(0, 6000, 100):
             self.append(100, start, size=200)
@@ -446,6 +455,28 @@ class ReadTests(DamagedCase):
         self.clock.pump([0] * 20)
         self.assertEqual(left, [3 * REQUESTS, 2 * REQUESTS, REQUESTS, 0])
         self.assertEqual((self.count("request"), self.outbox.pending), (0, 4 * REQUESTS))
+
+    def test_those_that_are_left_when_it_stops_are_done_by_the_next(self):
+        self.bury(2 * REQUESTS)
+        other = Letters(self.path)
+        self.addCleanup(other.close)
+        other.ask("purge", range(1, 2 * REQUESTS + 1))
+        written, stopped = self.outbox.written, []
+
+        def stop(plan):
+            written(plan)
+            if not stopped:
+                stopped.append(self.store.stopService())
+
+        self.patch(self.outbox, "written", stop)
+        self.clock.advance(1)
+        self.clock.pump([0] * 9)
+        self.successResultOf(stopped[0])
+        self.assertEqual((self.clock.getDelayedCalls(), self.count("request")), ([], REQUESTS))
+        self.open()
+        self.clock.advance(1)
+        self.turn()
+        self.assertEqual((self.count("request"), self.outbox.letters), (0, 0))
 
     def test_large_ones_are_fewer(self):
         self.bury(30, size=LONG_BODY)

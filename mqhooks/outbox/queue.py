@@ -185,7 +185,6 @@ class SqliteOutbox:
         """Take deliveries over; they are accepted when they are committed."""
         if not deliveries:
             return None
-        self.accepted += len(deliveries)
         size = sum([len(delivery.body) for delivery in deliveries])
         if size > LONGEST:
             deliveries = self._without_too_long(deliveries)
@@ -195,6 +194,8 @@ class SqliteOutbox:
         if self._appended is None:
             self._appended = self._store.seconds()
         self._new.extend(deliveries)
+        # Not before: what hurries would commit it without the deliveries.
+        self.accepted += len(deliveries)
         accepted: Deferred[None] = Deferred()
         self._accepting.append(accepted)
         self._size += size
@@ -570,6 +571,7 @@ class SqliteOutbox:
     def _without_too_long(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         kept = [delivery for delivery in deliveries if len(delivery.body) <= LONGEST]
         dropped = len(deliveries) - len(kept)
+        self.accepted += dropped
         self.dropped += dropped
         if dropped and self._store.complaints.allow(("too long", self.name)) is not None:
             self._store.log.error(

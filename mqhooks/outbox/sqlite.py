@@ -183,6 +183,7 @@ class SqliteStore(Service):
         for timer in (self._poll, self._more_asked):
             if timer is not None and timer.active():
                 timer.cancel()
+        self._poll = None
         return self._drain(self._reactor.callLater(CLOSING_TIME, self._give_up))
 
     def _drain(self, late: IDelayedCall) -> Deferred[None]:
@@ -505,7 +506,7 @@ class SqliteStore(Service):
             return
         for plan in plans:
             plan.outbox.written(plan)
-        if self._handled and self.running:
+        if self._handled and self._poll is not None:
             self._more_asked = self._reactor.callLater(0, self._take_up_requests)
         self._handled = []
         if self._dirty:
