@@ -24,6 +24,9 @@ OUTBOX_KIND: OutboxKind = "sqlite"
 OUTBOX_SIZES: dict[OutboxKind, int] = {"sqlite": 1 << 30, "memory": 64 << 20}
 """How many bytes may wait for each webhook when nothing is said."""
 
+OUTBOX_LETTERS: dict[OutboxKind, int] = {"sqlite": 100_000, "memory": 1_000}
+"""How many dead letters are kept for each webhook when nothing is said."""
+
 
 @dataclass(frozen=True, slots=True)
 class SidecarSettings:
@@ -48,7 +51,7 @@ class OutboxSettings:
     :param sync: whether ``sqlite`` waits for the disk with each commit (``full``) or leaves that to the kernel (``normal``).
     :param max_size: bytes for each webhook.
     :param on_full: whether no more is read then, or the oldest is dropped.
-    :param dead_max: how many dead letters are kept.
+    :param dead_max: how many dead letters are kept for each webhook.
     """
 
     kind: OutboxKind = OUTBOX_KIND
@@ -56,7 +59,7 @@ class OutboxSettings:
     sync: Sync = "normal"
     max_size: int = OUTBOX_SIZES[OUTBOX_KIND]
     on_full: OnFull = "pause"
-    dead_max: int = 100_000
+    dead_max: int = OUTBOX_LETTERS[OUTBOX_KIND]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ def _outbox(block: Block) -> OutboxSettings:
         sync=cast(Sync, block.choice("sync", defaults.sync, get_args(Sync))),
         max_size=block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20),
         on_full=cast(OnFull, block.choice("on_full", defaults.on_full, get_args(OnFull))),
-        dead_max=block.integer("dead_max", defaults.dead_max, least=0),
+        dead_max=block.integer("dead_max", OUTBOX_LETTERS[kind], least=0),
     )
     if kind == "memory":
         for key in ("path", "sync", "on_full"):

@@ -1,6 +1,7 @@
 """Configuration files: what they may say, and how mistakes are told."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -111,7 +112,7 @@ class WholeFileTests(ConfigCase):
             loaded,
             Settings(
                 sidecar=SidecarSettings(max_frame=1 << 20, max_sessions=10),
-                outbox=OutboxSettings(kind="memory", max_size=2 << 30),
+                outbox=OutboxSettings(kind="memory", max_size=2 << 30, dead_max=1_000),
                 shutdown_timeout=30.0,
             ),
         )
@@ -139,8 +140,11 @@ class WholeFileTests(ConfigCase):
             ).outbox,
             OutboxSettings("sqlite", "/var/lib/mqhooks/outbox", "full", 5 << 30, "drop_oldest", 0),
         )
-        for kind, size in (("sqlite", 1 << 30), ("memory", 64 << 20)):
-            self.assertEqual(self.load(f"mqhooks.outbox.kind = {kind}").outbox, OutboxSettings(kind=kind, max_size=size))
+        for kind, size, letters in (("sqlite", 1 << 30, 100_000), ("memory", 64 << 20, 1_000)):
+            expected = OutboxSettings(kind=kind, max_size=size, dead_max=letters)
+            self.assertEqual(self.load(f"mqhooks.outbox.kind = {kind}").outbox, expected)
+            loaded = self.load(f"mqhooks.outbox {{ kind = {kind}, dead_max = 7 }}")
+            self.assertEqual(loaded.outbox, replace(expected, dead_max=7))
 
     def test_outbox_wrong(self):
         for setting, mistake in {

@@ -353,6 +353,16 @@ class ReloadTests(BridgeCase):
         self.assertEqual(sidecar.max_frame, 2048)
         self.assertEqual(self.bridge.settings.shutdown_timeout, 3.0)
 
+    async def test_dead_letters_in_memory(self):
+        _, url = self.endpoint()
+        self.write(("a", f'url = "{url}"'), outbox="outbox.kind = memory")
+        await self.start()
+        self.assertEqual(self.sink("a").outbox.dead_letters.maxlen, 1000)
+        for said, kept in (("dead_max = 2", 2), ("", 1000)):
+            self.write(("a", f'url = "{url}"'), outbox=f"outbox {{ kind = memory, {said} }}")
+            self.reload()
+            self.assertEqual(self.sink("a").outbox.dead_letters.maxlen, kept)
+
     async def test_what_needs_a_restart(self):
         _, url = self.endpoint()
         self.write(("a", f'url = "{url}"'))
