@@ -44,10 +44,10 @@ class SettingsTests(SynchronousTestCase):
             ("token = short", "token"),
             ('token = "has spaces in its middle"', "token"),
             ('token = "äöüäöüäöüäöüäöüäöü"', "token"),
-            ("token = 1234567890123456789", "token"),
-            ("hosts = [1]", "hosts"),
+            ("token = 123456789012345", "token"),
+            ("hosts = [{}]", "hosts"),
             ('hosts = "http://x/"', "hosts"),
-            ("listen = 8891", "listen"),
+            ("listen = []", "listen"),
         ):
             error = self.assertRaises(ConfigError, self.load, f"mqhooks.admin {{ {line} }}")
             self.assertEqual(error.key, f"mqhooks.admin.{key}")

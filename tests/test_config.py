@@ -342,7 +342,8 @@ class WebhookTests(ConfigCase):
         self.assertEqual(self.warnings, ())
 
     def test_durations(self):
-        for text, seconds in (("5000", 5), ("5s", 5), ('"250 ms"', 0.25), ("1m", 60), ('"1.5s"', 1.5), ("2 seconds", 2)):
+        spellings = {"5000": 5, "5s": 5, '"250 ms"': 0.25, "1m": 60, "1.5s": 1.5, "2 seconds": 2, "1w": 604800}
+        for text, seconds in spellings.items():
             self.assertEqual(self.webhook(f"cancel_timeout = {text}").cancel_timeout, seconds)
         for text in ("0", "-5", "soon", "5x", "[5]", "true", '""', "0s"):
             self.assertIn(
@@ -360,7 +361,8 @@ class WebhookTests(ConfigCase):
         self.assertIn("headers.authorization", self.webhook_mistake("", url='url = "http://u:p@h/"'))
         self.assertIn("fragment", self.webhook_mistake("", url='url = "http://h/#x"'))
         self.assertIn("is missing", self.webhook_mistake("", url=""))
-        self.assertEqual(self.webhook_mistake("", url="url = 5"), "url: 5 is not text; put it in quotes")
+        self.assertEqual(self.webhook_mistake("", url="url = []"), "url: a list is not text")
+        self.assertEqual(self.webhook_mistake("", url="url = 5"), "url: '5' is not a URL like http://host:8080/path")
 
     def test_headers(self):
         for name in ("Host", "content-length", "Transfer-Encoding", "CONNECTION", "webhook-id"):
@@ -370,10 +372,26 @@ class WebhookTests(ConfigCase):
         for value in ('"a\\nb"', '"a\\rb"', '"a\0b"'):
             self.assertIn("headers.x: has a line break", self.webhook_mistake(f"headers.x = {value}"))
         self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = [1]"))
-        self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = 5s"))
         self.assertIn("is not a header's name", self.webhook_mistake('headers { "a b" = 1 }'))
         self.assertIn("headers: 5 is not a block", self.webhook_mistake("headers = 5"))
         self.assertEqual(self.webhook('headers.x = " ö "').headers, (("x", "ö"),))
+
+    def test_headers_are_sent_as_they_are_written(self):
+        for text in (
+            *("007", "+7", "-0", "1e5", "1e+5", ".5", "2024.10", "1" * 5000, "TRUE", "false", "5s", "5 weeks", "5m-x", "5 s b"),
+            *("v 007", "at 2024.10", "for 5 seconds", "it is true", "True or not", "this is null", "Null and void"),
+        ):
+            for end in ("", "  ", " # a number", " // a number", ", y = 1"):
+                self.assertEqual(self.webhook(f"headers {{ x = {text}{end}\n}}").headers[0], ("x", text))
+            self.assertEqual(self.webhook(f'headers.x = "<"{text}').headers, (("x", f"<{text}"),))
+            self.assertEqual(self.webhook(f'v = {text}\nheaders.x = "<"${{webhook.v}}">"').headers, (("x", f"<{text}>"),))
+        self.assertEqual(self.webhook("v = 1\nheaders.x = 007${webhook.v}").headers, (("x", "0071"),))
+        self.assertEqual(self.webhook("headers.x = NULL").headers, ())
+
+    def test_numbers_however_they_are_written(self):
+        self.assertEqual(self.webhook("pool_size = +007").pool_size, 7)
+        for text, number in ((".5", 0.5), ("0.50", 0.5), ("5e-1", 0.5), ("+1E+0", 1)):
+            self.assertEqual(self.webhook(f"retry.jitter = {text}").retry.jitter, number)
 
     def test_encoding(self):
         self.assertEqual(self.webhook('body.encoding = "Base64"').encoding, "base64")
@@ -535,7 +553,7 @@ class SecretTests(ConfigCase):
             '"whsec_ThisIs-Secret"': "is not base64 after whsec_: copy it again, whole",
             '"whsec_ThisIsSecreté"': "is not base64 after whsec_: copy it again, whole",
             '"whsec_ThisIsSecretT"': "is not base64 after whsec_: copy it again, whole",
-            "123456": 'is not text, or a list of it: write it like "whsec_…", in quotes',
+            "123456": "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
             "{ ThisIsSecret = 1 }": 'is not text, or a list of it: write it like "whsec_…", in quotes',
             "[]": "is an empty list: remove it, or nothing is signed",
         }.items():
@@ -592,4 +610,4 @@ class TLSTests(ConfigCase):
         self.assertEqual(
             self.webhook_mistake(f'ssl {{ keyfile = "{pem}" }}', url=self.https), "ssl.certfile: is missing: keyfile needs it"
         )
-        self.assertIn("put it in quotes", self.webhook_mistake("tls { key_password = 0123 }", url=self.https))
+        self.assertEqual(self.webhook("tls { key_password = 0123 }", url=self.https).tls, TLSSettings(key_password="0123"))

@@ -159,11 +159,9 @@ def _headers(block: Block) -> tuple[tuple[str, str], ...]:
 
 
 def _header_value(block: Block, name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, (str, int, float)):
-        raise block.error(name, "is not text, a number, true or false; put it in quotes")
-    text = str(value).strip(" \t")
+    if not isinstance(value, str):
+        raise block.error(name, "is not text but a list")
+    text = value.strip(" \t")
     if any((ord(character) < 32 and character != "\t") or ord(character) == 127 for character in text):
         raise block.error(name, "has a line break or another control character, which a header cannot have")
     return text

@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyhocon import ConfigFactory
+from pyhocon import ConfigFactory, config_parser
+from pyhocon.config_tree import ConfigUnquotedString, NoneValue
 from pyhocon.exceptions import ConfigSubstitutionException
-from pyparsing import ParseBaseException
+from pyparsing import ParseBaseException, ParserElement, Regex
 
 from mqhooks.errors import ConfigError
 
@@ -29,6 +29,10 @@ _UNITS = {
     "m": 60.0,
     "h": 3600.0,
     "d": 86400.0,
+    "w": 604800.0,
+    "nano": 1e-9,
+    "micro": 1e-6,
+    "milli": 1e-3,
     "nanosecond": 1e-9,
     "microsecond": 1e-6,
     "millisecond": 1e-3,
@@ -36,6 +40,7 @@ _UNITS = {
     "minute": 60.0,
     "hour": 3600.0,
     "day": 86400.0,
+    "week": 604800.0,
 }
 _SIZES = {"": 1, "b": 1, "byte": 1, "bytes": 1} | {
     spelling.lower(): base**power
@@ -43,7 +48,9 @@ _SIZES = {"": 1, "b": 1, "byte": 1, "bytes": 1} | {
     for power, letter in enumerate("KMGT", 1)
     for spelling in (letter + suffix for suffix in suffixes)
 }
-_QUANTITY = re.compile(r"\s*(\d{1,18}(?:\.\d+)?(?:e-?\d{1,2})?)\s*([A-Za-z]*)\s*")
+_QUANTITY = re.compile(r"\s*(\+?(?:\d{1,18}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*([A-Za-z]*)\s*")
+_NUMBER = r"[+-]?(?:\d*\.)?\d+(?:[eE][+-]?\d+)?"
+_BARE = re.compile(rf"{_NUMBER}|true|false", re.IGNORECASE)
 _CONFIDENTIAL = re.compile(r"(whsec_|secret|password|authorization|token|key|://[^/\s]*@).*", re.IGNORECASE)
 _NESTING = "nested too deeply, or it includes itself"
 
@@ -54,11 +61,11 @@ def read(path: str) -> tuple[dict[str, Any], list[str]]:
     """
     Read a file, with what it includes and substitutes. Includes of URLs are refused.
 
-    :returns: plain dictionaries, lists and scalars (durations as ``timedelta``), and warnings.
+    :returns: plain dictionaries and lists, of text as it is written and of ``None`` for ``null``; and warnings.
     :raises mqhooks.errors.ConfigError: when that is not possible, for whatever reason.
     """
     warnings: list[str] = []
-    with _including(warnings):
+    with _including(warnings), _as_written():
         try:
             tree = _parse_file(path, resolve=True)
         except ConfigSubstitutionException as error:
@@ -126,6 +133,39 @@ def _including(warnings: list[str]) -> Iterator[None]:
         yield
     finally:
         ConfigFactory.parse_file, ConfigFactory.parse_URL = originals
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """
+    Have numbers, durations and truth values read as the text that they are.
+
+    pyhocon makes ``7`` of ``007`` and ``0:05:00-x`` of ``5m-x``, within text too, and what was written is gone. The
+    expression for durations is the one that it tries first.
+    """
+    original = config_parser.get_period_expr
+    config_parser.get_period_expr = _scalar
+    try:
+        yield
+    finally:
+        config_parser.get_period_expr = original
+
+
+def _scalar() -> ParserElement:
+    number = Regex(rf"{_NUMBER}(?=[ \t]*(?:\Z|[$}}\],#\n\r]|//))[ \t]*")
+    truth = Regex(r"(?:true|false)(?![\w$])[ \t]*", re.IGNORECASE)
+    null = Regex(r"null(?![\w$])[ \t]*", re.IGNORECASE)
+    return (number | truth).set_parse_action(lambda tokens: ConfigUnquotedString(tokens[0])) | null.set_parse_action(_Null)
+
+
+class _Null(NoneValue):  # type: ignore[misc]
+    """Nothing; within text, the word."""
+
+    def __init__(self, tokens: Any) -> None:
+        self._text = tokens[0]
+
+    def __str__(self) -> str:
+        return str(self._text)
 
 
 def _substitution(message: str) -> str:
@@ -198,7 +238,7 @@ class Block:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self._wrong(key, value, "text; put it in quotes")
+            raise self._wrong(key, value, "text")
         escape = re.search(r"\\u[0-9A-Fa-f]{4}|\\/", value)
         if escape is not None:
             raise self.error(key, f"the escape {escape.group()} is not understood: write the character itself")
@@ -210,8 +250,8 @@ class Block:
         if value is None:
             return default
         named = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
-        chosen = named.get(value.lower()) if isinstance(value, str) else value
-        if not isinstance(chosen, bool):
+        chosen = named.get(value.lower()) if isinstance(value, str) else None
+        if chosen is None:
             raise self._wrong(key, value, "true or false")
         return chosen
 
@@ -220,12 +260,11 @@ class Block:
         value = self._get(key)
         if value is None:
             return default
-        if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
-            value = int(value)
-        limits = f"a whole number of {least} or more" if most is None else f"a whole number from {least} to {most}"
-        if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value) else None
+        if number is None or number < least or (most is not None and number > most):
+            limits = f"a whole number of {least} or more" if most is None else f"a whole number from {least} to {most}"
             raise self._wrong(key, value, limits)
-        return value
+        return number
 
     def number(self, key: str, default: float, *, least: float, most: float) -> float:
         """Read a number within limits."""
@@ -248,7 +287,7 @@ class Block:
         value = self._get(key)
         if value is None:
             return default
-        seconds = value.total_seconds() if isinstance(value, timedelta) else _quantity(value, _UNITS, unit)
+        seconds = _quantity(value, _UNITS, unit)
         if seconds is None or not 0 <= seconds < 1e9 or (seconds == 0 and not zero):
             raise self._wrong(key, value, f"a duration like 5s, 500ms or a number of {unit}{', or 0' if zero else ''}")
         return seconds
@@ -325,9 +364,7 @@ class Block:
 
 
 def _quantity(value: Any, units: Mapping[str, float], unit: str) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    match = _QUANTITY.fullmatch(str(value))
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None
     name = match[2].lower() or unit
@@ -340,9 +377,8 @@ def _described(value: Any) -> str:
         return "a block"
     if isinstance(value, list):
         return "a list"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(str(value)[:80]) if isinstance(value, str) else str(value)[:80]
+    text = str(value)[:80]
+    return text if _BARE.fullmatch(text) else repr(text)
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
