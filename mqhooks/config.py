@@ -138,7 +138,7 @@ def _outbox(block: Block) -> OutboxSettings:
     kind = cast(OutboxKind, block.choice("kind", defaults.kind, get_args(OutboxKind)))
     settings = OutboxSettings(
         kind=kind,
-        path=block.string("path", defaults.path),
+        path=block.file("path", defaults.path),
         sync=cast(Sync, block.choice("sync", defaults.sync, get_args(Sync))),
         max_size=block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20),
         on_full=cast(OnFull, block.choice("on_full", defaults.on_full, get_args(OnFull))),
@@ -148,8 +148,6 @@ def _outbox(block: Block) -> OutboxSettings:
         for key in ("path", "sync", "on_full"):
             if key in block:
                 block.warn(key, "is for kind = sqlite, and does nothing here")
-    if not settings.path:
-        raise block.error("path", "is empty: which file is the outbox?")
     block.close()
     return settings
 

@@ -167,7 +167,7 @@ class StatusTests(AdminCase):
         await self.start(admin=admin, secrets=(SECRET,), headers=(("authorization", "Bearer s3cret"),))
         settings = self.bridge.settings
         webhook = settings.webhooks[0]
-        tls = TLSSettings(certfile="c.pem", keyfile="k.pem", key_password="pa55word")
+        tls = TLSSettings(certfile="c.pem", keyfile="k.pem", key_password="pa55word", where="mqhooks.conf", path="webhook.tls")
         changed = {"url": "https://host:1/hook?key=s3cret", "tls": tls}
         fields = {name: getattr(webhook, name) for name in webhook.__dataclass_fields__} | changed
         self.bridge.settings = type(settings)(
@@ -183,7 +183,8 @@ class StatusTests(AdminCase):
         (shown,) = json.loads(text)["webhooks"]
         self.assertEqual((shown["url"], shown["headers"]), ("https://host:1/hook?…", [["authorization", "(hidden)"]]))
         self.assertEqual(
-            (shown["secrets"], shown["tls"]["key_password"], shown["tls"]["keyfile"]), ("(hidden)", "(hidden)", "k.pem")
+            (shown["secrets"], shown["tls"]),
+            ("(hidden)", {"cacertfile": None, "certfile": "c.pem", "keyfile": "k.pem", "key_password": "(hidden)"}),
         )
         self.assertEqual(json.loads(text)["admin"]["token"], "(hidden)")
 

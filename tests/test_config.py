@@ -151,7 +151,8 @@ class WholeFileTests(ConfigCase):
             "sync = none": "sync: 'none' is not one of normal, full",
             "on_full = drop": "on_full: 'drop' is not one of pause, drop_oldest",
             "dead_max = -1": "dead_max: -1 is not a whole number of 0 or more",
-            'path = ""': "path: is empty: which file is the outbox?",
+            'path = ""': "path: is empty: which file is it?",
+            'path = "a\0b"': "path: has a NUL character, which no path has",
             "max_size = 1KiB": "max_size: '1KiB' is not a size of 1048576 bytes or more, like 512KiB or 16MiB",
         }.items():
             self.assertEqual(self.mistake(f"mqhooks.outbox {{ {setting} }}"), "mqhooks.outbox." + mistake)
@@ -604,6 +605,9 @@ class TLSTests(ConfigCase):
             self.webhook_mistake('tls { cacertfile = "/nowhere.pem" }', url=self.https),
             "tls.cacertfile: /nowhere.pem does not exist",
         )
+        for key in ("cacertfile", "certfile", "keyfile"):
+            for path, reason in (("", "is empty: which file is it?"), ("a\0b", "has a NUL character, which no path has")):
+                self.assertEqual(self.webhook_mistake(f'tls {{ {key} = "{path}" }}', url=self.https), f"tls.{key}: {reason}")
         self.assertEqual(
             self.webhook_mistake(f'ssl {{ certfile = "{pem}" }}', url=self.https), "ssl.keyfile: is missing: certfile needs it"
         )

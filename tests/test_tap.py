@@ -92,8 +92,11 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         self.assertEqual(self.exit_line("--url", "h:80"), "mqhooks: --url: 'h:80' is not a URL like http://host:8080/path")
         self.assertIn("mqhooks: nonsense:1: not a listening endpoint", self.exit_line("--sidecar", "nonsense:1"))
         self.assertIn("nonsense", self.exit_line("--sink", "nonsense:1"))
-        path = self.file('webhook { url = "https://h/", events = [], tls { cacertfile = "/dev/null" } }')
-        self.assertEqual(self.exit_line("-c", path), "mqhooks: /dev/null: cacertfile: holds no PEM certificate")
+        for name, tls in (("webhook", "tls"), ("webhooks.a", "ssl")):
+            path = self.file(f'{name} {{ url = "https://h/", events = [], {tls} {{ cacertfile = "/dev/null" }} }}')
+            mistake = f"mqhooks: {path}: {name}.{tls}.cacertfile: /dev/null holds no PEM certificate"
+            self.assertEqual(self.exit_line("-c", path), mistake)
+            self.assertEqual(self.exit_line("-c", path, "--check"), mistake)
 
     def test_nothing_to_do(self):
         path = self.file("listeners.tcp { bind = 1883 }")

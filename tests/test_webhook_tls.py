@@ -278,15 +278,15 @@ class MistakeTests(FilesMixin, SynchronousTestCase):
         return str(error)
 
     def test_missing(self):
-        self.assertEqual(self.mistake(cacertfile="/nowhere"), "/nowhere: cacertfile: cannot be read: No such file or directory")
+        self.assertEqual(self.mistake(cacertfile="/nowhere"), "cacertfile: /nowhere cannot be read: No such file or directory")
 
     def test_not_pem(self):
-        self.assertEqual(self.mistake(cacertfile=self.nothing), f"{self.nothing}: cacertfile: holds no PEM certificate")
+        self.assertEqual(self.mistake(cacertfile=self.nothing), f"cacertfile: {self.nothing} holds no PEM certificate")
         self.assertIn("holds no PEM certificate", self.mistake(certfile=self.nothing, keyfile=self.key))
         self.assertIn("holds no PEM private key", self.mistake(certfile=self.certificate, keyfile=self.nothing))
 
     def test_broken(self):
-        self.assertIn(self.broken, self.mistake(cacertfile=self.broken))
+        self.assertIn(f"cacertfile: {self.broken} cannot be used: ", self.mistake(cacertfile=self.broken))
         self.assertIn(self.broken, self.mistake(certfile=self.certificate, keyfile=self.broken))
 
     def test_password(self):

@@ -21,7 +21,10 @@ def plain(settings: object) -> Any:
     """
     if is_dataclass(settings):
         return {
-            field.name: _shown(field.name, getattr(settings, field.name), secret=not field.repr) for field in fields(settings)
+            field.name: _shown(field.name, getattr(settings, field.name), secret=not field.repr)
+            for field in fields(settings)
+            # Where a setting stands is none.
+            if field.compare
         }
     if isinstance(settings, (tuple, list)):
         return [plain(item) for item in settings]

@@ -256,7 +256,7 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
     if not given or not spellings[given[0]].boolean("enable", default=True):
         return None
     tls = spellings[given[0]]
-    files = {key: tls.string(key, None) for key in ("cacertfile", "certfile", "keyfile")}
+    files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}
     password = tls.string("key_password", None)
     tls.close()
     if not url.startswith("https:"):
@@ -269,4 +269,4 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
     for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
         if files[one] is not None and files[other] is None:
             raise tls.error(other, f"is missing: {one} needs it")
-    return TLSSettings(**files, key_password=password)
+    return TLSSettings(**files, key_password=password, where=tls.where, path=block.path(given[0]))

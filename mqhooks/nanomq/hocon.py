@@ -205,14 +205,14 @@ class Block:
     are unknown.
 
     :param values: what the braces hold.
-    :param where: the file.
+    :param where: the file; it is an attribute too.
     :param path: the block's own key; empty for the file itself.
     :param warnings: gets what is odd but no mistake.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str, path: str, warnings: list[str]) -> None:
+        self.where = where
         self._values = values
-        self._where = where
         self._path = path
         self._warnings = warnings
         self._known: set[str] = set()
@@ -226,11 +226,11 @@ class Block:
 
     def error(self, key: str, message: str) -> ConfigError:
         """Make the error of a key."""
-        return ConfigError(message, self._where, self.path(key))
+        return ConfigError(message, self.where, self.path(key))
 
     def warn(self, key: str, message: str) -> None:
         """Note something that is odd but no mistake."""
-        self._warnings.append(f"{self._where}: {self.path(key)}: {message}")
+        self._warnings.append(f"{self.where}: {self.path(key)}: {message}")
 
     def string(self, key: str, default: T) -> str | T:
         """Read text."""
@@ -243,6 +243,15 @@ class Block:
         if escape is not None:
             raise self.error(key, f"the escape {escape.group()} is not understood: write the character itself")
         return value
+
+    def file(self, key: str, default: T) -> str | T:
+        """Read the path of a file."""
+        path = self.string(key, default)
+        if path == "":
+            raise self.error(key, "is empty: which file is it?")
+        if isinstance(path, str) and "\0" in path:
+            raise self.error(key, "has a NUL character, which no path has")
+        return path
 
     def boolean(self, key: str, *, default: bool) -> bool:
         """Read ``true`` or ``false``, also spelt ``on``, ``off``, ``yes`` or ``no``."""
@@ -317,7 +326,7 @@ class Block:
             value = {}
         if not isinstance(value, dict):
             raise self._wrong(key, value, "a block in braces")
-        return Block(value, self._where, self.path(key), self._warnings)
+        return Block(value, self.where, self.path(key), self._warnings)
 
     def blocks(self, key: str) -> list[Block]:
         """Open the blocks of a list; none when it is not there."""
@@ -331,7 +340,7 @@ class Block:
             name = f"{key}[{index}]"
             if not isinstance(item, dict):
                 raise self._wrong(name, item, "a block in braces")
-            opened.append(Block(item, self._where, self.path(name), self._warnings))
+            opened.append(Block(item, self.where, self.path(name), self._warnings))
         return opened
 
     def entries(self, key: str) -> list[Any] | None:

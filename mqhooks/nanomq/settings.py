@@ -41,12 +41,16 @@ class TLSSettings:
     :param certfile: the PEM file of our certificate, followed by its intermediates; needs ``keyfile``.
     :param keyfile: the PEM file of its private key.
     :param key_password: what the key is encrypted with.
+    :param where: what holds these settings, the file for example, and
+    :param path: their own key in there: for errors.
     """
 
     cacertfile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
     key_password: str | None = None
+    where: str = field(default="", repr=False, compare=False)
+    path: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

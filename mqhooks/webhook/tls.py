@@ -30,23 +30,21 @@ def tls_options(host: str, settings: TLSSettings | None) -> IOpenSSLClientConnec
     settings = settings or TLSSettings()
     trust_root = None
     if settings.cacertfile is not None:
-        authorities = _load("cacertfile", settings.cacertfile, _certificates)
+        authorities = _load(settings, "cacertfile", settings.cacertfile, _certificates)
         trust_root = trustRootFromCertificates([Certificate(authority) for authority in authorities])
     ours: dict[str, Any] = {}
     if settings.certfile is not None and settings.keyfile is not None:
-        certificate, *chain = _load("certfile", settings.certfile, _certificates)
-        key = _load("keyfile", settings.keyfile, lambda pem: _private_key(pem, settings.key_password, certificate))
+        certificate, *chain = _load(settings, "certfile", settings.certfile, _certificates)
+        key = _load(settings, "keyfile", settings.keyfile, lambda pem: _private_key(pem, settings.key_password, certificate))
         ours = {"certificate": certificate, "privateKey": key, "extraCertChain": chain}
     return optionsForClientTLS(host, trustRoot=trust_root, extraCertificateOptions=ours)
 
 
-def _load(key: str, path: str, parse: Callable[[bytes], Any]) -> Any:
+def _load(settings: TLSSettings, key: str, path: str, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(Path(path).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path, key) from error
-    except (crypto.Error, ValueError, TypeError) as error:
-        raise ConfigError(_reason(error), path, key) from error
+    except (OSError, crypto.Error, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} {_reason(error)}", settings.where, ".".join(filter(None, (settings.path, key)))) from error
 
 
 def _certificates(pem: bytes) -> list[crypto.X509]:
@@ -78,6 +76,9 @@ def _private_key(pem: bytes, password: str | None, certificate: crypto.X509) -> 
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror}"
     if error.args and isinstance(error.args[0], list):
-        return "; ".join(str(entry[-1]) for entry in error.args[0]) or "OpenSSL gives no reason"
+        reasons = "; ".join(str(entry[-1]) for entry in error.args[0])
+        return f"cannot be used: {reasons or 'OpenSSL gives no reason'}"
     return str(error)
