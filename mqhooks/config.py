@@ -158,6 +158,8 @@ def _admin(block: Block) -> AdminSettings:
         token=block.string("token", None),
         hosts=tuple(_host(block, host) for host in block.entries("hosts") or ()),
     )
+    if settings.listen == "":
+        raise block.error("listen", "is empty: write it like tcp:8891, or off for no status page")
     if settings.token is not None and not TOKEN.fullmatch(settings.token):
         remedy = "make one with openssl rand -hex 24, and put it in quotes"
         raise block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}")

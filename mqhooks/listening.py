@@ -4,6 +4,7 @@ Listening on what an operator has written down.
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any
 
@@ -22,6 +23,13 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "tcp6": {"interface": "\\:\\:1", "backlog": BACKLOG},
     "ssl": {"interface": "127.0.0.1", "backlog": BACKLOG},
     "unix": {"backlog": BACKLOG},
+}
+
+_REMEDIES = {
+    errno.EACCES: "let this user write to its directory or ",
+    errno.EADDRINUSE: "stop what uses the address or ",
+    errno.EADDRNOTAVAIL: "this machine has no such address: ",
+    errno.ENOENT: "make its directory or ",
 }
 
 
@@ -56,12 +64,15 @@ class Listener:
             raise ConfigError(
                 f"not a listening endpoint ({error}); write it like tcp:8890 or unix:/run/mqhooks.sock", description
             ) from error
+        port = _port(description)
+        if port is not None and not 0 <= port <= 65_535:
+            raise ConfigError(f"there is no port {port}: ports are from 1 to 65535, and 0 is any free one", description)
 
     def listen(self, factory: IProtocolFactory) -> IListeningPort:
         """
         Listen at once.
 
-        :raises mqhooks.errors.ListenError: when the address is taken or not allowed.
+        :raises mqhooks.errors.ListenError: when the address is taken, not allowed or not this machine's.
         """
         results: list[Any] = []
         self._endpoint.listen(factory).addBoth(results.append)
@@ -71,9 +82,22 @@ class Listener:
             error = results[0].value
             cause = error.socketError if isinstance(error, CannotListenError) else error
             reason = getattr(cause, "strerror", None) or str(cause)
-            raise ListenError(f"cannot listen on {self.description}: {reason}; stop what uses the address or give another one")
+            raise ListenError(f"cannot listen on {self.description}: {reason}; {self._remedy(cause)}give another one")
         port: IListeningPort = results[0]
         return port
+
+    def _remedy(self, cause: Any) -> str:
+        number = getattr(cause, "errno", 0)
+        if number in (errno.EACCES, errno.EPERM) and _port(self.description) is not None:
+            return "get the privilege that a port below 1024 needs or "
+        return _REMEDIES.get(number, "")
+
+
+def _port(description: str) -> int | None:
+    kind, *parts = re.split(r"(?<!\\):", description)
+    if kind not in ("tcp", "tcp6", "ssl"):
+        return None
+    return next(int(part.removeprefix("port=")) for part in parts if "=" not in part or part.startswith("port="))
 
 
 def address_name(address: Any) -> str:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from time import monotonic
@@ -117,7 +117,7 @@ def _build(reactor: Any, options: Options) -> IService:
     if options["sidecar-port"] is not None or not descriptions:
         port = SIDECAR_PORT if options["sidecar-port"] is None else options["sidecar-port"]
         descriptions.insert(0, f"tcp:{port}")
-    store = _store(reactor, settings)
+    store = _store(reactor, options, settings)
     webhooks = WebhookGroup(reactor, settings.webhooks, _outboxes(store), drain_time=settings.shutdown_timeout)
     sinks = _sinks(reactor, options, webhooks)
     sink = sinks[0] if len(sinks) == 1 else FanOut(sinks)
@@ -180,12 +180,15 @@ def _again(options: Options) -> Callable[[], Settings] | None:
     return lambda: _settings(options)
 
 
-def _store(reactor: Any, settings: Settings) -> SqliteStore | MemoryStore | None:
+def _store(reactor: Any, options: Options, settings: Settings) -> SqliteStore | MemoryStore | None:
     outbox = settings.outbox
     if outbox.kind == "memory":
         return MemoryStore(outbox.max_size, outbox.dead_max)
     if not settings.webhooks:
         return None
+    problem = _misplaced(outbox.path, options.parent or {})
+    if problem is not None:
+        raise ConfigError(problem, options["config"] or "", "mqhooks.outbox.path")
     return SqliteStore(
         reactor,
         outbox.path,
@@ -194,6 +197,17 @@ def _store(reactor: Any, settings: Settings) -> SqliteStore | MemoryStore | None
         on_full=outbox.on_full,
         dead_max=outbox.dead_max,
     )
+
+
+def _misplaced(path: str, twistd: Mapping[str, Any]) -> str | None:
+    """Say why a file cannot be where it is to be; what only the root of another file system shows is not known yet."""
+    if twistd.get("chroot"):
+        return None
+    place = os.path.join(twistd.get("rundir") or "", path)
+    if os.path.isdir(place):
+        return f"{path} is a directory: name a file in it"
+    directory = os.path.abspath(os.path.dirname(place))
+    return None if os.path.isdir(directory) else f"{path}: there is no directory {directory}: make it or name another place"
 
 
 def _outboxes(store: SqliteStore | MemoryStore | None) -> Callable[[str], IOutbox]:

@@ -48,6 +48,7 @@ class SettingsTests(SynchronousTestCase):
             ("hosts = [{}]", "hosts"),
             ('hosts = "http://x/"', "hosts"),
             ("listen = []", "listen"),
+            ('listen = ""', "listen"),
         ):
             error = self.assertRaises(ConfigError, self.load, f"mqhooks.admin {{ {line} }}")
             self.assertEqual(error.key, f"mqhooks.admin.{key}")

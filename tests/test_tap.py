@@ -98,6 +98,30 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             self.assertEqual(self.exit_line("-c", path), mistake)
             self.assertEqual(self.exit_line("-c", path, "--check"), mistake)
 
+    def test_ports_that_there_are_not(self):
+        self.assertIn("mqhooks: tcp:99999: there is no port 99999", self.exit_line("--sidecar", "tcp:99999", "--check"))
+        path = self.file('mqhooks.admin.listen = "tcp:99999"')
+        mistake = f"mqhooks: {path}: mqhooks.admin.listen: tcp:99999: there is no port 99999"
+        self.assertIn(mistake, self.exit_line("-c", path, "--url", "http://h/", "--check"))
+
+    def test_where_the_outbox_cannot_be(self):
+        directory = str(Path(self.mktemp()).resolve())
+        Path(directory).mkdir()
+        self.patch(__import__("builtins"), "print", lambda text: None)
+        for outbox, problem in (
+            (directory, f"{directory} is a directory: name a file in it"),
+            (f"{directory}/a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
+            ("a/b", f"a/b: there is no directory {directory}/a: make it or name another place"),
+        ):
+            path = self.file(f'mqhooks.outbox.path = "{outbox}"')
+            for more in ([], ["--check"]):
+                options = self.options("-c", path, "--url", "http://h/", *more)
+                options.parent = {"rundir": directory, "nodaemon": True}
+                exit_ = self.assertRaises(SystemExit, makeService, options)
+                self.assertEqual(exit_.code, f"mqhooks: {path}: mqhooks.outbox.path: {problem}")
+            options.parent["chroot"] = "/"
+            self.assertEqual(self.assertRaises(SystemExit, makeService, options).code, 0)
+
     def test_nothing_to_do(self):
         path = self.file("listeners.tcp { bind = 1883 }")
         self.assertIn("no webhook is enabled", self.exit_line("--config", path))
