@@ -5,7 +5,9 @@ A configuration file as a whole: the webhooks, and what mqhooks itself can be to
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Literal, cast, get_args
 
 from mqhooks.errors import ConfigError
@@ -168,9 +170,16 @@ def _admin(block: Block) -> AdminSettings:
 
 
 def _host(block: Block, host: object) -> str:
-    if not isinstance(host, str) or not re.fullmatch(r"[\w.:-]+", host, re.ASCII):
-        raise block.error("hosts", "is not a list of host names without ports, like [mqhooks.example]")
-    return host.lower()
+    if not isinstance(host, str):
+        raise block.error("hosts", "is not a list of host names, like [mqhooks.example]")
+    with suppress(ValueError):
+        # Written as browsers write it, or it never matches.
+        return str(ip_address(host.strip("[]")))
+    if re.fullmatch(r".*:\d+", host):
+        raise block.error("hosts", f"{host[:80]!r} has a port, and any will do: leave it out")
+    if not re.fullmatch(r"[\w.-]*\w\.?", host, re.ASCII):
+        raise block.error("hosts", f"{host[:80]!r} is not a host's name, like mqhooks.example")
+    return host.removesuffix(".").lower()
 
 
 def for_url(url: str) -> Settings:

@@ -39,6 +39,18 @@ class SettingsTests(SynchronousTestCase):
         self.assertEqual(self.load("mqhooks.admin.listen = off").listen, "off")
         self.assertNotIn(TOKEN, repr(expected))
 
+    def test_hosts_are_written_as_they_are_asked_for(self):
+        text = 'mqhooks.admin.hosts = ["Mqhooks.example.", "FD00:0::1", "[fd00::2]", a_b-c, "10.0.0.1"]'
+        self.assertEqual(self.load(text).hosts, ("mqhooks.example", "fd00::1", "fd00::2", "a_b-c", "10.0.0.1"))
+
+    def test_hosts_that_never_match(self):
+        for host in ("mqhooks.example:8891", "10.0.0.1:80", "[fd00::1]:8891"):
+            error = self.assertRaises(ConfigError, self.load, f'mqhooks.admin.hosts = ["{host}"]')
+            self.assertEqual(error.message, f"'{host}' has a port, and any will do: leave it out")
+        for host in (".", "http://x/", "a b", "a:b", "*", "[x]", "é.example"):
+            error = self.assertRaises(ConfigError, self.load, f'mqhooks.admin.hosts = ["{host}"]')
+            self.assertEqual(error.message, f"'{host}' is not a host's name, like mqhooks.example")
+
     def test_what_is_wrong(self):
         for line, key in (
             ("token = short", "token"),
