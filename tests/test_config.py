@@ -497,6 +497,32 @@ class RetryTests(ConfigCase):
             BatchSettings(7, 0, 2048, "ndjson", "gzip"),
         )
 
+    def test_the_type_of_lines(self):
+        for own in ("application/json", "Application/JSON; charset=utf-8"):
+            for name in ("content-type", "Content-Type"):
+                webhook = self.webhook(f'headers {{ {name} = "{own}", x = y }}\nbatch.format = ndjson')
+                self.assertEqual(webhook.headers, (("x", "y"),))
+                (warning,) = self.warnings
+                instead = "application/x-ndjson is sent instead, since batch.format is ndjson"
+                self.assertEqual(warning, f"{self.path}: webhook.headers.{name}: {instead}")
+        for own, batch in (
+            ("application/json", ""),
+            ("application/json", "batch.format = array"),
+            ("application/json-seq", "batch.format = ndjson"),
+            ("text/plain", "batch.format = ndjson"),
+        ):
+            webhook = self.webhook(f'headers.content-type = "{own}"\n{batch}')
+            self.assertEqual((webhook.headers, self.warnings), ((("content-type", own),), ()))
+
+    def test_an_encoding_of_ones_own(self):
+        own = "headers.Content-Encoding = identity"
+        self.assertEqual(
+            self.webhook_mistake(f"{own}\nbatch.compression = gzip"),
+            "headers.Content-Encoding: is set by batch.compression = gzip: remove one of the two",
+        )
+        for batch in ("", "batch {}"):
+            self.assertEqual(self.webhook(f"{own}\n{batch}").headers, (("Content-Encoding", "identity"),))
+
     def test_mistakes_in_a_batch(self):
         for mistake, complaint in (
             ("size = 0", "batch.size: 0 is not"),

@@ -30,6 +30,7 @@ from mqhooks.nanomq.topics import check_filter
 
 _DEFAULTS = SharedSettings()
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_JSON = re.compile(r"application/json\s*(;|$)", re.IGNORECASE)
 _OURS = frozenset(
     {
         "host",
@@ -76,11 +77,12 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
     unknown = block.block("unknown")
     body = block.block("body")
     common = shared(block, defaults)
+    batch = _batch(block.block("batch")) if "batch" in block else None
     settings = WebhookSettings(
         name=name,
         url=url,
         rules=_rules(block),
-        headers=_headers(block.block("headers")),
+        headers=_headers(block.block("headers"), batch),
         encoding=cast(Encoding, body.choice("encoding", "plain", get_args(Encoding))),
         pool_size=block.integer("pool_size", 32, least=1, most=65535),
         cancel_timeout=block.duration("cancel_timeout", 5.0, unit="ms"),
@@ -91,7 +93,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         retry=common.retry,
         ordering=common.ordering,
         merge_window=common.merge_window,
-        batch=_batch(block.block("batch")) if "batch" in block else None,
+        batch=batch,
         secrets=_secrets(block),
     )
     for part in (unknown, body, block):
@@ -147,14 +149,21 @@ def _url(block: Block) -> str:
         raise block.error("url", error.message) from None
 
 
-def _headers(block: Block) -> tuple[tuple[str, str], ...]:
+def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str], ...]:
     headers: dict[str, tuple[str, str]] = {}
     for name, value in block.members():
         if not _TOKEN.fullmatch(name):
             raise block.error(name, "is not a header's name")
         if name.lower() in _OURS:
             raise block.error(name, "is set by mqhooks itself: remove it")
-        headers[name.lower()] = (name, _header_value(block, name, value))
+        if name.lower() == "content-encoding" and batch is not None and batch.compression != "none":
+            raise block.error(name, f"is set by batch.compression = {batch.compression}: remove one of the two")
+        text = _header_value(block, name, value)
+        # Every nanomq.conf says this, of bodies that are one JSON value.
+        if name.lower() == "content-type" and _JSON.match(text) and batch is not None and batch.format == "ndjson":
+            block.warn(name, "application/x-ndjson is sent instead, since batch.format is ndjson")
+            continue
+        headers[name.lower()] = (name, text)
     return tuple(headers.values())
 
 
