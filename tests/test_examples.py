@@ -153,6 +153,14 @@ class ExampleTests(TestCase):
         )
         self.assertEqual(path.read_bytes().splitlines(), [hook_body(event) for event in events])
 
+    async def test_urls_that_are_none(self) -> None:
+        for example, name in (("fanout.tac", "presence"), ("sampled.tac", "samples")):
+            process = self.start(example, MQHOOKS_URL="ftp://h/")
+            self.assertEqual((await process.ended).exitCode, 1)
+            mistake = f"MQHOOKS_URL: webhook {name}: url: 'ftp://h/' is not a URL like http://host:8080/path"
+            self.assertEqual((process.errors + process.output).decode().count(mistake), 1)
+            self.assertNotIn(b"Traceback", process.errors + process.output)
+
     async def test_sampled(self) -> None:
         endpoint = Endpoint()
         url = endpoint.listen(self, reactor)

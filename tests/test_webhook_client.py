@@ -10,6 +10,7 @@ from treq.testing import RequestTraversalAgent, StringStubbingResource
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, RedirectAgent
 from twisted.web.error import SchemeNotSupported
@@ -18,7 +19,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 import mqhooks
-from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
+from mqhooks.errors import BadAnswer, ConfigError, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
 from mqhooks.nanomq.settings import BatchSettings, Rule, WebhookSettings
 from mqhooks.outbox.delivery import LONG_BODY, Delivery, whole
 from mqhooks.webhook.agent import PooledAgent
@@ -136,6 +137,14 @@ class ClientCase(TestCase):
         result = Deferred()
         client.deliver(DELIVERY, result.callback)
         return result
+
+
+class MistakeTests(SynchronousTestCase):
+    def test_urls(self):
+        for url in ("ftp://h/", "http:///x", "h:80", "http://hé/", "http://u:p@h/"):
+            error = self.assertRaises(ConfigError, WebhookClient, MemoryReactorClock(), WebhookSettings("w", url, RULES))
+            self.assertTrue(str(error).startswith("webhook w: url: "), str(error))
+            self.assertNotIn("\n", str(error))
 
 
 class ShortWayTests(ClientCase):

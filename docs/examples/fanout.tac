@@ -11,6 +11,7 @@ import os
 from twisted.application.service import Application
 from twisted.internet import reactor
 
+from mqhooks.errors import ConfigError
 from mqhooks.nanomq.settings import Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.service import OrderedService
@@ -31,7 +32,11 @@ presence = WebhookSettings(
 )
 
 # What is not delivered yet waits in the outbox. When it is full, and only then, VerneMQ's connections are not read any more.
-webhook = WebhookSink(reactor, presence, MemoryOutbox(max_size=64 << 20))
+try:
+    webhook = WebhookSink(reactor, presence, MemoryOutbox(max_size=64 << 20))
+except ConfigError as error:
+    # One line instead of a traceback.
+    raise SystemExit(f"MQHOOKS_URL: {error}") from None
 
 # Both get every event, and neither can stop the other.
 sink = FanOut([webhook, LogSink(reactor, path)])

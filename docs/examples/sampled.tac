@@ -12,6 +12,7 @@ import os
 from twisted.application.service import Application
 from twisted.internet import reactor
 
+from mqhooks.errors import ConfigError
 from mqhooks.nanomq.settings import Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.service import OrderedService
@@ -25,7 +26,11 @@ url = os.environ.get("MQHOOKS_URL", "http://127.0.0.1:8080/samples")
 share = float(os.environ.get("MQHOOKS_SHARE", "0.1"))
 
 samples = WebhookSettings(name="samples", url=url, rules=(Rule("on_message_publish"),), pool_size=4)
-webhook = WebhookSink(reactor, samples, MemoryOutbox())
+try:
+    webhook = WebhookSink(reactor, samples, MemoryOutbox())
+except ConfigError as error:
+    # One line instead of a traceback.
+    raise SystemExit(f"MQHOOKS_URL: {error}") from None
 
 # Events go from the outside in: first the hook and the topic are looked at, then the client's place in the sample.
 sink = FilterSink(SampleSink(webhook, share), hooks="on_publish", topics="sensors/#")

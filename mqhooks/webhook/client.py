@@ -16,8 +16,9 @@ from twisted.web.client import URI
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from mqhooks.errors import ConnectionBroken, DeliveryError, DeliveryTimeout, OutboxError
+from mqhooks.errors import ConfigError, ConnectionBroken, DeliveryError, DeliveryTimeout, OutboxError
 from mqhooks.histogram import Histogram
+from mqhooks.nanomq.blocks import check_url
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.delivery import LONG_BODY, Body, Delivery, whole
 from mqhooks.webhook.agent import PooledAgent
@@ -42,7 +43,7 @@ class WebhookClient(HTTPClient):
     :param settings: the endpoint.
     :param agent: ``None`` for a pooled one of the size and with the certificates that the settings give.
     :param now: tells the time of day, in seconds since 1970.
-    :raises mqhooks.errors.ConfigError: when the certificates don't serve.
+    :raises mqhooks.errors.ConfigError: when the URL is no place to send requests to, or the certificates don't serve.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class WebhookClient(HTTPClient):
         *,
         now: Callable[[], float] = time,
     ) -> None:
+        try:
+            check_url(settings.url)
+        except ConfigError as error:
+            raise ConfigError(error.message, f"webhook {settings.name}", "url") from None
         if agent is None:
             agent = PooledAgent(reactor, size=settings.pool_size, timeout=settings.cancel_timeout, tls=settings.tls)
         super().__init__(agent)

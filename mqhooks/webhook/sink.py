@@ -93,7 +93,7 @@ class WebhookSink(Service):
     :ivar down_since: when the endpoint was found down, in seconds since 1970; ``None`` while it is up.
     :ivar failure: the last attempt that did not deliver.
     :ivar refusal: the last of those that was answered.
-    :raises mqhooks.errors.ConfigError: when the certificates don't serve.
+    :raises mqhooks.errors.ConfigError: when the URL is no place to send requests to, or the certificates don't serve.
     """
 
     log = Logger()
