@@ -13,7 +13,6 @@ from typing import Any
 
 from twisted.application.service import IService
 from twisted.logger import Logger
-from twisted.python import usage
 
 from mqhooks import config
 from mqhooks.admin.bridge import Bridge
@@ -32,7 +31,7 @@ from mqhooks.sidecar.protocol import SidecarFactory
 from mqhooks.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut, LogSink, sinkFromString
 from mqhooks.summary import SummaryService
-from mqhooks.tools.options import one_of, whole
+from mqhooks.tools.options import CommandOptions, one_of, whole
 from mqhooks.webhooks import WebhookGroup
 
 SIDECAR_PORT = 8890
@@ -47,7 +46,7 @@ def _log_format(text: str) -> str:
     return one_of("--log-format", text, FORMATS)
 
 
-class Options(usage.Options):
+class Options(CommandOptions):
     """The command line of ``twistd mqhooks``."""
 
     synopsis = "[options]"

@@ -216,6 +216,19 @@ class ProcessTests(OptionsCase, TestCase):
         self.assertEqual(bridge.stderr, "mqhooks: /nowhere.conf: cannot be read: No such file or directory\n")
         self.assertEqual(bridge.stdout, "")
 
+    async def test_a_wrong_command_line_ends_it(self):
+        for command, args, mistake in (
+            ("mqhooks", ["--nope"], "option --nope not recognized"),
+            ("mqhooks", ["--url"], "option --url requires argument"),
+            ("mqhooks", ["--admin-port", "x"], "--admin-port: 'x' is not a whole number from 0 to 65535"),
+            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is no option; --help lists them"),
+            ("mqhooks-receive", ["--quiet", "--verbose"], "--quiet and --verbose contradict each other; give one of them"),
+            ("mqhooks-simulate", ["--rate", "x"], "--rate: 'x' is not a number of 0 or more"),
+        ):
+            process = Twistd(self, command, *args)
+            reason = await process.ended
+            self.assertEqual((reason.exitCode, process.stdout, process.stderr), (1, "", f"{command}: {mistake}\n"))
+
     async def test_a_sink_that_cannot_start_ends_the_start(self):
         bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--sink", "log:path=/nowhere/x.jsonl")
         reason = await bridge.ended

@@ -520,4 +520,4 @@ class PluginTests(TestCase):
         twistd = Twistd(self, "mqhooks-receive", "--fail=1")
         result = await twistd.ended
         self.assertEqual(result.exitCode, 1)
-        self.assertTrue(twistd.stdout.endswith(": --fail: '1' is not a share from 0% to 100%, like 10%\n"), twistd.stdout)
+        self.assertEqual(twistd.stderr, "mqhooks-receive: --fail: '1' is not a share from 0% to 100%, like 10%\n")

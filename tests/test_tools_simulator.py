@@ -708,7 +708,7 @@ class PluginTests(TestCase):
         twistd = Twistd(self, "mqhooks-simulate", "--mix=on_publich=1")
         result = await twistd.ended
         self.assertEqual(result.exitCode, 1)
-        self.assertTrue(twistd.stdout.endswith(": --mix: 'on_publich' is unknown; did you mean on_publish?\n"), twistd.stdout)
+        self.assertEqual(twistd.stderr, "mqhooks-simulate: --mix: 'on_publich' is unknown; did you mean on_publish?\n")
         self.assertEqual(twistd.stderr, "")
 
     async def test_a_bad_target(self):

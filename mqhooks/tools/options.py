@@ -1,5 +1,5 @@
 """
-What the tools' options have in common: values that are checked where they are read.
+What the options of our twistd commands have in common: mistakes are told in a line, and values are checked where they are read.
 
 Each function here makes a parser for one option, fit to be the last element of an entry of ``optParameters``.
 """
@@ -7,11 +7,41 @@ Each function here makes a parser for one option, fit to be the last element of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from math import inf
 
-from twisted.python.usage import UsageError
+from twisted.python.usage import Options, UsageError
+
+
+class CommandOptions(Options):
+    """
+    The options of a twistd command.
+    """
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """
+        Take a command line apart.
+
+        :param options: the words after the command.
+        :raises UsageError: when something in it is wrong.
+        :raises SystemExit: likewise under twistd, which would print all options before the line that says what is wrong.
+        """
+        try:
+            super().parseOptions(options)
+        except UsageError as error:
+            if self.parent is None:
+                raise
+            raise SystemExit(f"{self.parent.subCommand}: {error}") from None
+
+    def parseArgs(self, *args: str) -> None:
+        """
+        Take no words but options.
+
+        :raises UsageError: when there are others.
+        """
+        if args:
+            raise UsageError(f"{args[0]!r} is no option; --help lists them")
 
 
 def whole(option: str, least: int, most: int | None = None) -> Callable[[str], int]:

@@ -16,7 +16,6 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
-from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 from twisted.web.http import NO_BODY_CODES, UNAUTHORIZED
 from twisted.web.resource import Resource
@@ -28,7 +27,7 @@ from mqhooks.listening import Listener, address_name
 from mqhooks.nanomq.settings import secret_key
 from mqhooks.service import OrderedService
 from mqhooks.tools.ledger import Ledger, Received
-from mqhooks.tools.options import duration, share, whole
+from mqhooks.tools.options import CommandOptions, duration, share, whole
 from mqhooks.webhook.signature import verify
 
 
@@ -313,7 +312,7 @@ def _secret(text: str) -> str:
     return text
 
 
-class Options(UsageOptions):
+class Options(CommandOptions):
     """The options of ``twistd mqhooks-receive``."""
 
     synopsis = "[options]"

@@ -15,14 +15,13 @@ from google.protobuf.message import Message
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from mqhooks.errors import ConfigError
 from mqhooks.sidecar.encode import encode
 from mqhooks.sidecar.events import HOOKS, Event
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
-from mqhooks.tools.options import number, one_of, speed, whole
+from mqhooks.tools.options import CommandOptions, number, one_of, speed, whole
 from mqhooks.tools.pool import ConnectionPool
 from mqhooks.tools.replay import Capture, Replay
 from mqhooks.tools.sender import CHUNK, Sender, framed
@@ -126,7 +125,7 @@ def _generation(text: str) -> Generation:
     return cast(Generation, int(one_of("--generation", text, ("2024", "2026"))))
 
 
-class Options(UsageOptions):
+class Options(CommandOptions):
     """The options of ``twistd mqhooks-simulate``."""
 
     synopsis = "[options]"
