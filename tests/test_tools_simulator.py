@@ -709,7 +709,7 @@ class PluginTests(TestCase):
         result = await twistd.ended
         self.assertEqual(result.exitCode, 1)
         self.assertEqual(twistd.stderr, "mqhooks-simulate: --mix: 'on_publich' is unknown; did you mean on_publish?\n")
-        self.assertEqual(twistd.stderr, "")
+        self.assertEqual(twistd.stdout, "")
 
     async def test_a_bad_target(self):
         twistd = Twistd(self, "mqhooks-simulate", "--target=localhost")
