@@ -127,6 +127,7 @@ class RowTests(DamagedCase):
             "UPDATE batch SET checksum = NULL": [],
             "UPDATE batch SET deliveries = NULL": [],
             "UPDATE batch SET deliveries = 7": [],
+            "UPDATE batch SET checksum = 0, deliveries = x''": [],
             # To have them sent again is better than to lose them.
             "UPDATE progress SET settled = NULL": all_,
             "UPDATE progress SET settled = ''": all_,
@@ -169,6 +170,42 @@ class RowTests(DamagedCase):
         lines = "\n".join(self.lines())
         self.assertIn("set aside", lines)
         self.assertIn("holds 3 deliveries of webhook webhook-1, which is not configured", lines)
+
+    def test_an_invented_name_is_nobody_elses(self):
+        self.append(3)
+        store = self.store
+        other = store.outbox("webhook-1")
+        other.append(deliveries(2, 10))
+        self.turn()
+        self.change("UPDATE webhook SET name = CAST(x'ff77' AS TEXT) WHERE id = 1")
+        self.store = self.open()
+        self.assertEqual([delivery.id for delivery in self.store.outbox("webhook-1").claim(9)], ["msg_10", "msg_11"])
+        self.assertIn("holds 3 deliveries of webhook webhook-1-lost", "\n".join(self.lines()))
+
+    def test_bytes_that_no_row_has(self):
+        self.append(3)
+        self.change("UPDATE webhook SET bytes = 1 << 40")
+        self.store = self.open()
+        accepted = self.append(1, 3)
+        self.outbox.settle(*self.claim())
+        self.turn()
+        self.assertNoResult(accepted)
+        self.clock.advance(1)
+        self.successResultOf(accepted)
+
+    def test_rows_that_cannot_be_dropped(self):
+        for start in range(0, 100, 10):
+            self.append(10, start, size=1000)
+        self.change("UPDATE batch SET count = NULL WHERE id % 16 = 4", anything=True)
+        self.store = self.open(max_size=10_000, on_full="drop_oldest")
+        self.append(10, 100, size=1000)
+        connection = sqlite3.connect(self.path)
+        ((pending, rows),) = connection.execute(
+            "SELECT accepted - dropped, (SELECT sum(coalesce(count, 10)) FROM batch) FROM webhook"
+        ).fetchall()
+        connection.close()
+        self.assertEqual(pending, rows)
+        self.assertEqual(self.outbox.dropped, 30)
 
     def test_a_client_of_any_length(self):
         for length in (LONG_BODY, 3 * LONG_BODY):
@@ -273,6 +310,29 @@ class LetterTests(DamagedCase):
         self.store = self.open()
         self.assertEqual(self.numbers(), sorted({*range(1, 41)} - {*damaged}))
         self.assertEqual(self.outbox.letters, 40 - len(damaged))
+
+    def test_letters_that_may_be_gone_and_cannot_be_looked_for(self):
+        self.kill(self.store)
+        self.store = self.open(dead_max=1)
+        self.bury(1)
+        write = self.store._write
+
+        def replay_and_write(plans):
+            self.patch(self.store, "_write", write)
+            self.store.replay([1])
+            write(plans)
+            self.store._reader = BrokenReader(self.store._reader, "FROM dead")
+
+        accepted = self.outbox.append(deliveries(1, 7))
+        self.turn()
+        self.patch(self.store, "_write", replay_and_write)
+        self.outbox.bury(*self.claim(), "http://h/", "refused", 413, b"", 5)
+        accepted = self.outbox.append(deliveries(1, 8))
+        self.turn()
+        self.store._reader = self.store._reader.reader
+        self.successResultOf(accepted)
+        self.turn()
+        self.assertEqual([delivery.id for delivery in self.claim()], ["msg_8", "msg_0"])
 
     def test_letters_whose_webhook_is_lost(self):
         self.bury(3)
@@ -415,6 +475,33 @@ class ReadTests(DamagedCase):
         self.assertEqual([delivery.place for delivery in self.outbox.recall(places)], places)
         self.assertEqual((self.outbox.dropped, self.outbox.pending), (0, 10))
 
+    def test_a_long_row(self):
+        for which, again in (("ab", False), ("a", True), ("b", True)):
+            self.setUp()
+            long = {"a": ("c", LONG_BODY + 1), "b": ("c" * LONG_BODY, LONG_BODY)}
+            self.outbox.append([Delivery(name, long[name][0], 1, b"x" * long[name][1]) for name in which])
+            self.append(2)
+            if again:
+                self.claim()
+                self.outbox.reclaim()
+            else:
+                self.kill(self.store)
+                self.store = self.open()
+            reader, opened = self.store._reader, []
+
+            class Failing(BrokenReader):
+                def blobopen(self, *args, opened=opened, **options):
+                    opened.append(args)
+                    raise sqlite3.OperationalError("disk I/O error")
+
+            self.store._reader = Failing(reader, "no question")
+            self.assertEqual(self.claim(), [])
+            self.clock.advance(1)
+            self.store._reader = reader
+            self.assertEqual([delivery.id for delivery in self.claim()], [*which, "msg_0", "msg_1"])
+            self.assertTrue(opened)
+            self.assertNotIn("stopping", "\n".join(self.lines()))
+
     def test_recall_of_a_damaged_row(self):
         self.append(10)
         claimed = self.claim()
@@ -438,6 +525,25 @@ class ReadTests(DamagedCase):
         self.clock.advance(1)
         self.turn()
         self.assertEqual((self.outbox.pending, self.count("request")), (1, 0))
+
+    def test_a_request_that_does_nothing_holds_no_other_up(self):
+        self.bury(1)
+        other = Letters(self.path)
+        self.addCleanup(other.close)
+        other.ask("purge", [77])
+        write = self.store._write
+
+        def slow(plans):
+            # What a thread does takes a while.
+            self.patch(self.store, "_write", write)
+            self.store._take_up_requests()
+            write(plans)
+
+        self.patch(self.store, "_write", slow)
+        self.append(1)
+        other.ask("purge", [1])
+        self.clock.pump([1, 0, 0])
+        self.assertEqual((self.count("request"), self.outbox.letters), (0, 0))
 
     def test_many_requests_are_done_some_at_a_time(self):
         self.bury(4 * REQUESTS, size=1000)

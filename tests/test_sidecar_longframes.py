@@ -126,6 +126,18 @@ class LongFramesTests(ProtocolCase):
         second.connectionLost()
         self.assertEqual(self.states(first), ["producing"])
 
+    def test_short_brakes_help_nobody_who_trickles(self):
+        _, second = self.one_waits()
+        for number in range(9):
+            self.clock.advance(STALLED - 5)
+            for braked in (True, False):
+                self.factory.long_frames.brake(braked=braked)
+                self.clock.advance(0.1)
+            if second.transport.disconnected:
+                break
+            second.dataReceived(publish(2, 5000)[3000 + number : 3001 + number])
+        self.assertEqual(number, 1)
+
     def test_nobody_is_given_up_while_nobody_waits(self):
         only = self.connect()
         only.dataReceived(publish(1, 9000)[:8000])

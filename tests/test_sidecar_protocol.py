@@ -278,9 +278,13 @@ class BackpressureTests(ProtocolCase):
         self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))
         for protocol in self.protocols:
             protocol.connectionLost()
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual((self.clock.getDelayedCalls(), self.warnings()), ([], []))
+        self.connect()
+        self.clock.advance(PATIENCE)
+        self.assertTrue(self.counters.paused)
         self.sink.held[0].callback(None)
         self.assertFalse(self.factory.braked)
+        self.assertFalse(self.counters.paused)
 
     def test_a_sink_that_fails_is_logged_and_does_not_stop_the_stream(self):
         self.protocols[0].dataReceived(publish(1, UNACCEPTED_LIMIT))

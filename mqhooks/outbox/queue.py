@@ -334,10 +334,7 @@ class SqliteOutbox:
         plan.resolved = list(self._resolved)
         plan.thinned = self._thin()
         if self.excess > 0 and self._store.on_full == "drop_oldest":
-            try:
-                plan.dropped = self._drop(self.excess)
-            except sqlite3.DatabaseError as error:
-                self._store.unreadable(error)
+            plan.dropped = self._drop(self.excess)
             if self._store.complaints.allow(("dropped", self.name)) is not None:
                 self._store.log.warn(
                     "{path}: webhook {name} is full (outbox.max_size): the oldest make room, {dropped} are dropped so far",
@@ -373,8 +370,14 @@ class SqliteOutbox:
 
     def _miss_forgotten(self) -> None:
         """See which dead letters were resolved while a transaction that was under way made room for newer ones."""
+        there = "SELECT count(*) FROM dead WHERE id = ?"
+        try:
+            gone = [number for number in self._resolved if not self._store.reader.execute(there, (number,)).fetchone()[0]]
+        except sqlite3.DatabaseError as error:
+            self._store.unreadable(error)
+            return
         for number, delivery in list(self._resolved.items()):
-            if self._store.dead_letter(number) is None:
+            if number in gone:
                 self.letters += 1
                 del self._resolved[number]
                 if delivery is not None and not isinstance(delivery.body, bytes):
@@ -414,7 +417,9 @@ class SqliteOutbox:
         """
         if self._batches or self._again or self._new or self._finished or self._read < self._last:
             return
-        self.bytes = 0
+        if self.bytes:
+            self.bytes = 0
+            self.release()
         if not self.pending:
             return
         if self.pending > 0:
@@ -439,21 +444,23 @@ class SqliteOutbox:
 
     def _drop(self, excess: int) -> list[int]:
         """Give up the oldest rows that nobody has read."""
-        rows = self._store.reader.execute(
-            "SELECT id, count, length(deliveries) FROM batch WHERE id > ? AND id <= ? ORDER BY id", (self._read, self._last)
-        )
-        dropped = []
-        for number, count, size in rows:
-            if excess <= 0:
-                break
-            # What a crash has left half settled is not pending as a whole.
-            batch = Batch.stored(number, count, size, self._progress.pop(number, None))
-            self.dropped += batch.left
-            self.bytes -= size
-            excess -= size
-            self._read = number
-            dropped.append(number)
-        rows.close()
+        dropped: list[int] = []
+        question = "SELECT id, count, length(deliveries) FROM batch WHERE id > ? AND id <= ? ORDER BY id"
+        try:
+            rows = self._store.reader.execute(question, (self._read, self._last))
+            for number, count, size in rows:
+                if excess <= 0:
+                    break
+                # What a crash has left half settled is not pending as a whole.
+                batch = Batch.stored(number, count, size, self._progress.pop(number, None))
+                self.dropped += batch.left
+                self.bytes -= size
+                excess -= size
+                self._read = number
+                dropped.append(number)
+            rows.close()
+        except sqlite3.DatabaseError as error:
+            self._store.unreadable(error)
         return dropped
 
     def _thin(self) -> list[tuple[int, bytes, int]]:
@@ -495,8 +502,8 @@ class SqliteOutbox:
         try:
             while self._again and self._wants_more():
                 again = self._store.reader.execute(one, (self._again[0],)).fetchone()
-                number = self._again.popleft()
-                self._load_row(*again or (number, 0, 1, 0, b""))
+                self._load_row(*again or (self._again[0], 0, 1, 0, b""))
+                self._again.popleft()
             rows = self._store.reader.execute(question, (self._read, self._last))
             while not self._again and self._wants_more():
                 row = rows.fetchone()
@@ -508,6 +515,9 @@ class SqliteOutbox:
                 self._load_row(*row)
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
+        except OutboxError:
+            # Who could not read a body has said so.
+            pass
         finally:
             if rows is not None:
                 rows.close()
@@ -516,8 +526,8 @@ class SqliteOutbox:
         return len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES
 
     def _load_row(self, number: int, count: int, checksum: int, size: int, data: bytes | None) -> None:
-        self._read = max(self._read, number)
         row = self._sound(number, checksum, size, data)
+        self._read = max(self._read, number)
         if row is not None:
             # The checksum speaks for these, and nothing for the count that stands beside them.
             count = len(row)

@@ -133,13 +133,21 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> str:
     found = _rows(source, "webhook", "id, CAST(name AS BLOB), accepted, delivered, dead")
     webhooks = {row[0]: row[1:] for row in found if 0 < row[0] < WEBHOOKS}
     names = _names(source)
-    taken: set[str] = set()
+    for number, (raw, *_) in webhooks.items():
+        name = _text(raw)
+        if name:
+            names[number] = name
+    known = {name: number for number, name in names.items()}
+    taken = {*known, *letters}
     for number in webhooks.keys() | pending.keys():
-        raw, *counters = webhooks.get(number, (None, 0, 0, 0))
-        name = _text(raw) or names.get(number)
-        if name is None or name in taken:
+        _, *counters = webhooks.get(number, (None, 0, 0, 0))
+        name = names.get(number)
+        if name is None or known[name] != number:
             name = f"webhook-{number}"
-        taken.add(name)
+            while name in taken:
+                name += "-lost"
+            taken.add(name)
+            known[name] = number
         accepted, delivered, dead = (value if type(value) is int and 0 < value < 1 << 60 else 0 for value in counters)
         dead = max(dead, letters[name])
         left = pending[number]
@@ -150,7 +158,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> str:
             (number, name, delivered + dead + dropped + left, delivered, dead, dropped, sizes[number], last[number]),
         )
     for name, dead in letters.items():
-        if name not in taken:
+        if name not in known:
             target.execute("INSERT INTO webhook (name, accepted, dead) VALUES (?, ?, ?)", (name, dead, dead))
     target.execute("COMMIT")
     source.close()
@@ -163,7 +171,10 @@ def _copy_batches(source: sqlite3.Connection, target: sqlite3.Connection) -> Ite
         if not isinstance(deliveries, bytes) or crc32(deliveries) != checksum:
             continue
         # The checksum speaks for these, and nothing for the count that stands beside them.
-        count, size = len(_items(deliveries)), len(deliveries)
+        try:
+            count, size = len(_items(deliveries)), len(deliveries)
+        except msgspec.DecodeError:
+            continue
         settled = progress.get(number)
         try:
             batch = Batch.stored(number, count, size, settled)

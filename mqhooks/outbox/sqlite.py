@@ -509,7 +509,7 @@ class SqliteStore(Service):
         if self._handled and self._poll is not None:
             self._more_asked = self._reactor.callLater(0, self._take_up_requests)
         self._handled = []
-        if self._dirty:
+        if self._dirty or self._requests:
             self._schedule()
         self._tell_flushed()
 

@@ -53,7 +53,7 @@ class LongFrames:
         self._waiting: dict[Reader, None] = {}
         self._came = 0.0
         self._brought = 0
-        self._braked = False
+        self._braked: float | None = None
         self._watch: IDelayedCall | None = None
 
     def note(self, reader: Reader, held: int) -> None:
@@ -81,8 +81,12 @@ class LongFrames:
 
     def brake(self, *, braked: bool) -> None:
         """Note whether no connection at all is read: nobody can be blamed for what does not come then."""
-        self._braked = braked
-        self._came = self._clock.seconds()
+        now = self._clock.seconds()
+        if braked:
+            self._braked = now
+        elif self._braked is not None:
+            self._came += now - self._braked
+            self._braked = None
 
     def _wait(self, reader: Reader) -> None:
         if self._reading is None:
@@ -114,7 +118,7 @@ class LongFrames:
     def _look(self) -> None:
         """See whether the one that others wait for makes progress."""
         self._watch = None
-        left = STALLED if self._braked else self._came + STALLED - self._clock.seconds()
+        left = STALLED if self._braked is not None else self._came + STALLED - self._clock.seconds()
         if left > 0:
             self._watch = self._clock.callLater(left, self._look)
         elif self._reading is not None:

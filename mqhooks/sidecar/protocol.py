@@ -321,6 +321,7 @@ class SidecarFactory(ServerFactory):
         self.counters.connections = len(self.connections)
         if self.braked:
             protocol.regulate()
+            self._tell_soon()
         if len(self.connections) == 1:
             self.log.info("{peer}: the first sidecar connection is here", peer=protocol.peer)
 
@@ -330,7 +331,7 @@ class SidecarFactory(ServerFactory):
         self.counters.connections = len(self.connections)
         if not self.connections:
             self.log.info("{peer}: the last sidecar connection is gone", peer=protocol.peer)
-            self._tell_no_more()
+            self._forget_to_tell()
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)
@@ -389,13 +390,16 @@ class SidecarFactory(ServerFactory):
         accepted.addErrback(lambda failure: self.log.failure("the sink lost {count} events", failure, count=count))
         accepted.addCallback(self._accepted, size)
         if self._unaccepted > UNACCEPTED_LIMIT and not self.braked:
-            self._telling = self._clock.callLater(PATIENCE, self._tell)
+            self._tell_soon()
             self._brake(braked=True)
 
     def _accepted(self, _: None, size: int) -> None:
         self._unaccepted -= size
         if self.braked and self._unaccepted <= UNACCEPTED_LIMIT // 2:
-            self._tell_no_more()
+            self._forget_to_tell()
+            if self.counters.paused:
+                self.counters.paused = False
+                self.log.info("the sinks have room: VerneMQ's connections are read again")
             self._brake(braked=False)
 
     def _brake(self, *, braked: bool) -> None:
@@ -404,19 +408,20 @@ class SidecarFactory(ServerFactory):
         for protocol in list(self.connections):
             protocol.regulate()
 
+    def _tell_soon(self) -> None:
+        if self._telling is None and not self.counters.paused:
+            self._telling = self._clock.callLater(PATIENCE, self._tell)
+
+    def _forget_to_tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+
     def _tell(self) -> None:
         self._telling = None
         self.counters.pauses += 1
         self.counters.paused = True
         self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
-
-    def _tell_no_more(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        if self.counters.paused:
-            self.counters.paused = False
-            self.log.info("the sinks have room: VerneMQ's connections are read again")
 
     def oversized(self, protocol: SidecarProtocol, length: int) -> None:
         """Count a frame that is too long to be held in memory."""
