@@ -204,6 +204,37 @@ class SyntaxTests(ConfigCase):
         for text in ("{", "a = [1", 'a = "x', "= 1", "a {", "webhook { url }"):
             self.assertIn("syntax error", self.mistake(text))
 
+    def test_a_quoted_key_after_a_dot(self):
+        self.assertEqual(
+            self.mistake('webhook {\n  headers."a b" = x\n}'),
+            "syntax error in line 2, column 11: 'headers.\"a b\" = x'; a key in quotes has no dots beside it: "
+            'write it in braces, as in headers { "x-a" = b }',
+        )
+        for text in ('a = b."c', '"a" "b" = c', "a. = b = c"):
+            self.assertNotIn("in braces", self.mistake(text))
+
+    def test_escapes(self):
+        """They are the same for every key, and those of JSON."""
+        for written, text in {
+            r"\u0041\u00E9\ud83d\ude00": "A\u00e9\U0001f600",
+            r"\\u0041": r"\u0041",
+            r"a\/b\\c\"": 'a/b\\c"',
+            r"\=\#\!": "=#!",
+            r"\q": r"\q",
+            r"\ud83d": "\ufffd",
+            "": "",
+        }.items():
+            webhook = self.webhook(
+                f'headers {{ x = "{written}", y = "<"${{webhook.headers.x}}">" }}\ntls.key_password = "{written}"',
+                url='url = "https://h/"',
+            )
+            self.assertEqual(webhook.headers, (("x", text), ("y", f"<{text}>")))
+            self.assertEqual(webhook.tls.key_password, text)
+        self.assertEqual(self.load(r'mqhooks.admin.hosts = ["\u0061.example"]').admin.hosts, ("a.example",))
+        self.assertEqual(self.webhook(r'body.encoding = "pl\u0061in"').encoding, "plain")
+        self.assertIn("another control character", self.webhook_mistake(r'headers.x = "\b"'))
+        self.assertEqual(self.webhook(r'headers.x = """\u0041\n"""').headers, (("x", r"\u0041\n"),))
+
     def test_files_that_cannot_be_read(self):
         for path, reason in (("/nowhere/x.conf", "No such file"), (self.mktemp(), "No such file"), ("/", "directory")):
             error = self.assertRaises(ConfigError, load, path)
@@ -373,7 +404,10 @@ class WebhookTests(ConfigCase):
         for value in ('"a\\nb"', '"a\\rb"', '"a\0b"'):
             self.assertIn("headers.x: has a line break", self.webhook_mistake(f"headers.x = {value}"))
         self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = [1]"))
-        self.assertIn("is not a header's name", self.webhook_mistake('headers { "a b" = 1 }'))
+        self.assertEqual(
+            self.webhook_mistake('headers { "a b" = 1 }'),
+            "headers.a b: is not a header's name: those are of letters, digits and hyphens",
+        )
         self.assertIn("headers: 5 is not a block", self.webhook_mistake("headers = 5"))
         self.assertEqual(self.webhook('headers.x = " ö "').headers, (("x", "ö"),))
 

@@ -153,7 +153,7 @@ def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str]
     headers: dict[str, tuple[str, str]] = {}
     for name, value in block.members():
         if not _TOKEN.fullmatch(name):
-            raise block.error(name, "is not a header's name")
+            raise block.error(name, "is not a header's name: those are of letters, digits and hyphens")
         if name.lower() in _OURS:
             raise block.error(name, "is set by mqhooks itself: remove it")
         if name.lower() == "content-encoding" and batch is not None and batch.compression != "none":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyhocon import ConfigFactory, config_parser
-from pyhocon.config_tree import ConfigUnquotedString, NoneValue
+from pyhocon.config_tree import ConfigQuotedString, ConfigUnquotedString, NoneValue
 from pyhocon.exceptions import ConfigSubstitutionException
 from pyparsing import ParseBaseException, ParserElement, Regex
 
@@ -52,6 +52,10 @@ _QUANTITY = re.compile(r"\s*(\+?(?:\d{1,18}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,2})
 _NUMBER = r"[+-]?(?:\d*\.)?\d+(?:[eE][+-]?\d+)?"
 _BARE = re.compile(rf"{_NUMBER}|true|false", re.IGNORECASE)
 _CONFIDENTIAL = re.compile(r"(whsec_|secret|password|authorization|token|key|://[^/\s]*@).*", re.IGNORECASE)
+_ESCAPE = re.compile(r"(?P<units>(?:\\u[0-9A-Fa-f]{4})+)|\\.")
+# What JSON has, and what pyhocon has from .properties files.
+_ESCAPED = dict(zip(r'"\/bfnrt=#!', '"\\/\b\f\n\r\t=#!', strict=True))
+_QUOTED_PART = re.compile(r'[^"#=:]*\.\s*"$')
 _NESTING = "nested too deeply, or it includes itself"
 
 T = TypeVar("T")
@@ -92,6 +96,8 @@ def _parse_file(path: str, **options: Any) -> Any:
         place = f"in line {error.lineno}, column {error.column}: {line[:80]!r}"
         if error.loc >= len(text.rstrip()):
             place = "at the end of the file: something is not closed or not finished"
+        elif _QUOTED_PART.match(error.line[: error.column]):
+            place += '; a key in quotes has no dots beside it: write it in braces, as in headers { "x-a" = b }'
         raise ConfigError(f"syntax error {place}", path) from None
     except (ConfigError, ConfigSubstitutionException, RecursionError):
         raise
@@ -137,11 +143,11 @@ def _including(warnings: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _as_written() -> Iterator[None]:
-    """
-    Have numbers, durations and truth values read as the text that they are.
+    r"""
+    Have numbers, durations and truth values read as the text that they are, and all of JSON's escapes understood.
 
-    pyhocon makes ``7`` of ``007`` and ``0:05:00-x`` of ``5m-x``, within text too, and what was written is gone. The
-    expression for durations is the one that it tries first.
+    pyhocon makes ``7`` of ``007`` and ``0:05:00-x`` of ``5m-x``, within text too, and what was written is gone; in quotes it
+    knows no ``\u0041``. The expression for durations is the one that it tries first.
     """
     original = config_parser.get_period_expr
     config_parser.get_period_expr = _scalar
@@ -155,7 +161,23 @@ def _scalar() -> ParserElement:
     number = Regex(rf"{_NUMBER}(?=[ \t]*(?:\Z|[$}}\],#\n\r]|//))[ \t]*")
     truth = Regex(r"(?:true|false)(?![\w$])[ \t]*", re.IGNORECASE)
     null = Regex(r"null(?![\w$])[ \t]*", re.IGNORECASE)
-    return (number | truth).set_parse_action(lambda tokens: ConfigUnquotedString(tokens[0])) | null.set_parse_action(_Null)
+    quoted = Regex(r'"(?!"")(?P<text>(?:[^"\\\n]|\\.)*)"(?P<space>[ \t]*)')
+    return (
+        (number | truth).set_parse_action(lambda tokens: ConfigUnquotedString(tokens[0]))
+        | null.set_parse_action(_Null)
+        | quoted.set_parse_action(_quoted)
+    )
+
+
+def _quoted(text: str, at: int, tokens: Any) -> ConfigQuotedString:
+    return ConfigQuotedString(_ESCAPE.sub(_unescaped, tokens["text"]), tokens["space"], text, at)
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    if escape["units"] is None:
+        return _ESCAPED.get(escape[0][1], escape[0])
+    # What has no place among the first 65,536 characters is written as two halves; one alone is no character.
+    return bytes.fromhex(escape["units"].replace("\\u", "")).decode("utf-16-be", "replace")
 
 
 class _Null(NoneValue):  # type: ignore[misc]
@@ -239,9 +261,6 @@ class Block:
             return default
         if not isinstance(value, str):
             raise self._wrong(key, value, "text")
-        escape = re.search(r"\\u[0-9A-Fa-f]{4}|\\/", value)
-        if escape is not None:
-            raise self.error(key, f"the escape {escape.group()} is not understood: write the character itself")
         return value
 
     def file(self, key: str, default: T) -> str | T:
