@@ -93,6 +93,10 @@ def _ask(letters: Letters, options: Namespace) -> Iterator[str]:
         raise MqhooksError(f"{options.action}: all of them or these? Give --all or numbers, not both")
     if options.all:
         numbers = [letter.number for letter in letters.of(options.webhook) if not (replay and letter.damage)]
+        if not numbers:
+            whose = f" of webhook {printable(options.webhook, NAME)}" if options.webhook else ""
+            yield f"{options.action}: there are no dead letters{whose}{' that can be replayed' if replay else ''}"
+            return
     elif options.webhook or not numbers:
         raise MqhooksError(f"{options.action}: which ones? Give their numbers, or --all, or --all --webhook NAME")
     else:

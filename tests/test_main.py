@@ -102,6 +102,15 @@ class DeadTests(SynchronousTestCase):
         outbox = self.store.outbox("billing")
         self.assertEqual((outbox.accepted, outbox.dead, outbox.pending), (3, 3, 0))
 
+    def test_all_of_none(self):
+        self.assertEqual(
+            self.run_command("purge", "--all", "--webhook", "nix\n"), ["purge: there are no dead letters of webhook nix\\n"]
+        )
+        self.run_command("purge", "--all")
+        self.clock.pump([1, 0])
+        self.assertEqual(self.run_command("purge", "--all"), ["purge: there are no dead letters"])
+        self.assertEqual(self.run_command("replay", "--all"), ["replay: there are no dead letters that can be replayed"])
+
     def test_while_nobody_uses_the_outbox(self):
         self.close(self.store)
         self.run_command("replay", "--all")
