@@ -356,7 +356,7 @@ class SqliteStore(Service):
         )
 
     def _look(self) -> None:
-        """Once a second: make room, try again what could not be read, and see whether another process has asked for something."""
+        """Once a second: make room, read again what could not be read, see whether another process asks for something."""
         self._poll = self._reactor.callLater(1.0, self._look)
         for outbox in self._outboxes.values():
             outbox.thin()
