@@ -11,10 +11,10 @@ from ipaddress import ip_address
 from typing import Literal, cast, get_args
 
 from mqhooks.errors import ConfigError
-from mqhooks.nanomq.blocks import check_url, shared, webhooks
+from mqhooks.nanomq.blocks import shared, webhooks
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import Block, read
-from mqhooks.nanomq.settings import Rule, SharedSettings, WebhookSettings
+from mqhooks.nanomq.settings import Rule, SharedSettings, WebhookSettings, check_url
 
 OutboxKind = Literal["sqlite", "memory"]
 Sync = Literal["normal", "full"]

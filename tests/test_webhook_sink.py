@@ -11,12 +11,13 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
 from mqhooks.histogram import Histogram
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
+from mqhooks.webhook import lanes as lanes_module
 from mqhooks.webhook import sink as sink_module
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
@@ -119,6 +120,28 @@ class SinkTests(SynchronousTestCase):
         self.assertEqual((settled, sink.counters.delivered, sink.counters.attempts, sink.counters.dead), ([4, 1], 5, 6, 1))
         later.pop()()
         self.assertEqual(settled, [4, 1])
+        self.assert_identities()
+
+    def test_parked_deliveries_that_cannot_be_read_now_are_read_later(self):
+        class Unreadable(DurableOutbox):
+            broken = True
+
+            def recall(self, places):
+                if self.broken:
+                    raise OutboxError("disk I/O error")
+                return super().recall(places)
+
+        self.patch(lanes_module, "PARKED", 0)
+        sink = self.make(Unreadable())
+        sink.receive([publish("c", 1), publish("c", 2)])
+        self.client.end(500)
+        self.clock.advance(1)
+        self.assertEqual(self.client.under_way, [])
+        self.outbox.more()
+        self.outbox.broken = False
+        self.assertEqual(self.client.under_way, [])
+        self.outbox.more()
+        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [1, 2])
         self.assert_identities()
 
     def test_stopping_waits_for_what_one_turn_answers(self):

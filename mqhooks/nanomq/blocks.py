@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from typing import Any, cast, get_args
-from urllib.parse import urlsplit
 
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
@@ -24,6 +23,7 @@ from mqhooks.nanomq.settings import (
     SharedSettings,
     TLSSettings,
     WebhookSettings,
+    check_url,
     secret_key,
 )
 from mqhooks.nanomq.topics import check_filter
@@ -113,30 +113,6 @@ def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
         ordering=cast(Ordering, block.choice("ordering", defaults.ordering, get_args(Ordering))),
         merge_window=block.duration("merge_window", defaults.merge_window, unit="ms", zero=True),
     )
-
-
-def check_url(url: str) -> str:
-    """
-    Check where requests are to be sent.
-
-    :returns: the URL, its scheme in lower case.
-    :raises mqhooks.errors.ConfigError: when that is no place; the message alone.
-    """
-    shown = re.sub(r"//[^/]*@", "//…@", url)
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{shown!r} is not a URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("a URL's user and password are not sent: set headers.authorization instead")
-    if parts.fragment:
-        raise ConfigError(f"{shown!r} has a fragment (#…), which is never sent: remove it")
-    return parts.scheme + url[len(parts.scheme) :]
 
 
 def _url(block: Block) -> str:

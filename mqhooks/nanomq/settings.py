@@ -4,9 +4,11 @@ What one ``webhook {}`` block says, validated and frozen.
 
 from __future__ import annotations
 
+import re
 from binascii import Error, a2b_base64
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from mqhooks.errors import ConfigError
 
@@ -150,6 +152,30 @@ class WebhookSettings:
     merge_window: float = 0.05
     batch: BatchSettings | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+def check_url(url: str) -> str:
+    """
+    Check where requests are to be sent.
+
+    :returns: the URL, its scheme in lower case.
+    :raises mqhooks.errors.ConfigError: when that is no place; the message alone.
+    """
+    shown = re.sub(r"//[^/]*@", "//…@", url)
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{shown!r} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("a URL's user and password are not sent: set headers.authorization instead")
+    if parts.fragment:
+        raise ConfigError(f"{shown!r} has a fragment (#…), which is never sent: remove it")
+    return parts.scheme + url[len(parts.scheme) :]
 
 
 def secret_key(secret: str) -> bytes:

@@ -18,8 +18,7 @@ from twisted.web.iweb import IAgent
 
 from mqhooks.errors import ConfigError, ConnectionBroken, DeliveryError, DeliveryTimeout, OutboxError
 from mqhooks.histogram import Histogram
-from mqhooks.nanomq.blocks import check_url
-from mqhooks.nanomq.settings import WebhookSettings
+from mqhooks.nanomq.settings import WebhookSettings, check_url
 from mqhooks.outbox.delivery import LONG_BODY, Body, Delivery, whole
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
