@@ -36,10 +36,10 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def issue(self, *, dns=(), addresses=()):
+    def issue(self, *, dns=(), addresses=(), name="Test"):
         """Make a key and a certificate; returns both as PEM, the key as an object too."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Test")])
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         names = [*map(x509.DNSName, dns), *(x509.IPAddress(ip_address(address)) for address in addresses)]
         constraints = x509.BasicConstraints(ca=False, path_length=None)
         return pem(self.sign(subject, key.public_key(), constraints, names)), key

@@ -46,8 +46,10 @@ class DeliveryTests(FilesMixin, TestCase):
         self.client_authority = Authority("Client authority")
         self.cacertfile = self.file("ca.pem", pem(self.authority.certificate))
 
-    def serve(self, answer=None, *, dns=("localhost",), addresses=("127.0.0.1",), demand=False, authority=None, **more):
-        certificate, key = (authority or self.authority).issue(dns=dns, addresses=addresses)
+    def serve(
+        self, answer=None, *, dns=("localhost",), addresses=("127.0.0.1",), name="Test", demand=False, authority=None, **more
+    ):
+        certificate, key = (authority or self.authority).issue(dns=dns, addresses=addresses, name=name)
         trusted = [Certificate.loadPEM(pem(self.client_authority.certificate))] if demand else None
         ours = PrivateCertificate.fromCertificateAndKeyPair(Certificate.loadPEM(certificate), KeyPair.load(key_pem(key), 1))
         options = CertificateOptions(
@@ -222,6 +224,20 @@ class DeliveryTests(FilesMixin, TestCase):
         port = self.serve(dns=["elsewhere.example"], addresses=["127.0.0.2"])
         self.assertIn("localhost", await self.assert_refused("localhost", port, cacertfile=self.cacertfile))
         await self.assert_refused("127.0.0.1", port, cacertfile=self.cacertfile)
+
+    async def test_certificate_that_names_no_host_is_refused(self):
+        for dns, addresses, name in (
+            ((), (), "device-0042"),
+            ((), (), "localhost"),
+            (("*.test",), (), "localhost"),
+            (("*",), (), "localhost"),
+            (("127.0.0.1",), (), "127.0.0.1"),
+            (("l*.localhost", "*.localhost"), (), "localhost"),
+        ):
+            port = self.serve(dns=dns, addresses=addresses, name=name)
+            for host in ("localhost", "127.0.0.1"):
+                reason = await self.assert_refused(host, port, cacertfile=self.cacertfile)
+                self.assertIn(f"not for {host}", reason)
 
     async def test_client_certificate(self):
         port = self.serve(demand=True)

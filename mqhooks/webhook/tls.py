@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
+from service_identity.hazmat import DNS_ID, IPAddress_ID, ServiceID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from mqhooks.errors import ConfigError
+from mqhooks.errors import CertificateRefused, ConfigError
 from mqhooks.nanomq.settings import TLSSettings
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
@@ -37,7 +43,39 @@ def tls_options(host: str, settings: TLSSettings | None) -> IOpenSSLClientConnec
         certificate, *chain = _load(settings, "certfile", settings.certfile, _certificates)
         key = _load(settings, "keyfile", settings.keyfile, lambda pem: _private_key(pem, settings.key_password, certificate))
         ours = {"certificate": certificate, "privateKey": key, "extraCertChain": chain}
-    return optionsForClientTLS(host, trustRoot=trust_root, extraCertificateOptions=ours)
+    return _NamedHost(host, optionsForClientTLS(host, trustRoot=trust_root, extraCertificateOptions=ours))
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _NamedHost:
+    """
+    Refuses every certificate that does not name the host.
+
+    Twisted's own check lets a certificate pass when service_identity cannot read its names: one without a ``subjectAltName``, or
+    with a malformed one. Here whatever is not a positive match is a refusal.
+    """
+
+    def __init__(self, host: str, creator: IOpenSSLClientConnectionCreator) -> None:
+        self._host = host
+        self._creator = creator
+        address = isIPAddress(host) or isIPv6Address(host)
+        self._wanted: ServiceID = IPAddress_ID(host) if address else DNS_ID(host)
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        def verify(_: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+            if not ok or depth:
+                return bool(ok)
+            try:
+                verify_service_identity(extract_patterns(certificate), [self._wanted], [])
+            except Exception as problem:
+                reason = CertificateRefused(f"the certificate is not for {self._host} ({type(problem).__name__})")
+                tlsProtocol.failVerification(Failure(reason))
+                return False
+            return True
+
+        connection: SSL.Connection = self._creator.clientConnectionForTLS(tlsProtocol)
+        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
+        return connection
 
 
 def _load(settings: TLSSettings, key: str, path: str, parse: Callable[[bytes], Any]) -> Any:
