@@ -51,7 +51,7 @@ class _NamedHost:
     """
     Refuses every certificate that does not name the host.
 
-    Twisted's own check lets a certificate pass when service_identity cannot read its names: one without a ``subjectAltName``, or
+    Twisted's own check lets a certificate pass when service_identity cannot read its names: one without a ``subjectAltName`` or
     with a malformed one. Here whatever is not a positive match is a refusal.
     """
 
@@ -62,7 +62,7 @@ class _NamedHost:
         self._wanted: ServiceID = IPAddress_ID(host) if address else DNS_ID(host)
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        def verify(_: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+        def verify(_: SSL.Connection, certificate: crypto.X509, _error: int, depth: int, ok: int) -> bool:
             if not ok or depth:
                 return bool(ok)
             try:
