@@ -433,6 +433,20 @@ class RequestTests(AdminCase):
             self.assertEqual((code, self.headers["content-type"]), (200, f"{type_}; charset=utf-8"))
             self.assertGreater(len(text), 100)
 
+    async def test_not_ready_while_an_endpoint_refuses_everything(self):
+        accepts = []
+        await self.start(answer=lambda request: request.connection.reply(200 if accepts else 401))
+        self.publish(30)
+        await self.until(lambda: self.sinks[0].refusing)
+        check = (await self.json("/readyz", status=503))["checks"]["webhook billing"]
+        self.assertEqual(check["ok"], False)
+        self.assertRegex(check["reason"], "^the endpoint refuses everything: .* answered 401$")
+        (webhook,) = (await self.json("/api/status"))["webhooks"]
+        self.assertEqual((webhook["state"], webhook["refusing"], webhook["dead"], webhook["pending"]), ("down", True, 9, 21))
+        accepts.append(True)
+        await self.until(lambda: self.sinks[0].outbox.pending == 0)
+        self.assertEqual((await self.json("/readyz"))["status"], "ready")
+
     async def test_ready(self):
         await self.start()
         answer = await self.json("/readyz")

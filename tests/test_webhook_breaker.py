@@ -8,7 +8,7 @@ from mqhooks.webhook.breaker import IN_A_ROW, Breaker
 
 
 def delivery(number):
-    return Delivery(str(number), "c", 0, b"")
+    return Delivery(str(number), f"c{number}", 0, b"")
 
 
 class BreakerTests(SynchronousTestCase):
@@ -32,7 +32,7 @@ class BreakerTests(SynchronousTestCase):
             self.assertFalse(breaker.failed(delivery(number), DeliveryTimeout("late")))
             self.assertFalse(breaker.well)
             if number % 5 == 0:
-                self.assertFalse(breaker.answered())
+                self.assertFalse(breaker.succeeded())
                 self.assertTrue(breaker.well)
 
     def test_probes_and_a_slow_start(self):
@@ -44,9 +44,9 @@ class BreakerTests(SynchronousTestCase):
             self.assertTrue(breaker.failed(delivery(1), DeliveryTimeout("late")))
         breaker.probe()
         limits = []
-        self.assertTrue(breaker.answered())
+        self.assertTrue(breaker.succeeded())
         for _ in range(5):
             limits.append(breaker.limit)
-            self.assertFalse(breaker.answered())
+            self.assertFalse(breaker.succeeded())
         self.assertEqual(limits, [2, 4, 8, 10, 10])
         self.assertEqual(breaker.probes, 0)

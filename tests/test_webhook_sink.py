@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
 from mqhooks.histogram import Histogram
 from mqhooks.interfaces import IEventSink
-from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
+from mqhooks.nanomq.settings import BatchSettings, RetrySettings, Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
 from mqhooks.webhook import lanes as lanes_module
@@ -45,6 +45,9 @@ class FakeClient:
 
     def deliver(self, delivery, done):
         self.under_way.append((delivery, done))
+
+    def deliver_batch(self, deliveries, done):
+        self.under_way.append((deliveries, done))
 
     def afterwards(self, callback):
         callback()
@@ -417,6 +420,173 @@ class SinkTests(SynchronousTestCase):
             else:
                 self.clock.advance(5)
         self.assertEqual((sink.counters.delivered, self.outbox.pending), (15, 15))
+
+    def test_wholesale_refusal_buries_nine_and_holds_the_rest(self):
+        for status in (302, 401, 403, 404, 405, 410):
+            sink = self.make(pool_size=4)
+            sink.receive([publish(f"c{number}", number) for number in range(200)])
+            for _ in range(400):
+                if self.client.under_way:
+                    self.client.end(status)
+                else:
+                    self.clock.advance(1)
+            self.assertEqual((sink.counters.dead, self.outbox.pending), (9, 191))
+            self.assertTrue(sink.refusing)
+            self.assertIsNotNone(sink.down_since)
+            self.assertIn(f"the endpoint refuses everything: http://h/hook answered {status}", "\n".join(self.lines()))
+            while sink.counters.delivered < 191:
+                if self.client.under_way:
+                    self.client.end(200)
+                else:
+                    self.clock.advance(1)
+            self.assertFalse(sink.refusing)
+            self.assertIsNone(sink.down_since)
+            self.assert_identities()
+
+    def test_wholesale_refusal_of_one_client_alone_holds_it(self):
+        sink = self.make()
+        sink.receive([publish("c", number) for number in range(30)])
+        for _ in range(9):
+            self.client.end(401)
+        self.assertFalse(sink.refusing)
+        self.client.end(401)
+        self.assertTrue(sink.refusing)
+        self.assertEqual((sink.counters.dead, self.outbox.pending, self.client.under_way), (9, 21, []))
+
+    def test_refusals_of_a_few_clients_are_theirs_while_others_wait(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish("bad", number) for number in range(30)] + [publish("good", 1)])
+        for _ in range(30):
+            self.client.end(403)
+        self.assertEqual(self.client.end(200).client, "good")
+        self.assertEqual((sink.counters.dead, sink.refusing, self.outbox.pending), (30, False, 0))
+
+    def test_refusals_with_a_success_between_them_are_dead_letters(self):
+        sink = self.make(pool_size=1)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        for number in range(100):
+            self.client.end(200 if number % 10 == 9 else 404)
+        self.assertEqual((sink.counters.dead, sink.counters.delivered, sink.refusing), (90, 10, False))
+
+    def test_refusals_that_are_about_one_delivery_are_dead_letters_however_many(self):
+        for status in (400, 413, 415, 422):
+            sink = self.make()
+            sink.receive([publish(f"c{number}", number) for number in range(100)])
+            for _ in range(100):
+                self.client.end(status)
+            self.assertEqual((sink.counters.dead, sink.refusing, sink.down_since), (100, False, None))
+
+    def test_one_bad_delivery_does_not_end_the_hold(self):
+        sink = self.make()
+        sink.receive([publish(f"c{number}", number) for number in range(40)])
+        while self.client.under_way:
+            self.client.end(401)
+        self.clock.advance(1)
+        self.client.end(400)
+        self.assertEqual(sink.counters.dead, 10)
+        self.assertTrue(sink.refusing)
+        self.clock.advance(0)
+        self.assertEqual(len(self.client.under_way), 1)
+        self.client.end(401)
+        self.assertEqual((sink.counters.dead, self.client.under_way), (10, []))
+
+    def test_retry_on_wins_over_refusals(self):
+        sink = self.make(retry=RetrySettings(jitter=0, on=(401,)))
+        sink.receive([publish(f"c{number}", number) for number in range(40)])
+        while self.client.under_way:
+            self.client.end(401)
+        self.assertEqual((sink.counters.dead, sink.refusing), (0, False))
+        self.assertIsNotNone(sink.down_since)
+
+    def test_refusals_are_buried_where_that_is_configured(self):
+        sink = self.make(retry=RetrySettings(jitter=0, refusals="bury"))
+        sink.receive([publish(f"c{number}", number) for number in range(40)])
+        while self.client.under_way:
+            self.client.end(401)
+        self.assertEqual((sink.counters.dead, self.outbox.pending, sink.refusing), (40, 0, False))
+
+    def test_max_age_ends_the_wait_of_what_is_held(self):
+        sink = self.make(retry=RetrySettings(jitter=0, max_age=3600))
+        sink.receive([publish(f"c{number}", number) for number in range(20)])
+        for _ in range(3000):
+            if self.client.under_way:
+                self.client.end(401)
+            else:
+                self.clock.advance(10)
+        self.assertEqual((sink.counters.dead, self.outbox.pending), (20, 0))
+        self.assertIn("older than max_age (1 h)", self.outbox.dead_letters[-1].reason)
+
+    def test_a_batch_that_is_refused_wholesale_is_held(self):
+        sink = self.make(batch=BatchSettings(size=10, linger=0), pool_size=1)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        for _ in range(100):
+            if self.client.under_way:
+                self.client.end(401)
+            else:
+                self.clock.advance(1)
+        self.assertTrue(sink.refusing)
+        self.assertLess(sink.counters.dead, 10)
+        while self.outbox.pending:
+            if self.client.under_way:
+                self.client.end(200)
+            else:
+                self.clock.advance(1)
+        self.assert_identities()
+
+    def run_endpoint(self, answers, seconds, step=0.1):
+        """Let an endpoint answer by client for a while; returns what was delivered when, by client."""
+        delivered, until = {}, self.clock.seconds() + seconds
+        while self.clock.seconds() < until:
+            while self.client.under_way:
+                client = self.client.under_way[0][0].client
+                status = answers(client)
+                self.client.end(status)
+                if status == 200:
+                    delivered.setdefault(client, self.clock.seconds())
+            self.clock.advance(step)
+        return delivered
+
+    def test_healthy_clients_are_delivered_beside_many_poisoned_ones(self):
+        for max_attempts in (0, 3):
+            sink = self.make(pool_size=8, retry=RetrySettings(jitter=0, max_attempts=max_attempts))
+            answers = lambda client: 500 if client.startswith("bad") else 200  # noqa: E731
+            sink.receive([publish(f"bad{number % 60}", number) for number in range(600)])
+            self.run_endpoint(answers, 60)
+            begun = self.clock.seconds()
+            sink.receive([publish(f"good{number}", number) for number in range(50)])
+            delivered = self.run_endpoint(answers, 10)
+            self.assertEqual(len(delivered), 50)
+            self.assertLess(max(delivered.values()) - begun, 2)
+            self.assert_identities()
+
+    def test_a_healthy_client_is_delivered_at_once_after_hours_of_poisoned_ones(self):
+        sink = self.make(pool_size=8)
+        sink.receive([publish(f"bad{number}", number) for number in range(60)])
+        self.run_endpoint(lambda _: 500, 7200, 5)
+        for number in range(20):
+            begun = self.clock.seconds()
+            sink.receive([publish(f"good{number}", 1)])
+            delivered = self.run_endpoint(lambda client: 200 if client.startswith("good") else 500, 3)
+            self.assertLess(delivered[f"good{number}"] - begun, 2)
+
+    def test_healthy_clients_are_delivered_although_the_window_is_full_of_poisoned_ones(self):
+        sink = self.make(pool_size=2)
+        sink.receive([publish(f"bad{number % 20}", number) for number in range(WINDOW * 4)])
+        sink.receive([publish("good", 1)])
+        delivered = self.run_endpoint(lambda client: 200 if client == "good" else 500, 10)
+        self.assertIn("good", delivered)
+
+    def test_retry_after_of_an_endpoint_that_is_down_is_kept_whoever_waits(self):
+        sink = self.make(pool_size=8)
+        busy = Answer(503, [(b"Retry-After", b"30")], b"", 0, complete=True)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        while self.client.under_way:
+            self.client.end(busy)
+        sink.receive([publish("fresh", 1)])
+        self.clock.advance(29)
+        self.assertEqual(self.client.under_way, [])
+        self.clock.advance(1)
+        self.assertEqual(len(self.client.under_way), 1)
 
     def test_max_age_holds_while_the_endpoint_is_down(self):
         sink = self.make(pool_size=4, retry=RetrySettings(jitter=0, max_age=3600))

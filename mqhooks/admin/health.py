@@ -7,12 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 from mqhooks.admin.bridge import Bridge
+from mqhooks.hiding import hide
 from mqhooks.listening import address_name
 
 
 def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
     """
-    Say whether events can be taken in and kept.
+    Say whether events can be taken in and kept, and whether every endpoint accepts them.
+
+    An endpoint that is down may come back by itself: it is left to alerts. One that refuses everything waits for somebody.
 
     :returns: that, and the reasons.
     """
@@ -22,6 +25,10 @@ def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
         "listening": (bool(addresses), f"for VerneMQ on {', '.join(addresses)}" if addresses else "not for VerneMQ"),
         "outbox": (failing is None, "writable" if failing is None else f"cannot be written: {failing}"),
     }
+    for sink in bridge.webhooks:
+        if sink.refusing and sink.failure is not None:
+            reason = f"the endpoint refuses everything: {hide(sink.failure.reason, sink.settings.url)}"
+            checks[f"webhook {sink.settings.name}"] = (False, reason)
     good = all(fine for fine, _ in checks.values())
     reasons = {name: {"ok": fine, "reason": reason} for name, (fine, reason) in checks.items()}
     return good, {"status": "ready" if good else "not ready", "checks": reasons}

@@ -78,6 +78,7 @@ class Status:
             "url": hide_url(settings.url),
             "state": "paused" if sink.paused else "up" if sink.down_since is None else "down",
             "down_since": sink.down_since,
+            "refusing": sink.refusing,
             "next_attempt": None if probe is None or sink.paused else now + probe,
             "last_error": _error(sink.failure, settings.url),
             "last_answer": _answer(sink.refusal),

@@ -18,6 +18,7 @@ from mqhooks.nanomq.settings import (
     Compression,
     Encoding,
     Ordering,
+    Refusals,
     RetrySettings,
     Rule,
     SharedSettings,
@@ -184,6 +185,7 @@ def _retry(block: Block, defaults: RetrySettings) -> RetrySettings:
         jitter=block.number("jitter", defaults.jitter, least=0, most=1),
         max_age=block.duration("max_age", defaults.max_age, unit="ms"),
         max_attempts=block.integer("max_attempts", defaults.max_attempts, least=0),
+        refusals=cast(Refusals, block.choice("refusals", defaults.refusals, get_args(Refusals))),
         on=_statuses(block, defaults.on),
     )
     if settings.maximum < settings.initial:

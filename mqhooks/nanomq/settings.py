@@ -17,6 +17,7 @@ Ordering = Literal["client", "none"]
 
 BatchFormat = Literal["array", "ndjson"]
 Compression = Literal["none", "gzip"]
+Refusals = Literal["hold", "bury"]
 
 SECRET_PREFIX = "whsec_"
 
@@ -67,6 +68,8 @@ class RetrySettings:
     :param max_age: seconds after which a delivery is given up.
     :param max_attempts: how often a delivery is tried at most; 0 for no limit.
     :param on: the answers after which it is tried again: statuses, and ``3xx``, ``4xx`` or ``5xx`` for a hundred of them.
+    :param refusals: what becomes of deliveries while the endpoint refuses everything, as with an expired token: ``hold`` lets
+        them wait until it accepts one, ``bury`` makes each a dead letter.
     """
 
     initial: float = 1.0
@@ -77,6 +80,7 @@ class RetrySettings:
     max_attempts: int = 0
     # 501 and 505 say that the endpoint cannot do what is asked: RFC 9110, section 15.6.
     on: tuple[int | str, ...] = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
+    refusals: Refusals = "hold"
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,11 @@ class BatchLane(Lane):
             self._since = self._all.clock.seconds()
         super().unpark(client)
 
+    def prefer(self, client: str) -> None:
+        """Move the first delivery of a client to the front, to be sent alone."""
+        super().prefer(client)
+        self._parts.append(1)
+
     def run(self) -> None:
         """Send a batch, if one is due and none is under way."""
         if self._running:

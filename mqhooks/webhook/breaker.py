@@ -1,68 +1,149 @@
 """
-Telling an endpoint that is down from deliveries that fail.
+Telling an endpoint that fails from deliveries that fail.
+
+Two things look alike at first: an endpoint that is down, and clients whose messages a healthy endpoint cannot take. What
+decides is whether others still succeed. So a client that has failed before says nothing new by failing again, and while the
+endpoint seems to be down, the next probe is a client that has never failed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from mqhooks.errors import ConnectFailed
 from mqhooks.outbox.delivery import Delivery
 
 IN_A_ROW = 10
-"""So many different deliveries that fail, and none that doesn't in between, are the endpoint's failure."""
+"""This many deliveries of different clients that fail, with no success between them, are the endpoint's failure."""
+
+REMEMBERED = 1 << 16
+"""How many failing clients are told apart; beyond that, those that failed longest ago are forgotten."""
+
+WHOLESALE = frozenset({*range(300, 400), 401, 403, 404, 405, 410})
+"""
+Refusals that say more about the endpoint than about a delivery: an expired token, a missing route, a redirect. When it answers
+nothing else, the endpoint is failing.
+"""
 
 
 class Breaker:
     """
-    Decides how many attempts may be under way.
+    A circuit breaker: decides how many attempts may be in flight.
 
-    While the endpoint is down it is one at a time, a probe. When it answers again, each success doubles the number, up to all.
+    While it is open, one attempt at a time goes out, a probe. Once a probe has succeeded, each success doubles the number.
 
-    :param most: how many attempts are under way when all is well.
-    :ivar down: whether the endpoint is down.
-    :ivar probes: how many attempts have failed since it is.
-    :ivar limit: how many attempts may be under way.
-    :ivar well: whether nothing has failed lately, and all attempts may be under way.
+    :param most: how many attempts may be in flight when all is well.
+    :ivar down: whether the breaker is open.
+    :ivar refusing: whether it is open because the endpoint refuses everything.
+    :ivar probes: how many probes have failed since it opened.
+    :ivar limit: how many attempts may be in flight.
+    :ivar well: whether nothing has failed lately and all attempts may be in flight.
     """
 
     def __init__(self, most: int) -> None:
         self.down = False
+        self.refusing = False
         self.probes = 0
         self.limit = most
         self.well = True
         self._most = most
+        # Deliveries of clients that had not failed before, since the last success.
         self._failed: set[str] = set()
+        self._refused: set[str] = set()
+        self._refused_clients: set[str] = set()
+        # Clients whose last attempt failed, the latest failure last.
+        self._failing: dict[str, None] = {}
+
+    def succeeded(self) -> bool:
+        """
+        Note a success.
+
+        :returns: whether the breaker was open before.
+        """
+        self.refusing = False
+        self._refused.clear()
+        self._refused_clients.clear()
+        return self.answered()
 
     def answered(self) -> bool:
         """
-        Note an attempt that shows that the endpoint works.
+        Note an answer that shows that the endpoint works, though it may not be a success; not while it refuses everything.
 
-        :returns: whether it was down before.
+        :returns: whether the breaker was open before.
         """
         was_down, self.down = self.down, False
         self.probes = 0
         self._failed.clear()
         if self.limit < self._most:
             self.limit = min(self._most, max(1, self.limit * 2))
-        self.well = self.limit == self._most
+        self.well = self.limit == self._most and not self._refused
         return was_down
+
+    def arrived(self, deliveries: Iterable[Delivery]) -> None:
+        """Note whose deliveries have arrived: these clients fail no longer."""
+        if self._failing:
+            for delivery in deliveries:
+                self._failing.pop(delivery.client, None)
 
     def failed(self, delivery: Delivery, result: object) -> bool:
         """
         Note an attempt that failed in a way that another attempt may not.
 
-        :returns: whether the endpoint is down. Then the attempt says nothing of the delivery, and nothing more is to be tried
-            until :meth:`probe`.
+        :returns: whether the breaker is open. Then the attempt says nothing about the delivery, and nothing more is sent before
+            :meth:`probe`.
         """
         self.well = False
-        self._failed.add(delivery.id)
+        if len(self._failed) < IN_A_ROW and delivery.client not in self._failing:
+            self._failed.add(delivery.id)
+        self._note_failing(delivery.client)
         if not self.down and not isinstance(result, ConnectFailed) and len(self._failed) < IN_A_ROW:
             return False
-        self.down = True
-        self.limit = 0
+        self._open()
         return True
+
+    def refused(self, deliveries: Sequence[Delivery], waiting: Callable[[Collection[str]], bool]) -> bool:
+        """
+        Note one of the :data:`WHOLESALE` refusals.
+
+        :param deliveries: what was refused together, in one request.
+        :param waiting: says whether another client than these has something waiting. Then the refusals of a few are their own.
+        :returns: whether the breaker is open. Then the refusal says nothing about the deliveries.
+        """
+        self.well = False
+        first = deliveries[0]
+        if len(self._refused) < IN_A_ROW:
+            self._refused.add(f"{len(deliveries)} {first.id}")
+        for delivery in deliveries:
+            if len(self._refused_clients) < IN_A_ROW:
+                self._refused_clients.add(delivery.client)
+        everything = len(self._refused) >= IN_A_ROW and (
+            len(self._refused_clients) >= IN_A_ROW or not waiting(self._refused_clients)
+        )
+        if not everything and not self.down:
+            return False
+        self.refusing = self.refusing or everything
+        for delivery in deliveries:
+            self._note_failing(delivery.client)
+        self._open()
+        return True
+
+    def knows(self, client: str) -> bool:
+        """Say whether a client's last attempt failed."""
+        return client in self._failing
 
     def probe(self) -> None:
         """Let one attempt through."""
         self.well = False
         self.probes += 1
         self.limit = 1
+
+    def _open(self) -> None:
+        self.down = True
+        self.limit = 0
+
+    def _note_failing(self, client: str) -> None:
+        failing = self._failing
+        failing.pop(client, None)
+        failing[client] = None
+        if len(failing) > REMEMBERED:
+            del failing[next(iter(failing))]

@@ -5,7 +5,7 @@ Keeping each client's deliveries in order while many are under way.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import Enum
 from itertools import islice
 from typing import Any
@@ -118,6 +118,30 @@ class Lanes:
     def stop(self) -> None:
         """Begin nothing more by itself."""
 
+    def waits_beside(self, clients: Collection[str]) -> bool:
+        """Say whether a delivery of another client than these stands in a lane."""
+        return any(lane.waits_beside(clients) for lane in self._lanes)
+
+    def shelve(self) -> None:
+        """Let what belongs behind parked deliveries leave the lanes at once, without waiting for its turn: that makes room."""
+        for lane in self._lanes:
+            lane.shelve()
+
+    def newest(self, known: Callable[[str], bool]) -> Delivery | None:
+        """
+        Find what waits of the client that was heard of last, leaving some out.
+
+        :param known: the clients to leave out.
+        """
+        found = [newest for lane in self._lanes if (newest := lane.newest(known)) is not None]
+        return max(found, key=_place, default=None)
+
+    def prefer(self, delivery: Delivery) -> None:
+        """Have the first delivery of this one's client be the first to be sent, alone."""
+        lane = self._lane(delivery.client)
+        lane.prefer(delivery.client)
+        self.idle = {lane: None, **self.idle}
+
     def admit(self) -> None:
         """Let lanes go on that the limit had stopped."""
         while self.idle and self.under_way < self.limit:
@@ -178,6 +202,33 @@ class Lane:
                 return kept + list(recalled)
         return []
 
+    def waits_beside(self, clients: Collection[str]) -> bool:
+        """Say whether a delivery of another client than these waits here."""
+        return any((item if isinstance(item, str) else item.client) not in clients for item in self._queue)
+
+    def shelve(self) -> None:
+        """Put what waits for a parked client behind its parked deliveries."""
+        if self._parked:
+            queue = list(self._queue)
+            self._queue.clear()
+            for item in queue:
+                if isinstance(item, str) or item.client not in self._parked:
+                    self._queue.append(item)
+                else:
+                    self._park_behind(item)
+
+    def newest(self, known: Callable[[str], bool]) -> Delivery | None:
+        """Find the last delivery whose client is not known, unless an attempt is under way here."""
+        if self._current is not None:
+            return None
+        return next((item for item in reversed(self._queue) if isinstance(item, Delivery) and not known(item.client)), None)
+
+    def prefer(self, client: str) -> None:
+        """Move the first delivery of a client, which is not parked, to the front."""
+        first = next(item for item in self._queue if isinstance(item, Delivery) and item.client == client)
+        self._queue.remove(first)
+        self._queue.appendleft(first)
+
     def run(self) -> None:
         """Send the first that may be sent, if none is under way."""
         # An attempt may end before send() returns, and so come back here: the loop goes on instead of getting deeper.
@@ -202,13 +253,15 @@ class Lane:
         item = self._queue.popleft()
         if isinstance(item, str):
             return self._first(item)
-        parked = self._parked.get(item.client)
-        if parked is None:
+        if item.client not in self._parked:
             return item
-        self._lanes.load -= 1
-        self._lanes.size -= len(item.body)
-        parked.append(self._shelved(item))
+        self._park_behind(item)
         return None
+
+    def _park_behind(self, delivery: Delivery) -> None:
+        self._lanes.load -= 1
+        self._lanes.size -= len(delivery.body)
+        self._parked[delivery.client].append(self._shelved(delivery))
 
     def _shelved(self, delivery: Delivery) -> Delivery | int:
         if self._lanes.parked < PARKED and len(delivery.body) <= PARKED_SIZE:
@@ -308,3 +361,7 @@ class Lane:
             self.run()
         if lanes.idle:
             lanes.admit()
+
+
+def _place(delivery: Delivery) -> int:
+    return delivery.place

@@ -27,7 +27,7 @@ from mqhooks.outbox.delivery import Delivery
 from mqhooks.ratelimit import RateLimit
 from mqhooks.sidecar.events import Event
 from mqhooks.webhook.batches import BatchLanes
-from mqhooks.webhook.breaker import Breaker
+from mqhooks.webhook.breaker import WHOLESALE, Breaker
 from mqhooks.webhook.client import WebhookClient
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import WebhookCounters, failure_of
@@ -52,6 +52,12 @@ LONGEST_COMMIT = 1.0
 
 NEVER = float("inf")
 """A time that everything is before."""
+
+FRESH_PROBE = 1.0
+"""
+The longest wait for a probe, in seconds, while a client waits that has never failed: poisoned messages of some clients hold no
+other client up for longer. An endpoint that cannot be connected to, or has said when to come back, is not probed early.
+"""
 
 PARKED_CLIENTS = 8192
 """When more clients than these wait for their retries, it is the endpoint's failure rather than theirs."""
@@ -140,6 +146,10 @@ class WebhookSink(Service):
         self._complaints = RateLimit(reactor)
         self._retries: set[IDelayedCall] = set()
         self._probe_timer: IDelayedCall | None = None
+        self._held_at = 0.0
+        self._probe_due = 0.0
+        self._early = False
+        self._reachable = True
         self._arrived: list[Delivery] = []
         self._drained: Deferred[None] | None = None
         self._stopping = False
@@ -258,9 +268,14 @@ class WebhookSink(Service):
             self._admit()
 
     @property
+    def refusing(self) -> bool:
+        """Whether the endpoint is taken for down because it refuses everything."""
+        return self._breaker.refusing
+
+    @property
     def next_probe(self) -> float | None:
         """In how many seconds an endpoint that is down is tried again; ``None`` when it is up or is being tried."""
-        return None if self._probe_timer is None else max(self._probe_timer.getTime() - self._clock.seconds(), 0.0)
+        return None if self._probe_timer is None else max(self._probe_due - self._clock.seconds(), 0.0)
 
     # From the outbox through the merge window into the lanes.
 
@@ -288,6 +303,8 @@ class WebhookSink(Service):
                 self.counters.late = self._merge.late
         finally:
             self._pumping = False
+        if self._breaker.down:
+            self._hurry()
 
     def _pump_merged(self, merge: MergeWindow) -> None:
         """Claim as much as the window takes, and let go what it has held long enough."""
@@ -333,16 +350,10 @@ class WebhookSink(Service):
                 self._client.afterwards(self._settle_arrived)
             return DONE
         self._settle_arrived()
-        self.counters.attempts += 1
-        judged = self._policy.verdict(result.status) if isinstance(result, Answer) else "retry"
-        if judged == "retry":
-            (verdict,) = self._retry((delivery,), result)
-        else:
-            self.counters.refused += 1
-            delivery.attempts += 1
-            verdict = self._bury(delivery, result, "the endpoint refuses it")
-        self._go_on(answered=judged != "retry")
-        return verdict
+        verdicts = self._failed((delivery,), result)
+        # Only several can be tried in halves.
+        assert verdicts is not None
+        return verdicts[0]
 
     def _settle_arrived(self) -> None:
         """Do together what the answers of one turn make possible."""
@@ -350,42 +361,61 @@ class WebhookSink(Service):
             arrived, self._arrived = self._arrived, []
             self.counters.attempts += len(arrived)
             self._delivered(arrived)
-            self._go_on(answered=True)
+            self._go_on()
 
     def _delivered(self, deliveries: Sequence[Delivery]) -> None:
         self.counters.delivered += len(deliveries)
+        self._breaker.arrived(deliveries)
         now = self._now()
         self.counters.ages.observe_all([now - delivery.timestamp * 1e-9 for delivery in deliveries])
         self.outbox.settle(*deliveries)
+        if not self._breaker.well:
+            self._recover(succeeded=True)
 
     def _batch_finished(self, batch: Sequence[Delivery], result: Answer | DeliveryError) -> Sequence[Verdict] | None:
-        counters = self.counters
-        counters.attempts += len(batch)
-        judged = self._policy.verdict(result.status) if isinstance(result, Answer) else "retry"
-        verdicts: Sequence[Verdict] | None = None
-        if judged == "delivered":
+        if isinstance(result, Answer) and result.status in DELIVERED:
+            self.counters.attempts += len(batch)
             self._delivered(batch)
-            verdicts = [DONE] * len(batch)
-        elif judged == "retry":
-            verdicts = self._retry(batch, result)
+            self._go_on()
+            return [DONE] * len(batch)
+        return self._failed(batch, result)
+
+    def _failed(self, deliveries: Sequence[Delivery], result: Answer | DeliveryError) -> list[Verdict] | None:
+        """
+        Decide on deliveries that did not arrive, tried together in one request.
+
+        :returns: ``None`` when they are to be tried in halves.
+        """
+        self.counters.attempts += len(deliveries)
+        if isinstance(result, Answer) and self._policy.verdict(result.status) == "dead":
+            verdicts = self._refuse(deliveries, result)
         else:
-            counters.refused += len(batch)
-            if len(batch) == 1:
-                batch[0].attempts += 1
-                verdicts = [self._bury(batch[0], result, "the endpoint refuses it")]
-            else:
-                self._complain(self._describe(result), "a batch of {count} is tried in halves", count=len(batch))
-        self._go_on(answered=judged != "retry")
+            verdicts = self._retry(deliveries, result)
+        self._go_on()
         return verdicts
 
-    def _go_on(self, *, answered: bool) -> None:
-        """
-        Do what every attempt's end makes possible.
+    def _refuse(self, deliveries: Sequence[Delivery], result: Answer) -> list[Verdict] | None:
+        self.counters.refused += len(deliveries)
+        breaker = self._breaker
+        was_down = breaker.down
+        wholesale = result.status in WHOLESALE and self.settings.retry.refusals == "hold"
+        if wholesale and breaker.refused(deliveries, self._lanes.waits_beside):
+            return self._wait(deliveries, result, down=True, was_down=was_down)
+        if len(deliveries) == 1:
+            deliveries[0].attempts += 1
+            verdicts = [self._bury(deliveries[0], result, "the endpoint refuses it")]
+        else:
+            self._complain(self._describe(result), "a batch of {count} is tried in halves", count=len(deliveries))
+            verdicts = None
+        if breaker.refusing:
+            # It alone is to blame, and says nothing about the others.
+            self._hold(self._describe(result), 0, was_down=True, at_once=True)
+        elif not wholesale and not breaker.well:
+            self._recover(succeeded=False)
+        return verdicts
 
-        :param answered: whether it shows that the endpoint works.
-        """
-        if answered and not self._breaker.well:
-            self._recover()
+    def _go_on(self) -> None:
+        """Do what every attempt's end makes possible."""
         if not self._dry and self._has_room():
             self._pump()
         if self._drained is not None:
@@ -397,12 +427,24 @@ class WebhookSink(Service):
         self.counters.failures[failure_of(result)] += len(deliveries)
         if self._stopping:
             return [Verdict.AGAIN] * len(deliveries)
+        was_down = self._breaker.down
+        down = self._breaker.failed(deliveries[0], result) or self._lanes.clients >= PARKED_CLIENTS
+        return self._wait(deliveries, result, down=down, was_down=was_down)
+
+    def _wait(
+        self, deliveries: Sequence[Delivery], result: Answer | DeliveryError, *, down: bool, was_down: bool
+    ) -> list[Verdict]:
+        """
+        Have deliveries wait for another attempt, or bury those that have waited long enough.
+
+        :param down: whether the endpoint is to blame, rather than the deliveries.
+        """
+        if self._stopping:
+            return [Verdict.AGAIN] * len(deliveries)
         now = self._now()
         reason = self._describe(result)
         self._note(result, reason, now)
-        was_down = self._breaker.down
         pause = retry_after(result.headers, now) if isinstance(result, Answer) else None
-        down = self._breaker.failed(deliveries[0], result) or self._lanes.clients >= PARKED_CLIENTS
         given_up = []
         for delivery in deliveries:
             # While the endpoint is down, an attempt says nothing of the delivery.
@@ -410,6 +452,7 @@ class WebhookSink(Service):
             given_up.append(self._policy.exhausted(delivery.attempts, now - delivery.accepted / 1000))
         if down:
             at_once = None not in given_up
+            self._reachable = not isinstance(result, ConnectFailed)
             self._hold(reason, 0 if at_once else pause, was_down=was_down, at_once=at_once)
         # Another client's delivery is the next probe: were it always this one, it could keep a good endpoint down.
         parks = not down or not (isinstance(result, ConnectFailed) or self._lanes.clients >= PARKED_CLIENTS)
@@ -473,21 +516,47 @@ class WebhookSink(Service):
             delay = max(delay, pause)
         if not was_down:
             shown = hide(reason, self.settings.url)
-            self.log.error("webhook {name}: the endpoint is down: {reason}", name=self.settings.name, reason=shown)
+            if self._breaker.refusing:
+                self.log.error(
+                    "webhook {name}: the endpoint refuses everything: {reason}; deliveries wait until it accepts one, and none "
+                    "becomes a dead letter meanwhile: check its URL, its token and its routes",
+                    name=self.settings.name,
+                    reason=shown,
+                )
+            else:
+                self.log.error("webhook {name}: the endpoint is down: {reason}", name=self.settings.name, reason=shown)
         self._complain(reason, "the endpoint is tried again in {delay:.1f} s", delay=delay)
-        self._probe_timer = self._clock.callLater(delay, self._probe)
+        self._held_at = self._clock.seconds()
+        self._probe_due = self._held_at + delay
+        self._early = self._reachable and not pause
+        self._probe_timer = self._clock.callLater(min(delay, FRESH_PROBE) if self._early else delay, self._probe)
+
+    def _hurry(self) -> None:
+        """Probe soon when a client waits that has never failed."""
+        timer, at = self._probe_timer, self._held_at + FRESH_PROBE
+        if self._early and timer is not None and timer.getTime() > at and self._lanes.newest(self._breaker.knows) is not None:
+            timer.reset(max(at - self._clock.seconds(), 0))
 
     def _probe(self) -> None:
         self._probe_timer = None
+        self._lanes.shelve()
+        self._pump()
+        newest = self._lanes.newest(self._breaker.knows) if self._reachable else None
+        left = self._probe_due - self._clock.seconds()
+        if newest is None and left > 0:
+            self._probe_timer = self._clock.callLater(left, self._probe)
+            return
         self._breaker.probe()
+        if newest is not None:
+            self._lanes.prefer(newest)
         self._admit()
 
-    def _recover(self) -> None:
+    def _recover(self, *, succeeded: bool) -> None:
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
         self.down_since = None
-        if self._breaker.answered():
+        if self._breaker.succeeded() if succeeded else self._breaker.answered():
             self.log.info(
                 "webhook {name}: the endpoint is up again, {pending} deliveries are waiting",
                 name=self.settings.name,

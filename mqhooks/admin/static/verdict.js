@@ -102,6 +102,15 @@ function judgeWebhook(webhook, link, { now, outbox }) {
   if (webhook.state === "down") {
     const since = webhook.down_since === null ? "" : ` since ${clock(webhook.down_since, now)} (${span(now - webhook.down_since)})`;
     const why = webhook.last_error ? `: ${visible(webhook.last_error.reason)}` : "";
+    if (webhook.refusing)
+      return [
+        {
+          level: "bad",
+          title: `${name} refuses everything`,
+          text: `Its endpoint has refused every delivery${since}${why}. Check its URL, token and routes.${waiting} None becomes a dead letter meanwhile.`,
+          link,
+        },
+      ];
     return [
       {
         level: "bad",
