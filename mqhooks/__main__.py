@@ -15,7 +15,7 @@ import msgspec
 
 from mqhooks import config
 from mqhooks.errors import MqhooksError
-from mqhooks.outbox.delivery import DeadLetter, beginning
+from mqhooks.outbox.delivery import DeadLetter
 from mqhooks.outbox.letters import Letters
 from mqhooks.tools.ledger import printable
 
@@ -120,7 +120,7 @@ def _described(letter: DeadLetter) -> Iterator[str]:
     yield f"  reason    {printable(letter.reason, limit)}"
     yield f"  attempts  {delivery.attempts}"
     yield f"  request   POST {printable(letter.url, limit)}"
-    yield f"            {printable(beginning(delivery.body, 4 * limit + 4).decode('utf-8', 'backslashreplace'), limit)}"
+    yield f"            {printable(delivery.body[: 4 * limit + 4].decode('utf-8', 'backslashreplace'), limit)}"
     if letter.status:
         yield f"  answer    {letter.status}"
         yield f"            {printable(letter.answer.decode('utf-8', 'backslashreplace'), limit)}"

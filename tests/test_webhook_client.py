@@ -1,10 +1,6 @@
 """The client: bytes the short way, treq for the rest."""
 
-import gzip
-
 import treq
-from hypothesis import given
-from hypothesis import strategies as st
 from standardwebhooks import Webhook
 from treq.testing import RequestTraversalAgent, StringStubbingResource
 from twisted.internet import reactor
@@ -19,32 +15,15 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 import mqhooks
-from mqhooks.errors import BadAnswer, ConfigError, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
-from mqhooks.nanomq.settings import BatchSettings, Rule, WebhookSettings
-from mqhooks.outbox.delivery import LONG_BODY, Delivery, whole
+from mqhooks.errors import BadAnswer, ConfigError, ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.nanomq.settings import Rule, WebhookSettings
+from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.client import KEEP, WebhookClient
 from mqhooks.webhook.connection import MAX_BODY
 from mqhooks.webhook.request import RequestTemplate
 from mqhooks.webhook.signature import Signer
 from tests.endpoints import Endpoint
-
-
-class Parts:
-    """A long body; with an error in the place of its last byte, if there is one."""
-
-    def __init__(self, parts, error=None):
-        self._parts = parts
-        self._error = error
-
-    def __len__(self):
-        return sum(map(len, self._parts)) + (self._error is not None)
-
-    def pieces(self):
-        yield from self._parts
-        if self._error is not None:
-            raise self._error
-
 
 RULES = (Rule("on_publish"),)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -56,7 +35,7 @@ class TemplateTests(SynchronousTestCase):
 
     def render(self, url="http://h/hook", **more):
         template = RequestTemplate(WebhookSettings("w", url, RULES, **more), lambda: 1614265330.9)
-        return template.render(DELIVERY, DELIVERY.body, len(DELIVERY.body))
+        return template.render(DELIVERY, DELIVERY.body)
 
     def test_request(self):
         agent = f"mqhooks/{mqhooks.__version__}".encode()
@@ -87,32 +66,6 @@ class TemplateTests(SynchronousTestCase):
         self.assertEqual((first["webhook-timestamp"], second["webhook-timestamp"]), ("1", "2"))
         self.assertEqual(first["webhook-id"], second["webhook-id"])
         self.assertNotEqual(first["webhook-signature"], second["webhook-signature"])
-
-    def test_apart(self):
-        template = RequestTemplate(WebhookSettings("w", "http://h/", RULES, secrets=(SECRET,)), lambda: 1.0)
-        length = len(DELIVERY.body)
-        head = template.render(DELIVERY, b"", length)
-        self.assertEqual(head + DELIVERY.body, template.render(DELIVERY, DELIVERY.body, length))
-
-    @given(
-        st.lists(st.tuples(st.lists(st.binary(max_size=5), min_size=1, max_size=4), st.booleans()), min_size=1, max_size=4),
-        st.sampled_from(["array", "ndjson"]),
-        st.sampled_from(["none", "gzip"]),
-    )
-    def test_batches_of_long_bodies(self, members, form, compression):
-        batch = BatchSettings(format=form, compression=compression)
-        template = RequestTemplate(WebhookSettings("w", "http://h/", RULES, batch=batch, secrets=(SECRET,)), lambda: 1.0)
-        short, mixed = [], []
-        for number, (parts, long) in enumerate(members):
-            parts = [b"{", *parts, b"}"]
-            short.append(Delivery(f"msg_{number}", "c", 0, b"".join(parts)))
-            mixed.append(Delivery(f"msg_{number}", "c", 0, Parts(parts) if long else b"".join(parts)))
-        expected, made = template.batch(short), template.batch(mixed)
-        self.assertEqual(made.id, expected.id)
-        self.assertEqual((whole(made.body), len(made.body)), (expected.body, len(expected.body)))
-        unpack = gzip.decompress if compression == "gzip" else bytes
-        self.assertEqual(unpack(whole(made.sent)), expected.body)
-        self.assertEqual(template.identify(made), template.identify(expected))
 
     def test_no_path(self):
         self.assertTrue(self.render("http://h").startswith(b"POST / HTTP/1.1\r\nHost: h\r\n"))
@@ -170,27 +123,14 @@ class ShortWayTests(ClientCase):
         Webhook(SECRET).verify(request.body, dict(request.headers))
 
     async def test_long_bodies(self):
-        body = Parts([b'"' + b"x" * LONG_BODY, b'y"'])
+        body = b'"%b"' % (b"x" * (3 << 20))
         client = self.client(self.serve(), secrets=(SECRET,))
         result = Deferred()
         client.deliver(Delivery("msg_1", "c", 0, body), result.callback)
         self.assertEqual((await result).status, 200)
         (request,) = self.endpoint.requests
-        self.assertEqual(request.body, whole(body))
+        self.assertEqual(request.body, body)
         Webhook(SECRET).verify(request.body, dict(request.headers))
-
-    async def test_long_bodies_that_cannot_be_read(self):
-        body = Parts([b"x" * LONG_BODY, b"y"], OutboxError("it is lost"))
-        for more in ({}, {"secrets": (SECRET,)}, {"batch": BatchSettings(compression="gzip")}):
-            client, result = self.client(self.serve(), **more), Deferred()
-            if "batch" in more:
-                client.deliver_batch([Delivery("msg_1", "c", 0, body)], result.callback)
-            else:
-                client.deliver(Delivery("msg_1", "c", 0, body), result.callback)
-            error = await result
-            self.assertIsInstance(error, ConnectionBroken)
-            self.assertIn("it is lost", str(error))
-            self.assertEqual(self.endpoint.requests, [])
 
     async def test_localhost(self):
         url = self.serve().replace("127.0.0.1", "localhost")
@@ -202,9 +142,9 @@ class TreqTests(ClientCase):
 
     async def test_long_bodies(self):
         client, result = self.client(self.serve(), Agent(reactor)), Deferred()
-        client.deliver(Delivery("msg_1", "c", 0, Parts([b"x" * LONG_BODY, b"y"])), result.callback)
+        client.deliver(Delivery("msg_1", "c", 0, b"x" * (3 << 20)), result.callback)
         self.assertEqual((await result).status, 200)
-        self.assertEqual([request.body for request in self.endpoint.requests], [b"x" * LONG_BODY + b"y"])
+        self.assertEqual([request.body for request in self.endpoint.requests], [b"x" * (3 << 20)])
 
     async def test_every_verb_shares_the_pool(self):
         url = self.serve(lambda request: request.connection.reply(200, request.method.encode() + request.body, [("X", "y")]))

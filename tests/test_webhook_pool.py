@@ -1,6 +1,5 @@
 """Connections to one endpoint: reused, bounded, and given up when they don't answer."""
 
-import gc
 from random import Random
 
 from hypothesis import given
@@ -12,7 +11,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
 from mqhooks.webhook.connection import MAX_BODY, MAX_HEAD, Answer, Exchange, HTTPConnection
 from mqhooks.webhook.pool import ConnectionPool
 from tests.endpoints import Connection, Endpoint
@@ -42,7 +41,7 @@ class PoolTests(TestCase):
 
     def send_long(self, pool, body):
         result = Deferred()
-        pool.send(b"POST /hook HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body), result.callback, 1024, body)
+        pool.send(b"POST /hook HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), result.callback, 1024)
         return result
 
     async def test_long_requests(self):
@@ -53,24 +52,6 @@ class PoolTests(TestCase):
             self.assertEqual((await result).status, 200)
         self.assertEqual([request.body for request in self.endpoint.requests], [*bodies, b"{}"])
         self.assertEqual(len(self.endpoint.connections), 1)
-        del bodies, results, result
-        self.assertEqual([held for held in gc.get_objects() if isinstance(held, memoryview) and len(held.obj) > 1000], [])
-
-    async def test_a_long_request_that_cannot_be_read_to_its_end(self):
-        class Lost:
-            def __len__(self):
-                return 3_000_000
-
-            def pieces(self):
-                yield bytes(1_000_000)
-                raise OutboxError("the row cannot be read")
-
-        pool = self.start(size=1)
-        result = await self.send_long(pool, Lost())
-        self.assertIsInstance(result, ConnectionBroken)
-        self.assertIn("not sent to its end: the row cannot be read", str(result))
-        self.assertEqual((await self.send(pool)).status, 200)
-        self.assertEqual([request.body for request in self.endpoint.requests], [b"{}"])
 
     async def test_an_answer_before_the_end_of_a_long_request(self):
         class Hasty(Connection):

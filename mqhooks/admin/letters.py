@@ -14,7 +14,7 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.hiding import HIDDEN
 from mqhooks.errors import OutboxError
 from mqhooks.hiding import hide, hide_url
-from mqhooks.outbox.delivery import DeadLetter, beginning
+from mqhooks.outbox.delivery import DeadLetter
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.webhook.request import RequestTemplate
 
@@ -80,7 +80,7 @@ class DeadLetters:
             "url": hide_url(letter.url),
             "request": {
                 "headers": self._headers(letter),
-                "body": beginning(body, BODY_LIMIT).decode("utf-8", "replace"),
+                "body": body[:BODY_LIMIT].decode("utf-8", "replace"),
                 "truncated": len(body) > BODY_LIMIT,
             },
             "answer": {"status": letter.status, "body": letter.answer.decode("utf-8", "replace")},

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections.abc import Callable
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from mqhooks.nanomq import base62
-from mqhooks.nanomq.longbodies import LONG_PAYLOAD, PayloadBody, is_text
 from mqhooks.nanomq.settings import Encoding, WebhookSettings
 from mqhooks.sidecar.events import Event, failure_name, reason_name
 
@@ -190,7 +188,7 @@ class Bodies:
         """``on_session_unsubscribed``, of one of the topics."""
         return self._finish(event, _Unsubscribed(topic, event.username or UNDEFINED, event.client_id, "session_unsubscribed"))
 
-    def message_publish(self, event: Event) -> bytes | PayloadBody:
+    def message_publish(self, event: Event) -> bytes:
         """``on_message_publish``."""
         message = event.message
         payload, encoding = self._text(message.payload)
@@ -204,13 +202,13 @@ class Bodies:
             event.client_id,
             payload,
         )
-        return self._insert(event, body, encoding) if isinstance(encoding, _Long) else self._finish(event, body, encoding)
+        return self._finish(event, body, encoding)
 
-    def message_delivered(self, event: Event) -> bytes | PayloadBody:
+    def message_delivered(self, event: Event) -> bytes:
         """``on_message_delivered``."""
         return self._delivered(event, "message_delivered")
 
-    def message_acked(self, event: Event) -> bytes | PayloadBody:
+    def message_acked(self, event: Event) -> bytes:
         """``on_message_acked``."""
         return self._delivered(event, "message_acked")
 
@@ -222,7 +220,7 @@ class Bodies:
         body = _Subscribed(info.topic, _Options(info.qos), event.username or UNDEFINED, event.client_id, action)
         return self._finish(event, body, acl=info.matched_acl)
 
-    def _delivered(self, event: Event, action: str) -> bytes | PayloadBody:
+    def _delivered(self, event: Event, action: str) -> bytes:
         message = event.message
         payload, encoding = self._text(message.payload)
         body = _Delivered(
@@ -237,21 +235,12 @@ class Bodies:
             None,
             payload,
         )
-        return self._insert(event, body, encoding) if isinstance(encoding, _Long) else self._finish(event, body, encoding)
+        return self._finish(event, body, encoding)
 
     def _finish(self, event: Event, body: msgspec.Struct, encoding: str | None = None, acl: Any = None) -> bytes:
         encoded: bytes = _encode(body)
         if not self._details and encoding is None:
             return encoded
-        return b"%b%b}" % (encoded[:-1], self._further(event, body, encoding, acl))
-
-    def _insert(self, event: Event, body: _Published | _Delivered, long: _Long) -> PayloadBody:
-        """Finish a body whose payload is left out: its last key."""
-        tail = b'"%b}' % self._further(event, body, long.encoding)
-        return PayloadBody(event.message, _encode(body).removesuffix(b'"}'), tail, text=long.text)
-
-    def _further(self, event: Event, body: msgspec.Struct, encoding: str | None, acl: Any = None) -> bytes:
-        """Make what follows a body's own keys, without the last brace."""
         further = _Further(payload_encoding=encoding)
         if self._details:
             message = event.message
@@ -267,8 +256,8 @@ class Bodies:
                 user_properties=dict(sorted(getattr(message, "user_properties", {}).items())),
                 payload_encoding=encoding,
             )
-        encoded = _encode(further)
-        return b"" if encoded == b"{}" else b"," + encoded[1:-1]
+        members = _encode(further)[1:-1]
+        return b"%b,%b}" % (encoded[:-1], members) if members else encoded
 
 
 def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
@@ -279,29 +268,12 @@ def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
         instead, and the body ends with ``"payload_encoding":"base64"``.
     :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields.
     """
-    body = hook_object(event, encoding)
-    return body if isinstance(body, bytes) else b"".join(body.pieces())
-
-
-def hook_object(event: Event, encoding: Encoding) -> bytes | PayloadBody:
-    """
-    Make what :func:`hook_body` does, one with a long payload in pieces.
-    """
     fields: dict[str, Any] = {"action": event.hook.removeprefix("on_"), **dict(event.fields())}
-    if "payload" not in fields:
-        return _encode(fields)
-    fields["payload"], encoded = _PAYLOADS[encoding](fields["payload"])
-    long = encoded if isinstance(encoded, _Long) else None
-    other = encoded if long is None else long.encoding
-    if other:
-        fields["payload_encoding"] = other
-    if long is None:
-        return _encode(fields)
-    after = list(fields).index("payload") + 1
-    head = _encode(dict(islice(fields.items(), after)))
-    tail = _encode(dict(islice(fields.items(), after, None)))
-    tail = b'"}' if tail == b"{}" else b'",' + tail[1:]
-    return PayloadBody(event.message, head.removesuffix(b'"}'), tail, text=long.text)
+    if "payload" in fields:
+        fields["payload"], other = _PAYLOADS[encoding](fields["payload"])
+        if other is not None:
+            fields["payload_encoding"] = other
+    return _encode(fields)
 
 
 def _reason(event: Event) -> str:
@@ -309,46 +281,24 @@ def _reason(event: Event) -> str:
     return "normal" if name in ("normal_disconnect", "mqtt_client_disconnect") else name
 
 
-class _Long(NamedTuple):
-    """
-    How a payload is encoded that is too long for a string.
-
-    :param text: as the text that it is, or in base64.
-    :param encoding: says so, when it is not as asked for.
-    """
-
-    text: bool
-    encoding: str | None
-
-
-_Encoded = tuple[str, str | _Long | None]
-
-
-def _plain(payload: bytes) -> _Encoded:
-    if len(payload) > LONG_PAYLOAD:
-        text = is_text(payload)
-        return "", _Long(text, None if text else "base64")
+def _plain(payload: bytes) -> tuple[str, str | None]:
     try:
         return payload.decode(), None
     except UnicodeDecodeError:
         return _base64(payload)[0], "base64"
 
 
-def _base64(payload: bytes) -> _Encoded:
-    if len(payload) > LONG_PAYLOAD:
-        return "", _Long(text=False, encoding=None)
+def _base64(payload: bytes) -> tuple[str, str | None]:
     return b2a_base64(payload, newline=False).decode("ascii"), None
 
 
-def _base62(payload: bytes) -> _Encoded:
-    if len(payload) > LONG_PAYLOAD:
-        return "", _Long(text=False, encoding="base64")
+def _base62(payload: bytes) -> tuple[str, str | None]:
     if len(payload) > BASE62_LIMIT:
         return _base64(payload)[0], "base64"
     return base62.encode(payload), None
 
 
-_PAYLOADS: dict[Encoding, Callable[[bytes], _Encoded]] = {
+_PAYLOADS: dict[Encoding, Callable[[bytes], tuple[str, str | None]]] = {
     "plain": _plain,
     "base64": _base64,
     "base62": _base62,

@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mqhooks.nanomq.bodies import Bodies, hook_object
+from mqhooks.nanomq.bodies import Bodies, hook_body
 from mqhooks.nanomq.events import CAUSES, TOPIC_EVENTS
-from mqhooks.nanomq.longbodies import PayloadBody
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.nanomq.topics import compile_filter
 from mqhooks.sidecar.events import Event
@@ -17,8 +16,7 @@ from mqhooks.sidecar.events import Event
 REFUSED = 128
 """The QoS of a subscription that was not granted (MQTT 3.1.1, section 3.9.3)."""
 
-_Body = bytes | PayloadBody
-_Step = Callable[[Event], Iterable[_Body]]
+_Step = Callable[[Event], Iterable[bytes]]
 _Matcher = Callable[[str], bool]
 
 
@@ -34,7 +32,7 @@ class Rules:
         steps = {hook: list(_steps(settings, hook)) for hook in CAUSES}
         self._plans = {hook: _in_turn(found) for hook, found in steps.items() if found}
 
-    def bodies(self, event: Event) -> Iterable[_Body]:
+    def bodies(self, event: Event) -> Iterable[bytes]:
         """
         Make the bodies of the requests that tell of an event.
 
@@ -67,7 +65,7 @@ def _wanted(settings: WebhookSettings, name: str) -> tuple[bool, _Matcher | None
     return bool(topics), compile_filter(*filters)
 
 
-def _nanomq_step(hook: str, name: str, make: Callable[..., _Body], matches: _Matcher | None) -> _Step:
+def _nanomq_step(hook: str, name: str, make: Callable[..., bytes], matches: _Matcher | None) -> _Step:
     if hook == "on_subscribe":
         granted = name == "on_session_subscribed"
 
@@ -85,8 +83,8 @@ def _nanomq_step(hook: str, name: str, make: Callable[..., _Body], matches: _Mat
 def _hook_step(settings: WebhookSettings, matches: _Matcher | None) -> _Step:
     encoding = settings.encoding
     if matches is None:
-        return lambda event: [hook_object(event, encoding)]
-    return lambda event: [hook_object(event, encoding)] if any(map(matches, event.topics)) else []
+        return lambda event: [hook_body(event, encoding)]
+    return lambda event: [hook_body(event, encoding)] if any(map(matches, event.topics)) else []
 
 
 def _in_turn(steps: list[_Step]) -> _Step:

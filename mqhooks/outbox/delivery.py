@@ -4,38 +4,9 @@ One webhook request that has to arrive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
-
 import msgspec
 
 from mqhooks.errors import OutboxError
-
-LONG_BODY = 1 << 20
-"""A body of more bytes may be a :class:`LongBody`."""
-
-
-class LongBody(Protocol):
-    """
-    A body that is too long to be held in memory: it is made or read anew, piece by piece, whenever it is needed.
-    """
-
-    def __len__(self) -> int:
-        """Say how many bytes it has."""
-
-    def pieces(self) -> Iterator[bytes]:
-        """
-        Go through it.
-
-        :raises mqhooks.errors.OutboxError: when it can no longer be read.
-        """
-
-
-if TYPE_CHECKING:
-    Body = bytes | LongBody
-else:
-    # msgspec has to know of no other: a long one is written apart from its delivery.
-    Body = bytes
 
 
 class Delivery(msgspec.Struct, gc=False, array_like=True):
@@ -54,30 +25,10 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
     id: str
     client: str
     timestamp: int
-    body: Body
+    body: bytes
     accepted: int = 0
     attempts: int = 0
     place: int = 0
-
-
-def pieces(body: Body) -> Iterator[bytes]:
-    """Go through a body of either kind."""
-    return iter((body,)) if isinstance(body, bytes) else body.pieces()
-
-
-def whole(body: Body) -> bytes:
-    """Take all of a body into memory."""
-    return body if isinstance(body, bytes) else b"".join(body.pieces())
-
-
-def beginning(body: Body, size: int) -> bytes:
-    """Take the first bytes of a body into memory, ``size`` at most."""
-    found = b""
-    for piece in pieces(body):
-        found += piece[: size - len(found)]
-        if len(found) == size:
-            break
-    return found
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -92,7 +43,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     :param status: the last answer's status; 0 when there was none.
     :param answer: the first KiB of the last answer's body.
     :param died: when, in milliseconds since 1970.
-    :param damage: what is wrong with its delivery as it is stored; an empty one stands here then.
+    :param damage: why its delivery cannot be replayed: it is damaged, or was stored without its body.
     """
 
     number: int
@@ -107,9 +58,9 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """
-        Check that there is a delivery.
+        Check that it can be replayed.
 
-        :raises mqhooks.errors.OutboxError: when there is none.
+        :raises mqhooks.errors.OutboxError: when it cannot.
         """
         if self.damage:
-            raise OutboxError(f"dead letter {self.number} is damaged ({self.damage}); it can only be purged")
+            raise OutboxError(f"dead letter {self.number} cannot be replayed ({self.damage}); it can only be purged")

@@ -13,22 +13,19 @@ from typing import Any, Literal
 import msgspec
 
 from mqhooks.errors import OutboxError
-from mqhooks.outbox import longrows, schema
-from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
+from mqhooks.outbox import schema
+from mqhooks.outbox.delivery import DeadLetter, Delivery
 
 Action = Literal["replay", "purge"]
 
-# What is long is not read with the rest.
-_LETTER = f"CASE WHEN length(delivery) <= {LONG_BODY} THEN delivery END"
-
-_COLUMNS = f"id, webhook, {_LETTER}, url, reason, status, answer, died"
+_COLUMNS = "id, webhook, delivery, url, reason, status, answer, died"
 _TYPES = (str, str, str, int, bytes, int)
 
 _decode = msgspec.msgpack.Decoder(Delivery).decode
 
 
 def list_dead(
-    source: longrows.Source, webhook: str | None, after: int, limit: int, reason: str | None = None
+    reader: sqlite3.Connection, webhook: str | None, after: int, limit: int, reason: str | None = None
 ) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
@@ -36,7 +33,7 @@ def list_dead(
     :raises sqlite3.DatabaseError: when not even their numbers can be read.
     """
     try:
-        rows = source.reader.execute(
+        rows = reader.execute(
             f"SELECT {_COLUMNS} FROM dead "
             "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3",
             (after, webhook, limit, reason),
@@ -44,28 +41,28 @@ def list_dead(
     except sqlite3.DatabaseError as error:
         if schema.passing(error):
             raise
-        rows = list(islice(_one_by_one(source, webhook, after, reason), limit))
-    return [_letter(source, *row) for row in rows]
+        rows = list(islice(_one_by_one(reader, webhook, after, reason), limit))
+    return [_letter(*row) for row in rows]
 
 
-def count_dead(source: longrows.Source, webhook: str | None, reason: str) -> int:
+def count_dead(reader: sqlite3.Connection, webhook: str | None, reason: str) -> int:
     """Count dead letters, as :meth:`mqhooks.outbox.sqlite.SqliteStore.count_dead` does."""
     question = "SELECT count(*) FROM dead WHERE (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
     try:
-        return int(source.reader.execute(question, (webhook, reason)).fetchone()[0])
+        return int(reader.execute(question, (webhook, reason)).fetchone()[0])
     except sqlite3.DatabaseError as error:
         if schema.passing(error):
             raise
-        return sum(1 for _ in _one_by_one(source, webhook, 0, reason))
+        return sum(1 for _ in _one_by_one(reader, webhook, 0, reason))
 
 
-def _one_by_one(source: longrows.Source, webhook: str | None, after: int, reason: str | None) -> Iterator[Sequence[Any]]:
+def _one_by_one(reader: sqlite3.Connection, webhook: str | None, after: int, reason: str | None) -> Iterator[Sequence[Any]]:
     """Go through them as their index has them: one that cannot be read hides no other."""
     question = "SELECT id, webhook FROM dead INDEXED BY dead_webhook WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) ORDER BY id"
-    for number, name in source.reader.execute(question, (after, webhook)).fetchall():
+    for number, name in reader.execute(question, (after, webhook)).fetchall():
         row: Sequence[Any] | None
         try:
-            row = source.reader.execute(f"SELECT {_COLUMNS} FROM dead WHERE id = ?", (number,)).fetchone()
+            row = reader.execute(f"SELECT {_COLUMNS} FROM dead WHERE id = ?", (number,)).fetchone()
         except sqlite3.DatabaseError as error:
             if schema.passing(error):
                 raise
@@ -74,14 +71,12 @@ def _one_by_one(source: longrows.Source, webhook: str | None, after: int, reason
             yield row
 
 
-def _letter(source: longrows.Source, number: int, webhook: Any, data: bytes | None, *rest: Any) -> DeadLetter:
+def _letter(number: int, webhook: Any, data: bytes, *rest: Any) -> DeadLetter:
     damage = ""
     delivery = Delivery("", "", 0, b"")
     try:
-        delivery = longrows.read(source, "dead", number) if data is None else _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, sqlite3.DatabaseError) as error:
-        if schema.passing(error):
-            raise
+        delivery = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
         damage = str(error)
     values = (webhook, *rest)
     sound: list[Any] = [value if isinstance(value, type_) else type_() for value, type_ in zip(values, _TYPES, strict=True)]
@@ -90,6 +85,8 @@ def _letter(source: longrows.Source, number: int, webhook: Any, data: bytes | No
         damage = damage or "a value is of another type than it was"
     if damage:
         reason += f" (its row is damaged: {damage})"
+    elif not delivery.body:
+        damage = "stored without its body"
     return DeadLetter(number, name, delivery, url, reason, status, answer, died, damage)
 
 
@@ -113,9 +110,6 @@ class Letters:
         except sqlite3.DatabaseError as error:
             raise OutboxError(f"{path}: cannot be read ({error})") from None
 
-    def lost(self, error: sqlite3.DatabaseError) -> None:
-        """Nothing is to be done: the file is another process's."""
-
     def __iter__(self) -> Iterator[DeadLetter]:
         """Go through all of them, oldest first."""
         return self.of(None)
@@ -123,7 +117,7 @@ class Letters:
     def of(self, webhook: str | None) -> Iterator[DeadLetter]:
         """Go through those of one webhook, oldest first; of all for ``None``."""
         after = 0
-        while found := list_dead(self, webhook, after, 100):
+        while found := list_dead(self.reader, webhook, after, 100):
             yield from found
             after = found[-1].number
 
@@ -133,7 +127,7 @@ class Letters:
 
         :raises mqhooks.errors.OutboxError: when there is none of that number.
         """
-        found = list_dead(self, None, number - 1, 1)
+        found = list_dead(self.reader, None, number - 1, 1)
         if not found or found[0].number != number:
             raise OutboxError(f"there is no dead letter {number}")
         return found[0]

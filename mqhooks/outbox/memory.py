@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from mqhooks.interfaces import IOutbox
-from mqhooks.outbox.delivery import DeadLetter, Delivery, whole
+from mqhooks.outbox.delivery import DeadLetter, Delivery
 from mqhooks.outbox.totals import Totals
 
 DELIVERY_SIZE = 320
@@ -71,7 +71,6 @@ class MemoryOutbox:
         self.pending += len(deliveries)
         self._appended += len(deliveries)
         for delivery in deliveries:
-            delivery.body = whole(delivery.body)
             self.used += DELIVERY_SIZE + len(delivery.body)
         if self.more is not None:
             self.more()

@@ -18,10 +18,8 @@ from zope.interface import implementer
 
 from mqhooks.errors import OutboxError
 from mqhooks.interfaces import IOutbox
-from mqhooks.outbox import longrows
-from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
-from mqhooks.outbox.longrows import LongRow
-from mqhooks.outbox.rows import ROW, WEBHOOKS, Batch, Plan, chunks, decode, encode
+from mqhooks.outbox.delivery import DeadLetter, Delivery
+from mqhooks.outbox.rows import ROW, UNSTORABLE, WEBHOOKS, Batch, Plan, chunks, decode, encode, without_body
 from mqhooks.outbox.totals import Totals
 
 if TYPE_CHECKING:
@@ -89,8 +87,8 @@ class SqliteOutbox:
         self._touched: dict[int, Batch] = {}
         self._finished: list[Batch] = []
         self._dead: list[DeadLetter] = []
-        # Dead letters that are to go, and which of them are replayed.
-        self._resolved: dict[int, Delivery | None] = {}
+        # Dead letters that are to go.
+        self._resolved: dict[int, None] = {}
         self._thinned: list[Batch] = []
         self._cached = 0
         # Rows to be read once more, oldest first.
@@ -288,7 +286,7 @@ class SqliteOutbox:
         """
         if letter.number in self._resolved:
             return False
-        self._resolved[letter.number] = letter.delivery if replay else None
+        self._resolved[letter.number] = None
         self.letters -= 1
         if replay:
             delivery = letter.delivery
@@ -310,17 +308,17 @@ class SqliteOutbox:
         self._writing, self._appended = self._appended, None
         size, self._size = self._size, 0
         for chunk in chunks(new, size):
-            self._assigned += 1
-            if len(chunk[0].body) > LONG_BODY:
-                row = LongRow(chunk[0], "batch")
-                plan.long_rows.append((self._assigned, row))
-                size = row.size
-            else:
+            try:
                 data = encode(chunk)
-                plan.rows.append((self._assigned, len(chunk), crc32(data), data))
-                size = len(data)
-            plan.batches.append((Batch(self._assigned, len(chunk), size), chunk))
-            self.bytes += size
+            except UNSTORABLE:
+                chunk = self._encodable(plan, chunk)
+                if not chunk:
+                    continue
+                data = encode(chunk)
+            self._assigned += 1
+            plan.rows.append((self._assigned, len(chunk), crc32(data), data))
+            plan.batches.append((Batch(self._assigned, len(chunk), len(data)), chunk))
+            self.bytes += len(data)
         plan.accepting, self._accepting = self._accepting, []
         plan.finished, self._finished = self._finished, []
         self.bytes -= sum(batch.size for batch in plan.finished)
@@ -330,7 +328,8 @@ class SqliteOutbox:
                 plan.progress.append((batch.id, bytes(batch.settled)))
         self._touched.clear()
         self._unnoted = 0
-        plan.dead, self._dead = self._dead, []
+        plan.dead += self._dead
+        self._dead = []
         plan.resolved = list(self._resolved)
         plan.thinned = self._thin()
         if self.excess > 0 and self._store.on_full == "drop_oldest":
@@ -349,8 +348,6 @@ class SqliteOutbox:
         """Go on after a transaction."""
         self._writing = None
         self.letters -= plan.forgotten
-        for number, row in plan.long_rows:
-            row.delivery.body = row.stored(self._store, number)
         caught_up = self._read == self._last and not self._again
         for batch, deliveries in plan.batches:
             self._last = batch.id
@@ -376,15 +373,9 @@ class SqliteOutbox:
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
             return
-        for number, delivery in list(self._resolved.items()):
-            if number in gone:
-                self.letters += 1
-                del self._resolved[number]
-                if delivery is not None and not isinstance(delivery.body, bytes):
-                    # There is nothing left to replay.
-                    self._new = [other for other in self._new if other is not delivery]
-                    self._size -= len(delivery.body)
-                    self.dropped += 1
+        for number in gone:
+            self.letters += 1
+            del self._resolved[number]
 
     def release(self) -> None:
         """Tell that there is room, if there is."""
@@ -502,7 +493,7 @@ class SqliteOutbox:
         try:
             while self._again and self._wants_more():
                 again = self._store.reader.execute(one, (self._again[0],)).fetchone()
-                self._load_row(*again or (self._again[0], 0, 1, 0, b""))
+                self._load_row(*again or (self._again[0], 0, 1, b""))
                 self._again.popleft()
             rows = self._store.reader.execute(question, (self._read, self._last))
             while not self._again and self._wants_more():
@@ -525,8 +516,9 @@ class SqliteOutbox:
     def _wants_more(self) -> bool:
         return len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES
 
-    def _load_row(self, number: int, count: int, checksum: int, size: int, data: bytes | None) -> None:
-        row = self._sound(number, checksum, size, data)
+    def _load_row(self, number: int, count: int, checksum: int, data: bytes) -> None:
+        row = self._sound(checksum, data)
+        size = len(data) if isinstance(data, bytes) else 0
         self._read = max(self._read, number)
         if row is not None:
             # The checksum speaks for these, and nothing for the count that stands beside them.
@@ -553,21 +545,17 @@ class SqliteOutbox:
         """
         try:
             row = self._store.reader.execute(f"SELECT {ROW} FROM batch WHERE id = ?", (number,)).fetchone()
-            return None if row is None else self._sound(number, *row[2:])
+            return None if row is None else self._sound(*row[2:])
         except sqlite3.DatabaseError as error:
             self._store.unreadable(error)
             raise OutboxError(f"row {number} of batch cannot be read ({error})") from None
 
-    def _sound(self, number: int, checksum: int, size: int, data: bytes | None) -> Sequence[Delivery | None] | None:
-        """Take a row's deliveries, or ``None`` when it is damaged. A long body is left where it is."""
+    def _sound(self, checksum: int, data: bytes) -> Sequence[Delivery | None] | None:
+        """Take a row's deliveries, or ``None`` when it is damaged."""
         try:
-            if isinstance(data, bytes):
-                return decode(data) if crc32(data) == checksum else None
-            if data is None and size and longrows.checksum(self._store.reader, number) == checksum:
-                return [longrows.read(self._store, "batch", number)]
+            return decode(data) if isinstance(data, bytes) and crc32(data) == checksum else None
         except (msgspec.DecodeError, UnicodeDecodeError):
-            pass
-        return None
+            return None
 
     def _lose(self, number: int, count: int) -> None:
         self._store.log.critical(
@@ -579,18 +567,43 @@ class SqliteOutbox:
         )
 
     def _without_too_long(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        kept = [delivery for delivery in deliveries if len(delivery.body) <= LONGEST]
-        dropped = len(deliveries) - len(kept)
-        self.accepted += dropped
-        self.dropped += dropped
-        if dropped and self._store.complaints.allow(("too long", self.name)) is not None:
+        for delivery in deliveries:
+            if len(delivery.body) > LONGEST:
+                self.accepted += 1
+                self._dead.append(self._refused(delivery, f"a body has {LONGEST} bytes at most"))
+                self._store.touch(self)
+        return [delivery for delivery in deliveries if len(delivery.body) <= LONGEST]
+
+    def _encodable(self, plan: Plan, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        kept = []
+        for delivery in deliveries:
+            try:
+                encode(delivery)
+            except UNSTORABLE as error:
+                self.refuse(plan, delivery, error)
+            else:
+                kept.append(delivery)
+        return kept
+
+    def refuse(self, plan: Plan, delivery: Delivery, error: Exception) -> None:
+        """Have a transaction bury a delivery that it cannot store."""
+        plan.dead.append(self._refused(delivery, str(error)))
+        plan.counters = (self.accepted, self.delivered, self.dead, *plan.counters[3:])
+
+    def _refused(self, delivery: Delivery, problem: str) -> DeadLetter:
+        self.dead += 1
+        self.letters += 1
+        bare = without_body(
+            DeadLetter(0, self.name, delivery, "", "", 0, b"", self._store.now()), f"cannot be stored: {problem}"
+        )
+        if self._store.complaints.allow(("cannot be stored", self.name)) is not None:
             self._store.log.error(
-                "{path}: webhook {name}: a body of more than {longest} bytes cannot be kept and is dropped",
+                "{path}: webhook {name}: a delivery is a dead letter: {reason}",
                 path=self._store.path,
                 name=self.name,
-                longest=LONGEST,
+                reason=bare.reason,
             )
-        return kept
+        return bare
 
     def _settle(self, deliveries: Sequence[Delivery]) -> None:
         batch: Batch | None = None

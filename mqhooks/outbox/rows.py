@@ -5,15 +5,15 @@ The rows of an outbox, and how a transaction writes them.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import msgspec
 from twisted.internet.defer import Deferred
 
-from mqhooks.outbox.delivery import LONG_BODY, DeadLetter, Delivery
-from mqhooks.outbox.longrows import LongRow
+from mqhooks.outbox.delivery import DeadLetter, Delivery
 
 if TYPE_CHECKING:
     from mqhooks.outbox.queue import SqliteOutbox
@@ -30,11 +30,14 @@ WEBHOOKS = 1 << 22
 BATCH_BYTES = 1 << 20
 """How many bytes of bodies one row has at most, unless a single body is longer."""
 
-ROW = f"""
-    id, count, checksum, length(deliveries),
-    CASE WHEN count > 1 OR length(deliveries) <= {LONG_BODY} THEN deliveries END
-"""
-"""The columns of ``batch`` that are read: what is long is not read with the rest."""
+ROW = "id, count, checksum, deliveries"
+"""The columns of ``batch`` that are read."""
+
+LONGEST_CLIENT = 1 << 16
+"""How many characters of a client's name a dead letter without a body keeps; VerneMQ's have no more bytes."""
+
+UNSTORABLE = (sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, ValueError, TypeError)
+"""What encoding or writing raises for the sake of what is written, whatever the state of the file."""
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(list[Delivery | None]).decode
@@ -79,6 +82,13 @@ class Batch:
             raise sqlite3.DatabaseError(f"row {id_} of batch, or its progress, is not as it was written")
         return cls(id_, count, size, settled)
 
+    def leave_out(self, index: int) -> None:
+        """Settle a delivery that was never stored."""
+        self.settled[index >> 3] |= 1 << (index & 7)
+        self.left -= 1
+        self.kept -= 1
+        self.marked = True
+
     @property
     def spare(self) -> int:
         """About how many bytes of the row settled deliveries take."""
@@ -94,7 +104,6 @@ class Plan:
     What one transaction writes for one outbox.
 
     :ivar rows: new ones: number, count, checksum, deliveries.
-    :ivar long_rows: new ones with one long delivery, and their numbers.
     :ivar batches: the new rows once more, for who reads them.
     :ivar accepting: wait for this transaction.
     :ivar finished: rows that are to go.
@@ -110,8 +119,7 @@ class Plan:
     def __init__(self, outbox: SqliteOutbox) -> None:
         self.outbox = outbox
         self.rows: list[tuple[int, int, int, bytes]] = []
-        self.long_rows: list[tuple[int, LongRow]] = []
-        self.batches: list[tuple[Batch, Sequence[Delivery]]] = []
+        self.batches: list[tuple[Batch, Sequence[Delivery | None]]] = []
         self.accepting: list[Deferred[None]] = []
         self.finished: list[Batch] = []
         self.progress: list[tuple[int, bytes]] = []
@@ -126,10 +134,6 @@ class Plan:
         """Write it all, within a transaction."""
         if self.rows:
             connection.executemany("INSERT INTO batch VALUES (?, ?, ?, ?)", self.rows)
-        for number, row in self.long_rows:
-            values = (number, row.checksum(connection), row.size)
-            connection.execute("INSERT INTO batch VALUES (?, 1, ?, zeroblob(?))", values)
-            row.write(connection, number)
         for letter in self.dead:
             self._bury(connection, letter)
         if self.thinned:
@@ -156,22 +160,83 @@ class Plan:
         )
 
     def _bury(self, connection: sqlite3.Connection, letter: DeadLetter) -> None:
-        long = LongRow(letter.delivery, "dead") if len(letter.delivery.body) > LONG_BODY else None
-        number = connection.execute(
-            "INSERT INTO dead (webhook, url, reason, status, answer, died, delivery) "
-            f"VALUES (?, ?, ?, ?, ?, ?, {'?' if long is None else 'zeroblob(?)'})",
-            (
-                letter.webhook,
-                letter.url,
-                letter.reason,
-                letter.status,
-                letter.answer,
-                letter.died,
-                encode(letter.delivery) if long is None else long.size,
-            ),
-        ).lastrowid
-        if long is not None and number is not None:
-            long.write(connection, number)
+        connection.execute(
+            "INSERT INTO dead (webhook, url, reason, status, answer, died, delivery) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (letter.webhook, letter.url, letter.reason, letter.status, letter.answer, letter.died, encode(letter.delivery)),
+        )
+
+    def leave_out(self, connection: sqlite3.Connection) -> bool:
+        """
+        Find the deliveries that cannot be stored, writing each alone, and bury them without their bodies.
+
+        :param connection: in a transaction that is rolled back afterwards.
+        :returns: whether there were any.
+        """
+        found = False
+        for at in reversed(range(len(self.rows))):
+            batch, deliveries = self.batches[at]
+            if self._problem(self._insert, connection, self.rows[at]) is None:
+                continue
+            kept: list[Delivery | None] = list(deliveries)
+            for index, delivery in enumerate(deliveries):
+                data = encode([delivery])
+                problem = self._problem(self._insert, connection, (batch.id, 1, crc32(data), data))
+                if problem is not None and delivery is not None:
+                    kept[index] = None
+                    batch.leave_out(index)
+                    self.outbox.refuse(self, delivery, problem)
+            found = found or kept != deliveries
+            if batch.left:
+                data = encode(kept)
+                self.rows[at] = (batch.id, len(kept), crc32(data), data)
+                self.batches[at] = batch, kept
+                self.progress.append((batch.id, bytes(batch.settled)))
+            else:
+                del self.rows[at], self.batches[at]
+        for at, letter in enumerate(self.dead):
+            problem = self._problem(self._bury, connection, letter)
+            if problem is not None:
+                found = True
+                self.dead[at] = without_body(letter, f"{letter.reason}; it cannot be stored: {problem}")
+        return found
+
+    def _insert(self, connection: sqlite3.Connection, row: tuple[int, int, int, bytes]) -> None:
+        connection.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", row)
+
+    def _problem(
+        self, write: Callable[[sqlite3.Connection, Any], None], connection: sqlite3.Connection, what: object
+    ) -> Exception | None:
+        connection.execute("SAVEPOINT alone")
+        try:
+            write(connection, what)
+        except UNSTORABLE as error:
+            return error
+        finally:
+            connection.execute("ROLLBACK TO alone")
+        return None
+
+
+def without_body(letter: DeadLetter, reason: str) -> DeadLetter:
+    """
+    Make a dead letter that can be stored, whatever is in it.
+
+    :param reason: why it is stored without the body; the delivery's id, client and size are added.
+    """
+    delivery = letter.delivery
+    id_, client, url = (_text(value) for value in (delivery.id, delivery.client, letter.url))
+    reason = f"{_text(reason)} (stored without its body: id {id_}, client {client[:256]!r}, {len(delivery.body)} bytes)"
+    bare = Delivery(
+        id_, client[:LONGEST_CLIENT], _number(delivery.timestamp), b"", _number(delivery.accepted), delivery.attempts
+    )
+    return DeadLetter(0, letter.webhook, bare, url, reason, letter.status, bytes(letter.answer[:1024]), letter.died)
+
+
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()
+
+
+def _number(value: int) -> int:
+    return value if 0 <= value < 1 << 63 else 0
 
 
 def _delete(connection: sqlite3.Connection, statement: str, numbers: list[int]) -> int:

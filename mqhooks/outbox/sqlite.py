@@ -29,7 +29,7 @@ from mqhooks.outbox.delivery import DeadLetter
 from mqhooks.outbox.letters import count_dead, list_dead
 from mqhooks.outbox.lock import Lock
 from mqhooks.outbox.queue import UNWRITTEN_BYTES, SqliteOutbox
-from mqhooks.outbox.rows import Plan
+from mqhooks.outbox.rows import UNSTORABLE, Plan
 from mqhooks.outbox.salvage import finish, salvage
 from mqhooks.ratelimit import RateLimit
 
@@ -252,7 +252,7 @@ class SqliteStore(Service):
         :param after: those with a higher number.
         :param reason: those with this in their reason.
         """
-        return list_dead(self, webhook, after, limit, reason)
+        return list_dead(self.reader, webhook, after, limit, reason)
 
     def count_dead(self, webhook: str | None = None, reason: str | None = None) -> int:
         """
@@ -263,7 +263,7 @@ class SqliteStore(Service):
         """
         if reason is None:
             return sum(outbox.letters for name, outbox in self._outboxes.items() if webhook in (None, name))
-        return count_dead(self, webhook, reason)
+        return count_dead(self.reader, webhook, reason)
 
     def last_dead(self) -> int:
         """Get the highest number of a dead letter; 0 when there is none."""
@@ -271,7 +271,7 @@ class SqliteStore(Service):
 
     def dead_letter(self, number: int) -> DeadLetter | None:
         """Get one dead letter; ``None`` when there is none of that number."""
-        found = list_dead(self, None, number - 1, 1)
+        found = list_dead(self.reader, None, number - 1, 1)
         return found[0] if found and found[0].number == number else None
 
     def replay(self, numbers: Iterable[int]) -> int:
@@ -414,13 +414,6 @@ class SqliteStore(Service):
         elif self.complaints.allow("read") is not None:
             self.log.error("{path}: cannot be read ({error}); trying again", path=self.path, error=error)
 
-    def lost(self, error: sqlite3.DatabaseError) -> None:
-        """Do as :meth:`unreadable` does, whichever thread this is."""
-        if self._threads is None:
-            self.unreadable(error)
-        else:
-            self._reactor.callFromThread(self.unreadable, error)
-
     def damaged(self, error: sqlite3.DatabaseError) -> None:
         """Stop the process: its next start sets the file aside and takes over what can be read."""
         self._lock.note_damage()
@@ -516,7 +509,11 @@ class SqliteStore(Service):
     def _failed(self, failure: Failure) -> None:
         if self._writer is None:
             return
-        if isinstance(failure.value, sqlite3.DatabaseError) and not isinstance(failure.value, sqlite3.OperationalError):
+        if isinstance(failure.value, UNSTORABLE):
+            if self._leave_out():
+                self._turn = self._reactor.callLater(0, self._flush)
+                return
+        elif isinstance(failure.value, sqlite3.DatabaseError) and not isinstance(failure.value, sqlite3.OperationalError):
             self.damaged(failure.value)
         self.failing = failure.getErrorMessage()
         held = self.complaints.allow("write")
@@ -527,3 +524,17 @@ class SqliteStore(Service):
                 reason=self.failing,
             )
         self._turn = self._reactor.callLater(RETRY, self._flush)
+
+    def _leave_out(self) -> bool:
+        """Find what the transaction that failed cannot store, so that the rest of it can be."""
+        connection = self._writer
+        assert connection is not None
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                return any(plan.leave_out(connection) for plan in self._plan or ())
+            finally:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            # It will be found again.
+            return False

@@ -16,10 +16,10 @@ from twisted.web.client import URI
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
-from mqhooks.errors import ConfigError, ConnectionBroken, DeliveryError, DeliveryTimeout, OutboxError
+from mqhooks.errors import ConfigError, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.histogram import Histogram
 from mqhooks.nanomq.settings import WebhookSettings, check_url
-from mqhooks.outbox.delivery import LONG_BODY, Body, Delivery, whole
+from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
@@ -87,11 +87,7 @@ class WebhookClient(HTTPClient):
 
         :param done: called once with what came of it; possibly before this method returns.
         """
-        body = delivery.body
-        if self._pool is not None and isinstance(body, bytes) and len(body) <= LONG_BODY:
-            self._pool.send(self._template.render(delivery, body, len(body)), done, KEEP)
-        else:
-            self._send(delivery, body, done)
+        self._send(delivery, delivery.body, done)
 
     def deliver_batch(self, deliveries: Sequence[Delivery], done: Done) -> None:
         """
@@ -100,12 +96,8 @@ class WebhookClient(HTTPClient):
         :param deliveries: at least one.
         :param done: called once with what came of all of them; possibly before this method returns.
         """
-        try:
-            batch = self._template.batch(deliveries)
-        except OutboxError as error:
-            done(ConnectionBroken(f"{self._settings.url}: not sent: {error}"))
-        else:
-            self._send(batch, batch.sent, done)
+        batch = self._template.batch(deliveries)
+        self._send(batch, batch.sent, done)
 
     def afterwards(self, callback: Callable[[], object]) -> None:
         """
@@ -118,17 +110,11 @@ class WebhookClient(HTTPClient):
         else:
             self._pool.afterwards(callback)
 
-    def _send(self, what: Delivery | Batch, sent: Body, done: Done) -> None:
+    def _send(self, what: Delivery | Batch, sent: bytes, done: Done) -> None:
         if self._pool is None:
             self._try(what, sent, done)
-            return
-        together, apart = (sent, b"") if isinstance(sent, bytes) and len(sent) <= LONG_BODY else (b"", sent)
-        try:
-            request = self._template.render(what, together, len(sent))
-        except OutboxError as error:
-            done(ConnectionBroken(f"{self._settings.url}: not sent: {error}"))
         else:
-            self._pool.send(request, done, KEEP, apart)
+            self._pool.send(self._template.render(what, sent), done, KEEP)
 
     def close(self) -> Deferred[Any]:
         """
@@ -142,14 +128,14 @@ class WebhookClient(HTTPClient):
             return closed
         return self._pooled.close()
 
-    def _try(self, delivery: Delivery | Batch, sent: Body, done: Done) -> None:
+    def _try(self, delivery: Delivery | Batch, sent: bytes, done: Done) -> None:
         answered = ensureDeferred(self._post(delivery, sent)).addTimeout(self._settings.cancel_timeout, self._reactor)
         answered.addErrback(self._explain).addCallback(done)
 
-    async def _post(self, delivery: Delivery | Batch, sent: Body) -> Answer:
+    async def _post(self, delivery: Delivery | Batch, sent: bytes) -> Answer:
         begun = self._reactor.seconds()
         headers = [*self._template.headers, *self._template.identify(delivery)]
-        response = await self.post(self._settings.url, headers=_fields(headers), data=whole(sent), unbuffered=True)
+        response = await self.post(self._settings.url, headers=_fields(headers), data=sent, unbuffered=True)
         kept = bytearray()
         length = 0
 

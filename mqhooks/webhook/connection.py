@@ -4,21 +4,20 @@ One persistent connection to an endpoint, with one request under way at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from socket import socket
 from typing import Any
 from typing import Protocol as Typing
 
 import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from twisted.internet.interfaces import IPullProducer, ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError, OutboxError
-from mqhooks.outbox.delivery import Body, pieces
+from mqhooks.errors import BadAnswer, ConnectionBroken, DeliveryError
 from mqhooks.readiness import Reader, Readiness
 from mqhooks.webhook.tlschannel import TLSChannel
 
@@ -30,9 +29,6 @@ SHORT = 479
 
 LONG = 1 << 16
 """How many at a time of an endpoint whose answers are longer."""
-
-PIECE = 128 << 10
-"""How many bytes of a long body are handed to the transport at a time."""
 
 KNOWN_LENGTH = 1024
 """An answer of more bytes, its head included, is not remembered."""
@@ -66,12 +62,11 @@ class Exchange(msgspec.Struct, gc=False):
     """
     A request, and who waits for its answer.
 
-    :param request: all its bytes, or those before ``body``.
+    :param request: all its bytes.
     :param done: called once, with the answer or with why there is none.
     :param keep: how many bytes of the answer's body are wanted.
     :param since: when it was asked for, in the reactor's seconds.
     :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
-    :param body: a long body, which is sent piece by piece.
     """
 
     request: bytes
@@ -79,53 +74,30 @@ class Exchange(msgspec.Struct, gc=False):
     keep: int
     since: float
     resent: bool = False
-    body: Body = b""
 
 
-@implementer(IPullProducer)
-class _Body:
+@implementer(IPushProducer)
+class _LongRequest:
     """
-    A long body, which the transport takes as it has room: in its buffer it would be there once more.
+    Learns from the transport when a request that it had to buffer has left.
 
-    :param failed: called when it can no longer be read.
+    :param transport: is to write the request once this is registered.
     """
 
-    def __init__(self, transport: Any, body: Body, failed: Callable[[DeliveryError], None]) -> None:
+    def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._failed = failed
-        self._pieces = _cut(body)
-        self._left = len(body)
+        self.left = True
+        transport.registerProducer(self, streaming=True)
 
-    def __bool__(self) -> bool:
-        return self._left > 0
+    def pauseProducing(self) -> None:
+        self.left = False
 
     def resumeProducing(self) -> None:
-        try:
-            piece = next(self._pieces)
-        except OutboxError as error:
-            self._transport.unregisterProducer()
-            self._failed(ConnectionBroken(f"not sent to its end: {error}"))
-            return
-        self._left -= len(piece)
-        self._transport.write(piece)
-        if not self._left:
-            self._end()
-            self._transport.unregisterProducer()
+        self.left = True
+        self._transport.unregisterProducer()
 
     def stopProducing(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        # What the pieces are cut from is not needed any more, though this may be kept for long.
-        self._pieces = iter(())
-        self._left = 0
-
-
-def _cut(body: Body) -> Iterator[bytes]:
-    for piece in pieces(body):
-        view = memoryview(piece)
-        for at in range(0, len(view), PIECE):
-            yield bytes(view[at : at + PIECE])
+        pass
 
 
 def _buffers(transport: Any) -> bool:
@@ -175,7 +147,7 @@ class HTTPConnection(Protocol):
         self._used = False
         self._reader: Reader | None = None
         self._send: Callable[[bytes], int] | None = None
-        self._sending: _Body | None = None
+        self._sending: _LongRequest | None = None
         self.exchange: Exchange | None = None
         self._reset()
 
@@ -228,16 +200,20 @@ class HTTPConnection(Protocol):
             except OSError:
                 # Whatever it is, the transport finds out as well.
                 sent = 0
-            if sent == len(request) and not exchange.body:
+            if sent == len(request):
                 return
             request = request[sent:]
             # The rest may still be in the transport's buffer when the next request comes: from now on all goes through it.
             self._send = None
         transport: Any = self.transport
+        if len(request) <= LONG:
+            transport.write(request)
+            return
+        self._sending = _LongRequest(transport)
         transport.write(request)
-        if exchange.body:
-            self._sending = _Body(transport, exchange.body, self.abandon)
-            transport.registerProducer(self._sending, streaming=False)
+        if self._sending.left:
+            self._sending = None
+            transport.unregisterProducer()
 
     def abandon(self, error: DeliveryError) -> None:
         """End the exchange without waiting for more of its answer, and the connection with it."""
@@ -263,7 +239,7 @@ class HTTPConnection(Protocol):
             owner.unfit(self)
             self.abort()
             return
-        if not self._received and not self._sending:
+        if not self._received and self._sending is None:
             known = owner.known.get(data)
             if known is not None and known.length <= exchange.keep:
                 self.exchange = None
@@ -312,7 +288,8 @@ class HTTPConnection(Protocol):
             body = b"".join(self._body)[: exchange.keep]
             answer = Answer(self._status, self._headers, body, self._length, self._complete and len(body) == self._length)
         # Nothing can follow a body that is not sent to its end.
-        reusable = self._reusable and error is None and not self._sending
+        reusable = self._reusable and error is None and (self._sending is None or self._sending.left)
+        self._sending = None
         self._reset()
         self.exchange = None
         if reusable and answer is not None:

@@ -15,7 +15,6 @@ from twisted.python.failure import Failure
 
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.histogram import Histogram
-from mqhooks.outbox.delivery import Body
 from mqhooks.readiness import Readiness
 from mqhooks.webhook.connection import Answer, Exchange, HTTPConnection
 from mqhooks.webhook.counters import ANSWERS
@@ -68,17 +67,16 @@ class ConnectionPool:
         """How many connections are open or opening."""
         return len(self._connections) + len(self._connecting)
 
-    def send(self, request: bytes, done: Any, keep: int, body: Body = b"") -> None:
+    def send(self, request: bytes, done: Any, keep: int) -> None:
         """
         Send a request.
 
-        :param request: all its bytes, or those before ``body``.
+        :param request: all its bytes.
         :param done: called once, with an :class:`~mqhooks.webhook.connection.Answer` or a
             :class:`~mqhooks.errors.DeliveryError`; possibly before this method returns.
         :param keep: how many bytes of the answer's body are wanted.
-        :param body: a long body, which is sent piece by piece.
         """
-        exchange = Exchange(request, done, keep, self._seconds(), body=body)
+        exchange = Exchange(request, done, keep, self._seconds())
         if self._closed is not None:
             self._refuse(exchange)
             return

@@ -5,7 +5,7 @@ The bytes of a webhook's requests.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -13,7 +13,7 @@ from twisted.web.client import URI
 
 import mqhooks
 from mqhooks.nanomq.settings import WebhookSettings
-from mqhooks.outbox.delivery import Body, Delivery, pieces
+from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.signature import ID, SIGNATURE, TIMESTAMP, Signer
 
 USER_AGENT = f"mqhooks/{mqhooks.__version__}"
@@ -35,42 +35,8 @@ class Batch(msgspec.Struct, frozen=True):
     """
 
     id: str
-    body: Body
-    sent: Body
-
-
-class BatchBody:
-    """
-    The body of a batch in which a delivery has a long one.
-
-    :param deliveries: at least one.
-    :param lines: whether it is lines of JSON rather than an array.
-    """
-
-    def __init__(self, deliveries: Sequence[Delivery], *, lines: bool) -> None:
-        self._start, self._between, self._end = (b"", b"\n", b"\n") if lines else (b"[", b",", b"]")
-        self._members = [(delivery.body, b',"webhook_id":"%b"}' % delivery.id.encode()) for delivery in deliveries]
-
-    def __len__(self) -> int:
-        frame = len(self._start) + len(self._between) * (len(self._members) - 1) + len(self._end)
-        return frame + sum(len(body) - 1 + len(tail) for body, tail in self._members)
-
-    def pieces(self) -> Iterator[bytes]:
-        """
-        Go through it.
-
-        :raises mqhooks.errors.OutboxError: when a delivery's body can no longer be read.
-        """
-        before = self._start
-        for body, tail in self._members:
-            yield before
-            left = len(body) - 1
-            for piece in pieces(body):
-                yield piece[:left]
-                left -= len(piece)
-            yield tail
-            before = self._between
-        yield self._end
+    body: bytes
+    sent: bytes
 
 
 class RequestTemplate:
@@ -110,40 +76,27 @@ class RequestTemplate:
             headers += [(TIMESTAMP, str(timestamp)), (SIGNATURE, signature)]
         return headers
 
-    def render(self, delivery: Delivery | Batch, sent: bytes, length: int) -> bytes:
+    def render(self, delivery: Delivery | Batch, sent: bytes) -> bytes:
         """
         Write a request out, for an attempt now.
 
-        :param sent: the body as it is to be sent, compressed or not; nothing of it when it is to be sent apart.
-        :param length: how many bytes it has.
-        :raises mqhooks.errors.OutboxError: when a long body can no longer be read.
+        :param sent: the body as it is sent, compressed or not.
         """
         if self._signer is None:
-            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), length, sent)
+            return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, delivery.id.encode(), len(sent), sent)
         timestamp, signature = self._sign(self._signer, delivery)
         signed = f"{delivery.id}\r\n{TIMESTAMP}: {timestamp}\r\n{SIGNATURE}: {signature}"
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), length, sent)
+        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._start, signed.encode(), len(sent), sent)
 
     def batch(self, deliveries: Sequence[Delivery]) -> Batch:
         """
         Put deliveries together, each with its id as a last member, ``webhook_id``.
 
         :param deliveries: at least one, each a JSON object.
-        :raises mqhooks.errors.OutboxError: when a long body can no longer be read.
         """
         digest = blake2b("\n".join([delivery.id for delivery in deliveries]).encode(), digest_size=12)
-        members = [
-            b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode())
-            for delivery in deliveries
-            if isinstance(delivery.body, bytes)
-        ]
-        body: Body
-        if len(members) < len(deliveries):
-            body = BatchBody(deliveries, lines=self._lines)
-        elif self._lines:
-            body = b"\n".join([*members, b""])
-        else:
-            body = b"[%b]" % b",".join(members)
+        members = [b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode()) for delivery in deliveries]
+        body = b"\n".join([*members, b""]) if self._lines else b"[%b]" % b",".join(members)
         return Batch(f"batch_{digest.hexdigest()}", body, _compressed(body) if self._gzip else body)
 
     def _sign(self, signer: Signer, delivery: Delivery | Batch) -> tuple[int, str]:
@@ -151,6 +104,5 @@ class RequestTemplate:
         return timestamp, signer.sign(delivery.id, timestamp, delivery.body)
 
 
-def _compressed(body: Body) -> bytes:
-    compressor = zlib.compressobj(GZIP_LEVEL, wbits=GZIP)
-    return b"".join([*map(compressor.compress, pieces(body)), compressor.flush()])
+def _compressed(body: bytes) -> bytes:
+    return zlib.compress(body, GZIP_LEVEL, wbits=GZIP)
