@@ -17,7 +17,7 @@ import socket
 import time
 
 from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.sidecar.encode import varint
+from mqhooks.sources.sidecar.encode import varint
 from mqhooks.tools.simulator import frame
 
 BLOCK = 128 << 10

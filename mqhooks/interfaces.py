@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mqhooks.outbox.delivery import Delivery
     from mqhooks.outbox.totals import Totals
-    from mqhooks.sidecar.events import Event
+    from mqhooks.sources.sidecar.events import Event
 
 
 class IEventSink(IService):

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from mqhooks.interfaces import IOutbox
 from mqhooks.nanomq.settings import WebhookSettings
-from mqhooks.sidecar.counters import SidecarCounters
+from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.webhook.counters import WebhookCounters
 
 INTERVAL = 60.0

@@ -27,9 +27,9 @@ from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.reload import Reloader
 from mqhooks.service import LoggedService, OrderedService
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut, LogSink, sinkFromString
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.summary import SummaryService
 from mqhooks.tools.options import CommandOptions, one_of, whole
 from mqhooks.webhooks import WebhookGroup

@@ -14,7 +14,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from mqhooks.interfaces import IEventSink
-from mqhooks.sidecar.events import HOOKS, Event
+from mqhooks.sources.sidecar.events import HOOKS, Event
 
 TIMESTAMP = 1_767_225_600_123_000_000
 """When made events happen, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
@@ -45,7 +45,7 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
     """
     Make an event as VerneMQ would send it.
 
-    :param hook: the hook's name, a key of :data:`mqhooks.sidecar.events.HOOKS`.
+    :param hook: the hook's name, a key of :data:`mqhooks.sources.sidecar.events.HOOKS`.
     :param timestamp: nanoseconds since 1970.
     :param fields: fields of the hook's message by their names in the proto file, for example ``client_id``, ``topic`` or
         ``payload``; the others get sensible values. A message within the message is a dictionary. ``username`` may be given for

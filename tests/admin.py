@@ -23,9 +23,9 @@ from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.service import OrderedService
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.testing import make_event
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint

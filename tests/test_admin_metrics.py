@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mqhooks.admin.service import AdminService
 from mqhooks.config import AdminSettings
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
 from tests.admin import AdminCase
 from tests.frames import envelope

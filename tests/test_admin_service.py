@@ -15,8 +15,8 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
 from mqhooks.config import ADMIN_LISTEN, AdminSettings, Settings
 from mqhooks.errors import ConfigError
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.tap import Options, makeService
 from mqhooks.testing import RecordingSink
 from tests.admin import ANYWHERE, TOKEN, AdminCase

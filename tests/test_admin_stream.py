@@ -12,9 +12,9 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import EVENTS, INTERVAL, PAYLOAD, STALLED, TEXT, TOPICS, WATCHERS, Stream, describe
 from mqhooks.config import Settings
-from mqhooks.sidecar.events import HOOKS
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.testing import RecordingSink, make_event
 from tests.admin import AdminCase
 

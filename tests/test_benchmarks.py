@@ -19,7 +19,7 @@ from benchmarks.plot import chart
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import Profile
 from benchmarks.scenarios import Sample
-from mqhooks.sidecar.decode import decode
+from mqhooks.sources.sidecar.decode import decode
 
 
 def sample(**changed: object) -> Sample:

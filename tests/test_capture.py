@@ -20,10 +20,10 @@ from mqhooks.capture import HEADER, Record, line, read
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.sidecar.decode import decode
-from mqhooks.sidecar.encode import encode, hook_of
-from mqhooks.sidecar.events import HOOKS
 from mqhooks.sinks import CaptureSink, sinkFromString
+from mqhooks.sources.sidecar.decode import decode
+from mqhooks.sources.sidecar.encode import encode, hook_of
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event, verify_sink
 from tests.frames import envelope, golden_frames
 

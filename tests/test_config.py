@@ -13,7 +13,7 @@ from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BatchSettings, RetrySettings, Rule, TLSSettings, WebhookSettings, secret_key
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.events import HOOKS
 from tests.frames import DATA
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

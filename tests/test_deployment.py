@@ -22,8 +22,8 @@ from mqhooks.capture import HEADER, Record
 from mqhooks.logs import json_line
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
-from mqhooks.sidecar.counters import SidecarCounters
 from mqhooks.sinks import sinkFromString
+from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.summary import SummaryService
 from mqhooks.tap import SIDECAR_PORT
 from mqhooks.webhook.counters import WebhookCounters

@@ -9,7 +9,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.tools.receiver import Behaviour, receiver_site
 from tests.processes import Twistd
 

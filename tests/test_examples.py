@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from mqhooks.nanomq.bodies import hook_body
-from mqhooks.sidecar.events import HOOKS, Event
 from mqhooks.sinks import SampleSink
+from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.testing import RecordingSink, make_event
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed

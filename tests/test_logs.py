@@ -28,7 +28,7 @@ from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
-from mqhooks.sidecar.counters import SidecarCounters
+from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.summary import SummaryService
 from mqhooks.webhook.counters import WebhookCounters
 from tests.endpoints import Endpoint
@@ -229,7 +229,7 @@ class ProcessTests(TestCase):
         await bridge.ended
         lines = self.lines(bridge.stdout)
         (listening,) = [line for line in lines if line["text"].startswith("listening for VerneMQ")]
-        self.assertEqual((listening["level"], listening["logger"]), ("info", "mqhooks.sidecar.service.SidecarService"))
+        self.assertEqual((listening["level"], listening["logger"]), ("info", "mqhooks.sources.sidecar.service.SidecarService"))
         self.assertTrue(listening["address"].startswith("127.0.0.1:"))
         self.assertEqual(lines[-1]["text"], "Server Shut Down.")
         self.assertEqual(bridge.stderr, "")

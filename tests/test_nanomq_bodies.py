@@ -16,8 +16,8 @@ from mqhooks.nanomq.bodies import hook_body
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS
 from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import Rule, WebhookSettings
-from mqhooks.sidecar.decode import decode
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.decode import decode
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
 from tests.frames import DATA, golden_frames
 

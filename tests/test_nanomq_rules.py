@@ -10,7 +10,7 @@ from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import Rule, WebhookSettings
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
 
 INFOS = [{"topic": "a/b", "qos": 1}, {"topic": "a/c", "qos": 128}, {"topic": "x", "qos": 0}]

@@ -26,7 +26,7 @@ from mqhooks.outbox.delivery import Delivery
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.pb.disconnect_reason_pb2 import Reason
 from mqhooks.pb.on_register_failed_pb2 import RegistrationFailureReason
-from mqhooks.sidecar.events import HOOKS, failure_name, reason_name
+from mqhooks.sources.sidecar.events import HOOKS, failure_name, reason_name
 from mqhooks.testing import make_event
 from mqhooks.tools import receiver, simulator
 from mqhooks.webhook.request import RequestTemplate

@@ -15,7 +15,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.admin.guard import Guard
-from mqhooks.sidecar.sessions import SessionTable
+from mqhooks.sources.sidecar.sessions import SessionTable
 from mqhooks.tap import Options, _build
 from mqhooks.testing import make_event
 from tests.certificates import Authority, key_pem, pem

@@ -15,8 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.capture import HEADER, Record, line
 from mqhooks.errors import ConfigError
-from mqhooks.sidecar.encode import encode
-from mqhooks.sidecar.events import Event
+from mqhooks.sources.sidecar.encode import encode
+from mqhooks.sources.sidecar.events import Event
 from mqhooks.testing import make_event
 from mqhooks.tools.options import speed
 from mqhooks.tools.pool import ConnectionPool

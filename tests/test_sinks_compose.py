@@ -18,8 +18,8 @@ from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
-from mqhooks.sidecar.events import HOOKS, Event
 from mqhooks.sinks import FanOut, FilterSink, SampleSink
+from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.testing import RecordingSink, make_event, verify_sink
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

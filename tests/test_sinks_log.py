@@ -23,8 +23,8 @@ from zope.interface.verify import verifyObject
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.bodies import hook_body
-from mqhooks.sidecar.events import HOOKS
 from mqhooks.sinks import LogSink
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event, verify_sink
 
 HOLE = 1 << 28

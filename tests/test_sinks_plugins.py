@@ -17,8 +17,8 @@ from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.events import NANOMQ_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Rule
-from mqhooks.sidecar.events import Event
 from mqhooks.sinks import FanOut, FilterSink, SampleSink, sinkFromString
+from mqhooks.sources.sidecar.events import Event
 from mqhooks.testing import make_event
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint

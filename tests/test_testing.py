@@ -13,7 +13,7 @@ from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
 from mqhooks.interfaces import IEventSink
-from mqhooks.sidecar.events import HOOKS, Event
+from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.testing import TIMESTAMP, RecordingSink, make_event, verify_sink
 
 

@@ -25,8 +25,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
-from mqhooks.sidecar.decode import decode
-from mqhooks.sidecar.events import HOOKS, Event
+from mqhooks.sources.sidecar.decode import decode
+from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.tools.model import DEFAULT_MIX, SessionModel
 from mqhooks.tools.options import duration, number, share, whole
 from mqhooks.tools.pool import Connection, ConnectionPool

@@ -13,8 +13,8 @@ from zope.interface import implementer
 
 from mqhooks.interfaces import IEventSink
 from mqhooks.service import OrderedService
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 
 
 @implementer(IEventSink)

@@ -15,8 +15,8 @@ from mqhooks.errors import ConfigError
 from mqhooks.nanomq.settings import Rule, WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.service import OrderedService
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.sinks import FanOut, LogSink
 from mqhooks.webhook.sink import WebhookSink
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mqhooks.config import Settings
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.webhook.sink import WebhookSink
 
 

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from mqhooks.admin.answers import Call, Refused
 from mqhooks.admin.status import Status
-from mqhooks.sidecar.events import Event
+from mqhooks.sources.sidecar.events import Event
 
 INTERVAL = 0.25
 """Seconds between two looks at the newest events; the status follows with each fourth."""

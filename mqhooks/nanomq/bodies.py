@@ -14,7 +14,7 @@ import msgspec
 
 from mqhooks.nanomq import base62
 from mqhooks.nanomq.settings import Encoding, WebhookSettings
-from mqhooks.sidecar.events import Event, failure_name, reason_name
+from mqhooks.sources.sidecar.events import Event, failure_name, reason_name
 
 UNDEFINED = "undefined"
 """What stands for a username that nobody gave."""

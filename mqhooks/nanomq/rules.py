@@ -11,7 +11,7 @@ from mqhooks.nanomq.bodies import Bodies, hook_body
 from mqhooks.nanomq.events import CAUSES, TOPIC_EVENTS
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.nanomq.topics import compile_filter
-from mqhooks.sidecar.events import Event
+from mqhooks.sources.sidecar.events import Event
 
 REFUSED = 128
 """The QoS of a subscription that was not granted (MQTT 3.1.1, section 3.9.3)."""

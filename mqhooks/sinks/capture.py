@@ -16,9 +16,9 @@ from zope.interface import implementer
 from mqhooks.capture import Record, line, resume
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
-from mqhooks.sidecar.encode import encode
-from mqhooks.sidecar.events import Event
 from mqhooks.sinks.appending import Appender, AppendingSink
+from mqhooks.sources.sidecar.encode import encode
+from mqhooks.sources.sidecar.events import Event
 
 
 @implementer(IEventSink)

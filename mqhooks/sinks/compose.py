@@ -19,7 +19,7 @@ from zope.interface import implementer
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.topics import compile_filter
-from mqhooks.sidecar.events import HOOKS, Event
+from mqhooks.sources.sidecar.events import HOOKS, Event
 
 
 @implementer(IEventSink)

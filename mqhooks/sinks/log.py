@@ -13,8 +13,8 @@ from zope.interface import implementer
 
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.bodies import hook_body
-from mqhooks.sidecar.events import Event
 from mqhooks.sinks.appending import STANDARD_OUTPUT, Appender, AppendingSink
+from mqhooks.sources.sidecar.events import Event
 
 
 @implementer(IEventSink)

@@ -28,7 +28,7 @@ from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.pb.on_session_expired_pb2 import OnSessionExpired
 from mqhooks.pb.on_subscribe_pb2 import OnSubscribe, TopicInfo
 from mqhooks.pb.on_unsubscribe_pb2 import OnUnsubscribe
-from mqhooks.sidecar.events import Event
+from mqhooks.sources.sidecar.events import Event
 
 Generation = Literal[2024, 2026]
 

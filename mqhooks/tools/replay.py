@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from mqhooks.capture import Record, read
 from mqhooks.errors import ConfigError
-from mqhooks.sidecar.encode import hook_of
+from mqhooks.sources.sidecar.encode import hook_of
 from mqhooks.tools.pool import ConnectionPool
 from mqhooks.tools.sender import CHUNK, Sender, framed
 

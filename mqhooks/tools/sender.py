@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.tools.pool import ConnectionPool
 
 CHUNK = 512

@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
 from mqhooks.errors import ConfigError
-from mqhooks.sidecar.encode import encode
-from mqhooks.sidecar.events import HOOKS, Event
+from mqhooks.sources.sidecar.encode import encode
+from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
 from mqhooks.tools.options import CommandOptions, number, one_of, speed, whole
 from mqhooks.tools.pool import ConnectionPool
@@ -37,8 +37,8 @@ def frame(message: Message | None) -> bytes:
     """
     Encode one call of a hook as VerneMQ does.
 
-    :param message: of one of the classes in :data:`mqhooks.sidecar.events.HOOKS`; ``None`` stands for a call that the encoder
-        does not know.
+    :param message: of one of the classes in :data:`mqhooks.sources.sidecar.events.HOOKS`; ``None`` stands for a call that the
+        encoder does not know.
     :returns: the length and a ``google.protobuf.Any``; the length 0 alone for ``None``.
     """
     if message is None:

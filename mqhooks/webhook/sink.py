@@ -25,7 +25,7 @@ from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.ratelimit import RateLimit
-from mqhooks.sidecar.events import Event
+from mqhooks.sources.sidecar.events import Event
 from mqhooks.webhook.batches import BatchLanes
 from mqhooks.webhook.breaker import WHOLESALE, Breaker
 from mqhooks.webhook.client import WebhookClient

@@ -15,8 +15,8 @@ from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
-from mqhooks.sidecar.events import Event
 from mqhooks.sinks import SinkMaker
+from mqhooks.sources.sidecar.events import Event
 
 
 @implementer(IEventSink)

@@ -1,5 +1,5 @@
 """
-A frame's bytes become an :class:`~mqhooks.sidecar.events.Event`.
+A frame's bytes become an :class:`~mqhooks.sources.sidecar.events.Event`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError as ProtobufError
 
 from mqhooks.errors import MalformedFrame, UnknownType
-from mqhooks.sidecar.events import HOOKS, Event
-from mqhooks.sidecar.lenient import parse_lenient
+from mqhooks.sources.sidecar.events import HOOKS, Event
+from mqhooks.sources.sidecar.lenient import parse_lenient
 
 TYPE_URL = "type.googleapis.com/"
 """What VerneMQ's encoder puts before a type's full name."""

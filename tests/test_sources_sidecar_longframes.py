@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqhooks.sidecar import longframes, protocol
-from mqhooks.sidecar.longframes import STALLED
-from tests.test_sidecar_protocol import ProtocolCase, publish
+from mqhooks.sources.sidecar import longframes, protocol
+from mqhooks.sources.sidecar.longframes import STALLED
+from tests.test_sources_sidecar_protocol import ProtocolCase, publish
 
 HELD = 4000
 

@@ -23,11 +23,11 @@ from mqhooks.interfaces import IEventSink
 from mqhooks.listening import address_name
 from mqhooks.ratelimit import RateLimit
 from mqhooks.readiness import Reader, Readiness
-from mqhooks.sidecar.counters import SidecarCounters
-from mqhooks.sidecar.decode import decode
-from mqhooks.sidecar.events import Event
-from mqhooks.sidecar.longframes import LONG, LongFrames
-from mqhooks.sidecar.sessions import CONCERNED, SessionTable
+from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.sources.sidecar.decode import decode
+from mqhooks.sources.sidecar.events import Event
+from mqhooks.sources.sidecar.longframes import LONG, LongFrames
+from mqhooks.sources.sidecar.sessions import CONCERNED, SessionTable
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
 """MQTT's largest payload and an envelope. A longer frame cannot be one: the bytes read as its length were something else."""

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 
 from mqhooks.listening import Listener, address_name
-from mqhooks.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.protocol import SidecarFactory
 
 CLOSING_TIME = 2.0
 """How many seconds open connections get to close before they are aborted."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
-from mqhooks.sidecar.decode import TYPE_URL
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.decode import TYPE_URL
+from mqhooks.sources.sidecar.events import HOOKS
 
 
 def encode(message: Message) -> bytes:
     """
     Encode one call of a hook. Fields that we don't know are kept.
 
-    :param message: of one of the classes in :data:`mqhooks.sidecar.events.HOOKS`.
+    :param message: of one of the classes in :data:`mqhooks.sources.sidecar.events.HOOKS`.
     :returns: a serialised ``google.protobuf.Any``, without the length before it.
     """
     value = message.SerializeToString()
@@ -26,7 +26,7 @@ def hook_of(frame: bytes) -> str:
     """
     Tell the hook of a frame without decoding its message.
 
-    :returns: a key of :data:`mqhooks.sidecar.events.HOOKS`, or ``""`` when it is none of them.
+    :returns: a key of :data:`mqhooks.sources.sidecar.events.HOOKS`, or ``""`` when it is none of them.
     """
     try:
         return _NAMES.get(AnyMessage.FromString(frame).type_url.rpartition("/")[2], "")

@@ -11,8 +11,8 @@ from mqhooks.pb.on_client_gone_pb2 import OnClientGone
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.pb.on_subscribe_pb2 import OnSubscribe
-from mqhooks.sidecar.decode import decode
-from mqhooks.sidecar.events import HOOKS, failure_name, reason_name
+from mqhooks.sources.sidecar.decode import decode
+from mqhooks.sources.sidecar.events import HOOKS, failure_name, reason_name
 from tests.frames import envelope, golden_frames
 
 

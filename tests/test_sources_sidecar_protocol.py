@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from mqhooks.interfaces import IEventSink
 from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.sidecar.events import HOOKS
-from mqhooks.sidecar.protocol import HARD_LIMIT, PATIENCE, UNACCEPTED_LIMIT, SidecarFactory
+from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.protocol import HARD_LIMIT, PATIENCE, UNACCEPTED_LIMIT, SidecarFactory
 from tests.frames import envelope, framed, golden_frames
 
 

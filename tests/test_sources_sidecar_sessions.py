@@ -2,8 +2,8 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.sidecar.events import Event
-from mqhooks.sidecar.sessions import SessionTable
+from mqhooks.sources.sidecar.events import Event
+from mqhooks.sources.sidecar.sessions import SessionTable
 
 
 def event(hook, timestamp, client_id="c", username="", mountpoint=""):

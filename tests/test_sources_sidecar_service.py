@@ -13,12 +13,12 @@ from twisted.trial.unittest import TestCase
 
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.sidecar import protocol
-from mqhooks.sidecar.protocol import SidecarFactory
-from mqhooks.sidecar.service import SidecarService
+from mqhooks.sources.sidecar import protocol
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.sidecar.service import SidecarService
 from tests.certificates import Authority, key_pem
 from tests.frames import envelope, framed
-from tests.test_sidecar_protocol import Sink, publish
+from tests.test_sources_sidecar_protocol import Sink, publish
 
 CLIENTS = ("c0", "c1", "c2", "c3", "c4")
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from mqhooks.sidecar.events import Event
+from mqhooks.sources.sidecar.events import Event
 
 _ENDS = frozenset({"on_client_gone", "on_session_expired"})
 _NAMELESS = _ENDS | {"on_client_offline", "on_client_wakeup", "on_offline_message", "on_message_drop"}

@@ -4,7 +4,7 @@ What came in, counted.
 
 from __future__ import annotations
 
-from mqhooks.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.events import HOOKS
 
 UNKNOWN_NAMES = 64
 """How many unknown types are counted by name; further ones share the name ``other``."""

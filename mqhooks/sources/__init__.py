@@ -1,0 +1,1 @@
+"""The ways in: each makes events of what comes and hands them to one sink."""
