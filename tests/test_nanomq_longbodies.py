@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mqhooks.nanomq import base62, bodies, longbodies
 from mqhooks.nanomq.longbodies import PayloadBody
 from mqhooks.nanomq.rules import Rules
-from mqhooks.nanomq.settings import Rule, WebhookSettings
+from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.testing import make_event
 
 EVENTS = [
@@ -31,7 +31,7 @@ class LongBodyTests(SynchronousTestCase):
         self.patch(base62, "prepare", lambda: None)
 
     def make(self, hook, name, payload, **options):
-        rules = Rules(WebhookSettings("w", "http://h/", (Rule(name),), **options))
+        rules = Rules(BodySettings((Rule(name),), **options))
         (body,) = rules.bodies(make_event(hook, payload=payload))
         return body
 

@@ -20,12 +20,13 @@ from zope.interface.verify import verifyObject
 
 import mqhooks
 from mqhooks.errors import BadAnswer, ConfigError, ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
-from mqhooks.nanomq.settings import BatchSettings, Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.delivery import LONG_BODY, Delivery, whole
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.client import KEEP, WebhookClient
 from mqhooks.webhook.connection import MAX_BODY
 from mqhooks.webhook.request import RequestTemplate
+from mqhooks.webhook.settings import BatchSettings, WebhookSettings
 from mqhooks.webhook.signature import Signer
 from tests.endpoints import Endpoint
 

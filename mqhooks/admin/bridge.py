@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mqhooks.config import Settings
+from mqhooks.app.settings import Settings
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sidecar.protocol import SidecarFactory
 from mqhooks.sidecar.service import SidecarService

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from itertools import chain
 
 from mqhooks.errors import BadSignature
-from mqhooks.nanomq.settings import secret_key
 from mqhooks.outbox.delivery import Body
+from mqhooks.webhook.settings import secret_key
 
 ID = "webhook-id"
 TIMESTAMP = "webhook-timestamp"

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 
 from mqhooks.errors import ConfigError
-from mqhooks.nanomq.settings import TLSSettings
+from mqhooks.webhook.settings import TLSSettings
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
