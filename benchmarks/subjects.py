@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.processes import BenchmarkError, Process, free_port
-from mqhooks import config
+from mqhooks.app.configuration import load
 from mqhooks.errors import ConfigError
 
 SECRET = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcms="
@@ -62,7 +62,7 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
         f"webhook {{\n{block}\n}}\nmqhooks {{ outbox {{ path = {outbox}, max_size = 64GiB }} }}\n", encoding="utf-8"
     )
     try:
-        warnings = config.load(str(path)).warnings
+        warnings = load(str(path)).warnings
     except ConfigError as error:
         raise BenchmarkError(f"mqhooks refuses what it is told: {error}") from None
     if warnings:

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from mqhooks import config
+from mqhooks.app.configuration import load
+from mqhooks.app.settings import DEFAULTS
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.delivery import DeadLetter
 from mqhooks.outbox.letters import Letters
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
     """
     options = _parser().parse_args(arguments)
     try:
-        path = options.outbox or (config.load(options.config).outbox.path if options.config else config.DEFAULTS.outbox.path)
+        path = options.outbox or (load(options.config).outbox.path if options.config else DEFAULTS.outbox.path)
         letters = Letters(path)
         try:
             for line in options.command(letters, options):

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mqhooks.config import ADMIN_LISTEN, OutboxSettings, Settings
+from mqhooks.app.settings import ADMIN_LISTEN, OutboxSettings, Settings
 from mqhooks.listening import complete
-from mqhooks.nanomq.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.retry import span
+from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
 
 def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
-from mqhooks.config import Settings
+from mqhooks.app.settings import Settings
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore

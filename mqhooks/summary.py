@@ -13,9 +13,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.interfaces import IOutbox
-from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.webhook.counters import WebhookCounters
+from mqhooks.webhook.settings import WebhookSettings
 
 INTERVAL = 60.0
 """How many seconds lie between two summaries."""

@@ -14,11 +14,11 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.logger import Logger
 
-from mqhooks import config
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
 from mqhooks.allocator import return_large_blocks
-from mqhooks.config import Settings
+from mqhooks.app.configuration import for_url, load
+from mqhooks.app.settings import Settings
 from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, IOutbox
@@ -153,9 +153,9 @@ def _admin(reactor: Any, options: Options, bridge: Bridge) -> AdminService | Non
 
 
 def _settings(options: Options) -> Settings:
-    settings = Settings() if options["config"] is None else config.load(options["config"])
+    settings = Settings() if options["config"] is None else load(options["config"])
     if options["url"] is not None:
-        (webhook,) = config.for_url(options["url"]).webhooks
+        (webhook,) = for_url(options["url"]).webhooks
         if settings.webhooks:
             webhook = replace(webhook, name="url")
         if webhook.name in [other.name for other in settings.webhooks]:

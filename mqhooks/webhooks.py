@@ -13,9 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from mqhooks.interfaces import IOutbox
-from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.sinks.compose import FanOut
 from mqhooks.webhook.counters import WebhookCounters
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 
 

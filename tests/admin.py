@@ -18,8 +18,8 @@ from twisted.web.client import Agent
 
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
-from mqhooks.config import AdminSettings, OutboxSettings, Settings
-from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
+from mqhooks.app.settings import AdminSettings, OutboxSettings, Settings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.service import OrderedService
@@ -27,6 +27,7 @@ from mqhooks.sinks import FanOut
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.testing import make_event
+from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed

@@ -14,9 +14,9 @@ from mqhooks.admin.history import History
 from mqhooks.admin.site import MAX_BODY, VARIES, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
-from mqhooks.config import AdminSettings
-from mqhooks.nanomq.settings import TLSSettings
+from mqhooks.app.settings import AdminSettings
 from mqhooks.testing import make_event
+from mqhooks.webhook.settings import TLSSettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.frames import envelope
 

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin.guard import is_loopback
 from mqhooks.admin.service import is_local
-from mqhooks.config import AdminSettings
+from mqhooks.app.settings import AdminSettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase, Follower
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mqhooks.admin.service import AdminService
-from mqhooks.config import AdminSettings
+from mqhooks.app.settings import AdminSettings
 from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
 from tests.admin import AdminCase

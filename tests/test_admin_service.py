@@ -9,11 +9,11 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent
 
-from mqhooks import config
 from mqhooks.admin import site
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.service import AdminService
-from mqhooks.config import ADMIN_LISTEN, AdminSettings, Settings
+from mqhooks.app.configuration import load
+from mqhooks.app.settings import ADMIN_LISTEN, AdminSettings, Settings
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.sidecar.service import SidecarService
@@ -27,7 +27,7 @@ class SettingsTests(SynchronousTestCase):
     def load(self, text):
         path = Path(self.mktemp())
         path.write_text(text, encoding="utf-8")
-        return config.load(str(path)).admin
+        return load(str(path)).admin
 
     def test_what_can_be_said(self):
         self.assertEqual(self.load(""), AdminSettings(None, None, ()))
@@ -171,7 +171,7 @@ class ProcessTests(TestCase):
     async def test_without_the_usual_port_it_goes_on(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             usual = f"tcp:{taken.getsockname()[1]}"
-            before = f"import mqhooks.config; mqhooks.config.ADMIN_LISTEN = {usual!r}"
+            before = f"import mqhooks.app.settings; mqhooks.app.settings.ADMIN_LISTEN = {usual!r}"
             bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", before=before)
             await bridge.until(r"listening for VerneMQ on", anywhere=True)
         lines = [line for line in (bridge.stdout + bridge.stderr).splitlines() if "#warn" in line]

@@ -11,7 +11,7 @@ from mqhooks.admin.answers import Call, Refused
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import EVENTS, INTERVAL, PAYLOAD, STALLED, TEXT, TOPICS, WATCHERS, Stream, describe
-from mqhooks.config import Settings
+from mqhooks.app.settings import Settings
 from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.sidecar.service import SidecarService

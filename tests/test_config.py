@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.config import OutboxSettings, Settings, SidecarSettings, for_url, load
+from mqhooks.app.configuration import for_url, load
+from mqhooks.app.settings import OutboxSettings, Settings, SidecarSettings
 from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
-from mqhooks.nanomq.settings import BatchSettings, RetrySettings, Rule, TLSSettings, WebhookSettings, secret_key
+from mqhooks.nanomq.settings import Rule
 from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.webhook.settings import BatchSettings, RetrySettings, TLSSettings, WebhookSettings, secret_key
 from tests.frames import DATA
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -17,16 +17,18 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from mqhooks import capture, config, tap
+from mqhooks import capture, tap
+from mqhooks.app.configuration import load
+from mqhooks.app.settings import ADMIN_LISTEN, DEFAULTS
 from mqhooks.capture import HEADER, Record
 from mqhooks.logs import json_line
-from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.sinks import sinkFromString
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.summary import SummaryService
 from mqhooks.tap import SIDECAR_PORT
 from mqhooks.webhook.counters import WebhookCounters
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.test_project_docs import DOCS, PROGRAMS, PROJECT, shown
 
@@ -73,7 +75,7 @@ class Unit(SynchronousTestCase):
         self.assertTrue(parsed(before)["check"])
 
     def test_stopping_takes_as_long_as_it_may(self) -> None:
-        self.assertGreaterEqual(int(self.service["TimeoutStopSec"]), config.DEFAULTS.shutdown_timeout + 10)
+        self.assertGreaterEqual(int(self.service["TimeoutStopSec"]), DEFAULTS.shutdown_timeout + 10)
 
     def test_goes_on_after_damage(self) -> None:
         self.assertEqual(self.service["Restart"], "always")
@@ -82,7 +84,7 @@ class Unit(SynchronousTestCase):
     def test_where_the_outbox_is(self) -> None:
         self.assertEqual(self.service["WorkingDirectory"], f"/var/lib/{self.service['StateDirectory']}")
         for example in ("deploy-systemd.conf", "deploy-docker.conf"):
-            settings = config.load(str(DOCS / example))
+            settings = load(str(DOCS / example))
             self.assertTrue(settings.outbox.path.startswith(f"{self.service['WorkingDirectory']}/"))
 
     def test_tls_works(self) -> None:
@@ -128,7 +130,7 @@ class Image(SynchronousTestCase):
         self.assertEqual(self.last["VOLUME"], self.last["WORKDIR"])
 
     def test_health(self) -> None:
-        port = config.ADMIN_LISTEN.partition(":")[2]
+        port = ADMIN_LISTEN.partition(":")[2]
         self.assertIn(f"'http://127.0.0.1:{port}/healthz'", self.last["HEALTHCHECK"])
         program = json.loads(self.last["HEALTHCHECK"].partition("CMD ")[2])[2]
         compile(program, "healthcheck", "exec")

@@ -24,13 +24,13 @@ from mqhooks import tap
 from mqhooks.errors import ConfigError
 from mqhooks.hiding import hide_url
 from mqhooks.logs import json_line, observer_for
-from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.summary import SummaryService
 from mqhooks.webhook.counters import WebhookCounters
+from mqhooks.webhook.settings import WebhookSettings
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS
 from mqhooks.nanomq.rules import Rules
-from mqhooks.nanomq.settings import Rule, WebhookSettings
+from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
@@ -73,7 +73,7 @@ TYPICAL = {
 
 
 def webhook(*names, **options):
-    return Rules(WebhookSettings("webhook", "http://127.0.0.1/", tuple(Rule(name) for name in names), **options))
+    return Rules(BodySettings(tuple(Rule(name) for name in names), **options))
 
 
 def compact(body):

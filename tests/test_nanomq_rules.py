@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.rules import Rules
-from mqhooks.nanomq.settings import Rule, WebhookSettings
+from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
 
@@ -17,7 +17,7 @@ INFOS = [{"topic": "a/b", "qos": 1}, {"topic": "a/c", "qos": 128}, {"topic": "x"
 
 
 def sent(event, *rules):
-    settings = WebhookSettings("webhook", "http://127.0.0.1/", tuple(Rule(*rule) for rule in rules))
+    settings = BodySettings(tuple(Rule(*rule) for rule in rules))
     return [json.loads(body) for body in Rules(settings).bodies(event)]
 
 

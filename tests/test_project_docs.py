@@ -17,11 +17,12 @@ from twisted.python.usage import Options
 from twisted.trial.unittest import SynchronousTestCase
 
 import mqhooks
-from mqhooks import __main__, config, tap
+from mqhooks import __main__, tap
+from mqhooks.app.configuration import load
 from mqhooks.nanomq.events import CAUSES, RULE_EVENTS
 from mqhooks.nanomq.hocon import Block
 from mqhooks.nanomq.rules import Rules
-from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.pb.disconnect_reason_pb2 import Reason
@@ -31,6 +32,7 @@ from mqhooks.testing import make_event
 from mqhooks.tools import receiver, simulator
 from mqhooks.webhook.request import RequestTemplate
 from mqhooks.webhook.retry import RetryPolicy
+from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
@@ -59,7 +61,7 @@ def body(rule: str, *, details: bool = False) -> str:
     """What a rule makes of the first event that it has something for."""
     settings = WebhookSettings("docs", "http://localhost/", (Rule(rule),), details=details)
     hook = rule if rule in HOOKS else next(hook for hook, events in CAUSES.items() if rule in events)
-    (made,) = Rules(settings).bodies(make_event(hook))
+    (made,) = Rules(settings.bodies).bodies(make_event(hook))
     return made.decode()
 
 
@@ -231,7 +233,7 @@ class Configurations(SynchronousTestCase):
         folder.mkdir(parents=True)
         path = folder / "all.conf"
         path.write_text(EVERY_BLOCK)
-        config.load(str(path))
+        load(str(path))
         # ssl is told as another name of tls, webhooks as several of webhook; a block that holds told keys needs no telling.
         known = {key for key in asked if "ssl" not in key and key not in ("webhooks", "sidecar", "outbox", "admin")}
         inner = {key for key in known if any(other.startswith(f"{key}.") for other in known)} - told
@@ -241,7 +243,7 @@ class Configurations(SynchronousTestCase):
         examples = sorted(DOCS.glob("*.conf"))
         self.assertGreater(len(examples), 1)
         for path in examples:
-            settings = config.load(str(path))
+            settings = load(str(path))
             self.assertEqual(settings.warnings, ())
             self.assertTrue(settings.webhooks)
 

@@ -13,12 +13,13 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mqhooks.nanomq.settings import BatchSettings, RetrySettings, Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
 from mqhooks.webhook.batches import BatchLanes
 from mqhooks.webhook.lanes import Verdict
+from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.signature import verify
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint

@@ -16,12 +16,13 @@ from zope.interface.verify import verifyObject
 
 import mqhooks
 from mqhooks.errors import BadAnswer, ConfigError, ConnectFailed, ConnectionBroken, DeliveryTimeout
-from mqhooks.nanomq.settings import Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.client import KEEP, WebhookClient
 from mqhooks.webhook.connection import MAX_BODY
 from mqhooks.webhook.request import RequestTemplate
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.signature import Signer
 from tests.endpoints import Endpoint
 

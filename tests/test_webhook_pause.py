@@ -6,10 +6,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
-from mqhooks.nanomq.settings import RetrySettings, Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import failure_of
+from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.test_webhook_sink import FakeClient, number_of, publish
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.nanomq.settings import RetrySettings
 from mqhooks.webhook.retry import MAX_RETRY_AFTER, RetryPolicy, retry_after, span
+from mqhooks.webhook.settings import RetrySettings
 
 NOW = datetime(1994, 11, 6, 8, 49, 0, tzinfo=UTC).timestamp()
 

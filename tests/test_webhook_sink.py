@@ -14,13 +14,14 @@ from zope.interface.verify import verifyObject
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
 from mqhooks.histogram import Histogram
 from mqhooks.interfaces import IEventSink
-from mqhooks.nanomq.settings import BatchSettings, RetrySettings, Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
 from mqhooks.webhook import lanes as lanes_module
 from mqhooks.webhook import sink as sink_module
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
+from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
 

@@ -17,9 +17,10 @@ from twisted.internet.ssl import (
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.errors import ConfigError, ConnectFailed, ConnectionBroken, DeliveryError
-from mqhooks.nanomq.settings import Rule, TLSSettings, WebhookSettings
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.client import WebhookClient
+from mqhooks.webhook.settings import TLSSettings, WebhookSettings
 from mqhooks.webhook.tls import tls_options
 from tests.certificates import Authority, key_pem, pem
 from tests.endpoints import Connection, Endpoint

@@ -13,7 +13,8 @@ from twisted.application.service import Application
 from twisted.internet import reactor
 
 from mqhooks.errors import ConfigError
-from mqhooks.nanomq.settings import Rule, WebhookSettings
+from mqhooks.nanomq.settings import Rule
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.service import OrderedService
 from mqhooks.sources.sidecar.protocol import SidecarFactory

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mqhooks.config import Settings
+from mqhooks.app.settings import Settings
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.sidecar.service import SidecarService

@@ -20,7 +20,7 @@ from mqhooks.admin.history import STEP
 from mqhooks.admin.site import AdminFactory, Root, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
-from mqhooks.config import ADMIN_LISTEN, AdminSettings
+from mqhooks.app.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.listening import Listener, address_name, complete
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from mqhooks.nanomq import base62
-from mqhooks.nanomq.settings import Encoding, WebhookSettings
+from mqhooks.nanomq.settings import BodySettings, Encoding
 from mqhooks.sources.sidecar.events import Event, failure_name, reason_name
 
 UNDEFINED = "undefined"
@@ -128,7 +128,7 @@ class Bodies:
     :param settings: how payloads are encoded, what stands for what the stream doesn't carry, and whether details follow.
     """
 
-    def __init__(self, settings: WebhookSettings) -> None:
+    def __init__(self, settings: BodySettings) -> None:
         if settings.encoding == "base62":
             base62.prepare()
         self._text = _PAYLOADS[settings.encoding]

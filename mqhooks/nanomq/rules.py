@@ -9,7 +9,7 @@ from typing import Any
 
 from mqhooks.nanomq.bodies import Bodies, hook_body
 from mqhooks.nanomq.events import CAUSES, TOPIC_EVENTS
-from mqhooks.nanomq.settings import WebhookSettings
+from mqhooks.nanomq.settings import BodySettings
 from mqhooks.nanomq.topics import compile_filter
 from mqhooks.sources.sidecar.events import Event
 
@@ -28,7 +28,7 @@ class Rules:
     :raises mqhooks.errors.ConfigError: when a topic filter is not valid.
     """
 
-    def __init__(self, settings: WebhookSettings) -> None:
+    def __init__(self, settings: BodySettings) -> None:
         steps = {hook: list(_steps(settings, hook)) for hook in CAUSES}
         self._plans = {hook: _in_turn(found) for hook, found in steps.items() if found}
 
@@ -45,7 +45,7 @@ class Rules:
         return [] if plan is None else plan(event)
 
 
-def _steps(settings: WebhookSettings, hook: str) -> Iterator[_Step]:
+def _steps(settings: BodySettings, hook: str) -> Iterator[_Step]:
     bodies = Bodies(settings)
     for name in CAUSES[hook]:
         wanted, matches = _wanted(settings, name)
@@ -56,7 +56,7 @@ def _steps(settings: WebhookSettings, hook: str) -> Iterator[_Step]:
         yield _hook_step(settings, matches)
 
 
-def _wanted(settings: WebhookSettings, name: str) -> tuple[bool, _Matcher | None]:
+def _wanted(settings: BodySettings, name: str) -> tuple[bool, _Matcher | None]:
     """Say whether a rule names an event, and which topics are wanted: ``None`` for every one, or where there are none."""
     topics = [rule.topic for rule in settings.rules if rule.event == name]
     filters = [topic for topic in topics if topic is not None]
@@ -80,7 +80,7 @@ def _nanomq_step(hook: str, name: str, make: Callable[..., bytes], matches: _Mat
     return lambda event: [make(event)] if matches(event.message.topic) else []
 
 
-def _hook_step(settings: WebhookSettings, matches: _Matcher | None) -> _Step:
+def _hook_step(settings: BodySettings, matches: _Matcher | None) -> _Step:
     encoding = settings.encoding
     if matches is None:
         return lambda event: [hook_body(event, encoding)]

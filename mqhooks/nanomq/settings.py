@@ -1,25 +1,13 @@
 """
-What one ``webhook {}`` block says, validated and frozen.
+What the rules and bodies of one webhook are made from.
 """
 
 from __future__ import annotations
 
-import re
-from binascii import Error, a2b_base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
-
-from mqhooks.errors import ConfigError
 
 Encoding = Literal["plain", "base64", "base62"]
-Ordering = Literal["client", "none"]
-
-BatchFormat = Literal["array", "ndjson"]
-Compression = Literal["none", "gzip"]
-Refusals = Literal["hold", "bury"]
-
-SECRET_PREFIX = "whsec_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,166 +24,19 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class TLSSettings:
+class BodySettings:
     """
-    How to talk to an ``https`` endpoint. The host name is always verified.
+    Which bodies events become.
 
-    :param cacertfile: the PEM file of the authorities to trust instead of the system's.
-    :param certfile: the PEM file of our certificate, followed by its intermediates; needs ``keyfile``.
-    :param keyfile: the PEM file of its private key.
-    :param key_password: what the key is encrypted with.
-    :param where: what holds these settings, the file for example, and
-    :param path: their own key in there: for errors.
-    """
-
-    cacertfile: str | None = None
-    certfile: str | None = None
-    keyfile: str | None = None
-    key_password: str | None = None
-    where: str = field(default="", repr=False, compare=False)
-    path: str = field(default="", repr=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class RetrySettings:
-    """
-    When a delivery that did not arrive is tried again.
-
-    :param initial: seconds before the second attempt.
-    :param multiplier: by how much each wait is longer than the one before it.
-    :param maximum: seconds that a wait never exceeds, but for its jitter.
-    :param jitter: the share of a wait by which it may be longer or shorter, so that what failed together is not tried together.
-    :param max_age: seconds after which a delivery is given up.
-    :param max_attempts: how often a delivery is tried at most; 0 for no limit.
-    :param on: the answers after which it is tried again: statuses, and ``3xx``, ``4xx`` or ``5xx`` for a hundred of them.
-    :param refusals: what becomes of deliveries while the endpoint refuses everything, as with an expired token: ``hold`` lets
-        them wait until it accepts one, ``bury`` makes each a dead letter.
-    """
-
-    initial: float = 1.0
-    multiplier: float = 2.0
-    maximum: float = 300.0
-    jitter: float = 0.2
-    max_age: float = 72 * 3600.0
-    max_attempts: int = 0
-    # 501 and 505 say that the endpoint cannot do what is asked: RFC 9110, section 15.6.
-    on: tuple[int | str, ...] = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
-    refusals: Refusals = "hold"
-
-
-@dataclass(frozen=True, slots=True)
-class BatchSettings:
-    """
-    How several events share a request.
-
-    :param size: how many at most.
-    :param linger: how many seconds the first of a request waits for others.
-    :param max_bytes: how many bytes the bodies of a request have at most, unless one alone has more.
-    :param format: ``array``: a JSON array. ``ndjson``: a JSON object a line.
-    :param compression: how the request's body is compressed.
-    """
-
-    size: int = 100
-    linger: float = 0.05
-    max_bytes: int = 1 << 20
-    format: BatchFormat = "array"
-    compression: Compression = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class SharedSettings:
-    """
-    What goes for every webhook whose own block does not say otherwise.
-
-    :param retry: when deliveries are tried again.
-    :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
-    :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
-    """
-
-    retry: RetrySettings = RetrySettings()
-    ordering: Ordering = "client"
-    merge_window: float = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookSettings:
-    """
-    One endpoint and what it receives.
-
-    :param name: how logs and counters call it: ``webhook`` for the block of that name, else its key under ``webhooks``.
-    :param url: an absolute ``http`` or ``https`` URL.
     :param rules: at least one for anything to be sent.
-    :param headers: sent with each request, in this order, names as they were written.
     :param encoding: how a message's payload becomes a JSON string.
-    :param pool_size: how many connections are open at most.
-    :param cancel_timeout: seconds until a request without a whole answer is given up.
-    :param tls: ``None`` for the system's authorities and no client certificate.
-    :param details: whether NanoMQ's bodies are followed by what else VerneMQ knows.
-    :param proto_ver: what stands for the protocol version where the stream doesn't give it.
-    :param keepalive: what stands for the keep-alive time in seconds, which the stream never gives.
-    :param retry: when deliveries are tried again.
-    :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
-    :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
-    :param batch: how several events share a request; ``None`` when each has one of its own.
-    :param secrets: requests are signed with each of them, as :func:`secret_key` wants them; not at all when there is none.
+    :param details: append what else VerneMQ knows to NanoMQ's keys.
+    :param proto_ver: the protocol version to report where the stream does not carry it.
+    :param keepalive: the keep-alive time to report, in seconds; the stream never carries it.
     """
 
-    name: str
-    url: str
     rules: tuple[Rule, ...]
-    headers: tuple[tuple[str, str], ...] = ()
     encoding: Encoding = "plain"
-    pool_size: int = 32
-    cancel_timeout: float = 5.0
-    tls: TLSSettings | None = None
     details: bool = False
     proto_ver: int | None = None
     keepalive: int | None = None
-    retry: RetrySettings = RetrySettings()
-    ordering: Ordering = "client"
-    merge_window: float = 0.05
-    batch: BatchSettings | None = None
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-
-
-def check_url(url: str) -> str:
-    """
-    Check where requests are to be sent.
-
-    :returns: the URL, its scheme in lower case.
-    :raises mqhooks.errors.ConfigError: when that is no place; the message alone.
-    """
-    shown = re.sub(r"//[^/]*@", "//…@", url)
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{shown!r} is not a URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("a URL's user and password are not sent: set headers.authorization instead")
-    if parts.fragment:
-        raise ConfigError(f"{shown!r} has a fragment (#…), which is never sent: remove it")
-    return parts.scheme + url[len(parts.scheme) :]
-
-
-def secret_key(secret: str) -> bytes:
-    """
-    Get the key that a secret is the writing of: ``whsec_`` and the key in base64, as Standard Webhooks 1.0 has it.
-
-    :returns: 24 to 64 bytes.
-    :raises mqhooks.errors.ConfigError: when it is none; the message alone, without any of the secret.
-    """
-    if not secret.startswith(SECRET_PREFIX):
-        raise ConfigError(f"does not begin with {SECRET_PREFIX}: make one with echo {SECRET_PREFIX}$(openssl rand -base64 24)")
-    text = secret.removeprefix(SECRET_PREFIX).rstrip("=")
-    try:
-        key = a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
-    except (Error, ValueError):
-        raise ConfigError(f"is not base64 after {SECRET_PREFIX}: copy it again, whole") from None
-    if not 24 <= len(key) <= 64:
-        raise ConfigError(f"is the base64 of {len(key)} bytes: it has to be 24 to 64, random")
-    return key

@@ -7,9 +7,9 @@ from __future__ import annotations
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.logger import Logger
 
+from mqhooks.app.webhookblock import webhook as read_webhook
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
-from mqhooks.nanomq.blocks import webhook as read_webhook
 from mqhooks.nanomq.events import NANOMQ_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.hocon import Block
 from mqhooks.outbox.memory import MemoryOutbox

@@ -24,10 +24,10 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from mqhooks.closing import ClosingFactory
 from mqhooks.errors import BadSignature, ConfigError
 from mqhooks.listening import Listener, address_name
-from mqhooks.nanomq.settings import secret_key
 from mqhooks.service import OrderedService
 from mqhooks.tools.ledger import Ledger, Received
 from mqhooks.tools.options import CommandOptions, duration, share, whole
+from mqhooks.webhook.settings import secret_key
 from mqhooks.webhook.signature import verify
 
 

@@ -18,9 +18,9 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from mqhooks.errors import BadAnswer, DeliveryError
-from mqhooks.nanomq.settings import TLSSettings
 from mqhooks.webhook.connection import MAX_BODY, Answer
 from mqhooks.webhook.pool import ConnectionPool
+from mqhooks.webhook.settings import TLSSettings
 from mqhooks.webhook.tls import tls_options
 
 

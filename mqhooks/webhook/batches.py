@@ -9,9 +9,9 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from mqhooks.nanomq.settings import BatchSettings
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.lanes import DONE, Lane, Lanes, Recall, Verdict
+from mqhooks.webhook.settings import BatchSettings
 
 
 class BatchLanes(Lanes):

@@ -18,12 +18,12 @@ from twisted.web.iweb import IAgent
 
 from mqhooks.errors import ConfigError, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.histogram import Histogram
-from mqhooks.nanomq.settings import WebhookSettings, check_url
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS
 from mqhooks.webhook.request import Batch, RequestTemplate
+from mqhooks.webhook.settings import WebhookSettings, check_url
 
 KEEP = 1024
 """How many bytes of an answer's body are kept for whoever wants to know why it was refused."""

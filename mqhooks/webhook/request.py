@@ -12,8 +12,8 @@ import msgspec
 from twisted.web.client import URI
 
 import mqhooks
-from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.delivery import Delivery
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.signature import ID, SIGNATURE, TIMESTAMP, Signer
 
 USER_AGENT = f"mqhooks/{mqhooks.__version__}"

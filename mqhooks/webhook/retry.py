@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Literal
 
-from mqhooks.nanomq.settings import RetrySettings
+from mqhooks.webhook.settings import RetrySettings
 
 MAX_RETRY_AFTER = 3600.0
 """How many seconds an endpoint's ``Retry-After`` may ask for; more is taken for this."""

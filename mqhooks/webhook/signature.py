@@ -12,7 +12,7 @@ from binascii import b2a_base64
 from collections.abc import Iterable
 
 from mqhooks.errors import BadSignature
-from mqhooks.nanomq.settings import secret_key
+from mqhooks.webhook.settings import secret_key
 
 ID = "webhook-id"
 TIMESTAMP = "webhook-timestamp"

@@ -22,7 +22,6 @@ from mqhooks.errors import ConnectFailed, DeliveryError
 from mqhooks.hiding import hide
 from mqhooks.interfaces import IEventSink, IOutbox
 from mqhooks.nanomq.rules import Rules
-from mqhooks.nanomq.settings import WebhookSettings
 from mqhooks.outbox.delivery import Delivery
 from mqhooks.ratelimit import RateLimit
 from mqhooks.sources.sidecar.events import Event
@@ -34,6 +33,7 @@ from mqhooks.webhook.counters import WebhookCounters, failure_of
 from mqhooks.webhook.lanes import DONE, Lanes, Verdict
 from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.retry import DELIVERED, RetryPolicy, retry_after
+from mqhooks.webhook.settings import WebhookSettings
 
 WINDOW = 4096
 """How many deliveries are claimed from the outbox and neither settled nor parked; what is beyond them stays in the outbox."""
@@ -126,7 +126,7 @@ class WebhookSink(Service):
         self._clock = reactor
         self._now = now
         self._client = client or WebhookClient(reactor, settings, now=now)
-        self._rules = Rules(settings)
+        self._rules = Rules(settings.bodies)
         self._policy = RetryPolicy(settings.retry)
         self._breaker = Breaker(settings.pool_size)
         self._lanes = self._make_lanes()

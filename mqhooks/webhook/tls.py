@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.errors import CertificateRefused, ConfigError
-from mqhooks.nanomq.settings import TLSSettings
+from mqhooks.webhook.settings import TLSSettings
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 

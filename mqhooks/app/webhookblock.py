@@ -12,22 +12,22 @@ from typing import Any, cast, get_args
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.hocon import Block, suggest
-from mqhooks.nanomq.settings import (
+from mqhooks.nanomq.settings import Encoding, Rule
+from mqhooks.nanomq.topics import check_filter
+from mqhooks.webhook.settings import (
     BatchFormat,
     BatchSettings,
     Compression,
-    Encoding,
     Ordering,
     Refusals,
     RetrySettings,
-    Rule,
     SharedSettings,
     TLSSettings,
+    Transport,
     WebhookSettings,
     check_url,
     secret_key,
 )
-from mqhooks.nanomq.topics import check_filter
 
 _DEFAULTS = SharedSettings()
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -96,6 +96,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         merge_window=common.merge_window,
         batch=batch,
         secrets=_secrets(block),
+        transport=cast(Transport, block.choice("transport", "pooled", get_args(Transport))),
     )
     for part in (unknown, body, block):
         part.close()

@@ -1,0 +1,1 @@
+"""The program: its settings as a whole, and what is built from them."""
