@@ -17,15 +17,15 @@ from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.service import AdminService
+from mqhooks.admin.server import AdminService
 from mqhooks.app.settings import AdminSettings, OutboxSettings, Settings
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.service import OrderedService
 from mqhooks.sinks import FanOut
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
+from mqhooks.support.services import OrderedService
 from mqhooks.testing import make_event
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink

@@ -9,7 +9,7 @@ from time import time
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
-from mqhooks.admin import letters
+from mqhooks.admin import deadletters as letters
 from mqhooks.admin.history import History
 from mqhooks.admin.site import MAX_BODY, VARIES, routes
 from mqhooks.admin.status import Status

@@ -7,7 +7,7 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin.guard import is_loopback
-from mqhooks.admin.service import is_local
+from mqhooks.admin.server import is_local
 from mqhooks.app.settings import AdminSettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase, Follower
 

@@ -5,7 +5,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from mqhooks.admin.service import AdminService
+from mqhooks.admin.server import AdminService
 from mqhooks.app.settings import AdminSettings
 from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event

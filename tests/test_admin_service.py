@@ -11,13 +11,13 @@ from twisted.web.client import Agent
 
 from mqhooks.admin import site
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.service import AdminService
+from mqhooks.admin.server import AdminService
 from mqhooks.app.configuration import load
 from mqhooks.app.settings import ADMIN_LISTEN, AdminSettings, Settings
+from mqhooks.app.tap import Options, makeService
 from mqhooks.errors import ConfigError
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
-from mqhooks.tap import Options, makeService
 from mqhooks.testing import RecordingSink
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.processes import Twistd

@@ -7,14 +7,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
-from mqhooks.admin.answers import Call, Refused
 from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.replies import Call, Refused
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import EVENTS, INTERVAL, PAYLOAD, STALLED, TEXT, TOPICS, WATCHERS, Stream, describe
 from mqhooks.app.settings import Settings
 from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.testing import RecordingSink, make_event
 from tests.admin import AdminCase
 

@@ -15,8 +15,6 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from mqhooks import capture
-from mqhooks.capture import HEADER, Record, line, read
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.pb.on_publish_pb2 import OnPublish
@@ -24,6 +22,8 @@ from mqhooks.sinks import CaptureSink, sinkFromString
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.encode import encode, hook_of
 from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.support import recording as capture
+from mqhooks.support.recording import HEADER, Record, line, read
 from mqhooks.testing import make_event, verify_sink
 from tests.frames import envelope, golden_frames
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.app.configuration import for_url, load
+from mqhooks.app.describe import describe
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarSettings
-from mqhooks.describe import describe
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Rule

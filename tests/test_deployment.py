@@ -17,16 +17,17 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from mqhooks import capture, tap
+from mqhooks.app import tap
 from mqhooks.app.configuration import load
+from mqhooks.app.logs import json_line
 from mqhooks.app.settings import ADMIN_LISTEN, DEFAULTS
-from mqhooks.capture import HEADER, Record
-from mqhooks.logs import json_line
+from mqhooks.app.summary import SummaryService
+from mqhooks.app.tap import SIDECAR_PORT
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.sinks import sinkFromString
 from mqhooks.sources.sidecar.counters import SidecarCounters
-from mqhooks.summary import SummaryService
-from mqhooks.tap import SIDECAR_PORT
+from mqhooks.support import recording as capture
+from mqhooks.support.recording import HEADER, Record
 from mqhooks.webhook.counters import WebhookCounters
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink

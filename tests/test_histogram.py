@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.histogram import Histogram
+from mqhooks.support.histogram import Histogram
 
 
 class HistogramTests(SynchronousTestCase):

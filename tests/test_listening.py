@@ -10,7 +10,7 @@ from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import ConfigError, ListenError
-from mqhooks.listening import Listener, address_name, complete
+from mqhooks.support.listening import Listener, address_name, complete
 
 
 class CompleteTests(SynchronousTestCase):

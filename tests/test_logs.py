@@ -20,15 +20,15 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mqhooks import tap
+from mqhooks.app import tap
+from mqhooks.app.logs import json_line, observer_for
+from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
-from mqhooks.hiding import hide_url
-from mqhooks.logs import json_line, observer_for
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.sources.sidecar.counters import SidecarCounters
-from mqhooks.summary import SummaryService
+from mqhooks.support.redact import hide_url
 from mqhooks.webhook.counters import WebhookCounters
 from mqhooks.webhook.settings import WebhookSettings
 from tests.endpoints import Endpoint
@@ -229,7 +229,7 @@ class ProcessTests(TestCase):
         await bridge.ended
         lines = self.lines(bridge.stdout)
         (listening,) = [line for line in lines if line["text"].startswith("listening for VerneMQ")]
-        self.assertEqual((listening["level"], listening["logger"]), ("info", "mqhooks.sources.sidecar.service.SidecarService"))
+        self.assertEqual((listening["level"], listening["logger"]), ("info", "mqhooks.sources.sidecar.listener.SidecarService"))
         self.assertTrue(listening["address"].startswith("127.0.0.1:"))
         self.assertEqual(lines[-1]["text"], "Server Shut Down.")
         self.assertEqual(bridge.stderr, "")

@@ -1,4 +1,4 @@
-"""``python -m mqhooks dead``."""
+"""``mqhooks dead``."""
 
 import sys
 from io import StringIO

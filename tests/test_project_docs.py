@@ -17,7 +17,8 @@ from twisted.python.usage import Options
 from twisted.trial.unittest import SynchronousTestCase
 
 import mqhooks
-from mqhooks import __main__, tap
+from mqhooks import __main__
+from mqhooks.app import tap
 from mqhooks.app.configuration import load
 from mqhooks.nanomq.events import CAUSES, RULE_EVENTS
 from mqhooks.nanomq.hocon import Block
@@ -133,7 +134,7 @@ class Outbox(SynchronousTestCase):
 
     def test_dead_letters(self) -> None:
         for name in ("dead-list", "dead-show", "dead-ask"):
-            session = re.split(r"^\$ python -m mqhooks (.+)\n", "\n".join([*shown("delivery.rst", name), ""]), flags=re.M)[1:]
+            session = re.split(r"^\$ mqhooks (.+)\n", "\n".join([*shown("delivery.rst", name), ""]), flags=re.M)[1:]
             for command, expected in zip(session[::2], session[1::2], strict=True):
                 lines: list[str] = []
                 words = command.replace("-c nanomq.conf", f"--outbox {self.path}").split()

@@ -15,8 +15,8 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.admin.guard import Guard
+from mqhooks.app.tap import Options, _build
 from mqhooks.sources.sidecar.sessions import SessionTable
-from mqhooks.tap import Options, _build
 from mqhooks.testing import make_event
 from tests.certificates import Authority, key_pem, pem
 from tests.endpoints import Endpoint

@@ -13,12 +13,12 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mqhooks.capture import HEADER, Record, line
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.encode import encode
 from mqhooks.sources.sidecar.events import Event
+from mqhooks.support.options import speed
+from mqhooks.support.recording import HEADER, Record, line
 from mqhooks.testing import make_event
-from mqhooks.tools.options import speed
 from mqhooks.tools.pool import ConnectionPool
 from mqhooks.tools.replay import Capture, Replay
 from mqhooks.tools.simulator import Options, from_options

@@ -5,7 +5,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import ListenError
-from mqhooks.service import OrderedService
+from mqhooks.support.services import OrderedService
 
 
 class Child(Service):

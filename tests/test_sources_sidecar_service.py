@@ -14,8 +14,8 @@ from twisted.trial.unittest import TestCase
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.sources.sidecar import protocol
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
 from tests.certificates import Authority, key_pem
 from tests.frames import envelope, framed
 from tests.test_sources_sidecar_protocol import Sink, publish

@@ -12,8 +12,8 @@ from twisted.internet.task import deferLater
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from mqhooks.app.tap import Options, makeService
 from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.tap import Options, makeService
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd

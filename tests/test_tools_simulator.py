@@ -27,8 +27,8 @@ from zope.interface.verify import verifyObject
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.events import HOOKS, Event
+from mqhooks.support.options import duration, number, share, whole
 from mqhooks.tools.model import DEFAULT_MIX, SessionModel
-from mqhooks.tools.options import duration, number, share, whole
 from mqhooks.tools.pool import Connection, ConnectionPool
 from mqhooks.tools.simulator import Options, Simulator, frame, from_options, makeService
 from tests.processes import Twistd

@@ -12,10 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
-from mqhooks.histogram import Histogram
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.support.histogram import Histogram
 from mqhooks.testing import make_event
 from mqhooks.webhook import lanes as lanes_module
 from mqhooks.webhook import sink as sink_module

@@ -12,9 +12,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.interfaces import IEventSink
-from mqhooks.service import OrderedService
+from mqhooks.support.services import OrderedService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.listener import SidecarService
 
 
 @implementer(IEventSink)

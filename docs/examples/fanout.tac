@@ -15,9 +15,9 @@ from mqhooks.errors import ConfigError
 from mqhooks.nanomq.settings import Rule
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.outbox.memory import MemoryOutbox
-from mqhooks.service import OrderedService
+from mqhooks.support.services import OrderedService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sinks import FanOut, LogSink
 from mqhooks.webhook.sink import WebhookSink
 

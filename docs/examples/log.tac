@@ -14,9 +14,9 @@ from twisted.application.service import Application
 from twisted.internet import reactor
 from twisted.logger import ILogObserver, textFileLogObserver
 
-from mqhooks.service import OrderedService
+from mqhooks.support.services import OrderedService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sinks import LogSink
 
 # Where VerneMQ's events sidecar connects to, as a Twisted endpoint: its port is 8890 unless it is configured otherwise.

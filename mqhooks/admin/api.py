@@ -8,10 +8,10 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from mqhooks.admin.answers import Answer, Call, Refused, json_answer
+from mqhooks.admin.deadletters import DeadLetters
 from mqhooks.admin.health import ready
-from mqhooks.admin.hiding import plain
-from mqhooks.admin.letters import DeadLetters
+from mqhooks.admin.plain import plain
+from mqhooks.admin.replies import Answer, Call, Refused, json_answer
 from mqhooks.admin.status import Status
 from mqhooks.webhook.sink import WebhookSink
 

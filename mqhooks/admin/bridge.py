@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mqhooks.app.settings import Settings
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
 from mqhooks.webhook.sink import WebhookSink
 
 

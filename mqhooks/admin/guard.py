@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.web.http import Request
 
-from mqhooks.admin.answers import Refused
+from mqhooks.admin.replies import Refused
 
 HEADER = "X-Mqhooks"
 """What a request that changes something needs, with any value."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.hiding import hide
-from mqhooks.listening import address_name
+from mqhooks.support.listening import address_name
+from mqhooks.support.redact import hide
 
 
 def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:

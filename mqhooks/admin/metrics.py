@@ -17,10 +17,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 import mqhooks
-from mqhooks.admin.answers import Answer, Call
+from mqhooks.admin.replies import Answer, Call
 from mqhooks.admin.status import Status
-from mqhooks.histogram import Histogram
 from mqhooks.outbox.totals import Totals
+from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.sink import WebhookSink
 
 WEBHOOK = ("webhook",)

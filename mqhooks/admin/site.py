@@ -19,14 +19,14 @@ from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from mqhooks.admin.answers import Answer, Call, Handler, Refused, json_answer
 from mqhooks.admin.api import Api
 from mqhooks.admin.guard import ANSWER_HEADERS, Guard
 from mqhooks.admin.metrics import Metrics
+from mqhooks.admin.replies import Answer, Call, Handler, Refused, json_answer
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
-from mqhooks.closing import ClosingFactory
 from mqhooks.errors import OutboxError
+from mqhooks.support.closing import ClosingFactory
 
 MAX_BODY = 64 << 10
 """How many bytes a request's body may have."""

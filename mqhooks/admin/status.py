@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
-from mqhooks.hiding import hide, hide_url
+from mqhooks.support.redact import hide, hide_url
 from mqhooks.webhook.sink import Failure, WebhookSink
 
 

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.web.http import Request
 from zope.interface import implementer
 
-from mqhooks.admin.answers import Call, Refused
+from mqhooks.admin.replies import Call, Refused
 from mqhooks.admin.status import Status
 from mqhooks.sources.sidecar.events import Event
 

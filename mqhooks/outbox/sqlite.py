@@ -31,7 +31,7 @@ from mqhooks.outbox.lock import Lock
 from mqhooks.outbox.queue import UNWRITTEN_BYTES, SqliteOutbox
 from mqhooks.outbox.rows import UNSTORABLE, Plan
 from mqhooks.outbox.salvage import finish, salvage
-from mqhooks.ratelimit import RateLimit
+from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
 """How many seconds stopping waits for the last transaction."""

@@ -16,8 +16,8 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
 from mqhooks.errors import ConfigError
-from mqhooks.ratelimit import RateLimit
-from mqhooks.sinks.hangup import on_hangup
+from mqhooks.support.hangup import on_hangup
+from mqhooks.support.ratelimit import RateLimit
 
 STANDARD_OUTPUT = 1
 """The descriptor itself: ``sys.stdout`` is the log's under twistd."""

@@ -13,18 +13,18 @@ from typing import Any
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mqhooks.capture import Record, line, resume
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks.appending import Appender, AppendingSink
 from mqhooks.sources.sidecar.encode import encode
 from mqhooks.sources.sidecar.events import Event
+from mqhooks.support.recording import Record, line, resume
 
 
 @implementer(IEventSink)
 class CaptureSink(AppendingSink):
     """
-    Records each event's frame and when it came. :mod:`mqhooks.capture` describes the file.
+    Records each event's frame and when it came. :mod:`mqhooks.support.recording` describes the file.
 
     The file is appended to, made with mode 0640 less the umask, and opened anew at SIGHUP, between two batches. A batch is one
     synchronous write. What cannot be written, to a full disk for example, is counted in :attr:`lost` and said once a minute;

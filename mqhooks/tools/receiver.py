@@ -21,12 +21,12 @@ from twisted.web.http import NO_BODY_CODES, UNAUTHORIZED
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from mqhooks.closing import ClosingFactory
 from mqhooks.errors import BadSignature, ConfigError
-from mqhooks.listening import Listener, address_name
-from mqhooks.service import OrderedService
+from mqhooks.support.closing import ClosingFactory
+from mqhooks.support.listening import Listener, address_name
+from mqhooks.support.options import CommandOptions, duration, share, whole
+from mqhooks.support.services import OrderedService
 from mqhooks.tools.ledger import Ledger, Received
-from mqhooks.tools.options import CommandOptions, duration, share, whole
 from mqhooks.webhook.settings import secret_key
 from mqhooks.webhook.signature import verify
 
@@ -220,7 +220,7 @@ class Receiver(Service):
     Listens, and says what it got when it stops.
 
     :param reactor: listens and tells the time.
-    :param description: where, as a string for Twisted's ``serverFromString``, completed by :func:`mqhooks.listening.complete`.
+    :param description: a Twisted endpoint string; :func:`mqhooks.support.listening.complete` fills in our defaults.
     :param factory: what is listened with.
     :param ledger: what it counts with.
     :param write: writes a line.

@@ -11,9 +11,9 @@ from random import Random
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from mqhooks.capture import Record, read
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.encode import hook_of
+from mqhooks.support.recording import Record, read
 from mqhooks.tools.pool import ConnectionPool
 from mqhooks.tools.sender import CHUNK, Sender, framed
 

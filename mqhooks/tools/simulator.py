@@ -20,8 +20,8 @@ from twisted.python.usage import UsageError
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.encode import encode
 from mqhooks.sources.sidecar.events import HOOKS, Event
+from mqhooks.support.options import CommandOptions, number, one_of, speed, whole
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
-from mqhooks.tools.options import CommandOptions, number, one_of, speed, whole
 from mqhooks.tools.pool import ConnectionPool
 from mqhooks.tools.replay import Capture, Replay
 from mqhooks.tools.sender import CHUNK, Sender, framed

@@ -17,8 +17,8 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent
 
 from mqhooks.errors import ConfigError, ConnectionBroken, DeliveryError, DeliveryTimeout
-from mqhooks.histogram import Histogram
 from mqhooks.outbox.delivery import Delivery
+from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.agent import PooledAgent
 from mqhooks.webhook.connection import Answer
 from mqhooks.webhook.counters import ANSWERS

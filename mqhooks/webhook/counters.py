@@ -5,7 +5,7 @@ What went out, counted.
 from __future__ import annotations
 
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
-from mqhooks.histogram import Histogram
+from mqhooks.support.histogram import Histogram
 
 FAILURES = ("status", "timeout", "connect", "broken", "answer")
 """

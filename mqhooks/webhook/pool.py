@@ -14,8 +14,8 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
-from mqhooks.histogram import Histogram
 from mqhooks.readiness import Readiness
+from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.connection import Answer, Exchange, HTTPConnection
 from mqhooks.webhook.counters import ANSWERS
 

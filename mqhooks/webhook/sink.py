@@ -19,12 +19,12 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.errors import ConnectFailed, DeliveryError
-from mqhooks.hiding import hide
 from mqhooks.interfaces import IEventSink, IOutbox
 from mqhooks.nanomq.rules import Rules
 from mqhooks.outbox.delivery import Delivery
-from mqhooks.ratelimit import RateLimit
 from mqhooks.sources.sidecar.events import Event
+from mqhooks.support.ratelimit import RateLimit
+from mqhooks.support.redact import hide
 from mqhooks.webhook.batches import BatchLanes
 from mqhooks.webhook.breaker import WHOLESALE, Breaker
 from mqhooks.webhook.client import WebhookClient

@@ -2,4 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-mqhooks = ServiceMaker("mqhooks", "mqhooks.tap", "Relay VerneMQ's events as webhooks.", "mqhooks")
+mqhooks = ServiceMaker("mqhooks", "mqhooks.app.tap", "Relay VerneMQ's events as webhooks.", "mqhooks")

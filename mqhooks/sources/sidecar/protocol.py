@@ -20,14 +20,14 @@ from twisted.python.failure import Failure
 
 from mqhooks.errors import MalformedFrame, UnknownType
 from mqhooks.interfaces import IEventSink
-from mqhooks.listening import address_name
-from mqhooks.ratelimit import RateLimit
 from mqhooks.readiness import Reader, Readiness
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.events import Event
 from mqhooks.sources.sidecar.longframes import LONG, LongFrames
 from mqhooks.sources.sidecar.sessions import CONCERNED, SessionTable
+from mqhooks.support.listening import address_name
+from mqhooks.support.ratelimit import RateLimit
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
 """MQTT's largest payload and an envelope. A longer frame cannot be one: the bytes read as its length were something else."""

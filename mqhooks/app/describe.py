@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mqhooks.app.settings import ADMIN_LISTEN, OutboxSettings, Settings
-from mqhooks.listening import complete
+from mqhooks.support.listening import complete
 from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 

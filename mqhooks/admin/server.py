@@ -22,7 +22,7 @@ from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.app.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.errors import ConfigError, ListenError
-from mqhooks.listening import Listener, address_name, complete
+from mqhooks.support.listening import Listener, address_name, complete
 
 
 class AdminService(Service):
@@ -124,7 +124,7 @@ def is_local(description: str) -> bool:
     """
     Say whether only this machine can connect to a listening endpoint. Of kinds that are not known nobody can say.
 
-    :param description: as Twisted's ``serverFromString`` has it; it is completed by :func:`mqhooks.listening.complete`.
+    :param description: as Twisted's ``serverFromString`` has it; it is completed by :func:`mqhooks.support.listening.complete`.
     """
     kind, *parts = re.split(r"(?<!\\):", complete(description))
     if kind == "unix":

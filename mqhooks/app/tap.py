@@ -15,24 +15,23 @@ from twisted.application.service import IService
 from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.service import AdminService
-from mqhooks.allocator import return_large_blocks
+from mqhooks.admin.server import AdminService
 from mqhooks.app.configuration import for_url, load
+from mqhooks.app.describe import describe
+from mqhooks.app.group import WebhookGroup
+from mqhooks.app.logs import FORMATS, observer_for
+from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import Settings
-from mqhooks.describe import describe
+from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, IOutbox
-from mqhooks.logs import FORMATS, observer_for
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.reload import Reloader
-from mqhooks.service import LoggedService, OrderedService
 from mqhooks.sinks import FanOut, LogSink, sinkFromString
+from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.service import SidecarService
-from mqhooks.summary import SummaryService
-from mqhooks.tools.options import CommandOptions, one_of, whole
-from mqhooks.webhooks import WebhookGroup
+from mqhooks.support.options import CommandOptions, one_of, whole
+from mqhooks.support.services import LoggedService, OrderedService
 
 SIDECAR_PORT = 8890
 """Where VerneMQ's ``vmq_events_sidecar`` connects to unless it is told otherwise."""
@@ -103,7 +102,6 @@ def makeService(options: Options) -> IService:
 
     # Timers must not stop, or all end at once, when somebody sets the clock.
     reactor.seconds = monotonic  # type: ignore[method-assign]
-    return_large_blocks()
     try:
         return _build(reactor, options)
     except ConfigError as error:

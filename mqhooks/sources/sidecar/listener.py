@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, may
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 
-from mqhooks.listening import Listener, address_name
 from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.support.listening import Listener, address_name
 
 CLOSING_TIME = 2.0
 """How many seconds open connections get to close before they are aborted."""
@@ -24,7 +24,7 @@ class SidecarService(Service):
     Listens on any number of endpoints; stopping it closes their connections too.
 
     :param reactor: listens and tells the time.
-    :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.listening.complete`.
+    :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
     :param factory: what the connections share.
     :raises mqhooks.errors.ConfigError: when a description is wrong.
     """

@@ -9,13 +9,13 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from mqhooks.admin.answers import Refused
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.hiding import HIDDEN
+from mqhooks.admin.plain import HIDDEN
+from mqhooks.admin.replies import Refused
 from mqhooks.errors import OutboxError
-from mqhooks.hiding import hide, hide_url
 from mqhooks.outbox.delivery import DeadLetter
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.support.redact import hide, hide_url
 from mqhooks.webhook.request import RequestTemplate
 
 CHUNK = 50

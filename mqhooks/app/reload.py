@@ -12,13 +12,13 @@ from twisted.application.service import Service
 from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.service import AdminService
+from mqhooks.admin.server import AdminService
+from mqhooks.app.group import WebhookGroup
 from mqhooks.app.settings import Settings
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.sinks.hangup import on_hangup
-from mqhooks.webhooks import WebhookGroup
+from mqhooks.support.hangup import on_hangup
 
 
 class Reloader(Service):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from mqhooks.hiding import hide_url
+from mqhooks.support.redact import hide_url
 
 HIDDEN = "(hidden)"
 """What is shown in place of a secret."""
