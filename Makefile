@@ -20,7 +20,7 @@ help:
 	@echo 'make screenshot  take the picture of the status page for the documentation'
 	@echo 'make campaign  kill, starve and damage the bridge for some minutes, and write the result into the documentation'
 	@echo 'make bench   measure what a delivery costs, beside other sidecars, for some minutes (or some of it: BENCH="relay --runs 1")'
-	@echo 'make lint    check style and layout;  make format  mends what can be mended'
+	@echo 'make lint    check style, layout and who imports whom;  make format  mends what can be mended'
 	@echo 'make types   check the types'
 	@echo 'make docs    build the documentation into docs/_build/html'
 	@echo 'make proto   generate mqhooks/pb from proto/'
@@ -48,6 +48,7 @@ bench: $(DEV)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
@@ -64,7 +65,7 @@ proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py
 
 clean:
-	rm -rf $(VENV) build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache mqhooks.egg-info twisted/plugins/dropin.cache
+	rm -rf $(VENV) build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
 	find mqhooks twisted tests benchmarks docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 need = || { echo 'mqhooks needs $(1)' >&2; exit 1; }

@@ -16,7 +16,7 @@ import selectors
 import socket
 import time
 
-from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.events import MatchedACL, Publish
 from mqhooks.sources.sidecar.encode import varint
 from mqhooks.tools.simulator import frame
 
@@ -58,13 +58,16 @@ class Frames:
         self._at_seconds, self._at_nanos = seconds, seconds + 6
 
     def _template(self, size: int) -> bytes:
-        message = OnPublish(
-            username="sensor", client_id="client-000000", qos=1, topic="sensors/hall/temperature", session_id="session-000000"
+        message = Publish(
+            timestamp=self._seconds * 1_000_000_000 + _NANOS,
+            username="sensor",
+            client_id="client-000000",
+            qos=1,
+            topic="sensors/hall/temperature",
+            payload=(MARK + b"0" * (SMALLEST - len(MARK))).ljust(size, b"x"),
+            matched_acl=MatchedACL("sensors", "sensors/+/temperature"),
+            session_id="session-000000",
         )
-        message.matched_acl.name = "sensors"
-        message.matched_acl.pattern = "sensors/+/temperature"
-        message.timestamp.seconds, message.timestamp.nanos = self._seconds, _NANOS
-        message.payload = (MARK + b"0" * (SMALLEST - len(MARK))).ljust(size, b"x")
         return frame(message)
 
     def write(self, number: int, count: int, stamp: int) -> memoryview:

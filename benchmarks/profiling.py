@@ -27,7 +27,7 @@ FOREIGN = {
     "msgspec": re.compile(r"msgspec"),
     "httptools": re.compile(r"httptools"),
     "zlib": re.compile(r"zlib"),
-    "OpenSSL": re.compile(r"OpenSSL|_hashlib|hmac"),
+    "OpenSSL": re.compile(r"OpenSSL|_ssl|_hashlib|hmac"),
 }
 """Functions written in C that are parts of their own. Others are counted with who calls them."""
 

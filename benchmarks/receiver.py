@@ -39,7 +39,7 @@ AT_ONCE = 16
 """How many requests are counted between two looks at the connections."""
 
 
-class Ledger:
+class Tally:
     """
     Which events have come.
 
@@ -129,9 +129,9 @@ class Connection:
     :param sock: not blocking.
     """
 
-    def __init__(self, sock: socket.socket, ledger: Ledger) -> None:
+    def __init__(self, sock: socket.socket, tally: Tally) -> None:
         self._socket = sock
-        self._ledger = ledger
+        self._tally = tally
         self._data = bytearray()
         self._needed = 0
 
@@ -170,12 +170,12 @@ class Connection:
             if len(data) < self._needed:
                 return
             self._socket.send(ANSWER)
-            self._ledger.take(bytes(data[end + 4 : self._needed]), now, compressed=b"\r\ncontent-encoding: gzip" in head)
+            self._tally.take(bytes(data[end + 4 : self._needed]), now, compressed=b"\r\ncontent-encoding: gzip" in head)
             del data[: self._needed]
             self._needed = 0
 
 
-def serve(listener: socket.socket, ledger: Ledger, context: ssl.SSLContext | None) -> None:
+def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None) -> None:
     """
     Take requests until the standard input ends.
 
@@ -187,8 +187,8 @@ def serve(listener: socket.socket, ledger: Ledger, context: ssl.SSLContext | Non
     open_: dict[int, tuple[socket.socket, Connection]] = {}
     while True:
         # What is counted while requests come would have them wait.
-        quiet = (time.monotonic_ns() - ledger.came) / 1e9 > QUIET
-        left = ledger.count(AT_ONCE if quiet else 0)
+        quiet = (time.monotonic_ns() - tally.came) / 1e9 > QUIET
+        left = tally.count(AT_ONCE if quiet else 0)
         for descriptor, _ in poll.poll((0 if quiet else QUIET) if left else None):
             if (known := open_.get(descriptor)) is not None:
                 sock, connection = known
@@ -198,10 +198,10 @@ def serve(listener: socket.socket, ledger: Ledger, context: ssl.SSLContext | Non
             elif descriptor == listener.fileno():
                 accepted = _accept(listener, context)
                 if accepted is not None:
-                    open_[accepted.fileno()] = accepted, Connection(accepted, ledger)
+                    open_[accepted.fileno()] = accepted, Connection(accepted, tally)
                     poll.register(accepted, select.EPOLLIN)
             elif os.read(descriptor, 4096):
-                print(json.dumps(ledger.report()), flush=True)
+                print(json.dumps(tally.report()), flush=True)
             else:
                 return
 
@@ -233,7 +233,7 @@ def main() -> None:
         context.load_cert_chain(options.certificate)
     listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
     print(json.dumps({"ready": True}), flush=True)
-    serve(listener, Ledger(options.events), context)
+    serve(listener, Tally(options.events), context)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Each message is one line that a person can act on: what is wrong, where, and wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MqhooksError(Exception):
     """The root of the tree."""
@@ -26,6 +28,28 @@ class ConfigError(MqhooksError):
         self.where = where
         self.key = key
 
+    @property
+    def mistakes(self) -> tuple[ConfigError, ...]:
+        """Each mistake by itself."""
+        return (self,)
+
+
+class ConfigErrors(ConfigError):
+    """
+    Several settings are missing or wrong. The text tells of the first, in one line.
+
+    :param mistakes: what is wrong with each.
+    """
+
+    def __init__(self, mistakes: Sequence[ConfigError]) -> None:
+        super().__init__(f"{mistakes[0]} (the first of {len(mistakes)} mistakes)")
+        self._mistakes = tuple(mistakes)
+
+    @property
+    def mistakes(self) -> tuple[ConfigError, ...]:
+        """Each mistake by itself."""
+        return self._mistakes
+
 
 class ListenError(MqhooksError):
     """An address cannot be listened on."""
@@ -33,6 +57,22 @@ class ListenError(MqhooksError):
 
 class OutboxError(MqhooksError):
     """The outbox's file cannot be used."""
+
+
+class OutboxUnavailable(OutboxError):
+    """It cannot be read or written now; that may pass by itself."""
+
+
+class OutboxNoRoom(OutboxUnavailable):
+    """It cannot be written because the disk is full, or may be."""
+
+
+class OutboxDamaged(OutboxError):
+    """What is in it is not what was written."""
+
+
+class Unstorable(OutboxError):
+    """Something cannot be stored for its own sake, whatever the state of the file."""
 
 
 class DecodeError(MqhooksError):

@@ -6,7 +6,7 @@ An event goes ``sidecar`` → :class:`IEventSink` → :class:`IOutbox` → endpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
@@ -15,9 +15,8 @@ from zope.interface import Attribute, Interface
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from mqhooks.outbox.delivery import Delivery
-    from mqhooks.outbox.totals import Totals
-    from mqhooks.sources.sidecar.events import Event
+    from mqhooks.delivery import Counts, Delivery, Request, Response
+    from mqhooks.events import Event
 
 
 class IEventSink(IService):
@@ -40,78 +39,107 @@ class IEventSink(IService):
 
 class IOutbox(Interface):
     """
-    The deliveries that one webhook has accepted and not yet settled.
+    What one webhook has accepted and not yet delivered.
 
-    ``appended = settled + buried + pending`` holds at every moment, but for what a durable one had to give up: it counts that.
+    ``accepted = delivered + dead + dropped + pending`` at every moment: the outbox counts, and nobody else does. Any answer may
+    come later, for the storage may be a server elsewhere.
     """
 
     durable: bool = Attribute("Whether what is pending outlives the process.")
-    pending: int = Attribute("How many deliveries were appended and are not settled.")
-    totals: Totals = Attribute("What was taken over since the process began, and what became of it.")
-    oldest: int | None = Attribute("About when the oldest pending one was accepted, in milliseconds since 1970.")
-    used: int = Attribute("How many bytes of its room are used.")
-    max_size: int = Attribute("How many bytes of room it has.")
-    letters: int = Attribute("How many dead letters it keeps.")
-    more: Callable[[], object] | None = Attribute("Called when there may be more to claim or to recall than before.")
-
-    waiting_since: float | None = Attribute("When the oldest delivery was appended that cannot be claimed yet.")
-    overflow: Callable[[int], object] | None = Attribute("Called with how many bytes of claimed ones to discard.")
+    counts: Counts = Attribute("What was accepted since the process began and what became of it: a snapshot.")
+    oldest: int | None = Attribute("About when the oldest pending delivery was accepted, in milliseconds since 1970.")
+    waiting_since: float | None = Attribute(
+        "When the oldest delivery was appended that is not committed and so cannot be claimed yet, in the reactor's seconds."
+    )
+    used: int = Attribute("How many bytes are used.")
+    max_size: int = Attribute("How many bytes may be used.")
+    letters: int = Attribute("How many dead letters are kept.")
+    full: bool = Attribute("Whether append() holds somebody up for want of room.")
 
     def append(deliveries: Sequence[Delivery]) -> Deferred[None] | None:
         """
-        Take deliveries over, in this order. A long body may be kept elsewhere; the delivery's then says where.
+        Accept deliveries, in this order. Accepted means committed; nothing counts as accepted earlier.
 
         :returns: ``None`` when they are accepted and there is room for more; else a ``Deferred`` that fires with ``None`` when
             both hold.
         """
 
-    def claim(limit: int) -> Sequence[Delivery]:
+    def claim(limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Hand out what was appended and not claimed before, oldest first. What was claimed stays pending until it is settled.
+        Hand out what was appended and not claimed, oldest first. A claimed delivery stays pending until it is acknowledged or
+        buried. One claim may wait at a time.
 
-        :param limit: how many at most; fewer when their bodies are large.
-        :returns: the deliveries; none when nothing waits.
-        """
-
-    def recall(places: Iterable[int]) -> Sequence[Delivery]:
-        """
-        Hand claimed deliveries out once more, for who did not keep them.
-
-        :param places: their ``place``, of pending ones only.
-        :returns: the deliveries in this order; those that are lost are missing, and pending no more.
-        :raises mqhooks.errors.OutboxError: when they cannot be read now; :attr:`more` is called when they may be.
+        :param limit: how many at most; 1 or more.
+        :param size: about how many bytes of bodies; the first delivery is handed out however long it is.
+        :returns: at least one delivery; when none is there, a ``Deferred`` that fires with at least one as soon as there are
+            some. It may be cancelled: then it fails with ``CancelledError``, and nothing is claimed.
         """
 
-    def reclaim() -> None:
+    def shelve(places: Iterable[int]) -> None:
         """
-        Hand out anew what was claimed and is not settled, in the order in which it was appended, before what was not claimed.
-        Whoever has claimed it must not settle it any more.
+        Note that only the places of claimed deliveries are kept: they are recalled before anybody sends them. Of what is claimed,
+        only such deliveries may be dropped for want of room.
+
+        :param places: each delivery's ``place``.
         """
 
-    def abandon() -> None:
+    def recall(places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Keep what is pending for whoever calls :meth:`reclaim`. Until then nobody waits for room here.
+        Hand out claimed deliveries once more, in this order, for whoever kept only their places.
+
+        :param places: each delivery's ``place``.
+        :returns: the deliveries. One that is missing is no longer pending: it was dropped for want of room, or is lost.
+        :raises mqhooks.errors.OutboxError: when they cannot be read now; try again later. A ``Deferred`` may fail with it.
         """
 
-    def settle(*deliveries: Delivery) -> None:
+    def acknowledge(deliveries: Sequence[Delivery]) -> None:
         """
-        Forget claimed deliveries: they have arrived.
-        """
+        Forget claimed deliveries that have arrived. What is no longer pending is left as it is.
 
-    def discard(*deliveries: Delivery) -> None:
-        """
-        Forget claimed deliveries for want of room.
+        The write is repeated until it succeeds; after a crash before that they are sent again.
         """
 
     def bury(delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """
-        Make a dead letter of a claimed delivery: nobody will try it again.
+        Make a dead letter of a claimed delivery: nobody will try it again. What is no longer pending is left as it is.
 
         :param url: where it was to go.
         :param reason: why it is given up.
         :param status: the last answer's status; 0 when there was none.
         :param answer: the beginning of the last answer's body.
         :param died: now, in milliseconds since 1970.
+        """
+
+    def reclaim() -> None:
+        """
+        Hand out anew what was claimed and is still pending, in the order in which it was appended and before anything else.
+        Whoever claimed it before must not acknowledge or bury it any more; a claim that waits is cancelled.
+        """
+
+    def abandon() -> None:
+        """
+        Nobody will claim for now: cancel the claim that waits, and until :meth:`reclaim` let nobody wait for room.
+        """
+
+
+class IWebhookTransport(Interface):
+    """One request in, one response or typed failure out. It does not follow redirects."""
+
+    def send(request: Request) -> Deferred[Response]:
+        """
+        Send a request and wait for its response, at most the transport's timeout, the wait for a connection included.
+
+        :returns: a ``Deferred`` that may have fired already. It fires with the response, whatever its status, or fails with a
+            :class:`~mqhooks.errors.DeliveryError`: ``ConnectFailed`` when the endpoint got no byte of the request (no route,
+            refused, a failed TLS handshake, the transport closed before it was sent), ``DeliveryTimeout``,
+            ``ConnectionBroken`` or ``BadAnswer``.
+        """
+
+    def close() -> Deferred[None]:
+        """
+        Close all connections. Requests in flight fail with a :class:`~mqhooks.errors.DeliveryError`.
+
+        :returns: a ``Deferred`` that fires when no connection is left.
         """
 
 

@@ -1,6 +1,6 @@
 """
-For those who write sinks and test them: events, a sink that remembers, and the contract of
-:class:`~mqhooks.interfaces.IEventSink` as a check.
+Helpers for testing sinks: made-up events, a sink that records, and a check of the contract of
+:class:`~mqhooks.interfaces.IEventSink`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from mqhooks.events import FAILURES, HOOKS, REASONS, Event
 from mqhooks.interfaces import IEventSink
-from mqhooks.sources.sidecar.events import HOOKS, Event
 
 TIMESTAMP = 1_767_225_600_123_000_000
-"""When made events happen, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
+"""The default time of an event, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
 
 _DEFAULTS: dict[str, Any] = {
     "client_id": "client-1",
@@ -30,9 +31,9 @@ _DEFAULTS: dict[str, Any] = {
     "matched_acl": {"name": "default", "pattern": "#"},
 }
 _REASONS: dict[str, Any] = {
-    "on_client_gone": "REASON_NORMAL_DISCONNECT",
-    "on_client_offline": "REASON_TCP_CLOSED",
-    "on_register_failed": "REGISTRATION_REASON_INVALID_CREDENTIALS",
+    "on_client_gone": "normal_disconnect",
+    "on_client_offline": "tcp_closed",
+    "on_register_failed": "invalid_credentials",
     "on_message_drop": "queue_full",
 }
 _TOPICS: dict[str, Any] = {
@@ -43,35 +44,46 @@ _TOPICS: dict[str, Any] = {
 
 def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Event:
     """
-    Make an event as VerneMQ would send it.
+    Make an event like those that VerneMQ sends.
 
-    :param hook: the hook's name, a key of :data:`mqhooks.sources.sidecar.events.HOOKS`.
+    :param hook: the hook's name, a key of :data:`mqhooks.events.HOOKS`.
     :param timestamp: nanoseconds since 1970.
     :param fields: fields of the hook's message by their names in the proto file, for example ``client_id``, ``topic`` or
-        ``payload``; the others get sensible values. A message within the message is a dictionary. ``username`` may be given for
-        every hook: where the message has none, it stands for the one that was remembered from the client's registration.
-    :raises ValueError: when there is no such hook, or its message has no such field.
+        ``payload``; the others have defaults. A nested message may be a dictionary. A reason is a number or VerneMQ's name for
+        it, with or without ``REASON_``. ``username`` may be given for every hook: where the message has none, it stands for the
+        one remembered from the client's registration.
+    :raises ValueError: when there is no such hook, its message has no such field, or a field has the wrong type.
     """
     message_type = HOOKS.get(hook)
     if message_type is None:
         raise ValueError(f"VerneMQ has no hook {hook!r}")
-    names = message_type.DESCRIPTOR.fields_by_name
+    names = message_type.__struct_fields__
     defaults = _DEFAULTS | {"reason": _REASONS.get(hook), "topics": _TOPICS.get(hook)}
     values = {name: value for name, value in defaults.items() if name in names} | fields
     username = values["username"] if "username" in names else values.pop("username", "")
-    seconds, nanos = divmod(timestamp, 1_000_000_000)
-    message: Any = message_type(timestamp={"seconds": seconds, "nanos": nanos}, **values)
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{hook} has no field {name!r}")
+    if "reason" in names and hook != "on_message_drop":
+        values["reason"] = _number(FAILURES if hook == "on_register_failed" else REASONS, values["reason"])
+    message: Any = msgspec.convert(values | {"timestamp": timestamp}, message_type)
     return Event(hook, message, timestamp, message.mountpoint, message.client_id, username)
+
+
+def _number(names: tuple[str, ...], reason: int | str) -> int:
+    if isinstance(reason, int):
+        return reason
+    return names.index(reason.removeprefix("REGISTRATION_").removeprefix("REASON_").lower())
 
 
 @implementer(IEventSink)
 class RecordingSink(Service):
     """
-    A sink that remembers what it was given.
+    A sink that records what it receives.
 
-    :ivar batches: every batch that was received, in order.
-    :ivar error: what ``receive`` raises instead of accepting, as no sink should; ``None`` for nothing.
-    :ivar waiting: what ``receive`` returned while acceptance was on hold. Fire them, or fail them, in any order.
+    :ivar batches: every batch received, in order.
+    :ivar error: raised by ``receive`` instead of accepting, which no sink should do; ``None`` for nothing.
+    :ivar waiting: the Deferreds that ``receive`` returned while acceptance was on hold. Fire or fail them in any order.
     """
 
     def __init__(self) -> None:
@@ -82,15 +94,15 @@ class RecordingSink(Service):
 
     @property
     def events(self) -> list[Event]:
-        """The events of all batches."""
+        """The events of all batches, in order."""
         return [event for batch in self.batches for event in batch]
 
     def hold(self) -> None:
-        """From now on accept nothing at once: ``receive`` returns a ``Deferred`` and adds it to :attr:`waiting`."""
+        """Put acceptance on hold: ``receive`` returns a ``Deferred`` and adds it to :attr:`waiting`."""
         self._on_hold = True
 
     def release(self) -> None:
-        """Accept what waits, oldest first, and everything that follows at once."""
+        """Accept what is on hold, oldest first, and everything that follows at once."""
         self._on_hold = False
         waiting, self.waiting = self.waiting, []
         for accepted in waiting:
@@ -98,7 +110,7 @@ class RecordingSink(Service):
                 accepted.callback(None)
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Remember a batch."""
+        """Record a batch."""
         if self.error is not None:
             raise self.error.with_traceback(None)
         self.batches.append(list(events))
@@ -109,16 +121,16 @@ class RecordingSink(Service):
         return accepted
 
 
-def verify_sink(sink: IEventSink, events: Sequence[Event] | None = None) -> Deferred[None]:
+def verify_sink(sink: object, events: Sequence[Event] | None = None) -> Deferred[None]:
     """
-    Check that a sink keeps the contract of :class:`~mqhooks.interfaces.IEventSink`: it provides the interface, takes an empty
-    batch and full ones without waiting for acceptance in between, returns ``None`` or a ``Deferred``, and leaves the batch as
-    it was.
+    Verify that a sink keeps the contract of :class:`~mqhooks.interfaces.IEventSink`: it provides the interface, receives an
+    empty batch and full ones without waiting for acceptance in between, returns ``None`` or a ``Deferred``, and does not change
+    the batch.
 
-    :param sink: a sink that has been started, if it needs that.
-    :param events: what it gets; one event of each hook when not given.
-    :returns: a ``Deferred`` that fires with ``None`` when everything was accepted, and fails when an acceptance failed or
-        carried another value than ``None``.
+    :param sink: the sink, started if it needs that.
+    :param events: the batch; one event of each hook by default.
+    :returns: a ``Deferred`` that fires with ``None`` when everything was accepted, and fails when an acceptance failed or had
+        another result than ``None``.
     :raises AssertionError: when the sink breaks the contract at once.
     :raises zope.interface.exceptions.Invalid: when it does not provide the interface.
     """
@@ -128,7 +140,7 @@ def verify_sink(sink: IEventSink, events: Sequence[Event] | None = None) -> Defe
     return Deferred.fromCoroutine(_all_accepted([accepted for accepted in waiting if accepted is not None]))
 
 
-def _receive(sink: IEventSink, events: Sequence[Event]) -> Deferred[None] | None:
+def _receive(sink: Any, events: Sequence[Event]) -> Deferred[None] | None:
     batch = list(events)
     try:
         accepted = sink.receive(batch)
@@ -145,4 +157,4 @@ async def _all_accepted(waiting: Sequence[Deferred[Any]]) -> None:
     for accepted in waiting:
         result = await accepted
         if result is not None:
-            raise AssertionError(f"an acceptance carried {result!r}; it has to be None")
+            raise AssertionError(f"an acceptance had the result {result!r}; it has to be None")

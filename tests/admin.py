@@ -12,13 +12,14 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
 
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
-from mqhooks.app.settings import AdminSettings, OutboxSettings, Settings
+from mqhooks.admin.settings import AdminSettings
+from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.app.webhooks import transport_for
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.outbox.sqlite import SqliteStore
@@ -31,6 +32,8 @@ from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
+from tests.outboxes import Faults
+from tests.waiting import until
 
 ANYWHERE = "tcp:0:interface=127.0.0.1"
 TOKEN = "a-token-of-24-characters"
@@ -38,35 +41,49 @@ RULES = (Rule("on_message_publish"),)
 RETRY = RetrySettings(initial=0.05, maximum=0.05, jitter=0)
 
 
+class WatchedSidecar(SidecarFactory):
+    """Says who watches its events."""
+
+    watcher = None
+
+    def watch(self, watcher):
+        self.watcher = watcher
+        super().watch(watcher)
+
+
 class AdminCase(TestCase):
-    """What the tests share."""
+    """A bridge of the test's own, and how to ask its status page."""
 
     timeout = 120
 
-    async def start(self, *names, answer=None, admin=None, memory=False, path=None, **settings):
+    async def start(self, *names, answer=None, admin=None, memory=False, path=None, query="", **settings):
         """
         Start a bridge with webhooks of these names, all of which go to one endpoint.
 
         :param answer: what the endpoint does with a request.
         :param admin: who may ask, and where.
         :param path: the outbox that an earlier bridge has left.
+        :param query: what follows the endpoint's URL.
         """
         self.endpoint = Endpoint(answer)
-        url = self.endpoint.listen(self, reactor)
+        url = self.endpoint.listen(self, reactor) + query
         defaults = {"merge_window": 0, "retry": RETRY}
         webhooks = tuple(WebhookSettings(name, url, RULES, **defaults | settings) for name in names or ("billing",))
         self.path = path or Path(self.mktemp()).resolve()
-        self.store = None if memory else SqliteStore(reactor, str(self.path))
+        self.faults = Faults()
+        self.store = None if memory else SqliteStore(reactor, str(self.path), open_file=self.faults.open)
         self.sinks = [
-            WebhookSink(reactor, each, MemoryOutbox() if memory else self.store.outbox(each.name)) for each in webhooks
+            WebhookSink(reactor, each, MemoryOutbox() if memory else self.store.outbox(each.name), transport_for(reactor, each))
+            for each in webhooks
         ]
-        self.sidecar = SidecarFactory(reactor, FanOut(self.sinks))
+        fan_out = FanOut(self.sinks)
+        self.sidecar = WatchedSidecar(reactor, fan_out)
         listener = SidecarService(reactor, [ANYWHERE], self.sidecar)
         outbox = OutboxSettings(kind="memory" if memory else "sqlite", path=str(self.path))
         admin = admin or AdminSettings(ANYWHERE)
         self.bridge = Bridge(Settings(webhooks, outbox=outbox, admin=admin), self.sidecar, listener, self.sinks, self.store)
         self.admin = AdminService(reactor, self.bridge, admin)
-        children = [self.sidecar._sink, self.admin, listener]
+        children = [fan_out, self.admin, listener]
         self.service = OrderedService(children if memory else [self.store, *children])
         self.service.startService()
         self.addCleanup(self.stop)
@@ -87,17 +104,12 @@ class AdminCase(TestCase):
         """Send messages, each of another client."""
         self.send(*(envelope(make_event("on_publish", client_id=f"c{index}", **fields).message) for index in range(count)))
 
-    async def until(self, condition):
-        """Wait for something."""
-        while not condition():
-            await deferLater(reactor, 0.01)
-
     async def bury(self, count, name="billing", status=422):
         """Make dead letters, and wait until they are on disk."""
         before = {sink.settings.name: sink.outbox.letters for sink in self.sinks}
         answer, self.endpoint.answer = self.endpoint.answer, lambda request: request.connection.reply(status, b"no such meter")
         self.publish(count)
-        await self.until(lambda: all(sink.outbox.letters == before[sink.settings.name] + count for sink in self.sinks))
+        await until(lambda: all(sink.outbox.letters == before[sink.settings.name] + count for sink in self.sinks))
         await self.store.flushed()
         self.endpoint.answer = answer
 

@@ -20,7 +20,7 @@ class Authority:
         issuer = parent or self
         self.certificate = issuer.sign(self.name, self.key.public_key(), x509.BasicConstraints(ca=True, path_length=None))
 
-    def sign(self, subject, public_key, constraints, names=()):
+    def sign(self, subject, public_key, constraints, names=(), days=(-1, 1)):
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
@@ -28,21 +28,25 @@ class Authority:
             .issuer_name(self.name)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now + timedelta(days=days[0]))
+            .not_valid_after(now + timedelta(days=days[1]))
             .add_extension(constraints, critical=True)
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def issue(self, *, dns=(), addresses=(), name="Test"):
-        """Make a key and a certificate; returns both as PEM, the key as an object too."""
+    def issue(self, *, dns=(), addresses=(), common_name="Test", days=(-1, 1)):
+        """
+        Make a key and a certificate; returns the certificate as PEM and the key as an object.
+
+        :param days: from when to when the certificate is valid, in days from now.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
         names = [*map(x509.DNSName, dns), *(x509.IPAddress(ip_address(address)) for address in addresses)]
         constraints = x509.BasicConstraints(ca=False, path_length=None)
-        return pem(self.sign(subject, key.public_key(), constraints, names)), key
+        return pem(self.sign(subject, key.public_key(), constraints, names, days)), key
 
 
 def pem(certificate):

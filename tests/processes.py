@@ -21,6 +21,7 @@ class Twistd(ProcessProtocol):
     :param case: the test case.
     :param args: what follows ``twistd -n``.
     :param before: Python that it runs before anything else.
+    :ivar directory: where it is started.
     """
 
     def __init__(self, case, *args, before=""):
@@ -28,7 +29,7 @@ class Twistd(ProcessProtocol):
         self.stderr = ""
         self._sought = []
         self.ended = Deferred()
-        directory = Path(case.mktemp())
+        self.directory = directory = Path(case.mktemp())
         directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
 from time import time
@@ -11,14 +13,16 @@ from twisted.internet.task import Clock
 
 from mqhooks.admin import deadletters as letters
 from mqhooks.admin.history import History
+from mqhooks.admin.settings import AdminSettings
 from mqhooks.admin.site import MAX_BODY, VARIES, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
-from mqhooks.app.settings import AdminSettings
+from mqhooks.errors import OutboxUnavailable
+from mqhooks.http.tls import TLSSettings
 from mqhooks.testing import make_event
-from mqhooks.webhook.settings import TLSSettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.frames import envelope
+from tests.waiting import until
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api-http.rst").read_text()
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -38,6 +42,10 @@ def shape(value):
     return [shape(value[0])] if isinstance(value, list) and value and isinstance(value[0], dict) else "value"
 
 
+def unreadable(*args, **kwargs):
+    raise OutboxUnavailable("disk I/O error")
+
+
 class DocumentedTests(AdminCase):
     """Each call that the documentation has is made, and answered as it says."""
 
@@ -55,7 +63,7 @@ class DocumentedTests(AdminCase):
         self.assertEqual(shape(answer), shape(example(name)), name)
         return answer
 
-    async def test_state(self):
+    async def test_state_has_the_documented_shape(self):
         await self.start()
         await self.bury(1)
         status = await self.assert_shape("api-status", "/api/status")
@@ -69,12 +77,12 @@ class DocumentedTests(AdminCase):
         error = await self.json("/api/webhooks/biling/pause", "POST", status=404)
         self.assertEqual(error, example("api-error"))
 
-    async def test_stream(self):
+    async def test_stream_has_the_documented_shape(self):
         await self.start()
         follower = await self.follow("/api/stream?payload=1")
-        await self.until(lambda: follower.heard("status"))
+        await until(lambda: follower.heard("status"))
         self.publish(1)
-        await self.until(lambda: follower.heard("events"))
+        await until(lambda: follower.heard("events"))
         (events,) = follower.heard("events")
         self.assertEqual(shape(events), shape(example("api-events")))
         self.assertEqual(events[0]["payload"], example("api-events")[0]["payload"])
@@ -83,12 +91,12 @@ class DocumentedTests(AdminCase):
             told["webhooks"][0][part] = "value"
         self.assertEqual(shape(follower.heard("status")[0]), told)
 
-    async def test_webhooks(self):
+    async def test_webhook_calls_have_the_documented_shape(self):
         await self.start()
         self.assertEqual(await self.json("/api/webhooks/billing/pause", "POST"), example("api-pause"))
         self.assertEqual(await self.json("/api/webhooks/billing/resume", "POST"), example("api-resume"))
 
-    async def test_dead_letters(self):
+    async def test_dead_letter_calls_have_the_documented_shape(self):
         await self.start()
         await self.bury(4)
         found = await self.assert_shape("api-letters", "/api/dead-letters?limit=1")
@@ -107,7 +115,7 @@ class StatusTests(AdminCase):
         await self.start("billing", "audit", answer=lambda request: request.connection.reply(204))
         self.publish(5)
         self.send(b"", envelope(make_event("on_client_gone").message))
-        await self.until(lambda: sum(sink.counters.delivered for sink in self.sinks) == 10)
+        await until(lambda: sum(sink.outbox.counts.delivered for sink in self.sinks) == 10)
         status = await self.json("/api/status")
         sidecar = status["sidecar"]
         self.assertEqual((sidecar["connections"], sidecar["frames"], sidecar["events"], sidecar["empty"]), (1, 7, 6, 1))
@@ -123,7 +131,7 @@ class StatusTests(AdminCase):
         await self.start(answer=lambda request: request.connection.reply(503, b"come back on <b>Monday</b>"))
         began = time()
         self.publish(20)
-        await self.until(lambda: self.sinks[0].down_since is not None)
+        await until(lambda: self.sinks[0].down_since is not None)
         (webhook,) = (await self.json("/api/status"))["webhooks"]
         self.assertEqual((webhook["state"], webhook["pending"]), ("down", 20))
         self.assertTrue(began <= webhook["down_since"] <= time())
@@ -133,21 +141,21 @@ class StatusTests(AdminCase):
         self.assertGreater(webhook["oldest_seconds"], 0)
         self.assertEqual(webhook["attempts"]["failed"], webhook["failures"]["status"])
         self.endpoint.answer = lambda request: request.connection.reply()
-        await self.until(lambda: self.sinks[0].counters.delivered == 20)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 20)
         (webhook,) = (await self.json("/api/status"))["webhooks"]
         self.assertEqual((webhook["state"], webhook["down_since"], webhook["next_attempt"]), ("up", None, None))
         self.assertEqual(webhook["last_answer"]["status"], 503)
 
-    async def test_pausing(self):
+    async def test_paused_webhook_sends_nothing_until_resumed(self):
         await self.start()
         await self.json("/api/webhooks/billing/pause", "POST")
         self.publish(3)
-        await self.until(lambda: self.sinks[0].counters.accepted == 3)
+        await until(lambda: self.sinks[0].outbox.counts.accepted == 3)
         (webhook,) = (await self.json("/api/status"))["webhooks"]
         self.assertEqual((webhook["state"], webhook["pending"], webhook["delivered"]), ("paused", 3, 0))
         self.assertEqual(self.endpoint.requests, [])
         await self.json("/api/webhooks/billing/resume", "POST")
-        await self.until(lambda: len(self.endpoint.requests) == 3)
+        await until(lambda: len(self.endpoint.requests) == 3)
 
     async def test_webhooks_may_come_and_go(self):
         await self.start("billing", "audit")
@@ -189,15 +197,12 @@ class StatusTests(AdminCase):
         self.assertEqual(json.loads(text)["admin"]["token"], "(hidden)")
 
     async def test_the_query_of_an_url_is_nowhere(self):
-        await self.start()
-        sink = self.sinks[0]
-        url = f"{sink.settings.url}?key=s3cret"
-        sink.settings = type(sink.settings)(sink.settings.name, url, sink.settings.rules)
+        await self.start(query="?key=s3cret")
         await self.bury(1)
         for path in ("/api/status", "/api/dead-letters", "/api/dead-letters/1", "/api/stream"):
             if path == "/api/stream":
                 follower = await self.follow(path)
-                await self.until(lambda follower=follower: follower.heard("status"))
+                await until(lambda follower=follower: follower.heard("status"))
                 text = follower.buffer.decode()
             else:
                 _, text = await self.ask(path)
@@ -211,7 +216,7 @@ class HistoryTests(AdminCase):
         clock = Clock()
         history = History(self.bridge, clock)
         self.publish(3)
-        await self.until(lambda: self.sinks[0].counters.delivered == 3)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 3)
         clock.advance(5)
         history.sample()
         self.assertEqual(history.rates()["on_publish"], 0.6)
@@ -240,10 +245,10 @@ class LetterTests(AdminCase):
         first = self.endpoint.requests[0]
         self.assertIn(["webhook-id", first.header("webhook-id")], full["request"]["headers"])
         await self.json(f"/api/dead-letters/{letter['id']}/replay", "POST")
-        await self.until(lambda: len(self.endpoint.requests) == 2)
+        await until(lambda: len(self.endpoint.requests) == 2)
         again = self.endpoint.requests[1]
         self.assertEqual((again.body, again.header("webhook-id")), (first.body, first.header("webhook-id")))
-        await self.until(lambda: self.sinks[0].counters.delivered == 1)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 1)
         self.assertEqual((await self.json("/api/dead-letters"))["letters"], [])
         await self.refused(404, f"/api/dead-letters/{letter['id']}/replay", "POST")
 
@@ -287,13 +292,14 @@ class LetterTests(AdminCase):
         self.patch(self.store, "replay", lambda numbers: turns.append(len(numbers)) or replay(numbers))
         self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 100})
         self.assertEqual((sum(turns), max(turns)), (100, 7))
-        await self.until(lambda: self.sinks[0].counters.delivered == 100)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 100)
         self.assertEqual(self.sinks[0].outbox.letters, 0)
 
     async def test_one_that_is_damaged(self):
         await self.start()
         await self.bury(3)
-        self.store.reader.execute("UPDATE dead SET delivery = x'c1' WHERE id = 2")
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("UPDATE dead SET delivery = x'c1' WHERE id = 2")
         found = (await self.json("/api/dead-letters"))["letters"]
         self.assertEqual([(letter["id"], letter["client"]) for letter in found], [(1, "c0"), (2, ""), (3, "c2")])
         self.assertIn("its row is damaged", found[1]["reason"])
@@ -301,7 +307,7 @@ class LetterTests(AdminCase):
         await self.refused(409, "/api/dead-letters/2/replay", "POST")
         self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 2})
         self.assertEqual(await self.json("/api/dead-letters/2/purge", "POST"), {"count": 1})
-        await self.until(lambda: self.sinks[0].counters.delivered == 2)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 2)
         self.assertEqual((await self.json("/api/dead-letters"))["total"], 0)
 
     async def test_what_dies_again_is_not_replayed_again(self):
@@ -310,8 +316,8 @@ class LetterTests(AdminCase):
         await self.bury(5)
         self.endpoint.answer = lambda request: request.connection.reply(422)
         self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 5})
-        await self.until(lambda: self.sinks[0].outbox.letters == 5)
-        self.assertEqual(self.sinks[0].counters.dead, 10)
+        await until(lambda: self.sinks[0].outbox.letters == 5)
+        self.assertEqual(self.sinks[0].outbox.counts.dead, 10)
 
     async def test_which_ones_has_to_be_said(self):
         await self.start()
@@ -332,7 +338,7 @@ class LetterTests(AdminCase):
                 await self.refused(400, path, "POST", body=body)
         self.assertEqual((await self.json("/api/dead-letters"))["total"], 1)
 
-    async def test_numbers_that_are_none(self):
+    async def test_numbers_of_no_letter_are_refused(self):
         await self.start()
         for number in ("0", "1", "x", "-1", "1e3", "9" * 18, "9" * 19, "%C2%B2", "%ff", ""):
             await self.refused(404, f"/api/dead-letters/{number}")
@@ -343,7 +349,7 @@ class LetterTests(AdminCase):
         await self.start(memory=True)
         self.endpoint.answer = lambda request: request.connection.reply(410)
         self.publish(1)
-        await self.until(lambda: self.sinks[0].counters.dead == 1)
+        await until(lambda: self.sinks[0].outbox.counts.dead == 1)
         self.assertEqual(await self.json("/api/dead-letters"), {"letters": [], "total": 0, "next": None})
         await self.refused(404, "/api/dead-letters/1")
         await self.refused(404, "/api/dead-letters/1/replay", "POST")
@@ -352,19 +358,23 @@ class LetterTests(AdminCase):
     async def test_an_outbox_that_cannot_be_written(self):
         await self.start()
         await self.bury(1)
-        self.store.failing = "no space left"
+        self.faults.always = OutboxUnavailable("no space left")
+        self.publish(1)
+        await until(lambda: self.store.failing)
         reason = await self.refused(503, "/api/dead-letters/purge", "POST", body={"all": True})
         self.assertIn("no space left", reason)
         checks = (await self.json("/readyz", status=503))["checks"]
         self.assertEqual(checks["outbox"], {"ok": False, "reason": "cannot be written: no space left"})
         self.assertEqual((await self.json("/api/status"))["outbox"]["failing"], "no space left")
+        self.faults.always = None
+        await until(lambda: self.store.failing is None)
+        self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body={"all": True}), {"count": 1})
 
     async def test_an_outbox_that_cannot_be_read(self):
         await self.start()
-        reader = self.store._reader
-        self.patch(self.store, "_reader", None)
-        await self.refused(503, "/api/dead-letters")
-        self.store._reader = reader
+        self.patch(self.store, "dead_letters", unreadable)
+        reason = await self.refused(503, "/api/dead-letters")
+        self.assertIn("disk I/O error", reason)
 
     async def test_a_caller_who_goes_away_has_asked_nevertheless(self):
         self.patch(letters, "CHUNK", 1)
@@ -376,9 +386,9 @@ class LetterTests(AdminCase):
             f"POST /api/dead-letters/purge HTTP/1.1\r\nHost: localhost\r\nX-Mqhooks: 1\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         follower.transport.write(head.encode() + body)
-        await self.until(lambda: self.sinks[0].outbox.letters < 20)
+        await until(lambda: self.sinks[0].outbox.letters < 20)
         follower.transport.abortConnection()
-        await self.until(lambda: self.sinks[0].outbox.letters == 0)
+        await until(lambda: self.sinks[0].outbox.letters == 0)
 
 
 class RequestTests(AdminCase):
@@ -396,7 +406,7 @@ class RequestTests(AdminCase):
         ):
             await self.refused(404, path)
 
-    async def test_methods(self):
+    async def test_wrong_method_is_refused_with_those_allowed(self):
         await self.start()
         await self.refused(405, "/api/status", "POST")
         self.assertEqual(self.headers["allow"], "GET")
@@ -437,17 +447,17 @@ class RequestTests(AdminCase):
         accepts = []
         await self.start(answer=lambda request: request.connection.reply(200 if accepts else 401))
         self.publish(30)
-        await self.until(lambda: self.sinks[0].refusing)
+        await until(lambda: self.sinks[0].refusing)
         check = (await self.json("/readyz", status=503))["checks"]["webhook billing"]
         self.assertEqual(check["ok"], False)
         self.assertRegex(check["reason"], "^the endpoint refuses everything: .* answered 401$")
         (webhook,) = (await self.json("/api/status"))["webhooks"]
         self.assertEqual((webhook["state"], webhook["refusing"], webhook["dead"], webhook["pending"]), ("down", True, 9, 21))
         accepts.append(True)
-        await self.until(lambda: self.sinks[0].outbox.pending == 0)
+        await until(lambda: self.sinks[0].outbox.counts.pending == 0)
         self.assertEqual((await self.json("/readyz"))["status"], "ready")
 
-    async def test_ready(self):
+    async def test_ready_only_while_listening(self):
         await self.start()
         answer = await self.json("/readyz")
         self.assertEqual(answer["status"], "ready")

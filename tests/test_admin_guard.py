@@ -8,15 +8,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin.guard import is_loopback
 from mqhooks.admin.server import is_local
-from mqhooks.app.settings import AdminSettings
+from mqhooks.admin.settings import AdminSettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase, Follower
+from tests.waiting import until
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PAUSE = "/api/webhooks/billing/pause"
 
 
 class HostTests(AdminCase):
-    async def test_hosts(self):
+    async def test_only_known_hosts_are_admitted(self):
         await self.start(admin=AdminSettings(ANYWHERE, None, ("mqhooks.example", "10.1.2.3")))
         good = (
             "127.0.0.1",
@@ -50,10 +51,10 @@ class HostTests(AdminCase):
     async def test_two_hosts_are_none(self):
         await self.start()
         follower = await self.follow("/api/status", Host="localhost")
-        await self.until(lambda: b"\r\n\r\n" in follower.buffer)
+        await until(lambda: b"\r\n\r\n" in follower.buffer)
         self.assertRegex(follower.buffer.decode(), r"^HTTP/1\.1 40[03] ")
 
-    async def test_origins(self):
+    async def test_foreign_origins_are_refused(self):
         await self.start()
         for origin in (self.origin, self.origin.upper()):
             await self.json(PAUSE, "POST", headers={"Origin": origin})
@@ -92,7 +93,7 @@ class HostTests(AdminCase):
 
 
 class TokenTests(AdminCase):
-    async def test_what_needs_it(self):
+    async def test_all_but_the_page_and_healthz_need_the_token(self):
         await self.start(admin=AdminSettings(ANYWHERE, TOKEN))
         locked = ["/api/status", "/api/config", "/api/dead-letters", "/api/stream", "/metrics", "/readyz", "/nothing"]
         for path in locked:
@@ -108,9 +109,9 @@ class TokenTests(AdminCase):
         self.assertEqual((await self.ask("/metrics", headers=BEARER))[0], 200)
         await self.json(PAUSE, "POST", headers=BEARER)
         follower = await self.follow("/api/stream", Authorization=f"Bearer {TOKEN}")
-        await self.until(lambda: follower.heard("status"))
+        await until(lambda: follower.heard("status"))
 
-    async def test_wrong_ones(self):
+    async def test_wrong_tokens_are_refused(self):
         await self.start(admin=AdminSettings(ANYWHERE, TOKEN))
         wrong = (
             TOKEN,
@@ -127,14 +128,14 @@ class TokenTests(AdminCase):
         await self.json("/api/status", headers={"Authorization": f"bearer {TOKEN}"})
         await self.refused(401, f"/api/status?token={TOKEN}")
 
-    async def test_it_is_not_enough(self):
+    async def test_the_token_does_not_replace_host_and_header(self):
         await self.start(admin=AdminSettings(ANYWHERE, TOKEN))
         await self.refused(403, PAUSE, "POST", headers=BEARER, change=False)
         await self.refused(403, PAUSE, "POST", headers=BEARER | {"Host": "evil.example"})
 
 
 class HeaderTests(AdminCase):
-    async def test_every_answer_has_them(self):
+    async def test_every_response_has_the_security_headers(self):
         await self.start(admin=AdminSettings(ANYWHERE, TOKEN))
         for path in ("/", "/page.js", "/healthz", "/api/status", "/nothing", "/metrics"):
             for headers in ({}, BEARER):
@@ -162,7 +163,7 @@ class UnixTests(AdminCase):
         follower = await connectProtocol(UNIXClientEndpoint(reactor, str(path)), Follower())
         self.addCleanup(follower.transport.abortConnection)
         follower.transport.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await self.until(lambda: follower.buffer.endswith(b"}"))
+        await until(lambda: follower.buffer.endswith(b"}"))
         self.assertTrue(re.match(rb"HTTP/1\.1 200 ", follower.buffer))
 
 

@@ -5,26 +5,25 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+from twisted.internet import reactor
+
 from mqhooks.admin.server import AdminService
-from mqhooks.app.settings import AdminSettings
-from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.admin.settings import AdminSettings
+from mqhooks.events import HOOKS
 from mqhooks.testing import make_event
 from tests.admin import AdminCase
 from tests.frames import envelope
 from tests.metrics import broken_identities, read_metrics
+from tests.waiting import until
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 class MetricsTests(AdminCase):
     async def read(self):
-        samples = await read_metrics(self.reactor, self.origin)
+        samples = await read_metrics(reactor, self.origin)
         self.assertEqual(broken_identities(samples), [])
         return samples
-
-    @property
-    def reactor(self):
-        return self.bridge.sidecar._complaints._clock
 
     async def test_what_is_counted(self):
         await self.start("billing", "audit")
@@ -35,7 +34,7 @@ class MetricsTests(AdminCase):
             envelope(make_event("on_register").message, "vmq.Unheard"),
             envelope(make_event("on_client_gone").message),
         )
-        await self.until(lambda: all(sink.counters.delivered == 4 for sink in self.sinks))
+        await until(lambda: all(sink.outbox.counts.delivered == 4 for sink in self.sinks))
         samples = await self.read()
         expected = {
             ("mqhooks_frames_total",): 8,
@@ -68,7 +67,7 @@ class MetricsTests(AdminCase):
         await self.bury(3)
         self.endpoint.answer = lambda request: request.connection.reply(503)
         self.publish(12)
-        await self.until(lambda: self.sinks[0].down_since is not None)
+        await until(lambda: self.sinks[0].down_since is not None)
         await self.json("/api/webhooks/billing/pause", "POST")
         samples = await self.read()
         self.assertEqual(samples["mqhooks_deliveries_dead_total", "billing"], 3)
@@ -87,7 +86,7 @@ class MetricsTests(AdminCase):
         await self.bury(3)
         seen.append(await self.read())
         await self.json("/api/dead-letters/1/replay", "POST")
-        await self.until(lambda: self.sinks[0].counters.delivered == 1)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 1)
         seen.append(await self.read())
         await self.json("/api/dead-letters/purge", "POST", body={"all": True})
         seen.append(await self.read())
@@ -101,10 +100,10 @@ class MetricsTests(AdminCase):
         await self.start()
         await self.json("/api/webhooks/billing/pause", "POST")
         self.publish(5)
-        await self.until(lambda: self.sinks[0].counters.accepted == 5)
+        await until(lambda: self.sinks[0].outbox.counts.accepted == 5)
         await self.stop()
         await self.start(path=self.path)
-        await self.until(lambda: self.sinks[0].counters.delivered == 5)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 5)
         samples = await self.read()
         self.assertEqual(samples["mqhooks_deliveries_accepted_total", "resumed", "billing"], 5)
         self.assertEqual(samples["mqhooks_deliveries_accepted_total", "events", "billing"], 0)
@@ -113,7 +112,7 @@ class MetricsTests(AdminCase):
     async def test_an_outbox_in_memory(self):
         await self.start(memory=True)
         self.publish(3)
-        await self.until(lambda: self.sinks[0].counters.delivered == 3)
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 3)
         samples = await self.read()
         self.assertEqual(samples["mqhooks_deliveries_delivered_total", "billing"], 3)
 
@@ -132,10 +131,10 @@ class MetricsTests(AdminCase):
 
     async def test_two_bridges_in_one_process_are_apart(self):
         await self.start()
-        other = AdminService(self.reactor, self.bridge, AdminSettings("tcp:0"))
+        other = AdminService(reactor, self.bridge, AdminSettings("tcp:0"))
         other.startService()
         self.addCleanup(other.stopService)
-        await read_metrics(self.reactor, f"http://127.0.0.1:{other.address.port}")
+        await read_metrics(reactor, f"http://127.0.0.1:{other.address.port}")
         await self.read()
 
 

@@ -21,6 +21,7 @@ from tests.browser import Browser, missing
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.waiting import until
 
 TOKEN = "correct-horse-battery-staple"
 ANYWHERE = "tcp:0:interface=127.0.0.1"
@@ -72,8 +73,7 @@ class Page(TestCase):
         self.send(*(make_event("on_publish", **{"client_id": f"client-{index}", **fields}) for index in range(number)))
 
     async def arrived(self, number, endpoint=None):
-        while len((endpoint or self.endpoint).requests) < number:
-            await deferLater(reactor, 0.05)
+        await until(lambda: len((endpoint or self.endpoint).requests) >= number)
 
     async def live(self):
         await self.browser.until("document.getElementById('live').dataset.state === 'live'")
@@ -329,9 +329,12 @@ class Strangers(Page):
             HOSTILE,
         )
         complaints = []
-        while len([text for text in complaints if "Content Security Policy" in text]) < 2:
-            complaints += await self.browser.complaints()
-            await deferLater(reactor, 0.1)
+
+        async def both_refused():
+            complaints.extend(await self.browser.complaints())
+            return len([text for text in complaints if "Content Security Policy" in text]) >= 2
+
+        await until(both_refused)
         self.assertIsNone(await self.browser.run("return window.ran"))
         self.assertIsNone(await self.browser.dialog())
 

@@ -1,26 +1,32 @@
 """Where the status page is, and whether it is at all."""
 
+import builtins
+import re
 import socket
 from pathlib import Path
 
 import treq
 from twisted.internet import reactor
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent
 
-from mqhooks.admin import site
+from mqhooks.admin import server, site
 from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.history import STEP
 from mqhooks.admin.server import AdminService
+from mqhooks.admin.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.app.configuration import load
-from mqhooks.app.settings import ADMIN_LISTEN, AdminSettings, Settings
+from mqhooks.app.settings import Settings
 from mqhooks.app.tap import Options, makeService
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, ListenError
 from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.testing import RecordingSink
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.processes import Twistd
+from tests.waiting import until
 
 
 class SettingsTests(SynchronousTestCase):
@@ -74,10 +80,16 @@ class StartTests(SynchronousTestCase):
             path.write_text(text + '\nwebhook { url = "http://h/", events = [] }', encoding="utf-8")
             args = ("--config", str(path), *args)
         options = Options()
-        options.parseOptions(args)
-        self.patch(reactor, "seconds", reactor.seconds)
-        found = [child for child in makeService(options) if isinstance(child, AdminService)]
-        return found[0]._listener.description if found else None
+        options.parseOptions([*args, "--check"])
+        printed = []
+        self.patch(builtins, "print", printed.append)
+        try:
+            makeService(options)
+        except SystemExit as exit_:
+            if exit_.code:
+                raise
+        found = re.search(r"^page +([^,\s]+)", printed[0], re.M)
+        return found[1].removesuffix(":backlog=1024").removesuffix(":interface=127.0.0.1") if found else None
 
     def test_where_it_is(self):
         self.assertEqual(self.make(), ADMIN_LISTEN)
@@ -105,34 +117,52 @@ class ListenTests(AdminCase):
         await self.start()
         self.assertEqual(await self.json("/healthz"), {"status": "ok"})
         follower = await self.follow("/healthz")
-        await self.until(lambda: follower.buffer)
+        await until(lambda: follower.buffer)
         await self.admin.stopService()
         await follower.closed
         self.assertIsNone(self.admin.address)
-        self.assertFalse(self.admin._history.running)
 
-    async def test_samples_are_taken(self):
-        await self.start()
-        self.assertTrue(self.admin._history.running)
-        self.assertEqual(self.admin._history.interval, 5)
+    def test_samples_are_taken_while_it_runs(self):
+        clock = MemoryReactorClock()
+        service = AdminService(clock, bridge_of(clock), AdminSettings("tcp:8891:interface=127.0.0.1"))
+        service.startService()
+        for _ in range(3):
+            (call,) = clock.getDelayedCalls()
+            self.assertEqual(call.getTime() - clock.seconds(), STEP)
+            clock.advance(STEP)
+        service.stopService()
+        self.assertEqual(clock.getDelayedCalls(), [])
 
     async def test_connections_are_limited(self):
         self.patch(site, "CONNECTIONS", 2)
         await self.start()
         followers = [await self.follow("/api/stream") for _ in range(2)]
         for follower in followers:
-            await self.until(lambda follower=follower: follower.heard("status"))
+            await until(lambda follower=follower: follower.heard("status"))
         refused = await self.follow("/healthz")
         await refused.closed
         self.assertEqual(refused.buffer, b"")
         followers[0].transport.loseConnection()
-        await self.until(lambda: len(self.admin._factory.protocols) == 1)
-        await self.json("/healthz")
 
-    def test_the_usual_address_may_be_taken(self):
-        clock = MemoryReactorClock()
-        self.assertTrue(AdminService(clock, bridge_of(clock), AdminSettings())._usual)
-        self.assertFalse(AdminService(clock, bridge_of(clock), AdminSettings("tcp:8891"))._usual)
+        async def answered():
+            follower = await self.follow("/healthz")
+            await until(lambda: follower.buffer or follower.closed.called)
+            return follower.buffer
+
+        await until(answered)
+
+    def test_only_the_usual_address_may_be_taken(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"tcp:{taken.getsockname()[1]}"
+            self.patch(server, "ADMIN_LISTEN", address)
+            service = AdminService(reactor, bridge_of(reactor), AdminSettings())
+            with capturedLogs() as logged:
+                service.startService()
+            self.addCleanup(service.stopService)
+            self.assertIsNone(service.address)
+            self.assertIn("going on without the status page", formatEvent(logged[0]))
+            asked_for = AdminService(reactor, bridge_of(reactor), AdminSettings(address))
+            self.assertRaises(ListenError, asked_for.startService)
 
 
 def bridge_of(clock):
@@ -171,7 +201,7 @@ class ProcessTests(TestCase):
     async def test_without_the_usual_port_it_goes_on(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             usual = f"tcp:{taken.getsockname()[1]}"
-            before = f"import mqhooks.app.settings; mqhooks.app.settings.ADMIN_LISTEN = {usual!r}"
+            before = f"import mqhooks.admin.settings; mqhooks.admin.settings.ADMIN_LISTEN = {usual!r}"
             bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", before=before)
             await bridge.until(r"listening for VerneMQ on", anywhere=True)
         lines = [line for line in (bridge.stdout + bridge.stderr).splitlines() if "#warn" in line]

@@ -12,11 +12,11 @@ from mqhooks.admin.replies import Call, Refused
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import EVENTS, INTERVAL, PAYLOAD, STALLED, TEXT, TOPICS, WATCHERS, Stream, describe
 from mqhooks.app.settings import Settings
-from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.events import HOOKS
 from mqhooks.sources.sidecar.listener import SidecarService
-from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.testing import RecordingSink, make_event
-from tests.admin import AdminCase
+from tests.admin import AdminCase, WatchedSidecar
+from tests.waiting import until
 
 
 class Channel:
@@ -56,9 +56,9 @@ class Request(DummyRequest):
 class StreamTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.sidecar = SidecarFactory(self.clock, RecordingSink())
-        bridge = Bridge(Settings(), self.sidecar, SidecarService(self.clock, [], self.sidecar), [], None)
-        self.stream = Stream(Status(bridge, self.clock, self.clock.seconds), self.clock)
+        self.sidecar = WatchedSidecar(self.clock, RecordingSink())
+        self.bridge = Bridge(Settings(), self.sidecar, SidecarService(self.clock, [], self.sidecar), [], None)
+        self.stream = Stream(Status(self.bridge, self.clock, self.clock.seconds), self.clock)
 
     def join(self, **settings):
         request = Request(**settings)
@@ -67,6 +67,7 @@ class StreamTests(SynchronousTestCase):
 
     def pass_by(self, count, **fields):
         self.sidecar.accept([make_event("on_publish", client_id=f"c{index}", **fields) for index in range(count)], 1)
+        self.sidecar.flush()
 
     def test_the_status_at_once_and_each_second(self):
         request = self.join()
@@ -101,12 +102,12 @@ class StreamTests(SynchronousTestCase):
         self.assertNotIn("hello", b"".join(plain.written).decode())
 
     def test_nothing_is_looked_at_when_nobody_watches(self):
-        self.assertIsNone(self.sidecar._watcher)
+        self.assertIsNone(self.sidecar.watcher)
         one, other = self.join(), self.join()
         one.leave()
-        self.assertIsNotNone(self.sidecar._watcher)
+        self.assertIsNotNone(self.sidecar.watcher)
         other.leave()
-        self.assertIsNone(self.sidecar._watcher)
+        self.assertIsNone(self.sidecar.watcher)
         self.assertEqual((self.clock.getDelayedCalls(), len(self.stream)), ([], 0))
         self.pass_by(5)
         request = self.join()
@@ -142,17 +143,16 @@ class StreamTests(SynchronousTestCase):
         last.leave()
         self.join()
 
-    def test_the_end(self):
+    def test_closing_ends_all_streams(self):
         requests = [self.join(), self.join()]
         self.stream.close()
         self.assertEqual([request.finished for request in requests], [1, 1])
-        self.assertEqual((self.clock.getDelayedCalls(), self.sidecar._watcher), ([], None))
+        self.assertEqual((self.clock.getDelayedCalls(), self.sidecar.watcher), ([], None))
         self.assertRaises(Refused, self.join)
 
     def test_another_listener_after_a_reload(self):
         request = self.join()
-        bridge = self.stream._status.bridge
-        bridge.sidecar = self.sidecar = SidecarFactory(self.clock, RecordingSink())
+        self.bridge.sidecar = self.sidecar = WatchedSidecar(self.clock, RecordingSink())
         self.clock.advance(INTERVAL)
         self.pass_by(1)
         self.clock.advance(INTERVAL)
@@ -180,7 +180,7 @@ class DescribeTests(SynchronousTestCase):
         self.assertEqual(described["size"], len(payload))
         return described["payload"]
 
-    def test_payloads(self):
+    def test_payloads_are_text_or_base64_and_cut_short(self):
         self.assertEqual(self.payload(b""), {"text": "", "truncated": False})
         self.assertEqual(self.payload("ü".encode()), {"text": "ü", "truncated": False})
         self.assertEqual(self.payload(b"\xff\x00"), {"base64": "/wA=", "truncated": False})
@@ -205,19 +205,19 @@ class ConnectionTests(AdminCase):
     async def test_watching_over_a_connection(self):
         await self.start()
         follower = await self.follow()
-        await self.until(lambda: follower.heard("status"))
+        await until(lambda: follower.heard("status"))
         self.assertIn(b"text/event-stream", follower.buffer)
         self.publish(3)
-        await self.until(lambda: follower.heard("events"))
-        await self.until(lambda: follower.heard("status")[-1]["sidecar"]["events"] == 3)
+        await until(lambda: follower.heard("events"))
+        await until(lambda: follower.heard("status")[-1]["sidecar"]["events"] == 3)
         follower.transport.abortConnection()
-        await self.until(lambda: self.sidecar._watcher is None)
+        await until(lambda: self.sidecar.watcher is None)
 
     async def test_stopping_ends_what_is_watched(self):
         await self.start()
         followers = [await self.follow(), await self.follow()]
         for follower in followers:
-            await self.until(lambda follower=follower: follower.heard("status"))
+            await until(lambda follower=follower: follower.heard("status"))
         await self.stop()
         for follower in followers:
             await follower.closed
@@ -227,7 +227,7 @@ class ConnectionTests(AdminCase):
         await self.start()
         hostile = "</script>\n\ndata: x\r\n\r\nevent: status\u2028<img src=x onerror=alert(1)>"
         follower = await self.follow()
-        await self.until(lambda: follower.heard("status"))
+        await until(lambda: follower.heard("status"))
         self.publish(1, topic=hostile)
-        await self.until(lambda: follower.heard("events"))
+        await until(lambda: follower.heard("events"))
         self.assertEqual(follower.heard("events")[0][0]["topics"], [hostile])

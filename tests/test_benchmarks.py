@@ -56,13 +56,13 @@ class Load(SynchronousTestCase):
         self.assertLess(len(frames.block), 104 << 10)
 
 
-class Ledgers(SynchronousTestCase):
+class Tallies(SynchronousTestCase):
     def take(self, *bodies: bytes) -> dict:
-        ledger = receiver.Ledger(10)
+        tally = receiver.Tally(10)
         for body in bodies:
-            ledger.take(body, 5_000_000, compressed=False)
-        self.assertFalse(ledger.count(10))
-        return ledger.report()
+            tally.take(body, 5_000_000, compressed=False)
+        self.assertFalse(tally.count(10))
+        return tally.report()
 
     def event(self, number: int, client: int = 1, stamp: int = 0) -> bytes:
         return b'{"payload":"#%010d%06d%020dxxx"}' % (number, client, stamp)
@@ -87,14 +87,14 @@ class Ledgers(SynchronousTestCase):
 
     def test_counted_later(self) -> None:
         self.patch(receiver, "KEPT", 3 * len(self.event(0)))
-        ledger = receiver.Ledger(10)
+        tally = receiver.Tally(10)
         for number in range(5):
-            ledger.take(self.event(number), 1, compressed=False)
-        self.assertEqual(ledger.report()["distinct"], 2)
-        self.assertTrue(ledger.count(2))
-        self.assertEqual(ledger.report()["distinct"], 4)
-        self.assertFalse(ledger.count(2))
-        self.assertEqual(ledger.report()["distinct"], 5)
+            tally.take(self.event(number), 1, compressed=False)
+        self.assertEqual(tally.report()["distinct"], 2)
+        self.assertTrue(tally.count(2))
+        self.assertEqual(tally.report()["distinct"], 4)
+        self.assertFalse(tally.count(2))
+        self.assertEqual(tally.report()["distinct"], 5)
 
 
 class Requests(SynchronousTestCase):
@@ -103,8 +103,8 @@ class Requests(SynchronousTestCase):
         self.addCleanup(self.client.close)
         self.addCleanup(server.close)
         server.settimeout(0)
-        self.ledger = receiver.Ledger(10)
-        self.connection = receiver.Connection(server, self.ledger)
+        self.tally = receiver.Tally(10)
+        self.connection = receiver.Connection(server, self.tally)
 
     def request(self, body: bytes, *headers: bytes) -> bytes:
         return b"\r\n".join([b"POST /hook HTTP/1.1", *headers, b"Content-Length: %d" % len(body), b"", body])
@@ -114,18 +114,18 @@ class Requests(SynchronousTestCase):
         for at in range(0, len(data), 17):
             self.client.sendall(data[at : at + 17])
             self.assertTrue(self.connection.readable())
-        self.ledger.count(3)
-        self.assertEqual((self.ledger.requests, self.ledger.distinct), (3, 3))
+        self.tally.count(3)
+        self.assertEqual((self.tally.requests, self.tally.distinct), (3, 3))
         self.assertEqual(self.client.recv(1000), receiver.ANSWER * 3)
 
     def test_compressed(self) -> None:
         lines = b"\n".join(b'{"payload":"#%010d%06d%020d"}' % (number, number, 0) for number in range(10))
         self.client.sendall(self.request(gzip.compress(lines), b"Content-Encoding: gzip"))
         self.assertTrue(self.connection.readable())
-        self.ledger.count(1)
-        self.assertEqual((self.ledger.requests, self.ledger.distinct), (1, 10))
+        self.tally.count(1)
+        self.assertEqual((self.tally.requests, self.tally.distinct), (1, 10))
 
-    def test_the_end(self) -> None:
+    def test_connection_ends_with_its_peer(self) -> None:
         self.client.close()
         self.assertFalse(self.connection.readable())
 

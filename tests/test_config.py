@@ -12,10 +12,12 @@ from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarSettings
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS
+from mqhooks.http.tls import TLSSettings
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
-from mqhooks.nanomq.settings import Rule
-from mqhooks.sources.sidecar.events import HOOKS
-from mqhooks.webhook.settings import BatchSettings, RetrySettings, TLSSettings, WebhookSettings, secret_key
+from mqhooks.nanomq.settings import BodySettings, Rule
+from mqhooks.support.signatures import secret_key
+from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from tests.frames import DATA
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -104,7 +106,7 @@ class WholeFileTests(ConfigCase):
         loaded = self.load(
             """
             mqhooks {
-              sidecar { max_frame = 1MiB, max_sessions = 10 }
+              sidecar { max_frame = 1MiB, max_sessions = 10, max_sessions_size = 2MiB }
               outbox { kind = memory, max_size = 2GiB }
               shutdown_timeout = 30s
             }
@@ -113,7 +115,7 @@ class WholeFileTests(ConfigCase):
         self.assertEqual(
             loaded,
             Settings(
-                sidecar=SidecarSettings(max_frame=1 << 20, max_sessions=10),
+                sidecar=SidecarSettings(max_frame=1 << 20, max_sessions=10, max_sessions_size=2 << 20),
                 outbox=OutboxSettings(kind="memory", max_size=2 << 30, dead_max=1_000),
                 shutdown_timeout=30.0,
             ),
@@ -479,6 +481,15 @@ class WebhookTests(ConfigCase):
                 self.assertEqual(webhook.rules, (Rule(event),))
                 self.assertIn(f"webhook.events[0].topic: {event} has no topic", self.warnings[0])
 
+    def test_transport(self):
+        self.assertEqual(self.webhook("transport = treq").transport, "treq")
+        self.assertEqual(self.webhook("").transport, "pooled")
+        self.assertEqual(self.webhook_mistake("transport = curl"), "transport: 'curl' is not one of pooled, treq")
+
+    def test_what_bodies_are_made_from(self):
+        webhook = self.webhook("body.encoding = base64, details = true, unknown { proto_ver = 4, keepalive = 60 }")
+        self.assertEqual(webhook.bodies, BodySettings((Rule("on_message_publish"),), "base64", True, 4, 60))
+
     def test_unknown_keys(self):
         self.webhook("pool_sizes = 5\nzzz = 1\nbody.encodings = plain\nunknown.proto = 4")
         self.assertEqual(
@@ -524,6 +535,13 @@ class RetryTests(ConfigCase):
             self.assertEqual(self.webhook_mistake(f"retry {{ {setting} }}"), "retry." + mistake)
         self.webhook("retry.maximum = 5m")
         self.assertIn("webhook.retry.maximum: unknown, ignored; did you mean 'max", self.warnings[0])
+
+    def test_refusals(self):
+        self.assertEqual(self.webhook("").retry.refusals, "hold")
+        self.assertEqual(self.webhook("retry.refusals = BURY").retry.refusals, "bury")
+        (webhook,) = self.load(f'mqhooks.retry.refusals = bury\nwebhook {{ url = "http://h/", {RULE} }}').webhooks
+        self.assertEqual(webhook.retry.refusals, "bury")
+        self.assertEqual(self.webhook_mistake("retry.refusals = keep"), "retry.refusals: 'keep' is not one of hold, bury")
 
     def test_batch(self):
         self.assertIsNone(self.webhook("").batch)
@@ -577,7 +595,7 @@ class RetryTests(ConfigCase):
         )
 
     def test_described(self):
-        webhook = "retry { on = [429, 5xx], max_attempts = 5, max_age = 90s, max = 1s }\nordering = none"
+        webhook = "retry { on = [429, 5xx], max_attempts = 5, max_age = 90s, max = 1s }\nordering = none, transport = treq"
         loaded = self.load(
             f"""
             webhook {{ url = "http://h/", {RULE}, {webhook} }}
@@ -588,6 +606,7 @@ class RetryTests(ConfigCase):
         lines = [line.strip() for line in describe(loaded, [], []).splitlines()]
         self.assertIn("tried for 90 s, 5 times at most, with waits of 1 s to 1 s; again after no answer, 429, 5xx", lines)
         self.assertIn("in no particular order", lines)
+        self.assertIn("at most 32 connections of treq, 5 s for a request, payload as plain", lines)
         self.assertIn("tried for 72 h, with waits of 1 s to 5 min; again after no answer", lines)
         self.assertIn("each client's events in the order they are read", lines)
         self.assertIn(

@@ -9,29 +9,30 @@ import shutil
 import subprocess
 from configparser import RawConfigParser
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app import tap
+from mqhooks.app.build import SIDECAR_PORT
 from mqhooks.app.configuration import load
 from mqhooks.app.logs import json_line
-from mqhooks.app.settings import ADMIN_LISTEN, DEFAULTS
+from mqhooks.app.settings import DEFAULTS
 from mqhooks.app.summary import SummaryService
-from mqhooks.app.tap import SIDECAR_PORT
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.sinks import sinkFromString
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.support import recording as capture
 from mqhooks.support.recording import HEADER, Record
-from mqhooks.webhook.counters import WebhookCounters
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
+from tests.counted import CountedWebhook
 from tests.test_project_docs import DOCS, PROGRAMS, PROJECT, shown
+from tests.webhooks import FakeTransport, publish
 
 PACKAGING = PROJECT / "packaging"
 PAGES = ("deploy-systemd", "deploy-docker", "sizing", "upgrading", "troubleshooting", "capture", "operating")
@@ -205,45 +206,39 @@ class Pages(SynchronousTestCase):
 
 
 class CaptureFormat(SynchronousTestCase):
-    def test_example(self) -> None:
+    def test_capture_shown_is_a_capture(self) -> None:
         lines = (HEADER + capture.line(Record(1_800_000_000_000_000_000, b"frame"))).decode().splitlines()
         self.assertEqual(shown("capture.rst", "capture-example"), lines)
         self.assertIn(HEADER.decode().strip(), capture.__doc__ or "")
 
 
 class LogExamples(SynchronousTestCase):
-    def test_json(self) -> None:
+    def test_json_line_shown_is_logged(self) -> None:
         (example,) = shown("operating.rst", "log-json")
-        settings = WebhookSettings("billing", "https://billing.example/mqtt", ())
-        reactor: Any = MemoryReactorClock()
-        sink = WebhookSink(reactor, settings, MemoryOutbox())
+        settings = WebhookSettings("billing", "https://billing.example/mqtt", (Rule("on_message_publish"),))
+        transport = FakeTransport()
+        transport.at_once = lambda attempt: 503
+        clock = Clock()
+        sink = WebhookSink(clock, settings, MemoryOutbox(), transport, now=clock.seconds)
+        sink.startService()
         with capturedLogs() as logged:
-            sink._hold("https://billing.example/mqtt answered 503", None, was_down=False, at_once=False)
-        logged[0]["log_time"] = 1_767_225_607.25
-        self.assertEqual(json_line(logged[0]), f"{example}\n")
+            sink.receive([publish(f"c{number}", number) for number in range(20)])
+            clock.advance(settings.merge_window)
+        (down,) = [event for event in logged if "is down" in formatEvent(event)]
+        down["log_time"] = 1_767_225_607.25
+        self.assertEqual(json_line(down), f"{example}\n")
 
-    def test_summary(self) -> None:
+    def test_summary_shown_is_logged(self) -> None:
         (example,) = shown("operating.rst", "log-summary")
-        numbers = list(map(int, re.findall(r"\d+", example)))
+        seconds, events, filtered, delivered, dead, failed, pending = map(int, re.findall(r"\d+", example))
         clock = Clock()
         sidecar = SidecarCounters()
-        webhook = _Webhook()
+        webhook = CountedWebhook("billing")
         service = SummaryService(clock, sidecar, lambda: [webhook])
         service.startService()
-        seconds, sidecar.hooks["on_publish"] = numbers[:2]
-        counters = webhook.counters
-        counters.filtered, counters.delivered, counters.dead, counters.failed, webhook.outbox.pending = numbers[2:]
+        sidecar.hooks["on_publish"] = events
+        webhook.counters.filtered, webhook.counters.failed = filtered, failed
+        webhook.settle(delivered=delivered, dead=dead, pending=pending)
         with capturedLogs() as logged:
             clock.advance(seconds)
         self.assertEqual([formatEvent(event) for event in logged], [example])
-
-
-class _Webhook:
-    def __init__(self) -> None:
-        self.settings = WebhookSettings("billing", "http://h/", ())
-        self.counters = WebhookCounters()
-        self.outbox: Any = _Outbox()
-
-
-class _Outbox:
-    pending = 0

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.events import HOOKS
 from mqhooks.tools.receiver import Behaviour, receiver_site
 from tests.processes import Twistd
+from tests.waiting import until
 
 COUNT = 50_000
 
@@ -21,7 +21,7 @@ class EndToEndTests(TestCase):
 
     async def start(self, behaviour=None, more=""):
         """Start an endpoint, and a bridge that sends it every hook in VerneMQ's own words: one delivery for each event."""
-        site, self.ledger = receiver_site(reactor, behaviour)
+        site, self.tally = receiver_site(reactor, behaviour)
         port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
         self.addCleanup(site.close)
         self.addCleanup(port.stopListening)
@@ -43,12 +43,11 @@ class EndToEndTests(TestCase):
         return {hook: int(count) for hook, count in (pair.split() for pair in match[1].split(", "))}
 
     async def arrived(self, count):
-        while self.ledger.distinct < count:
-            await deferLater(reactor, 0.2)
+        await until(lambda: self.tally.distinct >= count, self.timeout)
 
     async def assert_all_arrived(self, sent):
         await self.arrived(COUNT)
-        delivered = [received for received in self.ledger.received if received.status == 200]
+        delivered = [received for received in self.tally.received if received.status == 200]
         self.assertEqual(len(delivered), COUNT)
         self.assertEqual(Counter("on_" + json.loads(received.body)["action"] for received in delivered), sent)
         self.assertEqual(set(sent), set(HOOKS))
@@ -56,14 +55,14 @@ class EndToEndTests(TestCase):
     async def test_everything_arrives_exactly_once(self):
         await self.start()
         await self.assert_all_arrived(await self.simulate())
-        self.assertEqual(self.ledger.requests, COUNT)
-        self.assertLessEqual(self.ledger.most_open, 32)
+        self.assertEqual(self.tally.requests, COUNT)
+        self.assertLessEqual(self.tally.most_open, 32)
 
     async def test_everything_arrives_from_an_endpoint_that_fails_and_drops(self):
         # With the stock waits a delivery that fails eight times in a row is still on its way after four minutes.
         await self.start(Behaviour(fail=0.2, drop=0.05), "retry { initial = 50ms, max = 500ms }")
         await self.assert_all_arrived(await self.simulate("--clients", "5000"))
-        self.assertGreater(self.ledger.requests, COUNT * 1.2)
+        self.assertGreater(self.tally.requests, COUNT * 1.2)
 
     async def test_a_clients_messages_arrive_in_the_order_they_were_read(self):
         await self.start(Behaviour(fail=0.1, drop=0.02), "retry.initial = 50ms")
@@ -91,7 +90,7 @@ class EndToEndTests(TestCase):
         await simulator.until(f"sent {count} events")
         await self.arrived(count)
         order = defaultdict(list)
-        for received in self.ledger.received:
+        for received in self.tally.received:
             body = json.loads(received.body)
             if received.status == 200 and body["action"] == "publish":
                 order[body["client_id"]].append(json.loads(body["payload"])["seq"])

@@ -20,9 +20,9 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
+from mqhooks.events import HOOKS, Event
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.sinks import SampleSink
-from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.testing import RecordingSink, make_event
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
@@ -67,7 +67,7 @@ class ExampleTests(TestCase):
             process,
             sys.executable,
             arguments,
-            env=os.environ | {"MQHOOKS_LISTEN": f"unix:{self.socket}"} | environment,
+            env=os.environ | {"MQHOOKS_LISTEN": f"unix:{self.socket}", "MQHOOKS_ADMIN": "off"} | environment,
             path=str(self.folder),
         )
 
@@ -104,7 +104,7 @@ class ExampleTests(TestCase):
         await self.until(process, lambda: process.output.count(b"\n") >= len(events))
         await self.stop(process)
         self.assertEqual(process.output.splitlines(), [hook_body(event) for event in events])
-        self.assertIn(b"the first sidecar connection is here", process.errors)
+        self.assertIn(b"first sidecar connection, from", process.errors)
 
     async def test_log_to_a_file_that_is_rotated(self) -> None:
         path, old = self.folder / "events.jsonl", self.folder / "events.jsonl.1"
@@ -127,7 +127,7 @@ class ExampleTests(TestCase):
         process.transport.closeStdout()
         await self.send(process, [make_event("on_publish")])
         self.assertEqual((await process.ended).exitCode, 0, process.errors.decode())
-        self.assertIn(b"standard output: nobody reads it any more, stopping", process.errors)
+        self.assertIn(b"standard output: its reader has gone, stopping", process.errors)
         self.assertNotIn(b"Traceback", process.errors)
 
     async def test_log_to_a_file_that_cannot_be_opened(self) -> None:
@@ -152,6 +152,25 @@ class ExampleTests(TestCase):
             [json.loads(request.body)["action"] for request in endpoint.requests], ["client_connack", "client_disconnected"]
         )
         self.assertEqual(path.read_bytes().splitlines(), [hook_body(event) for event in events])
+
+    async def test_fanout_delivers_after_a_restart(self) -> None:
+        await self.restarted("fanout.tac", make_event("on_client_gone"))
+        self.assertTrue((self.folder / "mqhooks-outbox").exists())
+
+    async def test_sampled_delivers_after_a_restart(self) -> None:
+        await self.restarted("sampled.tac", make_event("on_publish", topic="sensors/a"))
+        self.assertTrue((self.folder / "mqhooks-outbox-samples").exists())
+
+    async def restarted(self, example: str, event: Event) -> None:
+        refused, endpoint = Endpoint(lambda request: request.connection.reply(503)), Endpoint()
+        process = self.start(example, MQHOOKS_URL=refused.listen(self, reactor), MQHOOKS_SHARE="1")
+        await self.send(process, [event])
+        await self.until(process, lambda: bool(refused.requests))
+        await self.stop(process)
+        process = self.start(example, MQHOOKS_URL=endpoint.listen(self, reactor), MQHOOKS_SHARE="1")
+        await self.until(process, lambda: bool(endpoint.requests))
+        await self.stop(process)
+        self.assertEqual(endpoint.requests[0].header("webhook-id"), refused.requests[0].header("webhook-id"))
 
     async def test_urls_that_are_none(self) -> None:
         for example, name in (("fanout.tac", "presence"), ("sampled.tac", "samples")):

@@ -63,8 +63,7 @@ class FaultTests(TestCase):
         await self.play(scenarios.damage, kind="the header")
 
     async def test_damage_that_is_found_later(self):
-        row = await self.play(scenarios.damage, kind="a third of the pages")
-        self.assertGreater(row.dropped, 0)
+        await self.play(scenarios.damage, kind="a third of the pages")
 
     async def test_a_clock_that_jumps(self):
         await self.play(scenarios.clock)

@@ -7,14 +7,14 @@ import os
 import signal
 import socket
 from base64 import b64encode
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import FileLogObserver, Logger, LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
@@ -24,16 +24,17 @@ from mqhooks.app import tap
 from mqhooks.app.logs import json_line, observer_for
 from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
-from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.interfaces import IOutbox
+from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.support.redact import hide_url
-from mqhooks.webhook.counters import WebhookCounters
-from mqhooks.webhook.settings import WebhookSettings
+from tests.counted import CountedWebhook
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.waiting import until
 
 reactor: Any = installed_reactor
 
@@ -47,7 +48,7 @@ class LineTests(SynchronousTestCase):
         read: dict[str, Any] = json.loads(text)
         return read
 
-    def test_fields(self) -> None:
+    def test_fields_of_an_event_are_in_the_line(self) -> None:
         line = self.line(
             log_format="{peer}: {count} times", peer="h:1", count=3, rows=[{"a": 1.5}], none=None, thing=object(), _text="no"
         )
@@ -73,7 +74,7 @@ class LineTests(SynchronousTestCase):
         line = self.line(log_format="said", time="t", level="l", text="x", logger="y")
         self.assertEqual((line["level"], line["text"], line["logger"]), ("warn", "said", "n"))
 
-    def test_failure(self) -> None:
+    def test_failure_has_its_traceback(self) -> None:
         line = self.line(log_format="it broke", log_failure=Failure(ValueError("why")))
         self.assertEqual(line["text"], "it broke")
         self.assertIn("ValueError: why", line["traceback"])
@@ -82,7 +83,6 @@ class LineTests(SynchronousTestCase):
     def test_an_event_without_anything(self) -> None:
         self.assertEqual(json.loads(json_line({}))["level"], "info")
 
-    @settings(deadline=None)
     @given(st.text(st.characters()), st.text(st.characters()))
     def test_any_text(self, client: str, key: str) -> None:
         line = self.line(log_format="{client}", client=client, **{f"x{key}": client})
@@ -116,7 +116,6 @@ class ChoiceTests(SynchronousTestCase):
         make = observer_for(reactor, {}, "json")
         assert make is not None
         observer = make()
-        self.addCleanup(observer._outFile.close)  # type: ignore[attr-defined]
         observer({"log_format": "hello", "log_time": 0.0})
         self.assertEqual(json.loads(Path("twistd.log").read_text())["text"], "hello")
 
@@ -125,25 +124,18 @@ class ChoiceTests(SynchronousTestCase):
         self.assertEqual(str(error), "--log-format: 'jsn' is unknown; did you mean json?")
 
 
-@dataclass
-class Webhook:
-    settings: WebhookSettings
-    outbox: MemoryOutbox
-    counters: WebhookCounters = field(default_factory=WebhookCounters)
-
-
 class SummaryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.sidecar = SidecarCounters()
-        self.webhooks: list[Webhook] = []
+        self.webhooks: list[CountedWebhook] = []
         self.summary = SummaryService(self.clock, self.sidecar, lambda: self.webhooks)
         self.logged = self.enterContext(capturedLogs())
         self.summary.startService()
 
-    def webhook(self, name: str) -> WebhookCounters:
-        self.webhooks.append(Webhook(WebhookSettings(name, "http://h/", ()), MemoryOutbox()))
-        return self.webhooks[-1].counters
+    def webhook(self, name: str, outbox: IOutbox | None = None) -> CountedWebhook:
+        self.webhooks.append(CountedWebhook(name, outbox))
+        return self.webhooks[-1]
 
     @property
     def said(self) -> list[str]:
@@ -159,7 +151,9 @@ class SummaryTests(SynchronousTestCase):
     def test_once_a_minute_what_came_since(self) -> None:
         first, second = self.webhook("a"), self.webhook("b")
         self.sidecar.hooks["on_publish"] = 7
-        first.filtered, first.delivered, second.dead, second.failed, second.refused = 2, 5, 1, 3, 1
+        first.counters.filtered, second.counters.failed, second.counters.refused = 2, 3, 1
+        first.settle(delivered=5)
+        second.settle(dead=1, pending=2)
         self.clock.advance(59)
         self.assertEqual(self.said, [])
         self.clock.advance(1)
@@ -168,30 +162,44 @@ class SummaryTests(SynchronousTestCase):
         self.assertEqual(
             said,
             "in 60 s: 7 events in; webhook a: 2 filtered, 5 delivered, 0 dead, 0 attempts failed, 0 pending; "
-            "webhook b: 0 filtered, 0 delivered, 1 dead, 4 attempts failed, 0 pending",
+            "webhook b: 0 filtered, 0 delivered, 1 dead, 4 attempts failed, 2 pending",
         )
         self.assertEqual(
-            rows[1], {"webhook": "b", "filtered": 0, "delivered": 0, "dead": 1, "dropped": 0, "failed": 4, "pending": 0}
+            rows[1], {"webhook": "b", "filtered": 0, "delivered": 0, "dead": 1, "dropped": 0, "failed": 4, "pending": 2}
         )
-        first.delivered += 1
+        first.settle(delivered=1)
         self.clock.advance(60)
         self.assertIn("0 events in; webhook a: 0 filtered, 1 delivered", self.said[0])
         self.clock.advance(60)
         self.assertEqual(self.said, [])
 
-    def test_what_is_wrong_is_told_too(self) -> None:
-        self.webhook("a").dropped = 2
+    def test_malformed_frames_and_dropped_deliveries(self) -> None:
+        reactor: Any = MemoryReactorClock()
+        store = SqliteStore(reactor, self.mktemp(), max_size=10_000, on_full="drop_oldest")
+        webhook = self.webhook("a", store.outbox("a"))
+        store.startService()
+        self.addCleanup(store.stopService)
+        for _ in range(20):
+            webhook.append(1, size=1000)
+            reactor.advance(0)
+        dropped = webhook.outbox.counts.dropped
+        self.assertGreater(dropped, 5)
         self.sidecar.undecodable = 3
+        self.logged.clear()
         self.clock.advance(60)
         (said,) = self.said
         self.assertIn("0 events in, 3 frames malformed; ", said)
-        self.assertIn("0 dead, 2 dropped, ", said)
+        self.assertIn(f"0 dead, {dropped} dropped, ", said)
+        self.assertTrue(said.endswith(f" {20 - dropped} pending"), said)
 
-    def test_a_webhook_that_is_configured_anew_counts_from_nothing(self) -> None:
-        self.webhook("a").delivered = 9
+    def test_counters_of_a_webhook_that_comes_back_go_on(self) -> None:
+        webhook = self.webhook("a")
+        webhook.settle(delivered=9)
         self.clock.advance(60)
         self.webhooks.clear()
-        self.webhook("a").delivered = 2
+        self.clock.advance(60)
+        self.webhooks.append(webhook)
+        webhook.settle(delivered=2)
         self.clock.advance(60)
         self.assertIn("webhook a: 0 filtered, 2 delivered", self.said[1])
 
@@ -204,7 +212,7 @@ class SummaryTests(SynchronousTestCase):
 
 
 class HidingTests(SynchronousTestCase):
-    def test_urls(self) -> None:
+    def test_credentials_in_urls_are_hidden(self) -> None:
         for url, shown in (
             ("http://h:1/a/b", "http://h:1/a/b"),
             ("https://u:p@h/a?token=x", "https://h/a?…"),
@@ -250,12 +258,10 @@ class ProcessTests(TestCase):
     async def test_json_in_a_file_that_is_rotated(self) -> None:
         path = Path(self.mktemp()).resolve()
         bridge = Twistd(self, f"--logfile={path}", "mqhooks", "--sidecar-port=0", "--admin-port=0", "--log-format=json")
-        while not (path.exists() and "listening for VerneMQ" in path.read_text()):
-            await deferLater(reactor, 0.02)
+        await until(lambda: path.exists() and "listening for VerneMQ" in path.read_text())
         bridge.process.signalProcess(signal.SIGUSR1)
         old = Path(f"{path}.1")
-        while not old.exists():
-            await deferLater(reactor, 0.02)
+        await until(lambda: old.exists())
         bridge.process.signalProcess("TERM")
         await bridge.ended
         self.assertIn("listening for VerneMQ", "".join(line["text"] for line in self.lines(old.read_text())))
@@ -321,8 +327,7 @@ class ProcessTests(TestCase):
             await bridge.until(r"is a dead letter")
             await bridge.until(r"answered 503|no answer|broken|ended")
             await bridge.until(r"no hook sends messages")
-        while len(endpoint.requests) < 60:
-            await deferLater(reactor, 0.02)
+        await until(lambda: len(endpoint.requests) >= 60)
         bridge.process.signalProcess("TERM")
         await bridge.ended
         log = bridge.stdout + bridge.stderr

@@ -9,14 +9,14 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from mqhooks.outbox.letters import Letters
+from mqhooks.outbox.deadletters import Letters
 from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.webhook.signature import verify
+from mqhooks.support.signatures import verify
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.waiting import until
 
 SECRET = "whsec_bXFob29rcyBzaWducyBsb25nIGJvZGllcyB0b28="
 SIZE = 15 << 20
@@ -119,9 +119,7 @@ class LongPayloadTests(TestCase):
         letters = Letters(self.outbox)
         self.addCleanup(letters.close)
         # What the log says is not committed yet.
-        while not (found := list(letters)):
-            await deferLater(reactor, 0.1)
-        (letter,) = found
+        (letter,) = await until(lambda: list(letters))
         self.assertEqual(crc32(letter.delivery.body), self.refused[0])
         letters.ask("replay", [letter.number])
         await self.all_taken

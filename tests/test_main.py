@@ -1,4 +1,4 @@
-"""``mqhooks dead``."""
+"""The ``mqhooks`` command."""
 
 import sys
 from io import StringIO
@@ -7,9 +7,14 @@ from pathlib import Path
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+import mqhooks
 from mqhooks.__main__ import main
-from mqhooks.outbox.delivery import Delivery
+from mqhooks.app.configuration import outbox_path
+from mqhooks.app.settings import DEFAULTS
+from mqhooks.delivery import Delivery
+from mqhooks.errors import ConfigError
 from mqhooks.outbox.sqlite import SqliteStore
+from tests.outboxes import PLENTY
 
 REASON = "http://h/hook answered 410: the endpoint refuses it"
 
@@ -26,7 +31,7 @@ class DeadTests(SynchronousTestCase):
                 [Delivery(f"msg_{name}_{number}", "m\0c\x1b[2J", number, b'{"n":%d}' % number, 1000) for number in range(count)]
             )
             self.clock.advance(0)
-            for delivery in outbox.claim(9):
+            for delivery in outbox.claim(9, PLENTY):
                 outbox.bury(
                     delivery, "http://h/hook", "http://h/hook answered 410: the endpoint refuses it", 410, b"gone\n", 2000
                 )
@@ -39,8 +44,9 @@ class DeadTests(SynchronousTestCase):
         self.addCleanup(self.close, self.store)
 
     def close(self, store):
-        store._close()
-        store._lock.release()
+        if store.running:
+            store.stopService()
+            self.clock.advance(1)
 
     def run_command(self, *arguments, status=0):
         lines = []
@@ -78,45 +84,52 @@ class DeadTests(SynchronousTestCase):
         self.clock.advance(1)
         self.clock.advance(0)
         outbox = self.store.outbox("billing")
-        self.assertEqual([delivery.id for delivery in outbox.claim(9)], ["msg_billing_0", "msg_billing_2"])
-        self.assertEqual((outbox.pending, outbox.dead, outbox.accepted), (2, 1, 3))
+        self.assertEqual([delivery.id for delivery in outbox.claim(9, PLENTY)], ["msg_billing_0", "msg_billing_2"])
+        self.assertEqual((outbox.counts.pending, outbox.counts.replayed, outbox.letters), (2, 2, 1))
         self.assertEqual(len(self.run_command("list")), 3)
 
     def test_replay_wakes_who_delivers(self):
-        woken = []
-        self.store.outbox("billing").more = lambda: woken.append(len(self.store.outbox("billing").claim(9)))
+        claim = self.store.outbox("billing").claim(9, PLENTY)
         self.run_command("replay", "1")
         self.clock.pump([1, 0])
-        self.assertEqual(sum(woken), 1)
+        self.assertEqual(len(self.successResultOf(claim)), 1)
 
     def test_replay_is_done_once(self):
         self.run_command("replay", "1")
         self.run_command("replay", "1")
         self.clock.pump([1, 0, 1, 0, 1, 0])
-        self.assertEqual(self.store.outbox("billing").pending, 1)
+        self.assertEqual(self.store.outbox("billing").counts.pending, 1)
 
     def test_purge_of_one_webhook(self):
         self.run_command("purge", "--all", "--webhook", "billing")
         self.clock.pump([1, 0])
         self.assertEqual(len(self.run_command("list")), 2)
         outbox = self.store.outbox("billing")
-        self.assertEqual((outbox.accepted, outbox.dead, outbox.pending), (3, 3, 0))
+        self.assertEqual((outbox.counts.dead, outbox.letters, outbox.counts.pending), (3, 0, 0))
 
     def test_all_of_none(self):
+        self.run_command("purge", "--all", "--webhook", "audit")
+        self.clock.pump([1, 0])
         self.assertEqual(
-            self.run_command("purge", "--all", "--webhook", "nix\n"), ["purge: there are no dead letters of webhook nix\\n"]
+            self.run_command("purge", "--all", "--webhook", "audit"), ["purge: there are no dead letters of webhook audit"]
         )
         self.run_command("purge", "--all")
         self.clock.pump([1, 0])
         self.assertEqual(self.run_command("purge", "--all"), ["purge: there are no dead letters"])
         self.assertEqual(self.run_command("replay", "--all"), ["replay: there are no dead letters that can be replayed"])
 
+    def test_unknown_webhooks_are_an_error(self):
+        for arguments in (["list"], ["replay", "--all"], ["purge", "--all"]):
+            self.assertEqual(self.run_command(*arguments, "--webhook", "biling\n", status=1), [])
+            self.assertEqual(self.errors, "mqhooks: the outbox knows no webhook biling\\n; it knows audit, billing\n")
+        self.assertEqual(len(self.run_command("list", "--webhook", "audit")), 2)
+
     def test_while_nobody_uses_the_outbox(self):
         self.close(self.store)
         self.run_command("replay", "--all")
         self.open()
         self.clock.pump([1, 0])
-        self.assertEqual(self.store.outbox("audit").pending, 2)
+        self.assertEqual(self.store.outbox("audit").counts.pending, 2)
 
     def test_mistakes(self):
         self.run_command("show", "99", status=1)
@@ -139,3 +152,65 @@ class DeadTests(SynchronousTestCase):
         Path(self.path).unlink()
         self.run_command("list", status=1)
         self.assertIn("does not exist", self.errors)
+
+
+class ConfigurationTests(SynchronousTestCase):
+    """What the command reads of a configuration."""
+
+    def path(self, text):
+        path = Path(self.mktemp()).resolve()
+        path.write_text(text, encoding="utf-8")
+        return outbox_path(str(path))
+
+    def test_variables_of_secrets_need_not_be_set(self):
+        text = """
+            webhook { url = "http://h/", headers.authorization = "Bearer "${MQHOOKS_UNSET}, secret = ${MQHOOKS_UNSET} }
+            mqhooks { admin.token = ${MQHOOKS_UNSET}, outbox.path = /var/lib/mqhooks/outbox }
+        """
+        self.assertEqual(self.path(text), "/var/lib/mqhooks/outbox")
+
+    def test_the_path_needs_its_variables(self):
+        error = self.assertRaises(ConfigError, self.path, 'mqhooks.outbox.path = ${MQHOOKS_UNSET}"/outbox"')
+        self.assertIn(
+            "mqhooks.outbox.path: ${MQHOOKS_UNSET}/outbox: set the environment variable that it refers to", str(error)
+        )
+
+    def test_without_a_path(self):
+        for text in ("", "webhook { secret = ${MQHOOKS_UNSET} }", "mqhooks.outbox.path = ${?MQHOOKS_UNSET}"):
+            self.assertEqual(self.path(text), DEFAULTS.outbox.path)
+
+
+class CommandTests(SynchronousTestCase):
+    def setUp(self):
+        self.stdout, self.stderr = StringIO(), StringIO()
+        self.patch(sys, "stdout", self.stdout)
+        self.patch(sys, "stderr", self.stderr)
+
+    def test_version(self):
+        self.assertEqual(self.assertRaises(SystemExit, main, ["--version"]).code, 0)
+        self.assertEqual(self.stdout.getvalue(), f"mqhooks {mqhooks.__version__}\n")
+
+    def test_salvage(self):
+        path = Path(self.mktemp()).resolve()
+        outbox_with(path, deliveries=3)
+        damaged = path.rename(f"{path}.damaged-20260131T120000")
+        outbox_with(path, deliveries=0)
+        lines = []
+        self.assertEqual(main(["outbox", "salvage", str(damaged)], lines.append), 0, self.stderr.getvalue())
+        self.assertEqual(len(lines), 1)
+        self.assertIn("salvage: 3 deliveries and 0 dead letters are handed over", lines[0])
+        self.assertFalse(damaged.exists())
+        self.assertEqual(main(["outbox", "salvage", str(damaged), "--outbox", str(path)], lines.append), 1)
+        self.assertIn("is no damaged file of", self.stderr.getvalue())
+        self.assertEqual(self.stderr.getvalue().count("\n"), 1)
+
+
+def outbox_with(path, deliveries):
+    """Make an outbox file."""
+    clock = MemoryReactorClock()
+    store = SqliteStore(clock, str(path), now=clock.seconds)
+    store.startService()
+    store.outbox("billing").append([Delivery(f"msg_{number}", "c", number, b"{}", 1000) for number in range(deliveries)])
+    clock.advance(0)
+    store.stopService()
+    clock.advance(1)

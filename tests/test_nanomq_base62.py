@@ -39,7 +39,7 @@ class Base62Tests(SynchronousTestCase):
     def test_short(self, data):
         self.assertEqual(decoded(encode(data)), data)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(200, 6000), st.randoms(use_true_random=False))
     def test_long(self, size, random):
         data = random.randbytes(size)

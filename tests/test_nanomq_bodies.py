@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
+from mqhooks.events import HOOKS
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS
 from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.sources.sidecar.decode import decode
-from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
 from tests.frames import DATA, golden_frames
 

@@ -4,14 +4,16 @@ Which rule wants which event.
 
 import json
 
+from msgspec import structs
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
-from mqhooks.nanomq.rules import Rules
+from mqhooks.nanomq.rules import Rules, needs_usernames
 from mqhooks.nanomq.settings import BodySettings, Rule
-from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event
+from mqhooks.webhook.settings import WebhookSettings
 
 INFOS = [{"topic": "a/b", "qos": 1}, {"topic": "a/c", "qos": 128}, {"topic": "x", "qos": 0}]
 
@@ -27,6 +29,25 @@ def actions(event, *rules):
 
 def topics(event, *rules):
     return [(body["action"], body.get("topic")) for body in sent(event, *rules)]
+
+
+class UsernameTests(SynchronousTestCase):
+    def test_needed_by_what_names_a_user_whom_the_message_may_not_name(self):
+        needing = set()
+        for name in RULE_EVENTS:
+            settings = WebhookSettings("webhook", "http://127.0.0.1/", (Rule("on_message_publish"), Rule(name)))
+            if needs_usernames(settings):
+                needing.add(name)
+        ends = {"on_client_offline", "on_client_gone", "on_session_expired"}
+        nameless = {hook: structs.replace(make_event(hook, username=""), username="remembered") for hook in HOOKS}
+        shown = {
+            name
+            for name in RULE_EVENTS
+            for hook in ends | {"on_client_wakeup", "on_offline_message", "on_message_drop"}
+            if any("remembered" in json.dumps(body) for body in sent(nameless[hook], (name,)))
+        }
+        self.assertEqual(needing, shown)
+        self.assertEqual(needing, {"on_client_disconnected", "on_session_terminated", "on_client_offline", "on_client_gone"})
 
 
 class TableTests(SynchronousTestCase):

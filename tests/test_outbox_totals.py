@@ -1,183 +1,129 @@
-"""What an outbox says of itself while it is used."""
+"""What the durable outbox says of itself while it is used."""
 
-from twisted.internet.testing import MemoryReactorClock
-from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
-
-from mqhooks.interfaces import IOutbox
-from mqhooks.outbox.delivery import Delivery
-from mqhooks.outbox.memory import DELIVERY_SIZE, MemoryOutbox
-from mqhooks.outbox.sqlite import NOTED, SqliteStore
+from mqhooks.errors import OutboxError, OutboxUnavailable
+from tests.outboxes import StoreCase, deliveries
 
 
-def deliveries(*accepted):
-    return [Delivery(f"msg_{number}", f"c{number}", number, b"body", time) for number, time in enumerate(accepted)]
+class CountTests(StoreCase):
+    def setUp(self):
+        super().setUp()
+        self.store = self.open(max_size=1 << 20)
 
-
-class OutboxCase:
     def numbers(self):
-        totals = self.outbox.totals
-        self.assertEqual(totals.accepted, totals.delivered + totals.dead + totals.dropped + totals.pending)
-        self.assertEqual(totals.pending, self.outbox.pending)
-        return totals.accepted, totals.delivered, totals.dead, totals.dropped, totals.pending
+        self.check_counts()
+        counts = self.outbox.counts
+        return counts.accepted, counts.delivered, counts.dead, counts.dropped, counts.pending
 
-    def bury(self, delivery):
-        self.outbox.bury(delivery, "http://h/", "refused", 410, b"", 0)
+    def bury(self, *claimed, reason="refused"):
+        for delivery in claimed:
+            self.outbox.bury(delivery, "http://h/", reason, 410, b"", 0)
 
-    def test_interface(self):
-        verifyObject(IOutbox, self.outbox)
+    def reopen(self, **options):
+        self.turn()
+        self.kill(self.store)
+        self.store = self.open(**options)
 
-    def test_totals(self):
-        self.assertEqual(self.numbers(), (0, 0, 0, 0, 0))
-        self.append(1, 2, 3, 4)
-        one, two, three = self.outbox.claim(3)
-        self.outbox.settle(one)
+    def test_file_has_the_counters_since_it_was_made(self):
+        self.append(4)
+        one, two, *_ = self.claim()
+        self.outbox.acknowledge([one])
         self.bury(two)
-        self.outbox.discard(three)
-        self.assertEqual(self.numbers(), (4, 1, 1, 1, 1))
-        self.assertEqual(self.outbox.letters, 1)
-        self.assertEqual(self.outbox.totals.appended, 4)
-
-    def test_oldest(self):
-        self.assertIsNone(self.outbox.oldest)
-        self.append(1000)
-        self.append(2000)
-        self.assertEqual(self.outbox.oldest, 1000)
-        one, two = self.outbox.claim(2)
-        self.append(3000)
-        self.assertEqual(self.outbox.oldest, 1000)
-        self.outbox.settle(one)
-        self.assertEqual(self.outbox.oldest, 2000)
-        self.outbox.settle(two)
-        self.assertEqual(self.outbox.oldest, 3000)
-        self.outbox.settle(*self.outbox.claim(1))
-        self.assertIsNone(self.outbox.oldest)
-
-    def test_used(self):
-        self.append(1, 2)
-        self.assertGreater(self.outbox.used, 2 * len(b"body"))
-        for delivery in self.outbox.claim(2):
-            self.outbox.settle(delivery)
-        self.turn()
-        self.assertEqual(self.outbox.used, 0)
-        self.assertEqual(self.outbox.max_size, 1 << 20)
-
-
-class MemoryTests(OutboxCase, SynchronousTestCase):
-    def setUp(self):
-        self.outbox = MemoryOutbox(1 << 20)
-
-    def append(self, *accepted):
-        self.outbox.append(deliveries(*accepted))
-
-    def turn(self):
-        pass
-
-    def test_room(self):
-        self.append(1)
-        self.assertEqual(self.outbox.used, DELIVERY_SIZE + len(b"body"))
-
-
-class SqliteTests(OutboxCase, SynchronousTestCase):
-    def setUp(self):
-        self.path = self.mktemp()
-        self.open()
-
-    def open(self, **settings):
-        self.clock = MemoryReactorClock()
-        self.clock.advance(9.0)
-        self.store = SqliteStore(self.clock, self.path, max_size=1 << 20, now=self.clock.seconds, **settings)
-        self.outbox = self.store.outbox("w")
-        self.store.startService()
-        self.addCleanup(self.store.stopService)
-
-    def append(self, *accepted):
-        self.outbox.append(deliveries(*accepted))
-        self.turn()
-
-    def turn(self):
-        self.clock.advance(NOTED)
-
-    def reopen(self, **settings):
-        self.store.stopService()
-        self.turn()
-        self.open(**settings)
-
-    def test_what_an_earlier_process_left_is_resumed(self):
-        self.append(1000, 1000, 1000, 1000)
-        one, two, _, _ = self.outbox.claim(4)
-        self.outbox.settle(one)
-        self.bury(two)
-        self.turn()
         self.reopen()
         self.assertEqual(self.numbers(), (2, 0, 0, 0, 2))
-        self.assertEqual((self.outbox.totals.resumed, self.outbox.totals.appended, self.outbox.letters), (2, 0, 1))
-        self.assertEqual(self.outbox.oldest, 1000)
+        self.append(2, 4)
+        self.assertEqual(self.query("SELECT accepted, delivered, dead, dropped FROM webhook"), [(6, 1, 1, 0)])
+        self.assertEqual(self.query("SELECT bytes FROM webhook"), self.query("SELECT sum(length(deliveries)) FROM batch"))
 
-    def test_the_oldest_of_a_row_of_which_some_are_settled(self):
-        self.append(1000, 7000)
-        self.outbox.settle(self.outbox.claim(1)[0])
-        self.turn()
+    def test_oldest_of_a_row_of_which_some_are_settled(self):
+        self.append(2)
+        self.outbox.acknowledge(self.claim(1))
         self.reopen()
-        self.assertEqual(self.outbox.oldest, 7000)
+        self.assertEqual(self.outbox.oldest, 1001)
 
-    def test_a_replayed_letter_is_accepted_once_more(self):
+    def test_replayed_letter_is_accepted_once_more(self):
         self.append(1)
-        self.bury(*self.outbox.claim(1))
+        self.bury(*self.claim())
         self.turn()
         self.assertEqual(self.store.replay([1, 2]), 1)
-        self.assertEqual(self.numbers(), (2, 0, 1, 0, 1))
-        self.assertEqual((self.outbox.totals.replayed, self.outbox.letters), (1, 0))
+        self.assertEqual(self.store.replay([1]), 0)
+        self.assertEqual((self.numbers(), self.outbox.letters), ((1, 0, 1, 0, 0), 0))
         self.turn()
-        self.assertIn(self.outbox.oldest, range(9000, 9100))
-        self.bury(*self.outbox.claim(1))
+        self.assertEqual(self.numbers(), (2, 0, 1, 0, 1))
+        self.assertEqual((self.outbox.counts.replayed, self.outbox.letters), (1, 0))
+        self.assertEqual(self.query("SELECT accepted, delivered, dead, dropped FROM webhook"), [(1, 0, 0, 0)])
+        self.bury(*self.claim())
         self.turn()
         self.assertEqual(self.store.purge([2]), 1)
-        self.assertEqual(self.numbers(), (2, 0, 2, 0, 0))
-        self.assertEqual(self.outbox.letters, 0)
+        self.turn()
+        self.assertEqual((self.numbers(), self.outbox.letters, self.count("dead")), ((2, 0, 2, 0, 0), 0, 0))
 
     def test_letters_beyond_the_most_are_forgotten(self):
         self.reopen(dead_max=2)
-        self.append(*range(5))
-        for delivery in self.outbox.claim(5):
-            self.bury(delivery)
+        self.append(5)
+        self.bury(*self.claim())
         self.assertEqual(self.outbox.letters, 5)
         self.turn()
-        self.assertEqual(self.outbox.letters, 2)
+        self.assertEqual((self.outbox.letters, self.outbox.counts.forgotten, self.outbox.counts.dead), (2, 3, 5))
         self.assertEqual(self.store.count_dead("w"), 2)
+        self.assertIn("webhook w: the oldest dead letters make room (outbox.dead_max), 3 are forgotten so far", self.log())
         self.store.purge([5])
-        self.append(9)
-        self.bury(*self.outbox.claim(1))
+        self.append(1, 9)
+        self.bury(*self.claim())
         self.turn()
         self.assertEqual((self.outbox.letters, self.store.count_dead()), (2, 2))
+        self.assertEqual(len([line for line in self.lines() if "forgotten" in line]), 1)
+
+    def test_letter_that_is_forgotten_while_it_is_replayed(self):
+        self.reopen(dead_max=1)
+        self.append(1)
+        self.bury(*self.claim())
+        self.append(1, 1)
+        self.bury(*self.claim())
+        # What a thread does takes a while.
+        self.faults.before_write = lambda: self.assertEqual(self.store.replay([1]), 1)
+        self.turn()
+        self.turn()
+        self.assertEqual([letter.delivery.id for letter in self.store.dead_letters()], ["msg_1"])
+        self.assertEqual((self.outbox.letters, self.outbox.counts.replayed, self.pending()), (1, 1, 1))
+        self.assertEqual([delivery.id for delivery in self.claim()], ["msg_0"])
 
     def test_what_cannot_be_committed_is_the_oldest_too(self):
-        self.patch(self.store, "_write", self.fail_to_write)
-        self.append(9000)
-        self.assertEqual(self.store.failing, "no space left")
+        self.clock.advance(9)
+        self.faults.always = OutboxUnavailable("no space left")
+        self.append(1, 9000)
+        self.assertEqual((self.store.failing, self.outbox.waiting_since), ("no space left", 9.0))
         self.clock.advance(5)
-        self.assertIn(self.outbox.oldest, range(9000, 9100))
-
-    def fail_to_write(self, plans):
-        raise OSError("no space left")
-
-    def test_failing_until_it_is_written(self):
-        self.assertIsNone(self.store.failing)
-        write = self.store._write
-        self.patch(self.store, "_write", self.fail_to_write)
-        self.append(1)
-        self.assertEqual(self.store.failing, "no space left")
-        self.store._write = write
-        self.clock.advance(1)
-        self.assertIsNone(self.store.failing)
+        self.assertEqual(self.outbox.oldest, 9000)
 
     def test_letters_by_reason(self):
-        self.append(1, 2)
-        for delivery, reason in zip(self.outbox.claim(2), ("answered 410: refused", "100% of it"), strict=True):
-            self.outbox.bury(delivery, "http://h/", reason, 410, b"", 0)
+        self.append(2)
+        for delivery, reason in zip(self.claim(2), ("answered 410: refused", "100% of it"), strict=True):
+            self.bury(delivery, reason=reason)
         self.turn()
         self.assertEqual([letter.number for letter in self.store.dead_letters(reason="answered 4")], [1])
         self.assertEqual([letter.number for letter in self.store.dead_letters(reason="%")], [2])
         self.assertEqual(self.store.count_dead("w", "410"), 1)
         self.assertEqual(self.store.count_dead("other"), 0)
         self.assertEqual(self.store.last_dead(), 2)
+
+    def test_nothing_can_be_asked_of_a_file_that_is_not_open(self):
+        self.kill(self.store)
+        self.assertRaises(OutboxError, self.store.dead_letters)
+
+    def test_flushed_when_everything_so_far_is_committed(self):
+        seen = []
+        later = []
+
+        def slow():
+            seen.append([flushed.called, *[deferred.called for deferred in later]])
+            if len(later) < 3:
+                self.outbox.append(deliveries(1, 100 + len(later)))
+                later.append(self.store.flushed())
+                self.faults.before_write = slow
+
+        self.outbox.append(deliveries(3))
+        flushed = self.store.flushed()
+        self.faults.before_write = slow
+        self.clock.pump([0] * 4)
+        self.assertEqual(seen, [[False], [True, False], [True, True, False], [True, True, True, False]])
+        self.assertTrue(later[2].called)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as installed_reactor
@@ -48,10 +49,10 @@ def webhooks(output: str) -> list[str]:
 
 
 class DemoTests(TestCase):
-    def start(self, then: Callable[[Demo], None], code: str = "", *args: str) -> Demo:
+    def start(self, then: Callable[[Demo], None], code: str = "", *args: str, path: str | None = None) -> Demo:
         demo = Demo(lambda output: len(webhooks(output)) >= 3, then)
         what = ["-c", code] if code else ["-m", "mqhooks.tools.demo", *args]
-        reactor.spawnProcess(demo, sys.executable, [sys.executable, *what], env=None)
+        reactor.spawnProcess(demo, sys.executable, [sys.executable, *what], env=None, path=path)
         self.addCleanup(lambda: demo.ended.called or demo.transport.signalProcess("KILL"))
         return demo
 
@@ -66,12 +67,27 @@ class DemoTests(TestCase):
         for number in (signal.SIGINT, signal.SIGTERM):
             demo = self.start(lambda demo, number=number: demo.transport.signalProcess(number))
             self.assertEqual(await demo.ended, 0, demo.output + demo.errors)
-            found = re.search(r"sent (\d+) events, the endpoint got (\d+) webhooks", demo.output)
+            found = re.search(r"sent (\d+) events, the endpoint received (\d+) webhooks", demo.output)
             assert found is not None
             self.assertGreater(int(found[1]), 0)
             self.assertEqual(int(found[2]), len(webhooks(demo.output)))
             self.assertEqual(demo.errors, "")
             self.assert_nothing_listens(demo.output)
+
+    async def test_two_side_by_side_leave_nothing_behind(self) -> None:
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        demos: list[Demo] = []
+
+        def both_have_shown_some(_: Demo) -> None:
+            if len(demos) == 2 and all(len(webhooks(demo.output)) >= 3 for demo in demos):
+                for demo in demos:
+                    demo.transport.signalProcess("TERM")
+
+        demos += [self.start(both_have_shown_some, path=str(directory)) for _ in range(2)]
+        for demo in demos:
+            self.assertEqual(await demo.ended, 0, demo.output + demo.errors)
+        self.assertEqual(list(directory.iterdir()), [])
 
     async def test_ends_when_nobody_watches_any_more(self) -> None:
         demo = self.start(lambda demo: demo.transport.closeStdout())
@@ -82,7 +98,7 @@ class DemoTests(TestCase):
     async def test_ends_after_some_seconds(self) -> None:
         demo = self.start(lambda _: None, "", "0.5")
         self.assertEqual(await demo.ended, 0, demo.errors)
-        self.assertIn("It ends after 0.5 seconds", demo.output)
+        self.assertIn("It stops after 0.5 seconds", demo.output)
         self.assert_nothing_listens(demo.output)
 
     async def test_says_which_process_failed_and_stops_the_others(self) -> None:
@@ -106,4 +122,4 @@ class DemoTests(TestCase):
     async def test_refuses_what_is_no_number(self) -> None:
         demo = self.start(lambda _: None, "", "soon")
         self.assertEqual(await demo.ended, 2)
-        self.assertEqual(demo.errors, "demo: 'soon' is no number of seconds; write it like 10\n")
+        self.assertEqual(demo.errors, "demo: 'soon' is not a number of seconds; write it like 10\n")

@@ -8,23 +8,23 @@ from typing import Any
 
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import Event
 from mqhooks.sources.sidecar.encode import encode
-from mqhooks.sources.sidecar.events import Event
 from mqhooks.support.options import speed
 from mqhooks.support.recording import HEADER, Record, line
 from mqhooks.testing import make_event
-from mqhooks.tools.pool import ConnectionPool
+from mqhooks.tools.pool import SenderPool
 from mqhooks.tools.replay import Capture, Replay
 from mqhooks.tools.simulator import Options, from_options
 from tests.frames import framed
 from tests.processes import Twistd
 from tests.test_tools_simulator import Peer, listen
+from tests.waiting import until
 
 reactor: Any = installed_reactor
 SECOND = 10**9
@@ -74,22 +74,22 @@ class CaptureTests(SynchronousTestCase):
     def test_mistakes(self) -> None:
         self.wrong("/nowhere", "cannot be read: No such file or directory")
         self.wrong("/", "cannot be read: Is a directory")
-        self.wrong("a\0b", "cannot be read: a path has no NUL character")
+        self.wrong("a\0b", "cannot be read: a path must not contain NUL")
         path = str(self.path)
         self.path.write_bytes(b"{}\n")
         self.wrong(path, "is not a capture of mqhooks; give another file")
         self.path.write_bytes(b"mqhooks-capture 7\n")
-        self.wrong(path, "is a capture of version 7, and this mqhooks reads 1: take a newer one")
+        self.wrong(path, "is a capture of version 7, and this mqhooks reads version 1: use a newer mqhooks")
         good = content(recorded(0, 1))
         self.path.write_bytes(good + b"x" + line(Record(START, b"frame")))
-        self.wrong(path, f"is damaged at byte {len(good)}; head -c {len(good)} gives what is before")
+        self.wrong(path, f"is damaged at byte {len(good)}; head -c {len(good)} keeps what comes before")
 
 
 class PacingTests(SynchronousTestCase):
     def replay(self, records: list[Record], pace: float) -> None:
         self.reactor: Any = MemoryReactorClock()
         self.done: list[None] = []
-        pool = ConnectionPool(self.reactor, clientFromString(self.reactor, "tcp:h:1"), "peer", 1, random.Random(1))
+        pool = SenderPool(self.reactor, clientFromString(self.reactor, "tcp:h:1"), "peer", 1, random.Random(1))
         replay = Replay(
             self.reactor, pool, iter(records), random.Random(1), speed=pace, when_done=lambda: self.done.append(None)
         )
@@ -153,7 +153,7 @@ class OptionsTests(SynchronousTestCase):
 
     def test_speed_of_nothing(self) -> None:
         error = self.assertRaises(UsageError, Options().parseOptions, ["--speed", "10x"])
-        self.assertEqual(str(error), "--speed: is for --replay FILE; made-up events have --rate")
+        self.assertEqual(str(error), "--speed goes with --replay FILE; for made-up events use --rate")
 
     def test_mistakes_come_before_anything_is_sent(self) -> None:
         options = Options()
@@ -184,7 +184,7 @@ class ProcessTests(TestCase):
         self.assertEqual((result.exitCode, twistd.stderr), (0, ""))
         await peer.all_ended
         self.assertEqual([encode(event.message) for event in peer.events], [record.frame for record in records])
-        self.assertIn(f"sending to {target} the 300 frames of 29900.0 s in {path} as fast as they are read", twistd.stdout)
+        self.assertIn(f"replaying 300 frames over 29900.0 s from {path} to {target}, as fast as the peer reads", twistd.stdout)
         self.assertIn("sent 300 events over 1 connections", twistd.stdout)
         self.assertIn(": on_publish 300", twistd.stdout)
 
@@ -214,8 +214,7 @@ class ProcessTests(TestCase):
             self, "mqhooks-simulate", f"--target=tcp:127.0.0.1:{match[1]}", "--count=500", "--rate=0", "--connections=10"
         )
         sent = await simulator.until(r"sent 500 events .*: (on_.*)")
-        while not path.exists() or path.read_bytes().count(b"\n") < 501:
-            await deferLater(reactor, 0.02)
+        await until(lambda: path.exists() and path.read_bytes().count(b"\n") >= 501)
         peer = Peer()
         replay = Twistd(
             self,

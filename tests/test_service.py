@@ -66,3 +66,15 @@ class OrderedServiceTests(SynchronousTestCase):
             setattr(child, method, refuse)
             exit_ = self.assertRaises(SystemExit, getattr(OrderedService([child]), method))
             self.assertEqual(exit_.code, "mqhooks: no room")
+
+    def test_children_that_have_started_are_stopped_when_another_cannot_start(self):
+        def refuse():
+            raise ListenError("no room")
+
+        log = []
+        first, second, third = (Child(name, log) for name in "123")
+        second.startService = refuse
+        inner = OrderedService([second])
+        exit_ = self.assertRaises(SystemExit, OrderedService([first, inner, third]).startService)
+        self.assertEqual(exit_.code, "mqhooks: no room")
+        self.assertEqual(log, ["start 1", "stop 1"])

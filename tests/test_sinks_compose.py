@@ -17,9 +17,9 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS, Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import FanOut, FilterSink, SampleSink
-from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.testing import RecordingSink, make_event, verify_sink
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -275,4 +275,4 @@ class SampleTests(SynchronousTestCase):
     def test_mistakes(self) -> None:
         for share in (0, -0.1, 1.01, float("nan"), float("inf")):
             error = self.assertRaises(ConfigError, SampleSink, RecordingSink(), share)
-            self.assertIn("is no share of the clients; give one above 0 and up to 1", str(error))
+            self.assertIn("is not a share of the clients; give one above 0 and up to 1", str(error))

@@ -8,24 +8,24 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.sinks import LogSink
-from mqhooks.sources.sidecar.events import HOOKS
 from mqhooks.testing import make_event, verify_sink
+from tests.waiting import until
 
 HOLE = 1 << 28
 """Files are limited far beyond the size of any other that is written meanwhile, the tests' log among them."""
@@ -125,12 +125,12 @@ class FileTests(LogSinkTestCase):
             (str(self.path / "none" / "x"), "No such file or directory"),
             (str(self.path), "Is a directory"),
             (pipe, "No such device or address"),
-            ("a\0b", "a path has no NUL character"),
+            ("a\0b", "a path must not contain NUL"),
         ]:
             error = self.assertRaises(ConfigError, LogSink(self.clock, path).startService)
             self.assertEqual(
                 str(error),
-                f"{path}: cannot be opened for appending ({reason}); make its directory and let this user write there",
+                f"{path}: cannot be opened for appending ({reason}); create its directory and let this user write there",
             )
 
     def test_reopened_after_a_rename(self) -> None:
@@ -151,17 +151,17 @@ class FileTests(LogSinkTestCase):
         sink.receive([make_event("on_publish")])
         self.assertEqual(len(old.read_bytes().splitlines()), 1)
         self.assertIn("Is a directory", self.said[-1])
-        self.assertIn("the file opened before is still written to", self.said[-1])
+        self.assertIn("still writing to the file that is open", self.said[-1])
 
     def test_full_disk(self) -> None:
         sink = self.started("/dev/full")
         for _ in range(3):
             sink.receive([make_event("on_publish"), make_event("on_deliver")])
         self.assertEqual((sink.written, sink.lost), (0, 6))
-        self.assertEqual(self.said, ["/dev/full: cannot be written to (No space left on device); 2 events are lost so far"])
+        self.assertEqual(self.said, ["/dev/full: cannot be written (No space left on device); 2 events lost so far"])
         self.clock.advance(60)
         sink.receive([make_event("on_publish")])
-        self.assertIn("7 events are lost so far", self.said[-1])
+        self.assertIn("7 events lost so far", self.said[-1])
         self.assertEqual(self.clock.stops, 0)
 
     def limit_files(self, size: int) -> None:
@@ -189,7 +189,7 @@ class FileTests(LogSinkTestCase):
         sink.receive([event])
         self.assertEqual(self.lines_behind_the_hole(), [line] * 4)
         self.assertEqual((sink.written, sink.lost), (4, 3))
-        self.assertEqual(self.said[-1], f"{self.path}: written to again; 3 events are lost")
+        self.assertEqual(self.said[-1], f"{self.path}: can be written again; 3 events were lost")
 
     def test_redirected_descriptor_that_fills_up_in_a_line(self) -> None:
         event = make_event("on_publish")
@@ -233,7 +233,7 @@ class DescriptorTests(LogSinkTestCase):
         for _ in range(3):
             sink.receive([make_event("on_publish")])
         self.assertEqual((sink.written, sink.lost, self.clock.stops), (0, 3, 1))
-        self.assertEqual(self.said, [f"descriptor {writer}: nobody reads it any more, stopping"])
+        self.assertEqual(self.said, [f"descriptor {writer}: its reader has gone, stopping"])
 
     def test_reader_is_gone_while_stopping(self) -> None:
         self.clock.stops = 1
@@ -280,10 +280,6 @@ class HangupTests(TestCase):
         self.addCleanup(sink.stopService)
         return sink
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await deferLater(reactor, 0.001)
-
     def test_all_are_reopened(self) -> Deferred[None]:
         heard: list[int] = []
         before = signal.signal(signal.SIGHUP, lambda number, frame: heard.append(number))
@@ -296,13 +292,13 @@ class HangupTests(TestCase):
             for path in paths:
                 os.rename(path, f"{path}.1")
             os.kill(os.getpid(), signal.SIGHUP)
-            await self.until(lambda: all(map(os.path.exists, paths)))
+            await until(lambda: all(map(os.path.exists, paths)))
             self.assertEqual(heard, [signal.SIGHUP])
             sinks[0].stopService()
             os.rename(paths[1], f"{paths[1]}.2")
             os.remove(paths[0])
             os.kill(os.getpid(), signal.SIGHUP)
-            await self.until(lambda: os.path.exists(paths[1]))
+            await until(lambda: os.path.exists(paths[1]))
             self.assertFalse(os.path.exists(paths[0]))
             self.assertEqual(heard, [signal.SIGHUP] * 2)
             sinks[1].stopService()

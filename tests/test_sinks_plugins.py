@@ -8,20 +8,21 @@ from typing import Any
 
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.endpoints import quoteStringArgument
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from mqhooks.app.webhooks import StoredWebhook
 from mqhooks.errors import ConfigError
+from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.events import NANOMQ_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Rule
 from mqhooks.sinks import FanOut, FilterSink, SampleSink, sinkFromString
-from mqhooks.sources.sidecar.events import Event
 from mqhooks.testing import make_event
-from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
+from tests.waiting import until
 
 reactor: Any = installed_reactor
 
@@ -91,6 +92,7 @@ class ComposedTests(SynchronousTestCase):
         sample = list(sink)[1]
         assert isinstance(sample, SampleSink)
         (webhook,) = sample
+        assert isinstance(webhook, StoredWebhook)
         self.assertEqual(webhook.settings.url, "http://127.0.0.1:8080/hook")
 
     def test_mistakes(self) -> None:
@@ -99,9 +101,9 @@ class ComposedTests(SynchronousTestCase):
             ("fanout", "has no sinks; write it like fanout:SINK:SINK"),
             ("filter:hooks=on_publsh:sink=log", "hooks: VerneMQ has no hook 'on_publsh'; did you mean on_publish?"),
             ("filter:topic=a/#/b:sink=log", "topics: "),
-            ("sample:share=x:sink=log", "share: 'x' is no share of the clients; write it like 10% or 0.1"),
-            ("sample:share=%:sink=log", "share: '%' is no share of the clients; write it like 10% or 0.1"),
-            ("sample:share=150%:sink=log", "share: 1.5 is no share of the clients; give one above 0 and up to 1"),
+            ("sample:share=x:sink=log", "share: 'x' is not a share of the clients; write it like 10% or 0.1"),
+            ("sample:share=%:sink=log", "share: '%' is not a share of the clients; write it like 10% or 0.1"),
+            ("sample:share=150%:sink=log", "share: 1.5 is not a share of the clients; give one above 0 and up to 1"),
         ]:
             error = self.assertRaises(ConfigError, sinkFromString, Clock(), description)
             self.assertTrue(str(error).startswith(f"{description}: {message}"), str(error))
@@ -114,9 +116,9 @@ class ComposedTests(SynchronousTestCase):
 
 
 class WebhookTests(SynchronousTestCase):
-    def made(self, options: str = "") -> WebhookSink:
+    def made(self, options: str = "") -> StoredWebhook:
         sink = sinkFromString(MemoryReactorClock(), rf"webhook:url=http\://127.0.0.1\:8080/hook{options}")
-        assert isinstance(sink, WebhookSink)
+        assert isinstance(sink, StoredWebhook)
         return sink
 
     def test_every_event_of_nanomqs(self) -> None:
@@ -171,7 +173,6 @@ class WebhookDeliveryTests(TestCase):
         sink.startService()
         self.addCleanup(sink.stopService)
         sink.receive([make_event("on_publish", topic="t"), make_event("on_deliver")])
-        while not endpoint.requests:
-            await deferLater(reactor, 0.01)
+        await until(lambda: endpoint.requests)
         (request,) = endpoint.requests
         self.assertEqual(json.loads(request.body)["topic"], "t")

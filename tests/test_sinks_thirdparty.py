@@ -11,6 +11,7 @@ from subprocess import PIPE, STDOUT, run
 
 from twisted.trial.unittest import SynchronousTestCase
 
+CACHE = Path(__file__).parent.parent / ".mypy_cache"
 PACKAGE = Path(__file__).parent / "data" / "thirdparty-sink"
 
 
@@ -19,17 +20,19 @@ class ThirdPartyTests(SynchronousTestCase):
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
         self.site = self.folder / "site"
-        source = self.folder / "source"
+        self.source = source = self.folder / "source"
         shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
-        shutil.copy(source / "test_mqhooks_statsd.py", self.folder)
         options = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
         self.python("-m", "pip", "install", "--quiet", *options, "--target", str(self.site), str(source))
 
     def python(self, *arguments: str) -> str:
+        return self.run_in(self.folder, sys.executable, *arguments)
+
+    def run_in(self, folder: Path, *command: str) -> str:
         done = run(
-            [sys.executable, *arguments],
+            command,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(self.site), os.environ.get("PYTHONPATH", "")])},
-            cwd=self.folder,
+            cwd=folder,
             stdout=PIPE,
             stderr=STDOUT,
             text=True,
@@ -41,4 +44,11 @@ class ThirdPartyTests(SynchronousTestCase):
     def test_prefix_is_known_and_its_own_tests_pass(self) -> None:
         program = "from mqhooks.sinks import sinkFromString; print(sinkFromString(None, 'statsd:port=8125'))"
         self.assertIn("mqhooks_statsd.StatsDSink", self.python("-c", program))
-        self.assertIn("PASSED (successes=3)", self.python("-m", "twisted.trial", "test_mqhooks_statsd"))
+        self.assertIn(
+            "PASSED (successes=4)", self.run_in(self.source, str(Path(sys.executable).parent / "trial"), "test_mqhooks_statsd")
+        )
+
+    def test_types_are_right(self) -> None:
+        files = ["mqhooks_statsd.py", "test_mqhooks_statsd.py", "twisted/plugins/mqhooks_statsd_sink.py"]
+        said = self.run_in(self.source, sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(CACHE), *files)
+        self.assertIn("Success: no issues found in 3 source files", said)

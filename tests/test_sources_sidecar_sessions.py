@@ -1,8 +1,12 @@
 """Usernames remembered from registrations."""
 
+import tracemalloc
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.sources.sidecar.events import Event
+from mqhooks.events import Event
 from mqhooks.sources.sidecar.sessions import SessionTable
 
 
@@ -79,3 +83,58 @@ class SessionTableTests(SynchronousTestCase):
         self.register(-5)
         self.assertEqual(self.name("on_client_gone", -4), "u")
         self.assertEqual(len(self.table), 0)
+
+    def test_bounded_in_bytes(self):
+        self.table = SessionTable(1_000_000, 1 << 20)
+        for number in range(200):
+            self.register(number, client_id=f"c{number}", username="u" * 60_000)
+            self.assertLessEqual(self.table.used, 1 << 20)
+        self.assertGreater(len(self.table), 10)
+        self.assertEqual(len(self.name("on_client_offline", 999, client_id="c199")), 60_000)
+        self.assertEqual(self.name("on_client_offline", 999, client_id="c0"), "")
+
+    def test_bytes_are_those_that_it_takes(self):
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.table = SessionTable()
+        for number in range(50_000):
+            self.register(number, client_id=f"client-{number:013}", username="user-" + "x" * 15)
+        taken = tracemalloc.get_traced_memory()[0]
+        self.assertLess(taken, self.table.used)
+        self.assertLess(self.table.used, 2 * taken)
+
+    def test_one_session_larger_than_the_table_costs_no_other(self):
+        self.table = SessionTable(10, 2000)
+        self.register(1, client_id="a")
+        self.register(1, client_id="b", username="u" * 3000)
+        self.assertEqual((self.name("on_client_offline", 2, client_id="a"), len(self.table)), ("u", 1))
+
+    def test_nothing_is_remembered_when_nobody_needs_it(self):
+        self.table = SessionTable(needed=False)
+        self.register(1)
+        self.assertEqual((len(self.table), self.name("on_client_gone", 2)), (0, ""))
+        self.table.limit(10, 2000, needed=True)
+        self.register(3)
+        self.assertEqual(self.name("on_client_offline", 4), "u")
+        self.table.limit(10, 2000, needed=False)
+        self.assertEqual((len(self.table), self.table.used), (0, 0))
+
+    @settings(deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["on_register", "on_client_gone", "on_client_offline"]),
+                st.integers(0, 20),
+                st.sampled_from("abcdefgh"),
+                st.sampled_from(["", "u", "u" * 300, "\u00e9" * 40, "u" * 900]),
+                st.sampled_from(["", "m"]),
+            )
+        )
+    )
+    def test_bounds_hold_whatever_comes(self, steps):
+        table = SessionTable(5, 2000)
+        for hook, timestamp, client_id, username, mountpoint in steps:
+            table.see(event(hook, timestamp, client_id, username, mountpoint))
+            self.assertLessEqual(len(table), 5)
+            self.assertLessEqual(table.used, 2000)
+            self.assertEqual(table.used == 0, len(table) == 0)

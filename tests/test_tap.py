@@ -1,14 +1,17 @@
 """The command line of ``twistd mqhooks``."""
 
+import builtins
 import json
+import os
 import socket
+import sys
 from pathlib import Path
-from time import monotonic
 
 from twisted.application.service import IService
 from twisted.internet import reactor
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import deferLater
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -51,30 +54,31 @@ class OptionsTests(OptionsCase, SynchronousTestCase):
 
 
 class MakeServiceTests(OptionsCase, SynchronousTestCase):
-    def setUp(self):
-        # makeService() gives the reactor a clock that nobody can set; the other tests get their own back.
-        self.patch(reactor, "seconds", reactor.seconds)
-
-    def test_timers_do_not_go_by_a_clock_that_can_be_set(self):
-        makeService(self.options("--url", "http://h/"))
-        self.assertIs(reactor.seconds, monotonic)
-
     def test_two_webhooks_of_one_name(self):
         path = self.file('webhooks.url { url = "http://h/", events = [] }')
-        self.assertIn("webhooks.url: --url is called so too", self.exit_line("-c", path, "--url", "http://g/"))
+        self.assertIn("webhooks.url: --url has this name too", self.exit_line("-c", path, "--url", "http://g/"))
 
     def test_an_empty_address_is_a_mistake(self):
         self.assertIn("--url: '' is not a URL", self.exit_line("--url", ""))
 
     def listening(self, *args):
-        (*_, listener) = list(makeService(self.options(*args)))
-        return [each.description for each in listener._listeners]
+        lines = self.checked(*args).splitlines()
+        return [line.partition(":interface")[0].split()[1] for line in lines if line.startswith("listen ")]
+
+    def checked(self, *args):
+        """What --check prints."""
+        printed = []
+        self.patch(builtins, "print", printed.append)
+        exit_ = self.assertRaises(SystemExit, makeService, self.options(*args, "--check"))
+        self.assertEqual(exit_.code, 0)
+        (text,) = printed
+        return text
 
     def test_where_it_listens(self):
         self.assertEqual(self.listening(), ["tcp:8890"])
         self.assertEqual(self.listening("--sidecar-port", "1"), ["tcp:1"])
-        self.assertEqual(self.listening("--sidecar", "unix:/x"), ["unix:/x"])
-        self.assertEqual(self.listening("--sidecar", "unix:/x", "--sidecar-port", "1"), ["tcp:1", "unix:/x"])
+        self.assertEqual(self.listening("--sidecar", "unix:/x"), ["unix:/x:backlog=1024"])
+        self.assertEqual(self.listening("--sidecar", "unix:/x", "--sidecar-port", "1"), ["tcp:1", "unix:/x:backlog=1024"])
 
     def test_service(self):
         self.assertTrue(IService.providedBy(makeService(self.options("--url", "http://h/"))))
@@ -107,11 +111,11 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
     def test_where_the_outbox_cannot_be(self):
         directory = str(Path(self.mktemp()).resolve())
         Path(directory).mkdir()
-        self.patch(__import__("builtins"), "print", lambda text: None)
+        self.patch(builtins, "print", lambda text: None)
         for outbox, problem in (
             (directory, f"{directory} is a directory: name a file in it"),
             (f"{directory}/a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
-            ("a/b", f"a/b: there is no directory {directory}/a: make it or name another place"),
+            ("a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
         ):
             path = self.file(f'mqhooks.outbox.path = "{outbox}"')
             for more in ([], ["--check"]):
@@ -135,11 +139,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             webhooks.other { url = "http://g/", headerz {}, events = [ { event = on_client_connack } ] }
             """
         )
-        printed = []
-        self.patch(__import__("builtins"), "print", printed.append)
-        exit_ = self.assertRaises(SystemExit, makeService, self.options("-c", path, "--check", "--sink", "log"))
-        self.assertEqual(exit_.code, 0)
-        (text,) = printed
+        text = self.checked("-c", path, "--sink", "log")
         full = "when it is full no more is read; 100000 dead letters"
         self.assertEqual(
             text.splitlines(),
@@ -165,11 +165,18 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         )
 
 
+def twistd(arguments, directory):
+    """Run twistd as a daemon; fires with the output, the errors and the status of what was started."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = ["-c", "from twisted.scripts.twistd import run; run()", *arguments]
+    return getProcessOutputAndValue(sys.executable, command, environment, str(directory))
+
+
 class ProcessTests(OptionsCase, TestCase):
     timeout = 60
 
-    async def start(self, *args):
-        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", *args)
+    async def start(self, *args, twistd=()):
+        bridge = Twistd(self, *twistd, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", *args)
         match = await bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)", anywhere=True)
         self.connection = socket.create_connection(("127.0.0.1", int(match[1])))
         self.addCleanup(self.connection.close)
@@ -204,6 +211,37 @@ class ProcessTests(OptionsCase, TestCase):
             bridge, f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one"
         )
 
+    async def test_a_taken_port_ends_a_daemon(self):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            arguments = ["mqhooks", "--sidecar-port", str(port), "--admin-port=0", "--sink=log:path=events"]
+            out, err, status = await twistd(arguments, directory)
+        self.assertEqual((out, status), (b"", 1))
+        self.assertIn(f"mqhooks: cannot listen on tcp:{port}: ".encode(), err)
+        log = (directory / "twistd.log").read_text()
+        self.assertEqual(log.count(f"mqhooks: cannot listen on tcp:{port}: Address already in use; "), 1)
+        self.assertNotIn("Traceback", log)
+        self.assertFalse((directory / "twistd.pid").exists())
+
+    async def test_the_outbox_is_where_the_process_runs(self):
+        there = Path(self.mktemp()).resolve()
+        there.mkdir()
+        path = self.file("mqhooks.outbox.path = outbox")
+        # Sinks have theirs there too.
+        sink = r"--sink=webhook:url=http\://127.0.0.1\:1/:name=second"
+        bridge = await self.start("--url=http://127.0.0.1:1/", "--config", path, sink, twistd=[f"--rundir={there}"])
+        self.publish(1)
+        await bridge.until("first sidecar connection")
+        self.assertEqual(list(Path(bridge.directory).iterdir()), [])
+        names = {each.name for each in there.iterdir()}
+        self.assertLessEqual({"outbox", "mqhooks-outbox-second"}, names)
+        # The new directory is no change to a configuration that names the same file.
+        bridge.process.signalProcess("HUP")
+        await bridge.until("configuration reloaded: nothing changed")
+        self.assertNotIn("need a restart", bridge.stdout)
+
     def assert_one_line(self, bridge, expected):
         output = bridge.stdout + bridge.stderr
         self.assertEqual([line.partition("] mqhooks: ")[2] for line in output.splitlines() if "#error" in line], [expected])
@@ -221,7 +259,7 @@ class ProcessTests(OptionsCase, TestCase):
             ("mqhooks", ["--nope"], "option --nope not recognized"),
             ("mqhooks", ["--url"], "option --url requires argument"),
             ("mqhooks", ["--admin-port", "x"], "--admin-port: 'x' is not a whole number from 0 to 65535"),
-            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is no option; --help lists them"),
+            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),
             ("mqhooks-receive", ["--quiet", "--verbose"], "--quiet and --verbose contradict each other; give one of them"),
             ("mqhooks-simulate", ["--rate", "x"], "--rate: 'x' is not a number of 0 or more"),
         ):
@@ -236,8 +274,22 @@ class ProcessTests(OptionsCase, TestCase):
         self.assert_one_line(
             bridge,
             "/nowhere/x.jsonl: cannot be opened for appending (No such file or directory); "
-            "make its directory and let this user write there",
+            "create its directory and let this user write there",
         )
+
+    async def test_no_thread_outlives_a_start_that_fails(self):
+        path = self.file(f'mqhooks.outbox {{ path = "{Path(self.mktemp()).resolve()}", sync = full }}')
+        args = [
+            "--config",
+            path,
+            "--url=http://127.0.0.1:1/",
+            "--sidecar-port=0",
+            "--admin-port=0",
+            "--sink=log:path=/nowhere/x",
+        ]
+        bridge = Twistd(self, "mqhooks", *args)
+        self.assertEqual((await bridge.ended).exitCode, 1)
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
 
     async def stop(self, signal, *more):
         self.endpoint = Endpoint(lambda request: reactor.callLater(0.3, request.connection.reply))

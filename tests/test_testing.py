@@ -12,8 +12,8 @@ from zope.interface import implementer
 from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
+from mqhooks.events import HOOKS, Event
 from mqhooks.interfaces import IEventSink
-from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.testing import TIMESTAMP, RecordingSink, make_event, verify_sink
 
 
@@ -24,22 +24,30 @@ class MakeEventTests(SynchronousTestCase):
             self.assertIsInstance(event.message, message_type)
             self.assertEqual((event.hook, event.client_id, event.mountpoint), (hook, "client-1", ""))
             self.assertEqual(event.timestamp, TIMESTAMP)
-            self.assertEqual(event.message.timestamp.ToNanoseconds(), TIMESTAMP)
+            self.assertEqual(event.message.timestamp, TIMESTAMP)
             fields = dict(event.fields())
             for name in ("topic", "topics", "payload", "matched_acl", "peer_addr", "reason"):
                 self.assertTrue(fields.get(name, True), (hook, name))
 
-    def test_fields(self) -> None:
+    def test_fields_replace_defaults(self) -> None:
         event = make_event("on_publish", client_id="c", username="", mountpoint="m", topic="t", payload=b"", timestamp=-1)
         self.assertEqual((event.client_id, event.username, event.mountpoint, event.topics), ("c", "", "m", ("t",)))
         self.assertEqual((event.message.payload, event.timestamp), (b"", -1))
-        self.assertEqual((event.message.timestamp.seconds, event.message.timestamp.nanos), (-1, 999_999_999))
+        self.assertEqual(event.message.timestamp, -1)
 
     def test_message_within_the_message(self) -> None:
         event = make_event("on_subscribe", topics=[{"topic": "a", "qos": 2}, {"topic": "b"}])
         self.assertEqual(event.topics, ("a", "b"))
-        event = make_event("on_client_gone", reason="REASON_SESSION_TAKEN_OVER")
-        self.assertEqual(dict(event.fields())["reason"], "session_taken_over")
+        self.assertEqual(event.message.topics[0].qos, 2)
+
+    def test_reasons_by_name_and_number(self) -> None:
+        for reason in ("REASON_SESSION_TAKEN_OVER", "session_taken_over", 3):
+            event = make_event("on_client_gone", reason=reason)
+            self.assertEqual((event.message.reason, dict(event.fields())["reason"]), (3, "session_taken_over"))
+        for reason in ("REASON_STALE_REQUEST", "REGISTRATION_REASON_STALE_REQUEST", "stale_request", 4):
+            event = make_event("on_register_failed", reason=reason)
+            self.assertEqual((event.message.reason, dict(event.fields())["reason"]), (4, "stale_request"))
+        self.assertEqual(make_event("on_message_drop", reason="expired").message.reason, "expired")
 
     def test_remembered_username(self) -> None:
         self.assertEqual(make_event("on_session_expired", username="u").username, "u")
@@ -49,6 +57,8 @@ class MakeEventTests(SynchronousTestCase):
     def test_mistakes(self) -> None:
         self.assertRaises(ValueError, make_event, "on_nothing")
         self.assertRaises(ValueError, make_event, "on_publish", peer_addr="127.0.0.1")
+        self.assertRaises(ValueError, make_event, "on_publish", qos="1")
+        self.assertRaises(ValueError, make_event, "on_client_gone", reason="lunch")
 
 
 class RecordingSinkTests(SynchronousTestCase):
@@ -143,7 +153,7 @@ class VerifySinkTests(SynchronousTestCase):
 
     def test_acceptance_carries_a_value(self) -> None:
         verified = verify_sink(Answering(lambda events: succeed(len(events))))
-        self.assertIn("carried 0", str(self.failureResultOf(verified, AssertionError).value))
+        self.assertIn("the result 0", str(self.failureResultOf(verified, AssertionError).value))
 
     def test_acceptance_fails(self) -> None:
         failing: Deferred[None] = fail(RuntimeError("broken"))

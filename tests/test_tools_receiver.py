@@ -8,23 +8,25 @@ from io import BytesIO
 from random import Random
 
 import treq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
 from twisted.internet.protocol import Protocol
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 
 from mqhooks.errors import ConfigError, ListenError
-from mqhooks.tools.ledger import Ledger, Received, printable
+from mqhooks.support.printable import printable
+from mqhooks.support.signatures import Signer
 from mqhooks.tools.receiver import Behaviour, Console, Options, from_options, makeService, receiver_site
-from mqhooks.webhook.signature import Signer
+from mqhooks.tools.tally import Received, Tally
 from tests.processes import Twistd
+from tests.waiting import until
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -61,11 +63,11 @@ class DescribeTests(SynchronousTestCase):
     def test_not_signed(self):
         request = Received(0.0, "POST", "/hook", (), b"{}", 401, "0 webhook-id headers instead of one")
         self.assertEqual(request.describe()[13:], "POST /hook 401 (0 webhook-id headers instead of one) {}")
-        ledger = Ledger()
+        tally = Tally()
         for answered in (request, received(status=401)):
-            ledger.arrived(answered)
-            ledger.answered(answered)
-        self.assertEqual(ledger.describe(), "2 requests over 0 connections, 2 answered 401, 1 not signed rightly")
+            tally.arrived(answered)
+            tally.answered(answered)
+        self.assertEqual(tally.describe(), "2 requests over 0 connections, 2 answered 401, 1 with a wrong signature")
 
     def test_headers(self):
         lines = received(webhook_id="a\x1b[2J").describe(headers=True).split("\n")
@@ -80,7 +82,6 @@ class DescribeTests(SynchronousTestCase):
         body = json.dumps({"action": "a\nb", "clientid": "\x1b]0;evil\x07", "topic": "\u202etxt.exe\ud800"}).encode()
         self.assertIn(r"a\nb client=\x1b]0;evil\x07 topic=\u202etxt.exe\ud800", received(body).describe())
 
-    @settings(deadline=None)
     @given(
         st.binary()
         | st.dictionaries(st.sampled_from(["action", "clientid", "topic"]), st.text()).map(lambda d: json.dumps(d).encode()),
@@ -98,40 +99,43 @@ class DescribeTests(SynchronousTestCase):
         self.assertEqual(printable("a\x00\x7f\r\n", 9), r"a\x00\x7f\r\n")
 
 
-class LedgerTests(SynchronousTestCase):
+class TallyTests(SynchronousTestCase):
     def test_ids_that_succeeded_count(self):
-        ledger = Ledger()
+        tally = Tally()
         for webhook_id, status in (("a", 500), ("a", 200), ("a", 204), ("b", None), ("b", 429), (None, 200), ("c", 200)):
             request = received(webhook_id=webhook_id, status=status)
-            ledger.arrived(request)
-            ledger.answered(request)
-        self.assertEqual((ledger.requests, ledger.distinct, ledger.duplicates, ledger.dropped), (7, 2, 1, 1))
-        self.assertEqual(ledger.answers, {200: 3, 204: 1, 429: 1, 500: 1})
+            tally.arrived(request)
+            tally.answered(request)
+        self.assertEqual((tally.requests, tally.distinct, tally.duplicates, tally.dropped), (7, 2, 1, 1))
+        self.assertEqual(tally.answers, {200: 3, 204: 1, 429: 1, 500: 1})
         self.assertEqual(
-            ledger.describe(),
+            tally.describe(),
             "7 requests over 0 connections, 3 answered 200, 1 answered 204, 1 answered 429, 1 answered 500, 1 dropped, "
             "2 different webhook-ids, 1 repeated",
         )
 
     def test_memory_is_bounded(self):
-        ledger = Ledger(keep=2, remember=3)
+        tally = Tally(keep=2, remember=3)
         for number in range(1000):
             request = received(webhook_id=str(number))
-            ledger.arrived(request)
-            ledger.answered(request)
-        self.assertEqual([request.webhook_id for request in ledger.received], ["998", "999"])
-        self.assertEqual(list(ledger._ids), ["997", "998", "999"])
-        self.assertEqual(ledger.distinct, 1000)
+            tally.arrived(request)
+            tally.answered(request)
+        self.assertEqual([request.webhook_id for request in tally.received], ["998", "999"])
+        self.assertEqual(tally.distinct, 1000)
+        for number, distinct, duplicates in (("997", 1000, 1), ("996", 1001, 1)):
+            request = received(webhook_id=number)
+            tally.arrived(request)
+            tally.answered(request)
+            self.assertEqual((tally.distinct, tally.duplicates), (distinct, duplicates))
 
     def test_open_connections(self):
-        ledger = Ledger()
-        for step in (ledger.connected, ledger.connected, ledger.disconnected, ledger.connected):
+        tally = Tally()
+        for step in (tally.connected, tally.connected, tally.disconnected, tally.connected):
             step()
-        self.assertEqual((ledger.connections, ledger.open, ledger.most_open), (3, 2, 2))
+        self.assertEqual((tally.connections, tally.open, tally.most_open), (3, 2, 2))
 
 
 class BehaviourTests(SynchronousTestCase):
-    @settings(deadline=None)
     @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 2**32))
     def test_shares(self, fail, drop, seed):
         behaviour = Behaviour(fail=fail / 200, drop=drop / 200, fail_status=503, status=202)
@@ -175,7 +179,7 @@ class SiteTests(TestCase):
     timeout = 30
 
     async def start(self, behaviour=None, clock=reactor, **options):
-        self.factory, self.ledger = receiver_site(clock, behaviour, **options)
+        self.factory, self.tally = receiver_site(clock, behaviour, **options)
         self.port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(self.factory)
         self.addCleanup(self.finish)
         self.url = f"http://127.0.0.1:{self.port.getHost().port}/hook"
@@ -205,17 +209,17 @@ class SiteTests(TestCase):
         for number in range(3):
             response = await self.post(b'{"n":%d}' % number, f"w{number}", path="/x?y=z")
             self.assertEqual((response.code, response.length), (200, 0))
-        self.assertEqual(shown, list(self.ledger.received))
+        self.assertEqual(shown, list(self.tally.received))
         self.assertEqual([r.body for r in shown], [b'{"n":0}', b'{"n":1}', b'{"n":2}'])
         self.assertEqual({(r.method, r.path, r.status) for r in shown}, {("POST", "/hook/x?y=z", 200)})
         self.assertEqual([r.webhook_id for r in shown], ["w0", "w1", "w2"])
-        self.assertEqual((self.ledger.requests, self.ledger.distinct, self.ledger.duplicates), (3, 3, 0))
+        self.assertEqual((self.tally.requests, self.tally.distinct, self.tally.duplicates), (3, 3, 0))
 
     async def test_every_method_and_path(self):
         await self.start()
         for method in ("GET", "PUT", "DELETE", "HEAD", "PURGE"):
             self.assertEqual((await self.post(method=method, path="/../" + method)).code, 200)
-        self.assertEqual([r.method for r in self.ledger.received], ["GET", "PUT", "DELETE", "HEAD", "PURGE"])
+        self.assertEqual([r.method for r in self.tally.received], ["GET", "PUT", "DELETE", "HEAD", "PURGE"])
 
     async def test_status_on_a_persistent_connection(self):
         for status in (200, 202, 204, 410, 599):
@@ -229,41 +233,40 @@ class SiteTests(TestCase):
                 self.assertTrue(answer.endswith(b"\r\n\r\n"))
                 self.assertEqual(b"\r\nContent-Length: 0\r\n" in answer, status != 204)
                 self.assertNotIn(b"Connection", answer)
-            self.assertEqual((self.ledger.answers, self.ledger.connections), ({status: 2}, 1))
-            self.assertEqual(self.ledger.duplicates, 1 if status < 300 else 0)
+            self.assertEqual((self.tally.answers, self.tally.connections), ({status: 2}, 1))
+            self.assertEqual(self.tally.duplicates, 1 if status < 300 else 0)
             await self.finish()
 
-    async def test_fail(self):
+    async def test_a_share_of_requests_fails(self):
         await self.start(Behaviour(fail=0.5, fail_status=503), random=Random(1))
         codes = [(await self.post(webhook_id=str(n))).code for n in range(60)]
         self.assertEqual(set(codes), {200, 503})
-        self.assertEqual(self.ledger.distinct, codes.count(200))
-        self.assertEqual([r.status for r in self.ledger.received], codes)
+        self.assertEqual(self.tally.distinct, codes.count(200))
+        self.assertEqual([r.status for r in self.tally.received], codes)
         expected = Random(1)
         self.assertEqual(codes, [503 if expected.random() < 0.5 else 200 for _ in codes])
 
-    async def test_drop(self):
+    async def test_dropped_requests_are_not_answered(self):
         await self.start(Behaviour(drop=1.0))
         protocol = await self.raw(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
         await protocol.closed
         self.assertEqual(protocol.data, b"")
         await self.assertFailure(Deferred.fromCoroutine(self.post()), ResponseNeverReceived)
-        self.assertEqual((self.ledger.dropped, self.ledger.distinct, self.ledger.answers), (2, 0, {}))
+        self.assertEqual((self.tally.dropped, self.tally.distinct, self.tally.answers), (2, 0, {}))
 
-    async def test_delay(self):
+    async def test_answers_are_delayed(self):
         clock = Clock()
         await self.start(Behaviour(delay=0.05), clock)
         answer = Deferred.fromCoroutine(self.post())
-        while not self.ledger.requests:
-            await deferLater(reactor, 0.01)
+        await until(lambda: self.tally.requests)
         clock.advance(0.049)
-        self.assertEqual(self.ledger.answers, {})
+        self.assertEqual(self.tally.answers, {})
         self.assertNoResult(answer)
         clock.advance(0.002)
         self.assertEqual((await answer).code, 200)
-        self.assertEqual(self.ledger.answers, {200: 1})
+        self.assertEqual(self.tally.answers, {200: 1})
 
-    async def test_signatures(self):
+    async def test_unsigned_requests_are_refused(self):
         clock = Clock()
         clock.advance(1_700_000_000)
         await self.start(Behaviour(secrets=(SECRET,)), clock)
@@ -276,48 +279,46 @@ class SiteTests(TestCase):
             response = await self.client.post(self.url, data=b"{}", headers=sent, unbuffered=True)
             await response.content()
             self.assertEqual(response.code, code)
-        self.assertEqual((self.ledger.forged, self.ledger.distinct, self.ledger.answers), (2, 1, {200: 1, 401: 2}))
-        self.assertEqual(self.ledger.received[-1].problem, "0 webhook-signature headers instead of one")
+        self.assertEqual((self.tally.forged, self.tally.distinct, self.tally.answers), (2, 1, {200: 1, 401: 2}))
+        self.assertEqual(self.tally.received[-1].problem, "0 webhook-signature headers instead of one")
 
     async def test_a_client_that_does_not_wait(self):
         clock = Clock()
         await self.start(Behaviour(delay=10.0), clock)
         protocol = await self.raw(b"POST / HTTP/1.1\r\nHost: h\r\nwebhook-id: a\r\nContent-Length: 2\r\n\r\n{}")
-        while not self.ledger.requests:
-            await deferLater(reactor, 0.01)
+        await until(lambda: self.tally.requests)
         protocol.transport.abortConnection()
-        while self.ledger.open:
-            await deferLater(reactor, 0.01)
+        await until(lambda: not self.tally.open)
         clock.advance(11)
-        self.assertEqual((self.ledger.abandoned, self.ledger.answers, self.ledger.distinct), (1, {}, 0))
+        self.assertEqual((self.tally.abandoned, self.tally.answers, self.tally.distinct), (1, {}, 0))
 
     async def test_pipelined_requests_are_answered_in_order(self):
         await self.start()
         protocol = await self.raw(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         await protocol.closed
         self.assertEqual(protocol.data.count(b"HTTP/1.1 200 OK"), 2)
-        self.assertEqual([r.path for r in self.ledger.received], ["/1", "/2"])
+        self.assertEqual([r.path for r in self.tally.received], ["/1", "/2"])
 
     async def test_what_is_not_http(self):
         await self.start()
         protocol = await self.raw(b"\x00\x00\x00\x05hello\r\n\r\n")
         await protocol.closed
         self.assertIn(b"400", protocol.data)
-        self.assertEqual(self.ledger.requests, 0)
+        self.assertEqual(self.tally.requests, 0)
 
     async def test_open_connections(self):
         await self.start()
         protocols = [await self.raw(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") for _ in range(5)]
         await gatherResults([protocol.until(b"\r\n\r\n") for protocol in protocols])
-        self.assertEqual((self.ledger.connections, self.ledger.open, self.ledger.most_open), (5, 5, 5))
+        self.assertEqual((self.tally.connections, self.tally.open, self.tally.most_open), (5, 5, 5))
         closed = self.factory.close()
         await gatherResults([protocol.closed for protocol in protocols])
         await closed
-        self.assertEqual((self.ledger.connections, self.ledger.open, self.ledger.most_open), (5, 0, 5))
+        self.assertEqual((self.tally.connections, self.tally.open, self.tally.most_open), (5, 0, 5))
 
     async def test_closing_has_a_bound(self):
         clock = Clock()
-        factory, ledger = receiver_site(clock)
+        factory, tally = receiver_site(clock)
         protocol, transport = factory.buildProtocol(None), StringTransport()
         protocol.makeConnection(transport)
         closed = factory.close()
@@ -327,7 +328,7 @@ class SiteTests(TestCase):
         self.assertTrue(transport.disconnected)
         protocol.connectionLost(None)
         await closed
-        self.assertEqual(ledger.open, 0)
+        self.assertEqual(tally.open, 0)
 
 
 class OptionTests(SynchronousTestCase):

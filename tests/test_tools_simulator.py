@@ -15,7 +15,6 @@ from twisted.internet.endpoints import clientFromString, serverFromString
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Factory
-from twisted.internet.task import deferLater
 from twisted.internet.testing import EventLoggingObserver, MemoryReactorClock, StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.protocols.basic import Int32StringReceiver
@@ -25,13 +24,14 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS, Event, Publish
 from mqhooks.sources.sidecar.decode import decode
-from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.support.options import duration, number, share, whole
 from mqhooks.tools.model import DEFAULT_MIX, SessionModel
-from mqhooks.tools.pool import Connection, ConnectionPool
+from mqhooks.tools.pool import PoolConnection, SenderPool
 from mqhooks.tools.simulator import Options, Simulator, frame, from_options, makeService
 from tests.processes import Twistd
+from tests.waiting import until
 
 NOW = 1_800_000_000_000_000_000
 
@@ -144,14 +144,14 @@ class Follower:
 
 
 class SessionModelTests(SynchronousTestCase):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(models)
     def test_sessions_make_sense(self, events: SessionModel):
         followers: dict[str, Follower] = {}
         for event in islice(events, 300):
             followers.setdefault(event.client_id, Follower()).follow(event)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(mixes, st.integers(1, 30))
     def test_what_has_a_weight_occurs(self, mix: dict[str, float], clients: int):
         seen = {event.hook for event in islice(model(clients=clients, mix=mix), 8000)}
@@ -172,7 +172,7 @@ class SessionModelTests(SynchronousTestCase):
         self.assertEqual(set(seen), {"on_publish", "on_register_failed", "on_register"})
         self.assertLess(abs(seen["on_publish"] / seen["on_register_failed"] - 9), 1.5)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.text(), st.integers(1, 1000))
     def test_same_seed_same_frames(self, seed: str, clients: int):
         first, second = ([frame(e.message) for e in islice(model(seed, clients=clients), 200)] for _ in range(2))
@@ -182,7 +182,7 @@ class SessionModelTests(SynchronousTestCase):
         first, second = ([frame(e.message) for e in islice(model(seed), 20)] for seed in ("a", "b"))
         self.assertNotEqual(first, second)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.lists(st.integers(-5, 5), min_size=100, max_size=100), st.sampled_from([NOW, 999_999_999, -10, 0]))
     def test_timestamps_rise_whatever_the_clock_does(self, steps: list[int], start: int):
         clock = iter(steps)
@@ -191,8 +191,7 @@ class SessionModelTests(SynchronousTestCase):
         for event in islice(events, len(steps)):
             self.assertGreater(event.timestamp, last)
             last = event.timestamp
-            self.assertLess(event.message.timestamp.nanos, 1_000_000_000)
-            self.assertEqual(event.message.timestamp.ToNanoseconds(), event.timestamp)
+            self.assertEqual(event.message.timestamp, event.timestamp)
 
     def test_payloads_count(self):
         counted: Counter[str] = Counter()
@@ -250,7 +249,7 @@ class FrameTests(SynchronousTestCase):
 
     def test_lengths_of_several_bytes(self):
         for size in (0, 1, 100, 127, 128, 16_000, 16_383, 16_384, 3_000_000):
-            message = HOOKS["on_publish"](payload=b"x" * size, client_id="c")
+            message = Publish(payload=b"x" * size, client_id="c")
             self.assertEqual(decode(frame(message)[4:]).message, message)
 
     def test_what_the_encoder_does_not_know_is_an_empty_frame(self):
@@ -310,19 +309,16 @@ class OptionTests(SynchronousTestCase):
         ended = self.assertRaises(SystemExit, makeService, options)
         self.assertEqual(str(ended), f"mqhooks-simulate: {error}")
 
-    @settings(deadline=None)
     @given(st.integers(0, 10**6))
     def test_durations(self, milliseconds: int):
         parse = duration("--delay")
         for text in (f"{milliseconds}ms", str(milliseconds), f"{milliseconds / 1000:.3f}s"):
             self.assertAlmostEqual(parse(text), milliseconds / 1000)
 
-    @settings(deadline=None)
     @given(st.integers(0, 100))
     def test_shares(self, percent: int):
         self.assertEqual(share("--fail")(f"{percent}%"), percent / 100)
 
-    @settings(deadline=None)
     @given(st.text(max_size=8))
     def test_any_text_is_a_value_or_a_usage_error(self, text: str):
         for parse in (duration("--x"), share("--x"), number("--x"), whole("--x", 0)):
@@ -356,12 +352,12 @@ def observe(case):
     return lines
 
 
-class ConnectionPoolTests(SynchronousTestCase):
+class SenderPoolTests(SynchronousTestCase):
     def setUp(self):
         self.log = observe(self)
         self.reactor = MemoryReactorClock()
         endpoint = clientFromString(self.reactor, "tcp:127.0.0.1:8890")
-        self.pool = ConnectionPool(self.reactor, endpoint, "the sidecar", 3, random.Random(1))
+        self.pool = SenderPool(self.reactor, endpoint, "the sidecar", 3, random.Random(1))
         self.woken = 0
         self.pool.wake = self.wake
 
@@ -378,7 +374,7 @@ class ConnectionPoolTests(SynchronousTestCase):
         self.reactor.tcpClients[attempt][2].clientConnectionFailed(None, Failure(ConnectError(string="nobody listens")))
 
     def test_a_connection_is_a_push_producer(self):
-        verifyObject(IPushProducer, Connection(self.pool))
+        verifyObject(IPushProducer, PoolConnection(self.pool))
 
     def test_opened_when_each_was_tried(self):
         opened = self.pool.open()
@@ -404,7 +400,7 @@ class ConnectionPoolTests(SynchronousTestCase):
         self.assertLess(attempts, 60)
         self.assertEqual(
             self.log("warn"),
-            ["no connection to the sidecar (An error occurred while connecting: nobody listens.); trying until there is one"],
+            ["no connection to the sidecar (An error occurred while connecting: nobody listens.); retrying"],
         )
         self.reactor.advance(12)
         self.connect(len(self.reactor.tcpClients) - 1)
@@ -457,7 +453,7 @@ class ConnectionPoolTests(SynchronousTestCase):
 class PacingTests(SynchronousTestCase):
     def setUp(self):
         self.reactor = MemoryReactorClock()
-        self.pool = ConnectionPool(self.reactor, clientFromString(self.reactor, "tcp:h:1"), "peer", 1, random.Random(1))
+        self.pool = SenderPool(self.reactor, clientFromString(self.reactor, "tcp:h:1"), "peer", 1, random.Random(1))
 
     def simulator(self, rate: float):
         simulator = Simulator(self.reactor, self.pool, model(), random.Random(1), rate=rate)
@@ -562,10 +558,10 @@ class SimulatorTests(TestCase):
 
     def build(self, target: str, *, count: int, connections: int, rate: float = 0, **options):
         self.done: Deferred[None] = Deferred()
-        pool = ConnectionPool(reactor, clientFromString(reactor, target), target, connections, random.Random(1))
+        self.pool = SenderPool(reactor, clientFromString(reactor, target), target, connections, random.Random(1))
         return Simulator(
             reactor,
-            pool,
+            self.pool,
             islice(model(**options), count),
             random.Random(1),
             rate=rate,
@@ -606,13 +602,11 @@ class SimulatorTests(TestCase):
         peer = Peer(asleep=True)
         simulator = self.build(await listen(self, peer), count=1000, connections=2, payload_size=100_000, mix={"on_publish": 1})
         simulator.startService()
-        while not simulator.sent or simulator._pool.ready:
-            await deferLater(reactor, 0.01)
+        await until(lambda: simulator.sent and not self.pool.ready)
         sent = simulator.sent.total()
-        self.assertLess(sent, 1000)
+        # The sockets' buffers take some, and there is nothing else that could grow.
+        self.assertLess(sent, 500)
         self.assertNoResult(self.done)
-        for connection in simulator._pool._open:
-            self.assertLess(len(connection.transport.dataBuffer) + connection.transport._tempDataLen, 1 << 18)
         for reader in peer.readers:
             reader.transport.resumeProducing()
         await self.done
@@ -641,8 +635,7 @@ class SimulatorTests(TestCase):
         peer = Peer()
         simulator = self.build(await listen(self, peer), count=10**9, connections=5, rate=1000)
         simulator.startService()
-        while len(peer.events) < 50:
-            await deferLater(reactor, 0.01)
+        await until(lambda: len(peer.events) >= 50)
         await simulator.stopService()
         await peer.all_ended
         self.assertEqual(len(peer.events) + peer.empty, simulator.sent.total())
@@ -655,8 +648,7 @@ class SimulatorTests(TestCase):
         await port.stopListening()
         simulator = self.build(target, count=10, connections=10)
         simulator.startService()
-        while not log("warn"):
-            await deferLater(reactor, 0.01)
+        await until(lambda: log("warn"))
         [line] = log("warn")
         self.assertTrue(line.startswith(f"no connection to {target} (Connection was refused by other side"), line)
         await simulator.stopService()
@@ -696,8 +688,7 @@ class PluginTests(TestCase):
     async def test_it_stops_when_told(self):
         peer = Peer()
         twistd = Twistd(self, "mqhooks-simulate", "--target", await listen(self, peer), "--connections=3", "--rate=200")
-        while len(peer.events) < 20:
-            await deferLater(reactor, 0.01)
+        await until(lambda: len(peer.events) >= 20)
         twistd.process.signalProcess("TERM")
         await twistd.ended
         await peer.all_ended

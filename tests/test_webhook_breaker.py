@@ -2,8 +2,8 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from mqhooks.delivery import Delivery
 from mqhooks.errors import ConnectFailed, DeliveryTimeout
-from mqhooks.outbox.delivery import Delivery
 from mqhooks.webhook.breaker import IN_A_ROW, Breaker
 
 

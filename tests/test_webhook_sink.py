@@ -5,97 +5,31 @@ from collections import defaultdict
 from random import Random
 
 from twisted.internet import reactor
-from twisted.internet.defer import succeed
-from twisted.internet.task import Clock, deferLater
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from mqhooks.app.webhooks import transport_for
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryTimeout, OutboxError
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
-from mqhooks.support.histogram import Histogram
 from mqhooks.testing import make_event
-from mqhooks.webhook import lanes as lanes_module
-from mqhooks.webhook import sink as sink_module
-from mqhooks.webhook.connection import Answer
-from mqhooks.webhook.counters import ANSWERS
+from mqhooks.webhook import dispatcher
 from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
+from tests.webhooks import DurableOutbox, SinkMixin, publish, respond
 
 WINDOW = 256
 
 
-def publish(client, number):
-    return make_event("on_publish", client_id=client, payload=str(number).encode(), topic="t")
+class SinkTests(SinkMixin, SynchronousTestCase):
+    """With a clock and a transport that do as they are told."""
 
-
-def number_of(delivery):
-    return int(json.loads(delivery.body)["payload"])
-
-
-class FakeClient:
-    """Ends attempts when told."""
-
-    def __init__(self):
-        self.under_way = []
-        self.closed = False
-        self.answers = Histogram(ANSWERS)
-
-    def deliver(self, delivery, done):
-        self.under_way.append((delivery, done))
-
-    def deliver_batch(self, deliveries, done):
-        self.under_way.append((deliveries, done))
-
-    def afterwards(self, callback):
-        callback()
-
-    def end(self, status=200, index=0):
-        delivery, done = self.under_way.pop(index)
-        done(Answer(status, [], b"", 0, complete=True) if isinstance(status, int) else status)
-        return delivery
-
-    def close(self):
-        self.closed = True
-        return succeed(None)
-
-
-class DurableOutbox(MemoryOutbox):
-    durable = True
-
-
-class SinkTests(SynchronousTestCase):
-    """With a clock and a client that do as they are told."""
-
-    def make(self, outbox=None, **settings):
-        self.patch(sink_module, "WINDOW", WINDOW)
-        self.clock, self.client = Clock(), FakeClient()
-        self.logged = []
-        globalLogPublisher.addObserver(self.logged.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
-        rules = settings.pop("rules", (Rule("on_message_publish"),))
-        self.outbox = outbox or MemoryOutbox()
-        self.sink = WebhookSink(
-            self.clock,
-            WebhookSettings("w", "http://h/hook", rules, **{"merge_window": 0, "retry": RetrySettings(jitter=0)} | settings),
-            self.outbox,
-            client=self.client,
-            random=Random(0),
-            now=self.clock.seconds,
-        )
-        self.sink.startService()
-        return self.sink
-
-    def lines(self):
-        return [formatEvent(event) for event in self.logged]
-
-    def assert_identities(self):
-        counters = self.sink.counters
-        self.assertEqual(counters.events, counters.filtered + counters.matched)
-        self.assertEqual(counters.accepted, counters.delivered + counters.dead + self.outbox.pending)
+    def setUp(self):
+        self.patch(dispatcher, "WINDOW", WINDOW)
 
     def test_interface(self):
         verifyObject(IEventSink, self.make())
@@ -103,27 +37,7 @@ class SinkTests(SynchronousTestCase):
     def test_what_no_rule_wants_is_filtered(self):
         sink = self.make()
         self.assertIsNone(sink.receive([make_event("on_register"), publish("c", 1)]))
-        self.assertEqual((sink.counters.events, sink.counters.filtered, sink.counters.accepted), (2, 1, 1))
-        self.assert_identities()
-
-    def test_what_one_turn_answers_is_settled_together(self):
-        sink = self.make(pool_size=8)
-        later, settled = [], []
-        self.client.afterwards = later.append
-        settle = self.outbox.settle
-        self.outbox.settle = lambda *deliveries: settled.append(len(deliveries)) or settle(*deliveries)
-        sink.receive([publish(f"c{number}", number) for number in range(20)])
-        for status in (200, 204, 299, 200):
-            self.client.end(status)
-        self.assertEqual((len(later), settled, sink.counters.delivered), (1, [], 0))
-        later.pop()()
-        self.assertEqual((settled, sink.counters.delivered, sink.counters.attempts), ([4], 4, 4))
-        self.client.end(200)
-        # What fails is judged by what has arrived before.
-        self.client.end(400)
-        self.assertEqual((settled, sink.counters.delivered, sink.counters.attempts, sink.counters.dead), ([4, 1], 5, 6, 1))
-        later.pop()()
-        self.assertEqual(settled, [4, 1])
+        self.assertEqual((sink.counters.events, sink.counters.filtered, self.outbox.counts.accepted), (2, 1, 1))
         self.assert_identities()
 
     def test_parked_deliveries_that_cannot_be_read_now_are_read_later(self):
@@ -135,38 +49,85 @@ class SinkTests(SynchronousTestCase):
                     raise OutboxError("disk I/O error")
                 return super().recall(places)
 
-        self.patch(lanes_module, "PARKED", 0)
         sink = self.make(Unreadable())
         sink.receive([publish("c", 1), publish("c", 2)])
-        self.client.end(500)
+        self.transport.end(500)
         self.clock.advance(1)
-        self.assertEqual(self.client.under_way, [])
-        self.outbox.more()
+        self.assertEqual(self.in_flight, [])
+        self.clock.advance(1)
+        self.assertEqual(self.in_flight, [])
         self.outbox.broken = False
-        self.assertEqual(self.client.under_way, [])
-        self.outbox.more()
-        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [1, 2])
+        self.clock.advance(1)
+        self.assertEqual([self.transport.end().number for _ in range(2)], [1, 2])
         self.assert_identities()
 
-    def test_stopping_waits_for_what_one_turn_answers(self):
-        sink = self.make(DurableOutbox(), pool_size=2)
-        later = []
-        self.client.afterwards = later.append
-        sink.receive([publish("a", 1), publish("b", 2)])
-        self.client.end()
-        stopped = sink.stopService()
-        self.assertEqual(sink.counters.delivered, 1)
-        self.client.end()
-        self.assertNoResult(stopped)
-        later.pop()()
-        self.successResultOf(stopped)
-        self.assertEqual(self.outbox.pending, 0)
+    def test_parked_deliveries_may_be_recalled_later(self):
+        class Distant(DurableOutbox):
+            def recall(self, places):
+                found = super().recall(places)
+                recalled = Deferred()
+                answers.append(lambda: recalled.callback(found))
+                return recalled
+
+        answers = []
+        sink = self.make(Distant(), pool_size=1)
+        sink.receive([publish("c", 1), publish("c", 2), publish("d", 1)])
+        self.transport.end(500)
+        self.assertEqual(self.transport.end().client, "d")
+        self.clock.advance(1)
+        self.assertEqual(self.in_flight, [])
+        sink.receive([publish("c", 3), publish("d", 2)])
+        self.assertEqual(self.transport.end().client, "d")
+        for number in (1, 2, 3):
+            answers.pop()()
+            self.assertEqual(self.transport.end().number, number)
+        self.assertEqual(self.outbox.counts.pending, 0)
+        self.assert_identities()
+
+    def test_claims_may_be_answered_later(self):
+        class Distant(DurableOutbox):
+            def claim(self, limit, size):
+                claimed = super().claim(limit, size)
+                if isinstance(claimed, Deferred):
+                    return claimed
+                answer = Deferred()
+                answers.append(lambda: answer.callback(claimed))
+                return answer
+
+        answers = []
+        sink = self.make(Distant(), pool_size=1, merge_window=0.05)
+        sink.receive([publish("c", number, timestamp=number) for number in (2, 1, 3)])
+        stopped = []
+        for _ in range(20):
+            while answers:
+                answers.pop()()
+            self.clock.advance(0.01)
+            while self.in_flight:
+                stopped.append(self.transport.end().number)
+        self.assertEqual(stopped, [1, 2, 3])
+
+    def test_what_the_outbox_drops_is_found_out_when_it_is_recalled(self):
+        class Dropping(DurableOutbox):
+            dropped = ()
+
+            def recall(self, places):
+                return [delivery for delivery in super().recall(places) if delivery.place not in self.dropped]
+
+        sink = self.make(Dropping(), pool_size=1)
+        sink.receive([publish("c", number) for number in range(5)])
+        self.transport.end(500)
+        self.outbox.dropped = {1, 2, 4}
+        self.clock.advance(1)
+        self.assertEqual([self.transport.end().number for _ in range(2)], [2, 4])
+        self.assertEqual(self.in_flight, [])
+        sink.receive([publish("c", 5)])
+        self.assertEqual(self.transport.end().number, 5)
 
     def test_one_event_may_cause_several_deliveries(self):
         sink = self.make(rules=(Rule("on_client_connect"), Rule("on_client_connack"), Rule("on_client_connected")))
         sink.receive([make_event("on_register")])
-        self.assertEqual((sink.counters.matched, sink.counters.accepted), (1, 3))
-        actions = [json.loads(self.client.end().body)["action"] for _ in range(3)]
+        self.assertEqual((sink.counters.matched, self.outbox.counts.accepted), (1, 3))
+        actions = [self.transport.end().body["action"] for _ in range(3)]
         self.assertEqual(actions, ["client_connect", "client_connack", "client_connected"])
         self.assert_identities()
 
@@ -178,16 +139,16 @@ class SinkTests(SynchronousTestCase):
         topics = [{"topic": f"t/{number}", "qos": 1} for number in range(100)]
         sink.receive([make_event("on_subscribe", username="u" * 60_000, topics=topics)])
         self.assertGreater(len(parts), 4)
-        self.assertEqual((sum(parts), sink.counters.accepted, sink.counters.matched), (100, 100, 1))
-        self.assertEqual([json.loads(self.client.end().body)["topic"] for _ in range(100)], [f"t/{n}" for n in range(100)])
+        self.assertEqual((sum(parts), self.outbox.counts.accepted, sink.counters.matched), (100, 100, 1))
+        self.assertEqual([self.transport.end().body["topic"] for _ in range(100)], [f"t/{n}" for n in range(100)])
         self.assert_identities()
 
     def test_2xx_is_delivered(self):
         sink = self.make()
         for status in (200, 201, 204, 299):
             sink.receive([publish("c", status)])
-            self.client.end(status)
-        self.assertEqual((sink.counters.delivered, sink.counters.failed, self.outbox.pending), (4, 0, 0))
+            self.transport.end(status)
+        self.assertEqual((self.outbox.counts.delivered, sink.counters.failed, self.outbox.counts.pending), (4, 0, 0))
         self.assert_identities()
 
     def test_what_may_succeed_later_is_tried_again(self):
@@ -195,80 +156,80 @@ class SinkTests(SynchronousTestCase):
         sink.receive([publish("c", 1)])
         ids = set()
         for attempt, result in enumerate([500, 408, 503, 429, DeliveryTimeout("late"), ConnectionBroken("gone")]):
-            self.assertEqual(len(self.client.under_way), 1)
-            ids.add(self.client.end(result).id)
-            self.assertEqual(self.client.under_way, [])
+            self.assertEqual(len(self.in_flight), 1)
+            ids.add(self.transport.end(result).id)
+            self.assertEqual(self.in_flight, [])
             self.clock.advance(2**attempt)
             self.assert_identities()
-        ids.add(self.client.end(200).id)
+        ids.add(self.transport.end(200).id)
         self.assertEqual(len(ids), 1)
-        self.assertEqual((sink.counters.attempts, sink.counters.failed, sink.counters.delivered), (7, 6, 1))
+        self.assertEqual((sink.counters.attempts, sink.counters.failed, self.outbox.counts.delivered), (7, 6, 1))
 
     def test_what_will_not_is_a_dead_letter_at_once(self):
         sink = self.make()
         for status in (301, 400, 404, 410, 501):
             sink.receive([publish("c", status)])
-            self.client.end(Answer(status, [], b"because", 7, complete=True))
+            self.transport.end(respond(status, body=b"because"))
             self.assert_identities()
         letters = self.outbox.dead_letters
         self.assertEqual([letter.status for letter in letters], [301, 400, 404, 410, 501])
         self.assertEqual(letters[0].reason, "http://h/hook answered 301: the endpoint refuses it")
         self.assertEqual((letters[0].answer, letters[0].url), (b"because", "http://h/hook"))
-        self.assertEqual((sink.counters.dead, sink.counters.delivered, self.outbox.pending), (5, 0, 0))
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.delivered, self.outbox.counts.pending), (5, 0, 0))
 
     def test_a_dead_letter_does_not_hold_its_client(self):
         sink = self.make()
         sink.receive([publish("c", 1), publish("c", 2)])
-        self.client.end(404)
-        self.client.end(200)
-        self.assertEqual((sink.counters.dead, sink.counters.delivered), (1, 1))
+        self.transport.end(404)
+        self.transport.end(200)
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.delivered), (1, 1))
 
     def test_max_attempts(self):
         sink = self.make(retry=RetrySettings(jitter=0, max_attempts=3))
         sink.receive([publish("c", 1)])
         for attempt in range(3):
-            self.client.end(500)
+            self.transport.end(500)
             self.clock.advance(2**attempt)
-        self.assertEqual((sink.counters.dead, self.outbox.pending), (1, 0))
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending), (1, 0))
         self.assertIn("max_attempts (3) reached", self.outbox.dead_letters[0].reason)
 
     def test_max_age(self):
         sink = self.make(retry=RetrySettings(jitter=0, max_age=10))
         sink.receive([publish("c", 1)])
         for attempt in range(5):
-            if self.client.under_way:
-                self.client.end(500)
+            if self.in_flight:
+                self.transport.end(500)
             self.clock.advance(2**attempt)
-        self.assertEqual((sink.counters.dead, self.outbox.pending), (1, 0))
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending), (1, 0))
         self.assertIn("older than max_age (10 s)", self.outbox.dead_letters[0].reason)
 
     def test_retry_after(self):
         sink = self.make()
         sink.receive([publish("c", 1)])
-        self.client.end(Answer(429, [(b"Retry-After", b"30")], b"", 0, complete=True))
+        self.transport.end(respond(429, [(b"Retry-After", b"30")], b""))
         self.clock.advance(29)
-        self.assertEqual(self.client.under_way, [])
+        self.assertEqual(self.in_flight, [])
         self.clock.advance(1)
-        self.assertEqual(len(self.client.under_way), 1)
+        self.assertEqual(len(self.in_flight), 1)
 
     def test_no_order(self):
         sink = self.make(pool_size=1, ordering="none")
         sink.receive([publish("c", number) for number in range(3)])
-        self.client.end(500)
-        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [1, 2])
+        self.transport.end(500)
+        self.assertEqual([self.transport.end().number for _ in range(2)], [1, 2])
 
     def test_the_merge_window(self):
         sink = self.make(pool_size=1, merge_window=0.05)
         for timestamp in (30, 10, 20):
             sink.receive([make_event("on_publish", client_id="c", payload=b"%d" % timestamp, timestamp=timestamp)])
             self.clock.advance(0.005)
-        self.assertEqual(self.client.under_way, [])
+        self.assertEqual(self.in_flight, [])
         self.clock.pump([0.01] * 10)
-        self.assertEqual([number_of(self.client.end()) for _ in range(3)], [10, 20, 30])
-        self.assertEqual((self.outbox.pending, sink.counters.late), (0, 0))
+        self.assertEqual([self.transport.end().number for _ in range(3)], [10, 20, 30])
+        self.assertEqual((self.outbox.counts.pending, sink.counters.late), (0, 0))
         sink.receive([make_event("on_publish", client_id="c", timestamp=5)])
         self.clock.pump([0.01] * 10)
-        self.client.end()
+        self.transport.end()
         self.assertEqual(sink.counters.late, 1)
 
     def test_the_merge_window_waits_for_what_is_being_committed(self):
@@ -276,26 +237,15 @@ class SinkTests(SynchronousTestCase):
         sink.receive([make_event("on_publish", client_id="c", payload=b"20", timestamp=20)])
         self.outbox.waiting_since = self.clock.seconds() + 0.01
         self.clock.pump([0.01] * 20)
-        self.assertEqual(self.client.under_way, [])
+        self.assertEqual(self.in_flight, [])
         self.outbox.waiting_since = None
         sink.receive([make_event("on_publish", client_id="c", payload=b"10", timestamp=10)])
         self.clock.pump([0.01] * 10)
-        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [10, 20])
+        self.assertEqual([self.transport.end().number for _ in range(2)], [10, 20])
         sink.receive([publish("c", 30)])
         self.outbox.waiting_since = self.clock.seconds()
         self.clock.pump([0.01] * 120)
-        self.assertEqual(number_of(self.client.end()), 30)
-
-    def test_what_waits_behind_a_parked_delivery_makes_room(self):
-        sink = self.make(pool_size=1)
-        sink.receive([publish("c", number) for number in range(20)])
-        self.client.end(500)
-        self.outbox.overflow(5 * len(self.outbox._claimed[1].body))
-        self.assertGreaterEqual(sink.counters.dropped, 5)
-        self.assertEqual(self.outbox.pending, 20 - sink.counters.dropped)
-        self.clock.advance(1)
-        first = 1 + sink.counters.dropped
-        self.assertEqual([number_of(self.client.end()) for _ in range(3)], [0, first, first + 1])
+        self.assertEqual(self.transport.end().number, 30)
 
     def test_more_than_the_merge_window_holds(self):
         sink = self.make(pool_size=1, merge_window=60)
@@ -304,51 +254,51 @@ class SinkTests(SynchronousTestCase):
         self.clock.pump([1] * 100)
         numbers = []
         while len(numbers) < count:
-            while self.client.under_way:
-                numbers.append(number_of(self.client.end()))
+            while self.in_flight:
+                numbers.append(self.transport.end().number)
             self.clock.pump([1] * 100)
         self.assertEqual(sorted(numbers), list(range(count)))
 
     def test_a_retry_keeps_its_clients_order_and_holds_no_other(self):
         sink = self.make(pool_size=1)
         sink.receive([publish("a", 1), publish("b", 1), publish("a", 2), publish("b", 2)])
-        self.client.end(500)
-        self.assertEqual([self.client.end().client for _ in range(2)], ["b", "b"])
+        self.transport.end(500)
+        self.assertEqual([self.transport.end().client for _ in range(2)], ["b", "b"])
         self.clock.advance(1)
-        self.assertEqual([number_of(self.client.end()) for _ in range(2)], [1, 2])
+        self.assertEqual([self.transport.end().number for _ in range(2)], [1, 2])
 
     def test_ids_are_unique(self):
         ids = set()
         for _ in range(3):
             self.make().receive([publish(f"c{number}", number) for number in range(32)])
-            ids |= {delivery.id for delivery, _ in self.client.under_way}
+            ids |= {attempt.id for attempt in self.in_flight}
         self.assertGreater(len(ids), 32)
         self.assertTrue(all(id_.startswith("msg_") for id_ in ids))
 
     def test_mountpoints_have_their_own_order(self):
         sink = self.make(pool_size=1)
         sink.receive([make_event("on_publish", mountpoint=mountpoint) for mountpoint in ("", "m")])
-        self.client.end(500)
-        self.client.end(200)
-        self.assertEqual(sink.counters.delivered, 1)
+        self.transport.end(500)
+        self.transport.end(200)
+        self.assertEqual(self.outbox.counts.delivered, 1)
 
     def test_never_more_under_way_than_the_pool(self):
         sink = self.make(pool_size=3)
         sink.receive([publish(f"c{number}", number) for number in range(100)])
-        self.assertEqual(len(self.client.under_way), 3)
+        self.assertEqual(len(self.in_flight), 3)
 
     def test_what_is_beyond_the_window_stays_in_the_outbox(self):
         sink = self.make(pool_size=1)
         count = WINDOW * 3
         for number in range(count):
             sink.receive([publish("c", number)])
-        self.assertGreaterEqual(len(self.outbox.claim(count)), count - WINDOW)
+        self.assertGreaterEqual(len(self.outbox.claim(count, 1 << 30)), count - WINDOW)
 
     def test_a_backlog_drains(self):
         sink = self.make(pool_size=2)
         count = WINDOW * 3
         sink.receive([publish(f"c{number % 7}", number) for number in range(count)])
-        numbers = [number_of(self.client.end()) for _ in range(count)]
+        numbers = [self.transport.end().number for _ in range(count)]
         self.assertEqual(sorted(numbers), list(range(count)))
         self.assert_identities()
 
@@ -356,88 +306,87 @@ class SinkTests(SynchronousTestCase):
         sink = self.make()
         self.successResultOf(sink.stopService())
         sink.receive([publish("c", 1)])
-        self.assertEqual(self.client.under_way, [])
+        self.assertEqual(self.in_flight, [])
 
     def test_a_full_outbox_is_passed_on(self):
         sink = self.make(MemoryOutbox(1000))
         waiting = [accepted for accepted in (sink.receive([publish("c", number)]) for number in range(10)) if accepted]
         self.assertTrue(waiting)
         for _ in range(10):
-            self.client.end()
+            self.transport.end()
         for accepted in waiting:
             self.successResultOf(accepted)
 
     def test_an_endpoint_that_is_down_gets_one_probe_at_a_time(self):
         sink = self.make(pool_size=8)
         sink.receive([publish(f"c{number}", number) for number in range(100)])
-        self.assertEqual(len(self.client.under_way), 8)
+        self.assertEqual(len(self.in_flight), 8)
         for _ in range(8):
-            self.client.end(ConnectFailed("refused"))
-        self.assertEqual(self.client.under_way, [])
-        tried = set()
+            self.transport.end(ConnectFailed("refused"))
+        self.assertEqual(self.in_flight, [])
+        tried = []
         for attempt in range(5):
             self.clock.advance(2**attempt)
-            self.assertEqual(len(self.client.under_way), 1)
-            tried.add(self.client.end(ConnectFailed("refused")).attempts)
-        # Nothing says that the deliveries are to blame.
-        self.assertEqual(tried, {0})
+            self.assertEqual(len(self.in_flight), 1)
+            tried.append(self.transport.end(ConnectFailed("refused")).id)
+        self.assertEqual(len(tried), 5)
         self.assertEqual(len([line for line in self.lines() if "the endpoint is down: refused" in line]), 1)
         self.clock.advance(32)
         most = []
-        while self.client.under_way:
-            most.append(len(self.client.under_way))
-            self.client.end(200)
+        while self.in_flight:
+            most.append(len(self.in_flight))
+            self.transport.end(200)
         self.assertEqual(most[:3], [1, 2, 4])
         self.assertEqual(max(most), 8)
-        self.assertEqual((sink.counters.delivered, self.outbox.pending), (100, 0))
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.pending), (100, 0))
         self.assertIn("webhook w: the endpoint is up again, 99 deliveries are waiting", self.lines())
         self.assert_identities()
 
     def test_many_that_fail_in_a_row_are_the_endpoints_failure(self):
         sink = self.make(pool_size=32)
         sink.receive([publish(f"c{number}", number) for number in range(60)])
-        for _ in range(len(self.client.under_way)):
-            self.client.end(503)
-        while self.client.under_way:
-            self.client.end(503)
+        for _ in range(len(self.in_flight)):
+            self.transport.end(503)
+        while self.in_flight:
+            self.transport.end(503)
         self.assertIn("the endpoint is down: http://h/hook answered 503", "\n".join(self.lines()))
         self.clock.advance(1)
-        self.assertGreaterEqual(len(self.client.under_way), 1)
-        while self.client.under_way:
-            self.client.end(200)
+        self.assertGreaterEqual(len(self.in_flight), 1)
+        while self.in_flight:
+            self.transport.end(200)
         self.clock.pump([1] * 10)
-        while self.client.under_way:
-            self.client.end(200)
-        self.assertEqual((sink.counters.delivered, self.outbox.pending), (60, 0))
+        while self.in_flight:
+            self.transport.end(200)
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.pending), (60, 0))
 
     def test_clients_that_always_fail_do_not_keep_a_good_endpoint_down(self):
         sink = self.make(pool_size=1)
         sink.receive([publish(f"bad{number}", number) for number in range(15)])
         sink.receive([publish(f"good{number}", number) for number in range(15)])
         for _ in range(3000):
-            if self.client.under_way:
-                client = self.client.under_way[0][0].client
-                self.client.end(500 if client.startswith("bad") else 200)
+            if self.in_flight:
+                client = self.in_flight[0].client
+                self.transport.end(500 if client.startswith("bad") else 200)
             else:
                 self.clock.advance(5)
-        self.assertEqual((sink.counters.delivered, self.outbox.pending), (15, 15))
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.pending), (15, 15))
 
     def test_wholesale_refusal_buries_nine_and_holds_the_rest(self):
         for status in (302, 401, 403, 404, 405, 410):
             sink = self.make(pool_size=4)
             sink.receive([publish(f"c{number}", number) for number in range(200)])
             for _ in range(400):
-                if self.client.under_way:
-                    self.client.end(status)
+                if self.in_flight:
+                    self.transport.end(status)
                 else:
                     self.clock.advance(1)
-            self.assertEqual((sink.counters.dead, self.outbox.pending), (9, 191))
+            self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending), (9, 191))
             self.assertTrue(sink.refusing)
             self.assertIsNotNone(sink.down_since)
             self.assertIn(f"the endpoint refuses everything: http://h/hook answered {status}", "\n".join(self.lines()))
-            while sink.counters.delivered < 191:
-                if self.client.under_way:
-                    self.client.end(200)
+            while self.outbox.counts.delivered < 191:
+                if self.in_flight:
+                    self.transport.end(200)
                 else:
                     self.clock.advance(1)
             self.assertFalse(sink.refusing)
@@ -448,88 +397,88 @@ class SinkTests(SynchronousTestCase):
         sink = self.make()
         sink.receive([publish("c", number) for number in range(30)])
         for _ in range(9):
-            self.client.end(401)
+            self.transport.end(401)
         self.assertFalse(sink.refusing)
-        self.client.end(401)
+        self.transport.end(401)
         self.assertTrue(sink.refusing)
-        self.assertEqual((sink.counters.dead, self.outbox.pending, self.client.under_way), (9, 21, []))
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending, self.in_flight), (9, 21, []))
 
     def test_refusals_of_a_few_clients_are_theirs_while_others_wait(self):
         sink = self.make(pool_size=1)
         sink.receive([publish("bad", number) for number in range(30)] + [publish("good", 1)])
         for _ in range(30):
-            self.client.end(403)
-        self.assertEqual(self.client.end(200).client, "good")
-        self.assertEqual((sink.counters.dead, sink.refusing, self.outbox.pending), (30, False, 0))
+            self.transport.end(403)
+        self.assertEqual(self.transport.end(200).client, "good")
+        self.assertEqual((self.outbox.counts.dead, sink.refusing, self.outbox.counts.pending), (30, False, 0))
 
     def test_refusals_with_a_success_between_them_are_dead_letters(self):
         sink = self.make(pool_size=1)
         sink.receive([publish(f"c{number}", number) for number in range(100)])
         for number in range(100):
-            self.client.end(200 if number % 10 == 9 else 404)
-        self.assertEqual((sink.counters.dead, sink.counters.delivered, sink.refusing), (90, 10, False))
+            self.transport.end(200 if number % 10 == 9 else 404)
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.delivered, sink.refusing), (90, 10, False))
 
     def test_refusals_that_are_about_one_delivery_are_dead_letters_however_many(self):
         for status in (400, 413, 415, 422):
             sink = self.make()
             sink.receive([publish(f"c{number}", number) for number in range(100)])
             for _ in range(100):
-                self.client.end(status)
-            self.assertEqual((sink.counters.dead, sink.refusing, sink.down_since), (100, False, None))
+                self.transport.end(status)
+            self.assertEqual((self.outbox.counts.dead, sink.refusing, sink.down_since), (100, False, None))
 
     def test_one_bad_delivery_does_not_end_the_hold(self):
         sink = self.make()
         sink.receive([publish(f"c{number}", number) for number in range(40)])
-        while self.client.under_way:
-            self.client.end(401)
+        while self.in_flight:
+            self.transport.end(401)
         self.clock.advance(1)
-        self.client.end(400)
-        self.assertEqual(sink.counters.dead, 10)
+        self.transport.end(400)
+        self.assertEqual(self.outbox.counts.dead, 10)
         self.assertTrue(sink.refusing)
         self.clock.advance(0)
-        self.assertEqual(len(self.client.under_way), 1)
-        self.client.end(401)
-        self.assertEqual((sink.counters.dead, self.client.under_way), (10, []))
+        self.assertEqual(len(self.in_flight), 1)
+        self.transport.end(401)
+        self.assertEqual((self.outbox.counts.dead, self.in_flight), (10, []))
 
     def test_retry_on_wins_over_refusals(self):
         sink = self.make(retry=RetrySettings(jitter=0, on=(401,)))
         sink.receive([publish(f"c{number}", number) for number in range(40)])
-        while self.client.under_way:
-            self.client.end(401)
-        self.assertEqual((sink.counters.dead, sink.refusing), (0, False))
+        while self.in_flight:
+            self.transport.end(401)
+        self.assertEqual((self.outbox.counts.dead, sink.refusing), (0, False))
         self.assertIsNotNone(sink.down_since)
 
     def test_refusals_are_buried_where_that_is_configured(self):
         sink = self.make(retry=RetrySettings(jitter=0, refusals="bury"))
         sink.receive([publish(f"c{number}", number) for number in range(40)])
-        while self.client.under_way:
-            self.client.end(401)
-        self.assertEqual((sink.counters.dead, self.outbox.pending, sink.refusing), (40, 0, False))
+        while self.in_flight:
+            self.transport.end(401)
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending, sink.refusing), (40, 0, False))
 
     def test_max_age_ends_the_wait_of_what_is_held(self):
         sink = self.make(retry=RetrySettings(jitter=0, max_age=3600))
         sink.receive([publish(f"c{number}", number) for number in range(20)])
         for _ in range(3000):
-            if self.client.under_way:
-                self.client.end(401)
+            if self.in_flight:
+                self.transport.end(401)
             else:
                 self.clock.advance(10)
-        self.assertEqual((sink.counters.dead, self.outbox.pending), (20, 0))
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending), (20, 0))
         self.assertIn("older than max_age (1 h)", self.outbox.dead_letters[-1].reason)
 
     def test_a_batch_that_is_refused_wholesale_is_held(self):
         sink = self.make(batch=BatchSettings(size=10, linger=0), pool_size=1)
         sink.receive([publish(f"c{number}", number) for number in range(100)])
         for _ in range(100):
-            if self.client.under_way:
-                self.client.end(401)
+            if self.in_flight:
+                self.transport.end(401)
             else:
                 self.clock.advance(1)
         self.assertTrue(sink.refusing)
-        self.assertLess(sink.counters.dead, 10)
-        while self.outbox.pending:
-            if self.client.under_way:
-                self.client.end(200)
+        self.assertLess(self.outbox.counts.dead, 10)
+        while self.outbox.counts.pending:
+            if self.in_flight:
+                self.transport.end(200)
             else:
                 self.clock.advance(1)
         self.assert_identities()
@@ -538,10 +487,10 @@ class SinkTests(SynchronousTestCase):
         """Let an endpoint answer by client for a while; returns what was delivered when, by client."""
         delivered, until = {}, self.clock.seconds() + seconds
         while self.clock.seconds() < until:
-            while self.client.under_way:
-                client = self.client.under_way[0][0].client
+            while self.in_flight:
+                client = self.in_flight[0].client
                 status = answers(client)
-                self.client.end(status)
+                self.transport.end(status)
                 if status == 200:
                     delivered.setdefault(client, self.clock.seconds())
             self.clock.advance(step)
@@ -579,25 +528,25 @@ class SinkTests(SynchronousTestCase):
 
     def test_retry_after_of_an_endpoint_that_is_down_is_kept_whoever_waits(self):
         sink = self.make(pool_size=8)
-        busy = Answer(503, [(b"Retry-After", b"30")], b"", 0, complete=True)
+        busy = respond(503, [(b"Retry-After", b"30")], b"")
         sink.receive([publish(f"c{number}", number) for number in range(100)])
-        while self.client.under_way:
-            self.client.end(busy)
+        while self.in_flight:
+            self.transport.end(busy)
         sink.receive([publish("fresh", 1)])
         self.clock.advance(29)
-        self.assertEqual(self.client.under_way, [])
+        self.assertEqual(self.in_flight, [])
         self.clock.advance(1)
-        self.assertEqual(len(self.client.under_way), 1)
+        self.assertEqual(len(self.in_flight), 1)
 
     def test_max_age_holds_while_the_endpoint_is_down(self):
         sink = self.make(pool_size=4, retry=RetrySettings(jitter=0, max_age=3600))
         sink.receive([publish(f"c{number}", number) for number in range(20)])
         for _ in range(3000):
-            if self.client.under_way:
-                self.client.end(ConnectFailed("refused"))
+            if self.in_flight:
+                self.transport.end(ConnectFailed("refused"))
             else:
                 self.clock.advance(10)
-        self.assertEqual((sink.counters.dead, self.outbox.pending), (20, 0))
+        self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending), (20, 0))
         self.assertIn("older than max_age (1 h)", self.outbox.dead_letters[0].reason)
 
     def test_a_burst_over_the_outboxs_size_is_delivered(self):
@@ -606,19 +555,20 @@ class SinkTests(SynchronousTestCase):
         self.assertNoResult(accepted)
         for _ in range(100):
             self.clock.advance(0.05)
-            while self.client.under_way:
-                self.client.end(200)
+            while self.in_flight:
+                self.transport.end(200)
         self.successResultOf(accepted)
-        self.assertEqual(self.outbox.pending, 0)
+        self.assertEqual(self.outbox.counts.pending, 0)
 
     def test_results_that_come_at_once_keep_the_order(self):
         seen = []
         sink = self.make(pool_size=2)
-        self.client.deliver = lambda delivery, done: (
-            seen.append((delivery.client, number_of(delivery))),
-            done(Answer(200, [], b"", 0, complete=True)),
-        )
-        sink._lanes.send = self.client.deliver
+
+        def at_once(attempt):
+            seen.append((attempt.client, attempt.number))
+            return 200
+
+        self.transport.at_once = at_once
         sink.receive([publish(f"c{number % 3}", number) for number in range(WINDOW * 4)])
         self.assertEqual(len(seen), WINDOW * 4)
         for client in ("c0", "c1", "c2"):
@@ -631,21 +581,21 @@ class SinkTests(SynchronousTestCase):
         order = defaultdict(list)
         random = Random(5)
         for _ in range(2000):
-            if not self.client.under_way:
+            if not self.in_flight:
                 self.clock.advance(400)
                 continue
-            index = random.randrange(len(self.client.under_way))
+            index = random.randrange(len(self.in_flight))
             result = random.choice([200, 200, 503, ConnectFailed("refused"), DeliveryTimeout("late")])
-            delivery = self.client.end(result, index)
+            delivery = self.transport.end(result, index)
             if result == 200:
-                order[delivery.client].append(number_of(delivery))
+                order[delivery.client].append(delivery.number)
         self.assertEqual(order, {f"c{number}": list(range(number, 30, 3)) for number in range(3)})
 
     def test_failures_are_logged_and_limited(self):
         sink = self.make()
         sink.receive([publish("c", 1)])
         for _ in range(3):
-            self.client.end(503)
+            self.transport.end(503)
             self.clock.advance(20)
         (first,) = [line for line in self.lines() if "answered 503" in line]
         self.assertIn("webhook w: http://h/hook answered 503; attempt 1, the next in 1.0 s", first)
@@ -654,21 +604,21 @@ class SinkTests(SynchronousTestCase):
         sink = self.make(pool_size=1)
         sink.receive([publish("c", number) for number in range(3)])
         stopped = sink.stopService()
-        self.client.end()
-        self.client.end(500)
+        self.transport.end()
+        self.transport.end(500)
         self.clock.advance(1)
-        self.client.end()
+        self.transport.end()
         self.assertNoResult(stopped)
-        self.client.end()
+        self.transport.end()
         self.successResultOf(stopped)
-        self.assertTrue(self.client.closed)
+        self.assertTrue(self.transport.closed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertFalse([line for line in self.lines() if "lost" in line])
 
     def test_stopping_is_bounded_and_says_what_is_lost(self):
         sink = self.make(pool_size=1)
         sink.receive([publish("c", number) for number in range(3)])
-        self.client.end(500)
+        self.transport.end(500)
         stopped = sink.stopService()
         self.clock.pump([1] * 10)
         self.successResultOf(stopped)
@@ -680,9 +630,9 @@ class SinkTests(SynchronousTestCase):
         sink.receive([publish("c", number) for number in range(3)])
         stopped = sink.stopService()
         self.assertNoResult(stopped)
-        self.client.end()
+        self.transport.end()
         self.successResultOf(stopped)
-        self.assertEqual((self.client.under_way, self.outbox.pending), ([], 2))
+        self.assertEqual((self.in_flight, self.outbox.counts.pending), ([], 2))
         self.assertFalse([line for line in self.lines() if "lost" in line])
 
     def test_stopping_when_nothing_waits(self):
@@ -698,20 +648,16 @@ class LoopbackTests(TestCase):
         self.endpoint = Endpoint(answer)
         url = self.endpoint.listen(self, reactor)
         self.outbox = MemoryOutbox()
-        sink = WebhookSink(
-            reactor,
-            WebhookSettings(
-                "w", url, (Rule("on_message_publish"),), retry=RetrySettings(initial=0.01, maximum=0.05), **settings
-            ),
-            self.outbox,
-            random=Random(1),
+        settings = WebhookSettings(
+            "w", url, (Rule("on_message_publish"),), retry=RetrySettings(initial=0.01, maximum=0.05), **settings
         )
+        sink = WebhookSink(reactor, settings, self.outbox, transport_for(reactor, settings), random=Random(1))
         sink.startService()
         self.addCleanup(sink.stopService)
         return sink
 
     async def drained(self):
-        while self.outbox.pending:
+        while self.outbox.counts.pending:
             await deferLater(reactor, 0.01)
 
     async def test_request(self):

@@ -7,14 +7,14 @@ A sink of one's own: it keeps the set of the clients that are online, and says w
 import os
 
 from twisted.application.service import Application, Service
-from twisted.internet import reactor
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mqhooks.admin.settings import AdminSettings
+from mqhooks.app.build import build
+from mqhooks.app.reactor import install
+from mqhooks.app.settings import Settings
 from mqhooks.interfaces import IEventSink
-from mqhooks.support.services import OrderedService
-from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.listener import SidecarService
 
 
 @implementer(IEventSink)
@@ -46,8 +46,9 @@ class PresenceSink(Service):
 
 listen = os.environ.get("MQHOOKS_LISTEN", "tcp:8890:interface=127.0.0.1")
 
-sink = PresenceSink()
-listener = SidecarService(reactor, [listen], SidecarFactory(reactor, sink))
+# Instead of "from twisted.internet import reactor": timers that ignore changes of the system clock.
+reactor = install()
 
 application = Application("mqhooks-presence")
-OrderedService([sink, listener]).setServiceParent(application)
+settings = Settings(admin=AdminSettings("off"))
+build(settings, reactor, sidecars=[listen], sinks=[PresenceSink()]).setServiceParent(application)

@@ -3,23 +3,22 @@ A webhook for each client that comes or goes, and a line in a file for everythin
 
     MQHOOKS_URL=http://127.0.0.1:8080/presence twistd -ny fanout.tac
 
-The file is events.jsonl here, or what MQHOOKS_LOG says.
+The file is events.jsonl here, or what MQHOOKS_LOG says. What is not delivered yet waits in the file mqhooks-outbox, also across
+restarts. The status page is on port 8891, or where MQHOOKS_ADMIN says; "off" for none.
 """
 
 import os
 
 from twisted.application.service import Application
-from twisted.internet import reactor
 
+from mqhooks.admin.settings import AdminSettings
+from mqhooks.app.build import build
+from mqhooks.app.reactor import install
+from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.settings import Rule
+from mqhooks.sinks import LogSink
 from mqhooks.webhook.settings import WebhookSettings
-from mqhooks.outbox.memory import MemoryOutbox
-from mqhooks.support.services import OrderedService
-from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.sources.sidecar.listener import SidecarService
-from mqhooks.sinks import FanOut, LogSink
-from mqhooks.webhook.sink import WebhookSink
 
 listen = os.environ.get("MQHOOKS_LISTEN", "tcp:8890:interface=127.0.0.1")
 url = os.environ.get("MQHOOKS_URL", "http://127.0.0.1:8080/presence")
@@ -31,17 +30,21 @@ presence = WebhookSettings(
     url=url,
     rules=(Rule("on_client_connack"), Rule("on_client_disconnected")),
 )
+settings = Settings(
+    webhooks=(presence,),
+    outbox=OutboxSettings(path="mqhooks-outbox"),
+    admin=AdminSettings(os.environ.get("MQHOOKS_ADMIN")),
+)
 
-# What is not delivered yet waits in the outbox. When it is full, and only then, VerneMQ's connections are not read any more.
+# Instead of "from twisted.internet import reactor": timers that ignore changes of the system clock.
+reactor = install()
+
 try:
-    webhook = WebhookSink(reactor, presence, MemoryOutbox(max_size=64 << 20))
+    # The webhook and the file get every event, and neither can stop the other.
+    bridge = build(settings, reactor, sidecars=[listen], sinks=[LogSink(reactor, path)])
 except ConfigError as error:
     # One line instead of a traceback.
     raise SystemExit(f"MQHOOKS_URL: {error}") from None
 
-# Both get every event, and neither can stop the other.
-sink = FanOut([webhook, LogSink(reactor, path)])
-listener = SidecarService(reactor, [listen], SidecarFactory(reactor, sink))
-
 application = Application("mqhooks-fanout")
-OrderedService([sink, listener]).setServiceParent(application)
+bridge.setServiceParent(application)

@@ -1,5 +1,5 @@
 """
-The calls of the API.
+The handlers of the API.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from twisted.internet.interfaces import IReactorTime
 from mqhooks.admin.deadletters import DeadLetters
 from mqhooks.admin.health import ready
 from mqhooks.admin.plain import plain
-from mqhooks.admin.replies import Answer, Call, Refused, json_answer
+from mqhooks.admin.replies import Call, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.webhook.sink import WebhookSink
 
 PAGE = 50
-"""How many dead letters are listed when nothing is said."""
+"""How many dead letters are listed by default."""
 
 MOST = 1000
-"""How many are listed at most."""
+"""How many dead letters are listed at most."""
 
 _FILTER = ("webhook", "reason", "all")
 
 
 class Api:
     """
-    Answers calls.
+    Handles calls.
 
-    :param status: knows how things are.
-    :param clock: has others take their turns.
+    :param status: the state of the bridge.
+    :param clock: long work yields to the reactor through it.
     """
 
     def __init__(self, status: Status, clock: IReactorTime) -> None:
@@ -37,59 +37,59 @@ class Api:
         self._bridge = status.bridge
         self._letters = DeadLetters(status.bridge, clock)
 
-    def health(self, call: Call) -> Answer:
-        """Say that the process turns."""
-        return json_answer({"status": "ok"})
+    def health(self, call: Call) -> Reply:
+        """Liveness: the reactor runs."""
+        return json_reply({"status": "ok"})
 
-    def ready(self, call: Call) -> Answer:
-        """Say whether events can be taken in and kept."""
+    def ready(self, call: Call) -> Reply:
+        """Readiness: events can be received and stored."""
         good, reasons = ready(self._bridge)
-        return json_answer(reasons, 200 if good else 503)
+        return json_reply(reasons, 200 if good else 503)
 
-    def status(self, call: Call) -> Answer:
-        """Say everything."""
-        return json_answer(self._status.snapshot())
+    def status(self, call: Call) -> Reply:
+        """Everything the status page shows."""
+        return json_reply(self._status.snapshot())
 
-    def config(self, call: Call) -> Answer:
-        """Show what it runs with."""
-        return json_answer(plain(self._bridge.settings))
+    def config(self, call: Call) -> Reply:
+        """The configuration, without its secrets."""
+        return json_reply(plain(self._bridge.settings))
 
-    def letters(self, call: Call) -> Answer:
+    def letters(self, call: Call) -> Reply:
         """List dead letters."""
         after, limit = call.number("after", 0, 1 << 62), call.number("limit", PAGE, MOST)
-        return json_answer(self._letters.page(call.query("webhook"), call.query("reason"), after, limit))
+        return json_reply(self._letters.page(call.query("webhook"), call.query("reason"), after, limit))
 
-    def letter(self, call: Call) -> Answer:
-        """Show one."""
-        return json_answer(self._letters.get(_number(call)))
+    def letter(self, call: Call) -> Reply:
+        """Show one dead letter."""
+        return json_reply(self._letters.get(_number(call)))
 
-    def replay(self, call: Call) -> Answer:
-        """Put one back."""
-        return json_answer({"count": self._letters.settle(_number(call), replay=True)})
+    def replay(self, call: Call) -> Reply:
+        """Replay one dead letter."""
+        return json_reply({"count": self._letters.settle(_number(call), replay=True)})
 
-    def purge(self, call: Call) -> Answer:
-        """Remove one."""
-        return json_answer({"count": self._letters.settle(_number(call), replay=False)})
+    def purge(self, call: Call) -> Reply:
+        """Purge one dead letter."""
+        return json_reply({"count": self._letters.settle(_number(call), replay=False)})
 
-    async def replay_all(self, call: Call) -> Answer:
-        """Put back all that fit a filter."""
-        return json_answer({"count": await self._letters.settle_all(*_filter(call), replay=True)})
+    async def replay_all(self, call: Call) -> Reply:
+        """Replay all dead letters that match a filter."""
+        return json_reply({"count": await self._letters.settle_all(*_filter(call), replay=True)})
 
-    async def purge_all(self, call: Call) -> Answer:
-        """Remove all that fit a filter."""
-        return json_answer({"count": await self._letters.settle_all(*_filter(call), replay=False)})
+    async def purge_all(self, call: Call) -> Reply:
+        """Purge all dead letters that match a filter."""
+        return json_reply({"count": await self._letters.settle_all(*_filter(call), replay=False)})
 
-    def pause(self, call: Call) -> Answer:
-        """Send nothing more to a webhook."""
+    def pause(self, call: Call) -> Reply:
+        """Pause a webhook."""
         sink = self._sink(call)
         sink.pause()
-        return json_answer({"name": sink.settings.name, "paused": sink.paused})
+        return json_reply({"name": sink.settings.name, "paused": sink.paused})
 
-    def resume(self, call: Call) -> Answer:
-        """Send again."""
+    def resume(self, call: Call) -> Reply:
+        """Resume a webhook."""
         sink = self._sink(call)
         sink.resume()
-        return json_answer({"name": sink.settings.name, "paused": sink.paused})
+        return json_reply({"name": sink.settings.name, "paused": sink.paused})
 
     def _sink(self, call: Call) -> WebhookSink:
         (name,) = call.arguments
@@ -108,9 +108,10 @@ def _number(call: Call) -> int:
 
 def _filter(call: Call) -> tuple[str | None, str | None]:
     """
-    Read which dead letters are meant.
+    Read a filter of dead letters from the body.
 
-    :raises Refused: when nothing is said: all of them have to be asked for.
+    :returns: the webhook and the reason, ``None`` for any.
+    :raises Refused: when the filter is empty: "all" has to be asked for.
     """
     wanted: dict[str, Any] = call.json()
     for key in wanted:

@@ -1,12 +1,12 @@
 """
-What the status page is about.
+The parts of a bridge that the admin room looks at.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from mqhooks.app.settings import Settings
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
@@ -16,16 +16,16 @@ from mqhooks.webhook.sink import WebhookSink
 @dataclass
 class Bridge:
     """
-    The parts of a running bridge. Whoever puts others in their place changes them here: they are looked up each time.
+    The parts of a running bridge. A reload replaces them here; they are looked up at each use.
 
-    :param settings: what it runs with.
-    :param sidecar: what VerneMQ's connections share.
-    :param listener: listens for them.
-    :param webhooks: the webhooks that are configured.
-    :param store: the outbox's file; ``None`` when deliveries wait in memory.
+    :param settings: the configuration.
+    :param sidecar: receives VerneMQ's events.
+    :param listener: listens for VerneMQ.
+    :param webhooks: the configured webhooks.
+    :param store: the durable outbox; ``None`` when deliveries are kept in memory.
     """
 
-    settings: Settings
+    settings: Any
     sidecar: SidecarFactory
     listener: SidecarService
     webhooks: list[WebhookSink]

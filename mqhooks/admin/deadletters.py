@@ -1,5 +1,5 @@
 """
-Dead letters, seen and settled within the process that has them.
+Listing, replaying and purging dead letters within the bridge's own process.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from twisted.internet.task import deferLater
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.plain import HIDDEN
 from mqhooks.admin.replies import Refused
+from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxError
-from mqhooks.outbox.delivery import DeadLetter
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.redact import hide, hide_url
-from mqhooks.webhook.request import RequestTemplate
+from mqhooks.webhook.request import RequestMaker
 
 CHUNK = 50
-"""How many dead letters are read, replayed or purged in one turn of the reactor."""
+"""How many dead letters are read, replayed or purged in one reactor turn."""
 
 PAGE_BYTES = 4 << 20
-"""How many bytes of deliveries are read for one list, about; it is shorter then."""
+"""About how many bytes of deliveries are read for one list: larger ones make it shorter."""
 
 BODY_LIMIT = 1 << 20
-"""How many bytes of a request's body are shown."""
+"""How many bytes of a body are shown."""
 
 
 class DeadLetters:
     """
-    The dead letters of a bridge. Those of an outbox in memory cannot be seen: there are none then.
+    The dead letters of a bridge. An outbox in memory keeps none that could be listed.
 
-    :param bridge: has them.
-    :param clock: has others take their turns.
+    :param bridge: the bridge.
+    :param clock: long work yields to the reactor through it.
     """
 
     def __init__(self, bridge: Bridge, clock: IReactorTime) -> None:
@@ -44,10 +44,10 @@ class DeadLetters:
         """
         List dead letters, oldest first.
 
-        :param webhook: of this webhook only.
-        :param reason: only those with this in their reason.
-        :param after: those with a higher number.
-        :param limit: how many at most.
+        :param webhook: only those of this webhook.
+        :param reason: only those whose reason contains this.
+        :param after: only those with a higher number.
+        :param limit: how many, at most.
         """
         store = self._bridge.store
         found: list[DeadLetter] = []
@@ -66,9 +66,9 @@ class DeadLetters:
 
     def get(self, number: int) -> dict[str, Any]:
         """
-        Show one with its request and its answer.
+        Show one with its request and the last response to it.
 
-        :raises Refused: when it is not there, or damaged.
+        :raises Refused: when there is no such letter, or it is damaged.
         """
         store = self._bridge.store
         letter = None if store is None else store.dead_letter(number)
@@ -91,7 +91,7 @@ class DeadLetters:
         Replay or purge one.
 
         :returns: 1.
-        :raises Refused: when it is not there, or damaged and to be replayed.
+        :raises Refused: when there is no such letter, or it is damaged and cannot be replayed.
         """
         store = self._bridge.store
         letter = None if store is None else store.dead_letter(number)
@@ -103,17 +103,17 @@ class DeadLetters:
 
     async def settle_all(self, webhook: str | None, reason: str | None, *, replay: bool) -> int:
         """
-        Replay or purge those that are there now, :data:`CHUNK` in each turn of the reactor; damaged ones can only be purged.
+        Replay or purge all that match now, :data:`CHUNK` in each reactor turn. Damaged ones are not replayed.
 
-        :param webhook: of this webhook only.
-        :param reason: only those with this in their reason.
+        :param webhook: only those of this webhook.
+        :param reason: only those whose reason contains this.
         :returns: how many.
         :raises Refused: when the outbox cannot be written.
         """
         store = self._bridge.store
         if store is None:
             return 0
-        # What is replayed may die again meanwhile.
+        # A replayed delivery may become a dead letter again meanwhile: it is not replayed twice.
         last = store.last_dead()
         after = count = 0
         while after < last:
@@ -123,21 +123,21 @@ class DeadLetters:
             if not chunk:
                 break
             after = chunk[-1].number
-            there = [letter.number for letter in chunk if letter.number <= last and not (replay and letter.damage)]
-            count += _settle(store, there, replay=replay)
+            numbers = [letter.number for letter in chunk if letter.number <= last and not (replay and letter.damage)]
+            count += _settle(store, numbers, replay=replay)
             await store.flushed()
             await deferLater(self._clock, 0)
         return count
 
     def _headers(self, letter: DeadLetter) -> list[list[str]]:
-        """Tell the headers of the request, as far as the webhook is still configured; what an operator has set is hidden."""
+        """List the request's headers if the webhook is still configured; configured values are hidden."""
         for sink in self._bridge.webhooks:
             if sink.settings.name == letter.webhook:
-                template = RequestTemplate(sink.settings, lambda: 0.0)
+                maker = RequestMaker(sink.settings, lambda: 0.0)
                 own = {name for name, _ in sink.settings.headers}
                 return [
-                    *([name, HIDDEN if name in own else value] for name, value in template.headers),
-                    *([name, value] for name, value in template.identify(letter.delivery)[:1]),
+                    *([name, HIDDEN if name in own else value] for name, value in maker.head.headers),
+                    *([name, value] for name, value in maker.identify(letter.delivery.id, b"")[:1]),
                 ]
         return [["webhook-id", letter.delivery.id]]
 

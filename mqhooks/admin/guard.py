@@ -1,9 +1,9 @@
 """
-Who may ask, and what an answer says to browsers.
+Who may make requests, and the security headers of responses.
 
-A page of another site can have a browser send requests here. It must not be able to read an answer, nor to change
-anything: so a request has to name this host (else a foreign name may have been made to point here), and one that changes
-something has to have a header that a foreign page can set only after asking for leave, which is never given.
+A page of another site can make a browser send requests here. It must neither read a response nor change anything. So a request
+has to name this host (against DNS rebinding), and one that changes something needs a custom header, which a foreign page can
+set only after a CORS preflight; none is ever allowed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from twisted.web.http import Request
 from mqhooks.admin.replies import Refused
 
 HEADER = "X-Mqhooks"
-"""What a request that changes something needs, with any value."""
+"""The header that a request which changes something has to have, with any value."""
 
-ANSWER_HEADERS = {
+RESPONSE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -34,25 +34,24 @@ ANSWER_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""What every answer says."""
+"""The headers of every response."""
 
 _NETLOC = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
 
 class Guard:
     """
-    Lets requests through, or says why not.
+    Admits or refuses requests.
 
-    :param token: what who asks has to know; ``None`` for nothing.
-    :param hosts: names, beside those of the loopback and the address that was connected to, that requests may be for; in lower
-        case.
+    :param token: the token that requests have to carry; ``None`` for none.
+    :param hosts: host names, in lower case, that requests may name besides the loopback's and the address connected to.
     """
 
     def __init__(self, token: str | None, hosts: Collection[str] = ()) -> None:
         self.change(token, hosts)
 
     def change(self, token: str | None, hosts: Collection[str]) -> None:
-        """Have others ask from now on; the parameters are those of the class."""
+        """Replace the token and the hosts."""
         self._token = None if token is None else token.encode()
         self._hosts = frozenset(hosts)
 
@@ -60,8 +59,8 @@ class Guard:
         """
         Check a request.
 
-        :param public: whether it needs no token.
-        :raises Refused: when it is not let through.
+        :param public: whether the route needs no token.
+        :raises Refused: when the request is not admitted.
         """
         netloc = _header(request, "host")
         if not self._is_here(netloc, request.getHost()):
@@ -90,7 +89,7 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether an address is this machine's own."""
+    """Whether an address belongs to the loopback."""
     address = _address(host)
     return address is not None and address.is_loopback
 
@@ -104,6 +103,6 @@ def _address(host: str) -> Any:
 
 
 def _header(request: Request, name: str) -> str:
-    """Get a header that may be there once; what is there more often is no good."""
+    """Get a header that may be given once; given more often it matches nothing."""
     values = request.requestHeaders.getRawHeaders(name.encode()) or [b""]
     return values[0].strip().decode("latin-1") if len(values) == 1 else "?"

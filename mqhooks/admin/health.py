@@ -1,5 +1,5 @@
 """
-Whether all is well, for machines.
+Readiness, for load balancers and monitoring.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from mqhooks.support.redact import hide
 
 def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
     """
-    Say whether events can be taken in and kept, and whether every endpoint accepts them.
+    Check whether events can be received and stored, and whether every endpoint accepts deliveries.
 
-    An endpoint that is down may come back by itself: it is left to alerts. One that refuses everything waits for somebody.
+    An endpoint that is down may recover by itself, so it is left to alerts. One that refuses everything needs an operator.
 
-    :returns: that, and the reasons.
+    :returns: whether all checks pass, and the checks with their reasons.
     """
     addresses = [address_name(address) for address in bridge.listener.addresses]
     failing = None if bridge.store is None else bridge.store.failing

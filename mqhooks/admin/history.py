@@ -1,5 +1,5 @@
 """
-The last quarter of an hour.
+The last 15 minutes, for the page's charts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ STEP = 5.0
 """Seconds between two samples."""
 
 STEPS = 180
-"""How many samples are kept."""
+"""How many samples are kept: 15 minutes of them."""
 
 SERIES = ("accepted", "delivered", "failed", "waiting")
 
 
 class History:
     """
-    Samples of the counters, taken whenever :meth:`sample` is called: each :data:`STEP` seconds.
+    Samples of the counters. :meth:`sample` is to be called every :data:`STEP` seconds.
 
-    :param bridge: has the counters.
+    :param bridge: the bridge whose counters are sampled.
     :param clock: tells the time.
     """
 
@@ -32,7 +32,7 @@ class History:
         self._bridge = bridge
         self._clock = clock
         self._sampled = clock.seconds()
-        self._webhooks: dict[str, _Past] = {}
+        self._webhooks: dict[str, _Samples] = {}
         self._hooks: deque[tuple[float, dict[str, int]]] = deque(maxlen=2)
         self._hooks.append((self._sampled, dict(bridge.sidecar.counters.hooks)))
 
@@ -42,39 +42,39 @@ class History:
         self._hooks.append((self._sampled, dict(self._bridge.sidecar.counters.hooks)))
         webhooks = {}
         for sink in self._bridge.webhooks:
-            name, totals, counters = sink.settings.name, sink.outbox.totals, sink.counters
-            past = webhooks[name] = self._webhooks.get(name) or _Past()
-            past.note(totals.appended + totals.replayed, totals.delivered, counters.failed + counters.refused, totals.pending)
+            name, counts, counters = sink.settings.name, sink.outbox.counts, sink.counters
+            samples = webhooks[name] = self._webhooks.get(name) or _Samples()
+            samples.add(counts.appended + counts.replayed, counts.delivered, counters.failed + counters.refused, counts.pending)
         self._webhooks = webhooks
 
     def of(self, name: str, now: float) -> dict[str, Any]:
         """
-        Get a webhook's past.
+        Get the history of a webhook.
 
         :param now: the time of day, in seconds since 1970.
-        :returns: the length of a step in seconds, when the last one ended, and what happened in each, the oldest first.
+        :returns: the length of a step in seconds, when the last step ended, and the counts of each step, oldest first.
         """
-        past = self._webhooks.get(name) or _Past()
+        samples = self._webhooks.get(name) or _Samples()
         end = now - (self._clock.seconds() - self._sampled)
-        return {"step": STEP, "end": end} | dict(zip(SERIES, map(list, past.steps), strict=True))
+        return {"step": STEP, "end": end} | dict(zip(SERIES, map(list, samples.steps), strict=True))
 
     def rates(self) -> dict[str, float]:
-        """Get how many events of each hook came in a second, on average since the last sample but one."""
+        """Get the events per second of each hook, averaged since the last sample but one."""
         since, then = self._hooks[0]
         span = max(self._clock.seconds() - since, 0.001)
         now = self._bridge.sidecar.counters.hooks
         return {hook: round((count - then[hook]) / span, 2) for hook, count in now.items()}
 
 
-class _Past:
+class _Samples:
     def __init__(self) -> None:
         self.steps: tuple[deque[int], ...] = tuple(deque(maxlen=STEPS) for _ in SERIES)
         self._last = (0, 0, 0)
 
-    def note(self, accepted: int, delivered: int, failed: int, waiting: int) -> None:
+    def add(self, accepted: int, delivered: int, failed: int, waiting: int) -> None:
         now = (accepted, delivered, failed)
         for steps, count, last in zip(self.steps, now, self._last, strict=False):
-            # A webhook that was configured anew counts from the beginning.
+            # A webhook that was removed and added again counts from 0.
             steps.append(count - last if count >= last else count)
         self.steps[-1].append(waiting)
         self._last = now

@@ -1,7 +1,7 @@
 """
-The counters, as Prometheus reads them.
+The counters, for Prometheus.
 
-The names: https://prometheus.io/docs/practices/naming/
+Naming: https://prometheus.io/docs/practices/naming/
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 import mqhooks
-from mqhooks.admin.replies import Answer, Call
+from mqhooks.admin.replies import Call, Reply
 from mqhooks.admin.status import Status
-from mqhooks.outbox.totals import Totals
+from mqhooks.delivery import Counts
 from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.sink import WebhookSink
 
@@ -28,9 +28,9 @@ WEBHOOK = ("webhook",)
 
 class Metrics:
     """
-    What ``/metrics`` answers.
+    Serves ``/metrics``.
 
-    :param status: where to look.
+    :param status: the state of the bridge.
     """
 
     def __init__(self, status: Status) -> None:
@@ -39,27 +39,27 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
 
-    def __call__(self, call: Call) -> Answer:
-        """Answer in the format that is asked for."""
+    def __call__(self, call: Call) -> Reply:
+        """Reply in the format that the request accepts."""
         encode, type_ = choose_encoder(call.request.getHeader("accept") or "")
-        return Answer(encode(self._registry), type_)
+        return Reply(encode(self._registry), type_)
 
 
 class BridgeCollector(Collector):
     """
-    Reads the counters when they are asked for, so that counting costs nothing more.
+    Reads the counters at each scrape, so that metrics cost nothing in between.
 
-    :param status: where to look.
+    :param status: the state of the bridge.
     """
 
     def __init__(self, status: Status) -> None:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """Read all."""
-        yield InfoMetricFamily("mqhooks", "Which mqhooks this is.", {"version": mqhooks.__version__})
+        """Read all counters."""
+        yield InfoMetricFamily("mqhooks", "The version of mqhooks.", {"version": mqhooks.__version__})
         yield from self._sidecar()
-        webhooks = [(sink.settings.name, sink, sink.outbox.totals) for sink in self._status.bridge.webhooks]
+        webhooks = [(sink.settings.name, sink, sink.outbox.counts) for sink in self._status.bridge.webhooks]
         yield from _events(webhooks)
         yield from _deliveries(webhooks)
         yield from _histograms(webhooks)
@@ -74,71 +74,76 @@ class BridgeCollector(Collector):
             "mqhooks_frames_unknown", "Frames of a type that no hook sends.", sum(counters.unknown.values())
         )
         yield CounterMetricFamily("mqhooks_frames_empty", "Frames without an event in them.", counters.empty)
-        received = CounterMetricFamily("mqhooks_events_received", "Events that came, by hook.", labels=("hook",))
+        received = CounterMetricFamily("mqhooks_events_received", "Events received, by hook.", labels=("hook",))
         for hook, count in counters.hooks.items():
             received.add_metric((hook,), count)
         yield received
-        yield GaugeMetricFamily("mqhooks_sidecar_connections", "VerneMQ's open connections.", counters.connections)
-        paused = "Whether the connections are not read, for want of room."
+        yield GaugeMetricFamily("mqhooks_sidecar_connections", "Open connections from VerneMQ.", counters.connections)
+        paused = "Whether backpressure has stopped reading from VerneMQ."
         yield GaugeMetricFamily("mqhooks_sidecar_paused", paused, int(counters.paused))
-        yield CounterMetricFamily("mqhooks_sidecar_pauses", "How often they stopped being read.", counters.pauses)
+        yield CounterMetricFamily(
+            "mqhooks_sidecar_pauses", "How often backpressure stopped reading from VerneMQ.", counters.pauses
+        )
 
     def _outbox(self, webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
-        pending = GaugeMetricFamily("mqhooks_outbox_pending", "Deliveries that wait or are under way.", labels=WEBHOOK)
-        oldest = "Seconds since the oldest of them was accepted; 0 when there is none."
+        pending = GaugeMetricFamily("mqhooks_outbox_pending", "Deliveries that are waiting or in flight.", labels=WEBHOOK)
+        oldest = "Age in seconds of the oldest pending delivery; 0 when there is none."
         age = GaugeMetricFamily("mqhooks_outbox_oldest_seconds", oldest, labels=WEBHOOK)
         used = GaugeMetricFamily(
-            "mqhooks_outbox_used_ratio", "How much of its room a webhook uses, from 0 to 1.", labels=WEBHOOK
+            "mqhooks_outbox_used_ratio", "Share of its outbox that a webhook uses, from 0 to 1.", labels=WEBHOOK
         )
-        letters = GaugeMetricFamily("mqhooks_dead_letters", "Dead letters that are kept.", labels=WEBHOOK)
+        letters = GaugeMetricFamily("mqhooks_dead_letters", "Dead letters kept now.", labels=WEBHOOK)
+        room = "Dead letters discarded to make room for newer ones (dead_max)."
+        forgotten = CounterMetricFamily("mqhooks_dead_letters_forgotten", room, labels=WEBHOOK)
         size = 0
-        for name, sink, totals in webhooks:
-            pending.add_metric((name,), totals.pending)
+        for name, sink, counts in webhooks:
+            pending.add_metric((name,), counts.pending)
             age.add_metric((name,), self._status.oldest(sink) or 0)
             used.add_metric((name,), sink.outbox.used / sink.outbox.max_size)
             letters.add_metric((name,), sink.outbox.letters)
+            forgotten.add_metric((name,), counts.forgotten)
             size += sink.outbox.used
-        yield from (pending, age, used, letters)
-        yield GaugeMetricFamily("mqhooks_outbox_bytes", "What all that waits takes.", size)
+        yield from (pending, age, used, letters, forgotten)
+        yield GaugeMetricFamily("mqhooks_outbox_bytes", "Bytes of all pending deliveries.", size)
         store = self._status.bridge.store
         writable = store is None or store.failing is None
-        yield GaugeMetricFamily("mqhooks_outbox_writable", "Whether the outbox can be written.", int(writable))
+        yield GaugeMetricFamily("mqhooks_outbox_writable", "Whether the outbox can be written to.", int(writable))
 
 
-_Webhook = tuple[str, WebhookSink, Totals]
+_Webhook = tuple[str, WebhookSink, Counts]
 
 
 def _events(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
-    filtered = CounterMetricFamily("mqhooks_events_filtered", "Events that no rule of a webhook wants.", labels=WEBHOOK)
+    filtered = CounterMetricFamily("mqhooks_events_filtered", "Events that no rule of the webhook matches.", labels=WEBHOOK)
     matched = CounterMetricFamily("mqhooks_events_matched", "Events that became deliveries.", labels=WEBHOOK)
     for name, sink, _ in webhooks:
         filtered.add_metric((name,), sink.counters.filtered)
         matched.add_metric((name,), sink.counters.matched)
     yield from (filtered, matched)
-    late = "Deliveries that came too late to be put before a later one of their client."
+    late = "Deliveries that came too late to be put in order."
     yield CounterMetricFamily("mqhooks_events_late", late, sum(sink.counters.late for _, sink, _ in webhooks))
 
 
 def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
-    taken = "Deliveries taken over: made of events, left in the outbox by an earlier process, or replayed."
+    taken = "Deliveries accepted: from events, left over from an earlier process (resumed), or replayed."
     accepted = CounterMetricFamily("mqhooks_deliveries_accepted", taken, labels=("webhook", "source"))
-    delivered = CounterMetricFamily("mqhooks_deliveries_delivered", "Deliveries that arrived.", labels=WEBHOOK)
+    delivered = CounterMetricFamily("mqhooks_deliveries_delivered", "Deliveries that the endpoint accepted.", labels=WEBHOOK)
     dead = CounterMetricFamily("mqhooks_deliveries_dead", "Deliveries that became dead letters.", labels=WEBHOOK)
-    dropped = CounterMetricFamily(
-        "mqhooks_deliveries_dropped", "Deliveries that had to make room, or are lost.", labels=WEBHOOK
+    dropped = CounterMetricFamily("mqhooks_deliveries_dropped", "Deliveries dropped for want of room, or lost.", labels=WEBHOOK)
+    attempts = CounterMetricFamily("mqhooks_delivery_attempts", "Delivery attempts, by outcome.", labels=("webhook", "outcome"))
+    up = GaugeMetricFamily(
+        "mqhooks_webhook_up", "Whether the circuit breaker is closed: the endpoint is up, as far as is known.", labels=WEBHOOK
     )
-    attempts = CounterMetricFamily("mqhooks_delivery_attempts", "Attempts, by outcome.", labels=("webhook", "outcome"))
-    up = GaugeMetricFamily("mqhooks_webhook_up", "Whether the endpoint is up, as far as is known.", labels=WEBHOOK)
-    paused = GaugeMetricFamily("mqhooks_webhook_paused", "Whether somebody has paused the webhook.", labels=WEBHOOK)
-    for name, sink, totals in webhooks:
+    paused = GaugeMetricFamily("mqhooks_webhook_paused", "Whether an operator has paused the webhook.", labels=WEBHOOK)
+    for name, sink, counts in webhooks:
         counters = sink.counters
-        accepted.add_metric((name, "events"), totals.appended)
-        accepted.add_metric((name, "resumed"), totals.resumed)
-        accepted.add_metric((name, "replayed"), totals.replayed)
-        delivered.add_metric((name,), totals.delivered)
-        dead.add_metric((name,), totals.dead)
-        dropped.add_metric((name,), totals.dropped)
-        attempts.add_metric((name, "delivered"), counters.attempts - counters.refused - counters.failed)
+        accepted.add_metric((name, "events"), counts.appended)
+        accepted.add_metric((name, "resumed"), counts.resumed)
+        accepted.add_metric((name, "replayed"), counts.replayed)
+        delivered.add_metric((name,), counts.delivered)
+        dead.add_metric((name,), counts.dead)
+        dropped.add_metric((name,), counts.dropped)
+        attempts.add_metric((name, "delivered"), counters.arrived)
         attempts.add_metric((name, "refused"), counters.refused)
         for reason, count in counters.failures.items():
             attempts.add_metric((name, reason), count)
@@ -148,8 +153,8 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
 
 
 def _histograms(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
-    ages = HistogramMetricFamily("mqhooks_delivery_age_seconds", "From the event to its delivery.", labels=WEBHOOK)
-    answers = HistogramMetricFamily("mqhooks_answer_seconds", "How long the endpoint took to answer.", labels=WEBHOOK)
+    ages = HistogramMetricFamily("mqhooks_delivery_age_seconds", "Seconds from the event to its delivery.", labels=WEBHOOK)
+    answers = HistogramMetricFamily("mqhooks_answer_seconds", "Seconds the endpoint took to answer.", labels=WEBHOOK)
     for name, sink, _ in webhooks:
         ages.add_metric((name,), _buckets(sink.counters.ages), sink.counters.ages.sum)
         answers.add_metric((name,), _buckets(sink.counters.answers), sink.counters.answers.sum)

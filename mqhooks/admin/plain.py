@@ -17,13 +17,13 @@ _SECRET = {"key_password", "secrets", "token"}
 
 def plain(settings: object) -> Any:
     """
-    Make settings into what JSON has, with :data:`HIDDEN` in place of tokens, secrets, passwords and the values of headers.
+    Make plain JSON values of settings, with :data:`HIDDEN` in place of tokens, secrets, passwords and header values.
     """
     if is_dataclass(settings):
         return {
             field.name: _shown(field.name, getattr(settings, field.name), secret=not field.repr)
             for field in fields(settings)
-            # Where a setting stands is none.
+            # A field that does not compare says where a setting was read, and is no setting.
             if field.compare
         }
     if isinstance(settings, (tuple, list)):

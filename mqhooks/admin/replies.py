@@ -1,5 +1,5 @@
 """
-What a request asks for, and what it is answered.
+Calls of the API and the replies to them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """
-    An answer.
+    What a call is answered with.
 
-    :param body: its bytes.
-    :param type: what they are.
+    :param body: the response's body.
+    :param type: its content type.
     :param status: the HTTP status.
     :param headers: further headers.
     """
@@ -35,11 +35,11 @@ class Answer:
 
 class Refused(Exception):
     """
-    A request that is not answered with what it asks for.
+    A call that is refused.
 
     :param status: the HTTP status.
-    :param message: why, and what to do.
-    :param headers: further headers of the answer.
+    :param message: why, and what to do about it.
+    :param headers: further headers of the response.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -52,10 +52,10 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Call:
     """
-    A request.
+    A request to one of the routes.
 
     :param request: Twisted's.
-    :param arguments: the parts of the path that vary.
+    :param arguments: the variable parts of the path.
     """
 
     request: Request
@@ -63,9 +63,9 @@ class Call:
 
     def query(self, name: str) -> str | None:
         """
-        Get a parameter of the URL; ``None`` when it is not there or empty.
+        Get a query parameter; ``None`` when it is missing or empty.
 
-        :raises Refused: when it is there twice or is not UTF-8.
+        :raises Refused: when it is given twice or is not UTF-8.
         """
         values = (self.request.args or {}).get(name.encode(), [])
         if len(values) > 1:
@@ -77,10 +77,10 @@ class Call:
 
     def number(self, name: str, default: int, most: int) -> int:
         """
-        Get a parameter of the URL that is a whole number of 0 or more.
+        Get a query parameter that is a whole number, 0 or more.
 
-        :param most: what a larger one is taken for.
-        :raises Refused: when it is something else.
+        :param most: larger numbers are cut to this.
+        :raises Refused: when it is anything else.
         """
         text = self.query(name)
         if text is None:
@@ -91,9 +91,9 @@ class Call:
 
     def json(self) -> dict[str, Any]:
         """
-        Get the body, which is a JSON object.
+        Get the body, which has to be a JSON object.
 
-        :raises Refused: when it is something else.
+        :raises Refused: when it is anything else.
         """
         content = self.request.content
         body = b"" if content is None else content.read()
@@ -106,10 +106,10 @@ class Call:
         return value
 
 
-Handler = Callable[[Call], Answer | Coroutine[Any, Any, Answer] | None]
-"""Answers a call now or later, or has taken the request over (``None``)."""
+Handler = Callable[[Call], Reply | Coroutine[Any, Any, Reply] | None]
+"""Replies to a call now or later, or returns ``None`` when it has taken the request over."""
 
 
-def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    """Make an answer of what JSON has."""
-    return Answer(_encode(value), JSON, status, headers or {})
+def json_reply(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    """Reply with a value as JSON."""
+    return Reply(_encode(value), JSON, status, headers or {})

@@ -1,5 +1,5 @@
 """
-Listening for whoever wants to know.
+The service that serves the status page.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from twisted.logger import Logger
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.guard import Guard, is_loopback
 from mqhooks.admin.history import STEP
+from mqhooks.admin.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.admin.site import AdminFactory, Root, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
-from mqhooks.app.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.support.listening import Listener, address_name, complete
 
@@ -30,20 +30,20 @@ class AdminService(Service):
     The status page, the API, the metrics and the health checks, on one address.
 
     :param reactor: listens and tells the time.
-    :param bridge: what they are about.
-    :param settings: where to listen, and who may ask; ``listen`` is not ``off``. The usual address need not be free: when it is
-        taken, a line in the log says so.
-    :raises mqhooks.errors.ConfigError: when the address is no endpoint, or others than this machine reach it and there is no
-        token.
+    :param bridge: the bridge to show.
+    :param settings: where to listen and who may connect; ``listen`` is not ``off``. When the default address is taken, the
+        service logs a warning and goes without the page.
+    :ivar description: the endpoint to listen on.
+    :raises mqhooks.errors.ConfigError: when the address is not an endpoint, or other machines can reach it without a token.
     """
 
     log = Logger()
 
     def __init__(self, reactor: Any, bridge: Bridge, settings: AdminSettings) -> None:
         self.bridge = bridge
-        self._usual = settings.listen is None
-        description = settings.listen or ADMIN_LISTEN
-        self._listener = Listener(reactor, description)
+        self._default = settings.listen is None
+        self.description = settings.listen or ADMIN_LISTEN
+        self._listener = Listener(reactor, self.description)
         self.check(settings)
         status = Status(bridge, reactor)
         self._history = LoopingCall(status.history.sample)
@@ -58,17 +58,19 @@ class AdminService(Service):
 
     def check(self, settings: AdminSettings) -> None:
         """
-        See whether these settings, but for ``listen``, would do here.
+        Check settings before :meth:`change`; their ``listen`` is not looked at.
 
-        :raises mqhooks.errors.ConfigError: when others than this machine reach the page, and there is no token.
+        :raises mqhooks.errors.ConfigError: when other machines can reach the page without a token.
         """
-        description = self._listener.description
-        if settings.token is None and not is_local(description):
-            remedy = "set mqhooks.admin.token, or listen on tcp:8891:interface=127.0.0.1"
-            raise ConfigError(f"others than this machine reach the status page, and it has no token: {remedy}", description)
+        if settings.token is None and not is_local(self.description):
+            raise ConfigError(
+                "other machines can reach the status page, and it has no token: "
+                "set mqhooks.admin.token, or listen on tcp:8891:interface=127.0.0.1",
+                self.description,
+            )
 
     def change(self, settings: AdminSettings) -> None:
-        """Have others ask from now on: who watches with another token is sent away."""
+        """Replace the token and the hosts. A new token ends all event streams."""
         self._guard.change(settings.token, settings.hosts)
         if settings.token != self._token:
             self._token = settings.token
@@ -76,27 +78,27 @@ class AdminService(Service):
 
     @property
     def address(self) -> Any:
-        """Where it listens, as one of Twisted's addresses; ``None`` when it does not."""
+        """Where it listens, a Twisted address; ``None`` when it does not."""
         return None if self._port is None else self._port.getHost()
 
     def privilegedStartService(self) -> None:
         """
         Listen.
 
-        :raises mqhooks.errors.ListenError: when the address is taken or not allowed, and not the usual one.
+        :raises mqhooks.errors.ListenError: when an address that was asked for is taken or not allowed.
         """
         self._tried = True
         try:
             self._port = self._listener.listen(self._factory)
         except ListenError as error:
-            if not self._usual:
+            if not self._default:
                 raise
             self.log.warn("{error}, with --admin-port; going on without the status page", error=error)
         else:
             self.log.info("the status page is on {address}", address=address_name(self._port.getHost()))
 
     def startService(self) -> None:
-        """Listen, unless that was done, or tried, while there were privileges."""
+        """Listen, unless that was tried with privileges already."""
         if not self._tried:
             self.privilegedStartService()
         super().startService()
@@ -106,7 +108,7 @@ class AdminService(Service):
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
         """
-        Stop listening and close what is open.
+        Stop listening and close all connections.
 
         :returns: a ``Deferred`` that fires when all are closed.
         """
@@ -122,9 +124,9 @@ class AdminService(Service):
 
 def is_local(description: str) -> bool:
     """
-    Say whether only this machine can connect to a listening endpoint. Of kinds that are not known nobody can say.
+    Whether only this machine can connect to a listening endpoint; ``False`` for unknown kinds of endpoint.
 
-    :param description: as Twisted's ``serverFromString`` has it; it is completed by :func:`mqhooks.support.listening.complete`.
+    :param description: for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
     """
     kind, *parts = re.split(r"(?<!\\):", complete(description))
     if kind == "unix":

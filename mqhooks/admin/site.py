@@ -1,5 +1,5 @@
 """
-From requests to answers.
+Routes, and the way from a request to its reply.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from mqhooks.admin.api import Api
-from mqhooks.admin.guard import ANSWER_HEADERS, Guard
+from mqhooks.admin.guard import RESPONSE_HEADERS, Guard
 from mqhooks.admin.metrics import Metrics
-from mqhooks.admin.replies import Answer, Call, Handler, Refused, json_answer
+from mqhooks.admin.replies import Call, Handler, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import OutboxError
 from mqhooks.support.closing import ClosingFactory
 
 MAX_BODY = 64 << 10
-"""How many bytes a request's body may have."""
+"""The longest body of a request, in bytes."""
 
 CONNECTIONS = 256
-"""How many connections may be open; a further one is closed at once."""
+"""How many connections may be open; further ones are closed at once."""
 
 VARIES = "*"
-"""A part of a path that stands for any text."""
+"""Stands for any text in a part of a path."""
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
@@ -43,11 +43,11 @@ _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 @dataclass(frozen=True)
 class Route:
     """
-    What is answered where.
+    One method of one path.
 
-    :param method: the method; ``HEAD`` goes with ``GET``.
-    :param path: the parts of the path; :data:`VARIES` for any.
-    :param handler: answers.
+    :param method: the method; ``GET`` includes ``HEAD``.
+    :param path: the parts of the path; :data:`VARIES` matches any.
+    :param handler: replies to the call.
     :param public: whether no token is needed.
     """
 
@@ -56,24 +56,24 @@ class Route:
     handler: Handler
     public: bool = False
 
-    def takes(self, path: tuple[str, ...]) -> bool:
-        """Say whether a path is this one."""
+    def matches(self, path: tuple[str, ...]) -> bool:
+        """Whether a path matches."""
         return len(path) == len(self.path) and all(
             pattern in (VARIES, part) for pattern, part in zip(self.path, path, strict=True)
         )
 
     def arguments(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """Get the parts of a path that vary."""
+        """Get the variable parts of a path."""
         return tuple(part for pattern, part in zip(self.path, path, strict=True) if pattern == VARIES)
 
 
 def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
     """
-    Say what is answered where.
+    List all routes.
 
-    :param status: knows how things are.
-    :param stream: tells what is new.
-    :param clock: has others take their turns.
+    :param status: the state of the bridge.
+    :param stream: the event stream.
+    :param clock: long work yields to the reactor through it.
     """
     api = Api(status, clock)
     letters = ("api", "dead-letters")
@@ -103,21 +103,21 @@ def _static() -> list[Route]:
     for file in files("mqhooks.admin").joinpath("static").iterdir():
         type_ = _TYPES.get(file.name.rpartition(".")[2])
         if type_ is not None:
-            found.append(_file(file.name, Answer(file.read_bytes(), f"{type_}; charset=utf-8")))
+            found.append(_file(file.name, Reply(file.read_bytes(), f"{type_}; charset=utf-8")))
     return found
 
 
-def _file(name: str, answer: Answer) -> Route:
-    # They say nothing about this bridge, and the one asks for the token.
-    return Route("GET", ("",) if name == "page.html" else (name,), lambda _: answer, public=True)
+def _file(name: str, reply: Reply) -> Route:
+    # They show nothing of this bridge, and the page is where the token is entered.
+    return Route("GET", ("",) if name == "page.html" else (name,), lambda _: reply, public=True)
 
 
 class Root(Resource):
     """
-    Everything.
+    Finds the route of a request and sends the reply.
 
-    :param table: what is answered where.
-    :param guard: who may ask.
+    :param table: the routes.
+    :param guard: admits or refuses requests.
     """
 
     isLeaf = True
@@ -129,30 +129,30 @@ class Root(Resource):
         self._guard = guard
 
     def render(self, request: HTTPRequest) -> int:
-        """Answer a request, now or later."""
+        """Reply to a request, now or later."""
         try:
             result = self._handle(request)
         except Exception:
             self._failed(Failure(), request)
             return NOT_DONE_YET
-        if isinstance(result, Answer):
+        if isinstance(result, Reply):
             _send(request, result)
         elif result is not None:
             gone: list[object] = []
             request.notifyFinish().addBoth(gone.append)
-            answered = ensureDeferred(result)
-            answered.addCallback(lambda answer: None if gone else _send(request, answer))
-            answered.addErrback(lambda failure: None if gone else self._failed(failure, request))
+            replied = ensureDeferred(result)
+            replied.addCallback(lambda reply: None if gone else _send(request, reply))
+            replied.addErrback(lambda failure: None if gone else self._failed(failure, request))
         return NOT_DONE_YET
 
     def _handle(self, request: HTTPRequest) -> Any:
-        for name, value in ANSWER_HEADERS.items():
+        for name, value in RESPONSE_HEADERS.items():
             request.setHeader(name, value)
         if getattr(request, "oversized", False):
             raise Refused(413, f"the body is longer than {MAX_BODY} bytes")
         path = tuple(unquote_to_bytes(part).decode("utf-8", "surrogateescape") for part in request.path[1:].split(b"/"))
         method = b"GET" if request.method == b"HEAD" else request.method
-        here = [route for route in self._routes if route.takes(path)]
+        here = [route for route in self._routes if route.matches(path)]
         route = next((route for route in here if route.method.encode() == method), None)
         self._guard.check(request, public=route is not None and route.public)
         if route is not None:
@@ -165,25 +165,25 @@ class Root(Resource):
     def _failed(self, failure: Failure, request: HTTPRequest) -> None:
         error = failure.value
         if isinstance(error, Refused):
-            _send(request, json_answer({"error": error.message}, error.status, error.headers))
+            _send(request, json_reply({"error": error.message}, error.status, error.headers))
         elif isinstance(error, (OutboxError, sqlite3.DatabaseError)):
-            _send(request, json_answer({"error": f"the outbox cannot be read: {error}"}, 503))
+            _send(request, json_reply({"error": f"the outbox cannot be read: {error}"}, 503))
         else:
             self.log.failure("a request for {path} failed", failure, path=request.path.decode("latin-1"))
-            _send(request, json_answer({"error": "that failed; the log has the reason"}, 500))
+            _send(request, json_reply({"error": "that failed; the log has the reason"}, 500))
 
 
-def _send(request: HTTPRequest, answer: Answer) -> None:
-    request.setResponseCode(answer.status)
-    headers: Mapping[str, str] = {"Content-Type": answer.type, "Content-Length": str(len(answer.body)), **answer.headers}
+def _send(request: HTTPRequest, reply: Reply) -> None:
+    request.setResponseCode(reply.status)
+    headers: Mapping[str, str] = {"Content-Type": reply.type, "Content-Length": str(len(reply.body)), **reply.headers}
     for name, value in headers.items():
         request.setHeader(name, value)
-    request.write(answer.body)
+    request.write(reply.body)
     request.finish()
 
 
 class _Request(Request):
-    """A request of a limited length."""
+    """A request whose body is limited to :data:`MAX_BODY`."""
 
     oversized = False
 
@@ -194,24 +194,24 @@ class _Request(Request):
             super().handleContentChunk(data)
 
 
-class _Site(Site):
+class _AdminSite(Site):
     noisy = False
 
     def log(self, request: Any) -> None:
-        """Log nothing: who watches asks often."""
+        """Log no requests: the page makes many."""
 
 
 class AdminFactory(ClosingFactory):
     """
-    Speaks HTTP.
+    Makes the HTTP connections.
 
     :param clock: for timeouts.
-    :param root: answers.
+    :param root: replies to all requests.
     """
 
     def __init__(self, clock: IReactorTime, root: Root) -> None:
-        super().__init__(clock, _Site(root, requestFactory=_Request, reactor=clock))
+        super().__init__(clock, _AdminSite(root, requestFactory=_Request, reactor=clock))
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Make a connection's protocol; none when there are too many."""
+        """Make the protocol of a connection; none when too many are open."""
         return super().buildProtocol(addr) if len(self.protocols) < CONNECTIONS else None

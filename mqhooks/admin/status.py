@@ -1,5 +1,5 @@
 """
-What there is to say now, as plain data.
+The state of a bridge as plain data.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
 from mqhooks.support.redact import hide, hide_url
-from mqhooks.webhook.sink import Failure, WebhookSink
+from mqhooks.webhook.dispatcher import LastFailure
+from mqhooks.webhook.sink import WebhookSink
 
 
 class Status:
     """
-    Looks at a bridge.
+    Takes snapshots of a bridge.
 
-    :param bridge: what is looked at.
-    :param clock: tells the time.
-    :param now: tells the time of day, in seconds since 1970.
+    :param bridge: the bridge.
+    :param clock: measures the uptime.
+    :param now: the time of day, in seconds since 1970.
     """
 
     def __init__(self, bridge: Bridge, clock: IReactorTime, now: Callable[[], float] = time) -> None:
@@ -35,7 +36,7 @@ class Status:
 
     def snapshot(self) -> dict[str, Any]:
         """
-        Say everything, in what JSON has. Times are seconds since 1970, durations seconds.
+        Take a snapshot, in plain JSON values. Times are seconds since 1970, durations seconds.
         """
         now = self._now()
         uptime = self._clock.seconds() - self._began
@@ -50,7 +51,7 @@ class Status:
         }
 
     def oldest(self, sink: WebhookSink) -> float | None:
-        """Say how many seconds ago a webhook's oldest pending delivery was accepted; ``None`` when none waits."""
+        """Get the age in seconds of a webhook's oldest pending delivery; ``None`` when none is pending."""
         oldest = sink.outbox.oldest
         return None if oldest is None else max(self._now() - oldest / 1000, 0.0)
 
@@ -71,7 +72,7 @@ class Status:
         }
 
     def _webhook(self, sink: WebhookSink, now: float) -> dict[str, Any]:
-        totals, counters, settings = sink.outbox.totals, sink.counters, sink.settings
+        counts, counters, settings = sink.outbox.counts, sink.counters, sink.settings
         probe = sink.next_probe
         return {
             "name": settings.name,
@@ -82,23 +83,24 @@ class Status:
             "next_attempt": None if probe is None or sink.paused else now + probe,
             "last_error": _error(sink.failure, settings.url),
             "last_answer": _answer(sink.refusal),
-            "accepted": totals.accepted,
-            "resumed": totals.resumed,
-            "replayed": totals.replayed,
-            "delivered": totals.delivered,
-            "dead": totals.dead,
-            "dropped": totals.dropped,
-            "pending": totals.pending,
+            "accepted": counts.accepted,
+            "resumed": counts.resumed,
+            "replayed": counts.replayed,
+            "delivered": counts.delivered,
+            "dead": counts.dead,
+            "dropped": counts.dropped,
+            "pending": counts.pending,
             "filtered": counters.filtered,
             "matched": counters.matched,
             "late": counters.late,
             "attempts": {
-                "delivered": counters.attempts - counters.refused - counters.failed,
+                "delivered": counters.arrived,
                 "refused": counters.refused,
                 "failed": counters.failed,
             },
             "failures": dict(counters.failures),
             "letters": sink.outbox.letters,
+            "forgotten": counts.forgotten,
             "oldest_seconds": self.oldest(sink),
             "bytes": sink.outbox.used,
             "max_size": sink.outbox.max_size,
@@ -118,11 +120,11 @@ class Status:
         }
 
 
-def _error(failure: Failure | None, url: str) -> dict[str, Any] | None:
+def _error(failure: LastFailure | None, url: str) -> dict[str, Any] | None:
     return None if failure is None else {"at": failure.at, "reason": hide(failure.reason, url)}
 
 
-def _answer(failure: Failure | None) -> dict[str, Any] | None:
+def _answer(failure: LastFailure | None) -> dict[str, Any] | None:
     if failure is None:
         return None
     return {"at": failure.at, "status": failure.status, "body": failure.body.decode("utf-8", "replace")}

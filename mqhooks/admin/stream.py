@@ -1,5 +1,5 @@
 """
-What is new, for whoever watches: server-sent events.
+The live stream of the status page: server-sent events.
 
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -17,19 +17,19 @@ from zope.interface import implementer
 
 from mqhooks.admin.replies import Call, Refused
 from mqhooks.admin.status import Status
-from mqhooks.sources.sidecar.events import Event
+from mqhooks.events import Event
 
 INTERVAL = 0.25
-"""Seconds between two looks at the newest events; the status follows with each fourth."""
+"""Seconds between two samples of the newest events; the status goes out with every fourth."""
 
 EVENTS = 5
-"""How many events are shown at each look: 20 in a second."""
+"""How many events a sample holds: 20 a second."""
 
 WATCHERS = 32
-"""How many may watch at a time."""
+"""How many watchers there may be."""
 
 STALLED = 240
-"""After how many looks one who does not read is left alone: a minute."""
+"""After how many missed samples a watcher that does not read is cut off: a minute."""
 
 PAYLOAD = 4096
 """How many bytes of a payload are shown."""
@@ -45,9 +45,9 @@ _encode = msgspec.json.Encoder().encode
 
 class Stream:
     """
-    Tells watchers the status each second, and a sample of the events as they pass. Without watchers it does nothing.
+    Sends watchers the status every second and a sample of the events as they pass. Without watchers it costs nothing.
 
-    :param status: says how things are.
+    :param status: the state of the bridge.
     :param clock: for timers.
     """
 
@@ -56,7 +56,7 @@ class Stream:
         self._clock = clock
         self._watchers: dict[_Watcher, None] = {}
         self._events: list[Event] = []
-        self._looks = 0
+        self._samples = 0
         self._timer: IDelayedCall | None = None
         self._closed = False
 
@@ -65,14 +65,14 @@ class Stream:
 
     def join(self, call: Call) -> None:
         """
-        Take a request over: it is answered until its sender goes away.
+        Take over a request: its response goes on until the client leaves.
 
-        :raises Refused: when too many watch already, or only the head is asked for.
+        :raises Refused: when there are too many watchers, or the method is HEAD.
         """
         if call.request.method == b"HEAD":
             raise Refused(405, "this takes GET only", {"Allow": "GET"})
         if self._closed or len(self._watchers) >= WATCHERS:
-            raise Refused(503, f"{len(self._watchers)} watch already: close a page", {"Retry-After": "5"})
+            raise Refused(503, f"{len(self._watchers)} pages are watching already: close one", {"Retry-After": "5"})
         request = call.request
         watcher = _Watcher(request, payload=call.query("payload") == "1")
         request.setHeader("Content-Type", "text/event-stream; charset=utf-8")
@@ -83,15 +83,15 @@ class Stream:
         request.write(b"retry: 2000\n\n" + _message(b"status", self._status.snapshot()))
         if self._timer is None:
             self._status.bridge.sidecar.watch(self._passed)
-            self._timer = self._clock.callLater(INTERVAL, self._look)
+            self._timer = self._clock.callLater(INTERVAL, self._sample)
 
     def close(self) -> None:
-        """End all answers, and give no more."""
+        """End all streams, and begin no more."""
         self._closed = True
         self.dismiss()
 
     def dismiss(self) -> None:
-        """End all answers: who still may watch asks again."""
+        """End all streams; clients that may still watch reconnect."""
         for watcher in list(self._watchers):
             watcher.end()
 
@@ -108,23 +108,23 @@ class Stream:
         if room > 0:
             self._events.extend(events[-room:])
 
-    def _look(self) -> None:
-        self._timer = self._clock.callLater(INTERVAL, self._look)
-        # The sidecar's listener may be another one since a reload.
+    def _sample(self) -> None:
+        self._timer = self._clock.callLater(INTERVAL, self._sample)
+        # A reload may have replaced the factory.
         self._status.bridge.sidecar.watch(self._passed)
-        self._looks += 1
-        message = _message(b"status", self._status.snapshot()) if self._looks % 4 == 0 else b""
+        self._samples += 1
+        message = _message(b"status", self._status.snapshot()) if self._samples % 4 == 0 else b""
         events, self._events = self._events, []
         shown: dict[bool, bytes] = {}
         for watcher in list(self._watchers):
             if events and watcher.payload not in shown:
                 shown[watcher.payload] = _message(b"events", [describe(event, payload=watcher.payload) for event in events])
-            watcher.tell(message + shown.get(watcher.payload, b""))
+            watcher.send(message + shown.get(watcher.payload, b""))
 
 
 @implementer(IPushProducer)
 class _Watcher:
-    """One who watches. What comes while their connection is full, they miss."""
+    """A client of the stream. It misses what comes while its connection is full."""
 
     def __init__(self, request: Request, *, payload: bool) -> None:
         self.payload = payload
@@ -132,7 +132,7 @@ class _Watcher:
         self._full = False
         self._missed = 0
 
-    def tell(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         if self._full:
             self._missed += 1
             if self._missed > STALLED:
@@ -158,9 +158,9 @@ class _Watcher:
 
 def describe(event: Event, *, payload: bool) -> dict[str, Any]:
     """
-    Make an event into what JSON has, its texts shortened.
+    Make plain JSON values of an event, with its texts cut short.
 
-    :param payload: whether its payload is shown too, up to :data:`PAYLOAD` bytes: as text, or in base64 when it is none.
+    :param payload: whether to include the payload, up to :data:`PAYLOAD` bytes: as text, or in base64 when it is not text.
     """
     content: bytes | None = getattr(event.message, "payload", None)
     described: dict[str, Any] = {
@@ -182,7 +182,7 @@ def _payload(content: bytes) -> dict[str, Any]:
     try:
         return {"text": kept.decode(), "truncated": truncated}
     except UnicodeDecodeError as error:
-        # A character that was cut in two at the end does not make it another thing than text.
+        # Cutting the last character in two does not make text binary.
         if truncated and error.start >= PAYLOAD - 3 and error.reason == "unexpected end of data":
             return {"text": kept[: error.start].decode(), "truncated": True}
     return {"base64": b64encode(kept).decode(), "truncated": truncated}

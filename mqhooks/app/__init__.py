@@ -1,1 +1,1 @@
-"""The program: its settings as a whole, and what is built from them."""
+"""The program: settings, build(), reload, log and command line."""

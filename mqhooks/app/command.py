@@ -1,5 +1,7 @@
 """
-``mqhooks``: dead letters from the command line.
+The ``mqhooks`` command: looks after an outbox, also while the bridge that owns it runs.
+
+It needs no secret of the configuration, only the outbox's path.
 """
 
 from __future__ import annotations
@@ -9,19 +11,25 @@ import sqlite3
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 
 import msgspec
 
-from mqhooks.app.configuration import load
+import mqhooks
+from mqhooks.app.configuration import outbox_path
 from mqhooks.app.settings import DEFAULTS
+from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
-from mqhooks.outbox.delivery import DeadLetter
-from mqhooks.outbox.letters import Letters
-from mqhooks.tools.ledger import printable
+from mqhooks.outbox.deadletters import Letters
+from mqhooks.outbox.salvage import salvage
+from mqhooks.support.printable import printable
 
 NAME = 60
 """How many characters of a name a list shows."""
+
+DAMAGED = ".damaged-"
+"""What follows the outbox's name in that of a damaged file."""
 
 
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] = print) -> int:
@@ -34,15 +42,10 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
     """
     options = _parser().parse_args(arguments)
     try:
-        path = options.outbox or (load(options.config).outbox.path if options.config else DEFAULTS.outbox.path)
-        letters = Letters(path)
-        try:
-            for line in options.command(letters, options):
-                write(line)
-        finally:
-            letters.close()
+        for line in options.command(options):
+            write(line)
     except BrokenPipeError:
-        # Whoever reads has read enough; at the end Python would try to write the rest.
+        # The reader has seen enough; without this, Python would fail to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MqhooksError, sqlite3.Error, msgspec.MsgspecError, OverflowError) as error:
         sys.stderr.write(f"mqhooks: {error}\n")
@@ -52,61 +55,105 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("mqhooks", description="Look after mqhooks' outbox. The relay itself is twistd mqhooks.")
+    parser.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    dead = commands.add_parser("dead", help="deliveries that were given up").add_subparsers(required=True, metavar="ACTION")
+    dead = commands.add_parser("dead", help="dead letters: deliveries that were given up")
+    actions = dead.add_subparsers(required=True, metavar="ACTION")
     for name, command, description in (
         ("list", _list, "list them, oldest first"),
         ("show", _show, "show them whole, with the request and the last answer"),
-        ("replay", _ask, "have them delivered after all, behind what waits"),
+        ("replay", _ask, "deliver them again, behind what waits"),
         ("purge", _ask, "remove them for good"),
     ):
-        action = dead.add_parser(name, help=description, description=f"Dead letters: {description}.")
-        action.add_argument("--outbox", metavar="FILE", help="the outbox")
-        action.add_argument("--config", "-c", metavar="FILE", help="the configuration that names it")
+        action = actions.add_parser(name, help=description, description=f"Dead letters: {description}.")
+        _add_outbox(action)
         action.set_defaults(command=command, action=name)
         if name != "show":
-            action.add_argument("--webhook", metavar="NAME", help="those of one webhook only")
+            action.add_argument("--webhook", metavar="NAME", help="only those of this webhook")
         if name in ("replay", "purge"):
             action.add_argument("--all", action="store_true", help="all, or all of one webhook")
         if name != "list":
             action.add_argument("number", nargs="+" if name == "show" else "*", type=int, help="their numbers")
+    outbox = commands.add_parser("outbox", help="the outbox itself").add_subparsers(required=True, metavar="ACTION")
+    description = "hand what a damaged outbox file still holds to the outbox that replaced it"
+    action = outbox.add_parser("salvage", help=description, description=f"Outbox: {description}.")
+    _add_outbox(action)
+    action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{DAMAGED}20260131T120000")
+    action.set_defaults(command=_salvage)
     return parser
 
 
-def _list(letters: Letters, options: Namespace) -> Iterator[str]:
-    for letter in letters.of(options.webhook):
-        client = letter.delivery.client.replace("\0", "/")
-        parts = (str(letter.number), _time(letter.died), letter.webhook, letter.delivery.id, client, letter.reason)
-        yield "  ".join(printable(part, NAME if part is not letter.reason else 200) for part in parts)
+def _add_outbox(parser: ArgumentParser) -> None:
+    parser.add_argument("--outbox", metavar="FILE", help="the outbox")
+    parser.add_argument("--config", "-c", metavar="FILE", help="the configuration that names it")
 
 
-def _show(letters: Letters, options: Namespace) -> Iterator[str]:
-    for number in options.number:
-        letter = letters.get(number)
-        letter.check()
-        yield from _described(letter)
+def _outbox(options: Namespace, default: str = DEFAULTS.outbox.path) -> str:
+    path: str = options.outbox or (outbox_path(options.config) if options.config else default)
+    return path
 
 
-def _ask(letters: Letters, options: Namespace) -> Iterator[str]:
-    numbers = options.number
+def _salvage(options: Namespace) -> Iterator[str]:
+    path = _outbox(options, options.file.rpartition(DAMAGED)[0] or DEFAULTS.outbox.path)
+    yield f"salvage: {salvage(options.file, path)}"
+
+
+def _list(options: Namespace) -> Iterator[str]:
+    with closing(Letters(_outbox(options))) as letters:
+        _check_webhook(letters, options)
+        for letter in letters.of(options.webhook):
+            client = letter.delivery.client.replace("\0", "/")
+            parts = (str(letter.number), _time(letter.died), letter.webhook, letter.delivery.id, client, letter.reason)
+            yield "  ".join(printable(part, NAME if part is not letter.reason else 200) for part in parts)
+
+
+def _show(options: Namespace) -> Iterator[str]:
+    with closing(Letters(_outbox(options))) as letters:
+        for number in options.number:
+            letter = letters.get(number)
+            letter.check()
+            yield from _described(letter)
+
+
+def _ask(options: Namespace) -> Iterator[str]:
+    with closing(Letters(_outbox(options))) as letters:
+        _check_webhook(letters, options)
+        numbers = _numbers(letters, options)
+        if not numbers:
+            whose = f" of webhook {printable(options.webhook, NAME)}" if options.webhook else ""
+            which = " that can be replayed" if options.action == "replay" else ""
+            yield f"{options.action}: there are no dead letters{whose}{which}"
+            return
+        count = letters.ask(options.action, numbers)
+        when = "done within a second by the mqhooks that has the outbox, or when one starts"
+        yield f"{options.action}: asked for {count}; {when}"
+
+
+def _numbers(letters: Letters, options: Namespace) -> list[int]:
+    """Say which dead letters are meant; each can be acted on."""
+    numbers: list[int] = options.number
     replay = options.action == "replay"
     if options.all and numbers:
         raise MqhooksError(f"{options.action}: all of them or these? Give --all or numbers, not both")
     if options.all:
-        numbers = [letter.number for letter in letters.of(options.webhook) if not (replay and letter.damage)]
-        if not numbers:
-            whose = f" of webhook {printable(options.webhook, NAME)}" if options.webhook else ""
-            yield f"{options.action}: there are no dead letters{whose}{' that can be replayed' if replay else ''}"
-            return
-    elif options.webhook or not numbers:
+        return [letter.number for letter in letters.of(options.webhook) if not (replay and letter.damage)]
+    if options.webhook or not numbers:
         raise MqhooksError(f"{options.action}: which ones? Give their numbers, or --all, or --all --webhook NAME")
-    else:
-        for number in numbers:
-            letter = letters.get(number)
-            if replay:
-                letter.check()
-    count = letters.ask(options.action, numbers)
-    yield f"{options.action}: asked for {count}; done within a second by the mqhooks that has the outbox, or when one starts"
+    for number in numbers:
+        letter = letters.get(number)
+        if replay:
+            letter.check()
+    return numbers
+
+
+def _check_webhook(letters: Letters, options: Namespace) -> None:
+    name = options.webhook
+    if name is None:
+        return
+    known = letters.webhooks()
+    if name not in known:
+        names = ", ".join(printable(each, NAME) for each in known) or "none"
+        raise MqhooksError(f"the outbox knows no webhook {printable(name, NAME)}; it knows {names}")
 
 
 def _described(letter: DeadLetter) -> Iterator[str]:

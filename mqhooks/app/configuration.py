@@ -1,5 +1,5 @@
 """
-Reads a configuration file as a whole: the webhooks, and what mqhooks itself can be told.
+Reads a configuration file: the webhooks, and the settings of mqhooks itself.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import cast, get_args
 
+from mqhooks.admin.settings import TOKEN, AdminSettings
 from mqhooks.app.settings import (
     DEFAULTS,
     OUTBOX_LETTERS,
     OUTBOX_SIZES,
-    TOKEN,
-    AdminSettings,
     OnFull,
     OutboxKind,
     OutboxSettings,
@@ -24,40 +23,75 @@ from mqhooks.app.settings import (
     Sync,
 )
 from mqhooks.app.webhookblock import shared, webhooks
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, ConfigErrors
+from mqhooks.nanomq.block import Block
 from mqhooks.nanomq.events import NANOMQ_EVENTS
-from mqhooks.nanomq.hocon import Block, read
+from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 
 def load(path: str) -> Settings:
     """
-    Read a file, such as a whole ``nanomq.conf``: its ``webhook``, ``webhooks`` and ``mqhooks`` blocks; the rest is left alone.
+    Read a file, such as a whole ``nanomq.conf``: its ``webhook``, ``webhooks`` and ``mqhooks`` blocks; the rest is ignored.
 
-    :raises mqhooks.errors.ConfigError: at the first mistake, with file, key and remedy.
+    :raises mqhooks.errors.ConfigError: when there are mistakes, each with file, key and remedy:
+        :class:`~mqhooks.errors.ConfigErrors` when there are several.
     """
-    values, warnings = read(path)
-    root = Block(values, path, "", warnings)
+    document = read(path)
+    warnings = document.warnings
+    errors: list[ConfigError] = []
+    root = Block(document.values, path, "", warnings, errors)
+    try:
+        settings = compose(root)
+    except ConfigError as error:
+        errors.append(error)
+    if errors:
+        different = list({str(error): error for error in errors}.values())
+        raise different[0] if len(different) == 1 else ConfigErrors(different)
+    for key in ("sidecar", "outbox", "admin"):
+        if key in document.others:
+            root.warn(key, f"belongs into the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
+    return replace(settings, warnings=tuple(warnings))
+
+
+def outbox_path(path: str) -> str:
+    """
+    Read where the outbox is, and nothing else: the variables that hold secrets need not be set.
+
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, or the path needs a variable that is not set.
+    """
+    values = read(path, required=False).values
+    block = Block(values, path, "", []).block("mqhooks").block("outbox")
+    outbox = block.file("path", DEFAULTS.outbox.path)
+    if "${" in outbox:
+        raise block.error("path", f"{outbox}: set the environment variable that it refers to, or give --outbox")
+    return outbox
+
+
+def compose(root: Block) -> Settings:
+    """
+    Make settings of what a whole file says.
+
+    :raises mqhooks.errors.ConfigError: when that is not possible; smaller mistakes are noted with ``root``.
+    """
     ours = root.block("mqhooks")
     enabled = tuple(webhooks(root, shared(ours, SharedSettings())))
-    for key in ("sidecar", "outbox", "admin"):
-        if key in root:
-            root.warn(key, f"belongs into the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
     sidecar = ours.block("sidecar")
     settings = Settings(
         webhooks=enabled,
         sidecar=SidecarSettings(
             max_frame=sidecar.size("max_frame", DEFAULTS.sidecar.max_frame, least=1 << 10, most=256 << 20),
             max_sessions=sidecar.integer("max_sessions", DEFAULTS.sidecar.max_sessions, least=0),
+            max_sessions_size=sidecar.size("max_sessions_size", DEFAULTS.sidecar.max_sessions_size, least=1 << 10),
         ),
         outbox=_outbox(ours.block("outbox")),
         admin=_admin(ours.block("admin")),
-        shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms"),
+        shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms", plain=0.1),
     )
     for block in (sidecar, ours):
         block.close()
-    return replace(settings, warnings=tuple(warnings))
+    return settings
 
 
 def _outbox(block: Block) -> OutboxSettings:
@@ -82,11 +116,11 @@ def _outbox(block: Block) -> OutboxSettings:
 def _admin(block: Block) -> AdminSettings:
     settings = AdminSettings(
         listen=block.string("listen", None),
-        token=block.string("token", None),
+        token=block.secret("token"),
         hosts=tuple(_host(block, host) for host in block.entries("hosts") or ()),
     )
     if settings.listen == "":
-        raise block.error("listen", "is empty: write it like tcp:8891, or off for no status page")
+        block.fail(block.error("listen", "is empty: write it like tcp:8891, or off for no status page"))
     if settings.token is not None and not TOKEN.fullmatch(settings.token):
         remedy = "make one with openssl rand -hex 24, and put it in quotes"
         raise block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}")
@@ -98,7 +132,7 @@ def _host(block: Block, host: object) -> str:
     if not isinstance(host, str):
         raise block.error("hosts", "is not a list of host names, like [mqhooks.example]")
     with suppress(ValueError):
-        # Written as browsers write it, or it never matches.
+        # Spelled as browsers spell it, or it never matches.
         return str(ip_address(host.strip("[]")))
     if re.fullmatch(r".*:\d+", host):
         raise block.error("hosts", f"{host[:80]!r} has a port, and any will do: leave it out")
@@ -109,9 +143,9 @@ def _host(block: Block, host: object) -> str:
 
 def for_url(url: str) -> Settings:
     """
-    Make the settings that send all of NanoMQ's events to one address.
+    Make settings that send all of NanoMQ's events to one address.
 
-    :raises mqhooks.errors.ConfigError: when nothing can be sent there.
+    :raises mqhooks.errors.ConfigError: when the address is no URL that can be sent to.
     """
     try:
         checked = check_url(url)

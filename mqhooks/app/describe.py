@@ -1,12 +1,13 @@
 """
-What a configuration means, in words.
+Describes a configuration in words, for ``--check``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mqhooks.app.settings import ADMIN_LISTEN, OutboxSettings, Settings
+from mqhooks.admin.settings import ADMIN_LISTEN
+from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.support.listening import complete
 from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
@@ -14,11 +15,11 @@ from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
 def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:
     """
-    Say what would be listened on, and what would be sent where.
+    Describe where mqhooks would listen, and what it would send where.
 
-    :param descriptions: the sidecar endpoints.
-    :param sinks: the descriptions of further sinks.
-    :returns: lines for a terminal. The values of headers, passwords and secrets are not among them.
+    :param descriptions: where to listen for VerneMQ.
+    :param sinks: the descriptions of the other sinks.
+    :returns: lines for a terminal, without the values of headers, passwords and secrets.
     """
     return "\n".join(_lines(settings, descriptions, sinks))
 
@@ -45,7 +46,8 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
 def _webhook(webhook: WebhookSettings) -> Iterator[str]:
     yield f"webhook {webhook.name}: POST {webhook.url}"
     yield (
-        f"        at most {webhook.pool_size} connections, {webhook.cancel_timeout:g} s for a request, "
+        f"        at most {webhook.pool_size} connections{' of treq' if webhook.transport == 'treq' else ''}, "
+        f"{webhook.cancel_timeout:g} s for a request, "
         f"payload as {webhook.encoding}{', with details' if webhook.details else ''}"
     )
     yield f"        {_retry(webhook.retry)}"
@@ -75,7 +77,9 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
 def _retry(retry: RetrySettings) -> str:
     attempts = f", {retry.max_attempts} times at most" if retry.max_attempts else ""
     statuses = f"; again after {', '.join(['no answer', *map(str, retry.on)])}" if retry.on != RetrySettings().on else ""
-    return f"tried for {span(retry.max_age)}{attempts}, with waits of {span(retry.initial)} to {span(retry.maximum)}{statuses}"
+    buried = "; refusals are buried" if retry.refusals == "bury" else ""
+    waits = f"waits of {span(retry.initial)} to {span(retry.maximum)}"
+    return f"tried for {span(retry.max_age)}{attempts}, with {waits}{statuses}{buried}"
 
 
 def _outbox(outbox: OutboxSettings) -> str:

@@ -1,52 +1,57 @@
 """
-Webhooks that come, change and go while events flow.
+The webhooks of a configuration, which a reload adds, replaces and removes while events flow.
+
+A webhook whose settings change gets another sink on the same outbox and counters. The new sink accepts events at once, and
+starts to deliver when the old one has finished what is in flight, beginning with what the old one left in the outbox. So
+nothing is lost, sent twice or overtaken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.logger import Logger
 
+from mqhooks.app.webhooks import transport_for
 from mqhooks.interfaces import IOutbox
 from mqhooks.sinks.compose import FanOut
-from mqhooks.webhook.counters import WebhookCounters
+from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
+
+Version = tuple[WebhookSettings, tuple[bytes, ...]]
+"""What a sink was made from: its settings, and a hash of each of its certificate files."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """
-    Which webhooks there are to be.
+    What a reload is going to change.
 
-    :param sinks: all of them, in the order of their settings. Those that stay as they are are those of before.
-    :param certificates: what their certificates' files hold, by the webhooks' names.
-    :param words: what changes, in a few words each.
+    :param names: the webhooks there will be, in the order of their settings.
+    :param sinks: the new sinks among them, each with what it was made from.
+    :param changes: for the log.
     """
 
-    sinks: Sequence[WebhookSink]
-    certificates: dict[str, tuple[bytes, ...]]
-    words: Sequence[str]
+    names: list[str]
+    sinks: dict[str, tuple[Version, WebhookSink]]
+    changes: list[str]
 
 
 class WebhookGroup(FanOut):
     """
     All webhooks of a configuration.
 
-    One that is configured anew gets another sink. That one takes the events from then on; it begins to deliver when the
-    attempts that its predecessor has under way have ended, with what the predecessor leaves in the outbox. So nothing is lost,
-    nothing overtakes anything, and what an attempt delivers is not sent again.
-
     :param reactor: for the sinks.
     :param settings: the webhooks.
-    :param outbox: gets the outbox of a webhook by its name; always the same one for a name.
+    :param outbox: returns the outbox of a webhook's name, always the same one for a name.
     :param drain_time: how many seconds stopping waits for deliveries.
-    :raises mqhooks.errors.ConfigError: when the certificates of one don't serve.
+    :raises mqhooks.errors.ConfigError: when the certificates of a webhook cannot be used.
     """
 
     def __init__(
@@ -56,133 +61,167 @@ class WebhookGroup(FanOut):
         self._reactor = reactor
         self._outbox = outbox
         self._drain_time = drain_time
-        self._current: dict[str, WebhookSink] = {}
-        self._retiring: dict[str, WebhookSink] = {}
-        self._left: dict[str, IOutbox] = {}
-        self._counters: dict[str, WebhookCounters] = {}
-        self._certificates: dict[str, tuple[bytes, ...]] = {}
-        self._put(self.plan(settings))
+        self._budget = Budget()
+        self._slots: dict[str, _Slot] = {}
+        self._current: list[WebhookSink] = []
+        self.apply(self.plan(settings))
 
     @property
     def sinks(self) -> list[WebhookSink]:
-        """The webhooks that there are, in the order of their settings."""
-        return list(self._current.values())
+        """The configured webhooks, in the order of their settings."""
+        return list(self._current)
 
     def startService(self) -> None:
-        """Begin to deliver."""
+        """Start to deliver."""
         super().startService()
-        for sink in self._current.values():
-            sink.startService()
+        for slot in self._slots.values():
+            slot.start()
 
     def stopService(self) -> Deferred[None]:
         """
         Stop all webhooks at once.
 
-        :returns: a ``Deferred`` that fires when nothing is open any more.
+        :returns: a ``Deferred`` that fires when all connections are closed.
         """
         super().stopService()
-        names = dict.fromkeys([*self._current, *self._retiring])
-        return gatherResults(map(self._stop, names), consumeErrors=True).addCallback(self._stopped)
+        return gatherResults([slot.stop() for slot in self._slots.values()], consumeErrors=True).addCallback(lambda _: None)
 
     def plan(self, settings: Iterable[WebhookSettings]) -> Plan:
         """
-        Make what other settings ask for; nothing changes before :meth:`apply`.
+        Make the sinks that other settings need; nothing changes before :meth:`apply`.
 
-        :raises mqhooks.errors.ConfigError: when the certificates of a webhook don't serve.
-        :raises mqhooks.errors.OutboxError: when a new one cannot get its outbox.
+        :raises mqhooks.errors.ConfigError: when the certificates of a webhook cannot be used.
+        :raises mqhooks.errors.OutboxError: when a new webhook cannot get its outbox.
         """
-        wanted = {each.name: each for each in settings}
-        certificates = {name: _certificates(each) for name, each in wanted.items()}
-        sinks = []
-        words = []
-        for name, each in wanted.items():
-            old = self._current.get(name)
-            if old is not None and old.settings == each and certificates[name] == self._certificates[name]:
-                sinks.append(old)
+        plan = Plan([], {}, [])
+        for each in settings:
+            plan.names.append(each.name)
+            version = each, _certificates(each)
+            slot = self._slots.get(each.name)
+            if slot is not None and slot.version == version:
                 continue
-            words.append(f"webhook {name} {'added' if old is None else 'changed'}")
-            counters = self._counters.get(name)
-            outbox = self._outbox(name)
-            sinks.append(WebhookSink(self._reactor, each, outbox, drain_time=self._drain_time, counters=counters))
-        words += [f"webhook {name} removed" for name in self._current if name not in wanted]
-        return Plan(sinks, certificates, words)
+            plan.sinks[each.name] = version, self._make(each, slot)
+            plan.changes.append(f"webhook {each.name} {'added' if slot is None or slot.sink is None else 'changed'}")
+        removed = [sink.settings.name for sink in self.sinks if sink.settings.name not in plan.names]
+        plan.changes.extend(f"webhook {name} removed" for name in removed)
+        return plan
 
-    def apply(self, plan: Plan, drain_time: float) -> None:
-        """
-        Have the webhooks of a plan, which was made of those that there are.
+    def _make(self, settings: WebhookSettings, slot: _Slot | None) -> WebhookSink:
+        return WebhookSink(
+            self._reactor,
+            settings,
+            self._outbox(settings.name),
+            transport_for(self._reactor, settings),
+            drain_time=self._drain_time,
+            counters=None if slot is None else slot.counters,
+            budget=self._budget,
+        )
 
-        :param drain_time: as for the whole group.
-        """
-        before = dict(self._current)
-        self._put(plan)
-        self._drain_time = drain_time
-        for sink in self._current.values():
-            sink.drain_time = drain_time
-        for name, old in before.items():
-            new = self._current.get(name)
-            if new is old:
-                continue
-            if new is None:
-                self._left[name] = old.outbox
-                # Nobody is going to make room there.
-                old.outbox.abandon()
-            elif old.paused:
-                new.pause()
-            # One that has not begun yet has nothing under way: whoever it was waiting for is waited for on.
-            retired = old.retire()
-            if name not in self._retiring:
-                self._retiring[name] = old
-                retired.addCallback(self._take_over, name)
-        for name, sink in self._current.items():
-            if name not in before and name not in self._retiring:
-                self._left.pop(name, None)
-                self._begin(sink)
+    def apply(self, plan: Plan) -> None:
+        """Carry out a plan made of the current webhooks."""
+        for name, slot in self._slots.items():
+            if name not in plan.names:
+                slot.remove()
+        for name, (version, sink) in plan.sinks.items():
+            if name not in self._slots:
+                self._slots[name] = _Slot(sink)
+                if self.running:
+                    self._slots[name].start()
+            self._slots[name].put(sink, version)
+        current = [self._slots[name].sink for name in plan.names]
+        self._current = [sink for sink in current if sink is not None]
+        self._sinks = tuple(self._current)
 
-    def _put(self, plan: Plan) -> None:
-        self._sinks = tuple(plan.sinks)
-        self._current = {sink.settings.name: sink for sink in plan.sinks}
-        self._certificates = plan.certificates
-        self._counters |= {name: sink.counters for name, sink in self._current.items()}
 
-    def _take_over(self, _: None, name: str) -> None:
-        outbox = self._retiring.pop(name).outbox
-        sink = self._current.get(name)
-        if sink is not None:
-            self._left.pop(name, None)
-            # What would be lost with the process is delivered before its end.
-            if self.running or not outbox.durable:
-                self._begin(sink)
-        elif outbox.pending:
-            self.log.warn(
-                "webhook {name} is not configured any more: {pending} deliveries stay in the outbox",
-                name=name,
-                pending=outbox.pending,
-            )
+class _Slot:
+    """
+    One webhook's name, with the sink that accepts its events and the one before that, which may still be finishing. It stays
+    when the webhook is removed, since the webhook may come back.
+
+    :param sink: its first one.
+    :ivar sink: the sink now; ``None`` when the webhook is not configured.
+    :ivar version: what the sink was made from.
+    """
+
+    log = Logger()
+
+    def __init__(self, sink: WebhookSink) -> None:
+        self.sink: WebhookSink | None = None
+        self.version: Version | None = None
+        self.counters = sink.counters
+        self._name = sink.settings.name
+        self._outbox = sink.outbox
+        self._retiring: WebhookSink | None = None
+        self._running = False
+
+    def start(self) -> None:
+        self._running = True
+        if self.sink is not None:
+            self.sink.startService()
+
+    def put(self, sink: WebhookSink, version: Version) -> None:
+        """Let another sink take over."""
+        old, self.sink, self.version = self.sink, sink, version
+        if old is not None:
+            if old.paused:
+                sink.pause()
+            self._retire(old)
+        elif self._running and self._retiring is None:
+            self._begin(sink)
+
+    def remove(self) -> None:
+        """Accept nothing more."""
+        old, self.sink, self.version = self.sink, None, None
+        if old is not None:
+            # Nobody is going to make room in this outbox.
+            self._outbox.abandon()
+            self._retire(old)
+
+    def _retire(self, old: WebhookSink) -> None:
+        retired = old.retire()
+        # Behind a sink that is still finishing, this one has not begun: it has nothing in flight.
+        if self._retiring is None:
+            self._retiring = old
+            retired.addCallback(self._retired)
+
+    def _retired(self, _: None) -> None:
+        self._retiring = None
+        pending = self._outbox.counts.pending
+        if self.sink is None:
+            if pending:
+                self.log.warn(
+                    "webhook {name} is no longer configured: {pending} deliveries stay in the outbox",
+                    name=self._name,
+                    pending=pending,
+                )
+        elif self._running or not self._outbox.durable:
+            # While stopping, only what would be lost with the process is still delivered.
+            self._begin(self.sink)
 
     def _begin(self, sink: WebhookSink) -> None:
-        sink.outbox.reclaim()
+        self._outbox.reclaim()
         sink.startService()
 
-    def _stop(self, name: str) -> Deferred[None]:
-        old, sink = self._retiring.get(name), self._current.get(name)
-        if old is None:
-            assert sink is not None
-            return sink.stopService()
-        stopped = old.stopService()
-        return stopped if sink is None else stopped.addCallback(lambda _: sink.stopService())
+    def stop(self) -> Deferred[None]:
+        self._running = False
+        stopped = succeed(None) if self._retiring is None else self._retiring.stopService()
+        return stopped.addCallback(self._stop_current)
 
-    def _stopped(self, _: object) -> None:
-        for name, outbox in self._left.items():
-            if outbox.pending and not outbox.durable:
-                self.log.error(
-                    "webhook {name}: is not configured any more, and had {pending} deliveries; they are lost",
-                    name=name,
-                    pending=outbox.pending,
-                )
+    def _stop_current(self, _: None) -> Deferred[None] | None:
+        if self.sink is not None:
+            return self.sink.stopService()
+        pending = self._outbox.counts.pending
+        if pending and not self._outbox.durable:
+            self.log.error(
+                "webhook {name} is no longer configured: {pending} deliveries in memory are lost",
+                name=self._name,
+                pending=pending,
+            )
+        return None
 
 
 def _certificates(settings: WebhookSettings) -> tuple[bytes, ...]:
-    """Get a hash of each file that a webhook's certificates are in; of one that cannot be read, nothing."""
+    """Hash each of a webhook's certificate files; an unreadable one counts as empty."""
     tls = settings.tls
     paths = () if tls is None else (tls.cacertfile, tls.certfile, tls.keyfile)
     hashes = []

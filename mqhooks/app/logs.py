@@ -1,5 +1,5 @@
 """
-The log as JSON lines, where twistd would write it.
+Writes the log as JSON lines, to where twistd would write it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.python.logfile import LogFile
 from mqhooks.errors import ConfigError
 
 FORMATS = ("text", "json")
-"""What the log can be."""
+"""The formats of the log."""
 
 _OWN = {"time", "level", "logger", "text", "traceback"}
 _LEGACY = {"message", "format", "system", "isError", "failure", "why"}
@@ -26,10 +26,10 @@ _LEGACY = {"message", "format", "system", "isError", "failure", "why"}
 
 def json_line(event: LogEvent) -> str:
     """
-    Format an event of the log.
+    Format a log event.
 
-    :returns: a JSON object and a line end, all of it ASCII: ``time`` (RFC 3339, in UTC), ``level``, ``logger``, ``text``, and
-        the event's fields as far as they are plain values, or lists and dictionaries of such. A failure is in ``traceback``.
+    :returns: a JSON object and a line end, all ASCII: ``time`` (RFC 3339, in UTC), ``level``, ``logger``, ``text``, and the
+        event's fields that are plain values, or lists and dictionaries of them. ``traceback`` holds a failure.
     """
     level = event.get("log_level")
     line: dict[str, Any] = {
@@ -49,14 +49,14 @@ def observer_for(
     reactor: Any, twistd: Mapping[str, Any] | None, log_format: str, *, stdout_taken: bool = False
 ) -> Callable[[], ILogObserver] | None:
     """
-    Choose who writes the log.
+    Choose the log observer.
 
-    :param reactor: rotates the file after SIGUSR1, as twistd's own log does.
+    :param reactor: rotates the file at SIGUSR1, as twistd does with its own log.
     :param twistd: twistd's own options: ``--logfile``, ``--syslog``, ``--logger`` and ``-n``.
     :param log_format: one of :data:`FORMATS`.
-    :param stdout_taken: whether standard output belongs to somebody else.
-    :returns: what makes the observer, once the log begins; ``None`` to leave it to twistd.
-    :raises mqhooks.errors.ConfigError: when twistd's options ask for something else than JSON.
+    :param stdout_taken: whether a sink writes to standard output.
+    :returns: makes the observer when the log begins; ``None`` to leave that to twistd.
+    :raises mqhooks.errors.ConfigError: when twistd's options ask for another format than JSON.
     """
     options: Mapping[str, Any] = twistd or {}
     elsewhere = options.get("logfile") or options.get("syslog") or options.get("logger")

@@ -1,10 +1,15 @@
 """
-Another configuration for a process that runs.
+Reloads the configuration of a running process.
+
+SIGHUP changes what can change without losing a connection of VerneMQ's or an event: the webhooks with their secrets and
+certificates, who may see the status page, and the limits of the outbox and of the sidecar's stream. Everything else needs a
+restart, and one line says so.
+The new configuration is checked as a whole first: a wrong one changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,23 +19,29 @@ from twisted.logger import Logger
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.app.group import WebhookGroup
-from mqhooks.app.settings import Settings
+from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.errors import MqhooksError
-from mqhooks.outbox.memory import MemoryStore
-from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.hangup import on_hangup
+
+RELOADABLE = {
+    "sidecar": ("max_frame", "max_sessions", "max_sessions_size"),
+    "outbox": ("max_size", "on_full", "dead_max"),
+    "admin": ("token", "hosts"),
+}
+"""What of the ``mqhooks`` block a reload changes."""
 
 
 class Reloader(Service):
     """
-    Reads the configuration again at SIGHUP, and has the bridge run with what it says now. One that is wrong changes nothing.
+    Reloads the configuration at SIGHUP.
 
-    :param reactor: reads it between two of its turns.
-    :param load: reads it; ``None`` when there is none, so that SIGHUP is for others.
-    :param bridge: runs with it.
+    :param reactor: reloads between two of its turns.
+    :param load: reads the configuration; ``None`` when there is none, and SIGHUP is left to sinks with files.
+    :param bridge: what the status page reads; it is told of what changes.
     :param webhooks: its webhooks.
-    :param store: their outboxes; ``None`` when there are none.
+    :param resize: replaces the limits of the outbox.
     :param admin: the status page; ``None`` when there is none.
+    :param usernames: tells for settings whether anything needs the usernames of clients that leave.
     """
 
     log = Logger()
@@ -41,90 +52,87 @@ class Reloader(Service):
         load: Callable[[], Settings] | None,
         bridge: Bridge,
         webhooks: WebhookGroup,
-        store: SqliteStore | MemoryStore | None,
+        resize: Callable[[OutboxSettings], object],
         admin: AdminService | None,
+        usernames: Callable[[Settings], bool],
     ) -> None:
         self._reactor = reactor
         self._load = load
         self._bridge = bridge
         self._webhooks = webhooks
-        self._store = store
+        self._resize = resize
         self._admin = admin
+        self._usernames = usernames
         self._forget: Callable[[], None] | None = None
 
     def privilegedStartService(self) -> None:
-        """Listen for the signal, which would end the process: from before the first line of the log that others wait for."""
+        """Handle SIGHUP before the log's first line: whoever waits for that line may send the signal."""
         self._forget = on_hangup(lambda: self._reactor.callFromThread(self.reload))
 
     def startService(self) -> None:
-        """Listen for the signal, unless that was done while there were privileges."""
+        """Handle SIGHUP, unless that is done already."""
         super().startService()
         if self._forget is None:
             self.privilegedStartService()
 
     def stopService(self) -> None:
-        """Leave the signal to others."""
+        """Leave SIGHUP to others."""
         if self._forget is not None:
             self._forget()
             self._forget = None
         super().stopService()
 
     def reload(self) -> None:
-        """Read it again, and say what that changed, or why it changed nothing."""
+        """Reload the configuration, and log what changed or why nothing did."""
         if self._load is None:
-            self.log.info("there is no configuration file to be read again")
+            self.log.info("there is no configuration file to reload")
             return
         if not self._webhooks.running:
             return
-        old = self._bridge.settings
         try:
-            read = self._load()
-            new = _kept(old, read)
+            new, changes, fixed = merge(self._bridge.settings, self._load())
             if self._admin is not None:
                 self._admin.check(new.admin)
             plan = self._webhooks.plan(new.webhooks)
         except MqhooksError as error:
-            self.log.error("configuration not read again, the old one stays: {reason}", reason=str(error))
+            self.log.error("reload failed, keeping the current configuration: {reason}", reason=str(error))
             return
         for warning in new.warnings:
             self.log.warn("{line}", line=warning)
-        if self._store is not None:
-            _resize(self._store, new)
-        self._bridge.sidecar.limit(new.sidecar.max_frame, new.sidecar.max_sessions)
+        self._resize(new.outbox)
+        self._bridge.sidecar.limit(
+            max_frame=new.sidecar.max_frame,
+            max_sessions=new.sidecar.max_sessions,
+            max_sessions_size=new.sidecar.max_sessions_size,
+            usernames=self._usernames(new),
+        )
         if self._admin is not None:
             self._admin.change(new.admin)
-        self._webhooks.apply(plan, new.shutdown_timeout)
+        self._webhooks.apply(plan)
         self._bridge.settings = new
         self._bridge.webhooks = self._webhooks.sinks
-        changed = [*plan.words, *(f"{key} changed" for key in _differences(old, new))]
-        self.log.info("configuration read again: {changed}", changed=", ".join(changed) or "nothing changed")
-        fixed = ", ".join(_differences(new, read))
+        self.log.info("configuration reloaded: {changes}", changes=", ".join(plan.changes + changes) or "nothing changed")
         if fixed:
-            self.log.warn("as before until a restart: {keys}", keys=fixed)
+            self.log.warn("these changes need a restart: {keys}", keys=", ".join(fixed))
 
 
-def _kept(old: Settings, new: Settings) -> Settings:
-    """Put what cannot change into settings."""
-    outbox = replace(new.outbox, path=old.outbox.path, sync=old.outbox.sync)
-    if new.outbox.kind != old.outbox.kind:
-        # What is said of another kind does not go for this one.
-        outbox = old.outbox
-    return replace(new, outbox=outbox, admin=replace(new.admin, listen=old.admin.listen))
+def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[str]]:
+    """
+    Apply to settings what can change in a running process.
 
-
-def _differences(old: Settings, new: Settings) -> Iterator[str]:
-    for name in ("sidecar", "outbox", "admin"):
-        one, other = getattr(old, name), getattr(new, name)
-        for field in fields(one):
-            if getattr(one, field.name) != getattr(other, field.name):
-                yield f"{name}.{field.name}"
-    if old.shutdown_timeout != new.shutdown_timeout:
-        yield "shutdown_timeout"
-
-
-def _resize(store: SqliteStore | MemoryStore, settings: Settings) -> None:
-    outbox = settings.outbox
-    if isinstance(store, SqliteStore):
-        store.resize(outbox.max_size, outbox.on_full, outbox.dead_max)
-    else:
-        store.resize(outbox.max_size, outbox.dead_max)
+    :returns: the settings to run with, what changes besides the webhooks, and the keys that need a restart.
+    """
+    new = replace(old, webhooks=wanted.webhooks, warnings=wanted.warnings)
+    changes: list[str] = []
+    fixed: list[str] = []
+    for part, reloadable in RELOADABLE.items():
+        before, after = getattr(old, part), getattr(wanted, part)
+        different = [field.name for field in fields(before) if getattr(before, field.name) != getattr(after, field.name)]
+        # The limits of another kind of outbox are not meant for this one.
+        live = [] if "kind" in different else [name for name in different if name in reloadable]
+        new = replace(new, **{part: replace(before, **{name: getattr(after, name) for name in live})})
+        changes += [f"{part}.{name} changed" for name in live]
+        fixed += [f"{part}.{name}" for name in different if name not in live]
+    if old.shutdown_timeout != wanted.shutdown_timeout:
+        fixed.append("shutdown_timeout")
+    return new, changes, fixed

@@ -4,10 +4,10 @@ The settings of the whole program.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mqhooks.admin.settings import AdminSettings
 from mqhooks.webhook.settings import WebhookSettings
 
 OutboxKind = Literal["sqlite", "memory"]
@@ -15,13 +15,13 @@ Sync = Literal["normal", "full"]
 OnFull = Literal["pause", "drop_oldest"]
 
 OUTBOX_KIND: OutboxKind = "sqlite"
-"""Where deliveries wait when nothing is said."""
+"""The default kind of outbox."""
 
 OUTBOX_SIZES: dict[OutboxKind, int] = {"sqlite": 1 << 30, "memory": 64 << 20}
-"""How many bytes may wait for each webhook when nothing is said."""
+"""The default ``max_size``, in bytes for each webhook."""
 
 OUTBOX_LETTERS: dict[OutboxKind, int] = {"sqlite": 100_000, "memory": 1_000}
-"""How many dead letters are kept for each webhook when nothing is said."""
+"""The default ``dead_max``, for each webhook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,14 @@ class SidecarSettings:
     """
     How VerneMQ's stream is read.
 
-    :param max_frame: bytes; a longer frame is left out.
+    :param max_frame: bytes; longer frames are skipped.
     :param max_sessions: of how many clients the username is remembered.
+    :param max_sessions_size: how many bytes that may take.
     """
 
     max_frame: int = 16 << 20
     max_sessions: int = 1_000_000
+    max_sessions_size: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,11 @@ class OutboxSettings:
     """
     Where deliveries wait.
 
-    :param kind: ``sqlite`` outlives the process, ``memory`` does not.
+    :param kind: ``sqlite`` survives the end of the process, ``memory`` does not.
     :param path: the file of ``sqlite``.
-    :param sync: whether ``sqlite`` waits for the disk with each commit (``full``) or leaves that to the kernel (``normal``).
-    :param max_size: bytes for each webhook.
-    :param on_full: whether no more is read then, or the oldest is dropped.
+    :param sync: ``full``: each commit of ``sqlite`` waits for the disk; ``normal``: the kernel writes it when it likes.
+    :param max_size: how many bytes may wait for each webhook.
+    :param on_full: what happens then: ``pause`` stops reading (backpressure), ``drop_oldest`` makes room.
     :param dead_max: how many dead letters are kept for each webhook.
     """
 
@@ -59,42 +61,21 @@ class OutboxSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class AdminSettings:
-    """
-    The status page, the metrics and what goes with them.
-
-    :param listen: a Twisted endpoint; ``off`` for none of it; ``None`` for the usual address, which another process may have.
-    :param token: what who asks has to know; ``None`` for nothing.
-    :param hosts: names beside the loopback's and the address itself that it may be called by.
-    """
-
-    listen: str | None = None
-    token: str | None = field(default=None, repr=False)
-    hosts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """
-    Everything that a file says.
+    All settings.
 
     :param webhooks: those that are enabled.
-    :param shutdown_timeout: how many seconds stopping may wait for deliveries.
-    :param warnings: what is odd but no mistake, each in one line.
+    :param shutdown_timeout: how many seconds a stop waits for deliveries.
+    :param warnings: oddities of the file that are no mistakes, one line each.
     """
 
     webhooks: tuple[WebhookSettings, ...] = ()
     sidecar: SidecarSettings = SidecarSettings()
     outbox: OutboxSettings = OutboxSettings()
-    admin: AdminSettings = AdminSettings()
+    admin: AdminSettings = field(default_factory=AdminSettings)
     shutdown_timeout: float = 10.0
     warnings: tuple[str, ...] = ()
 
 
 DEFAULTS = Settings()
-
-ADMIN_LISTEN = "tcp:8891"
-"""Where the status page is when nothing is said."""
-
-TOKEN = re.compile(r"[!-~]{16,}")
-"""What a token of :class:`AdminSettings` looks like: it has to fit into a header."""

@@ -1,11 +1,14 @@
 """
-What has flowed, once a minute in the log.
+Logs what has flowed, in one line a minute.
+
+The numbers are those of the outboxes and counters, as ``/metrics`` and the page show them; the summary keeps none of its own,
+only what they were a minute ago.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
@@ -18,11 +21,14 @@ from mqhooks.webhook.counters import WebhookCounters
 from mqhooks.webhook.settings import WebhookSettings
 
 INTERVAL = 60.0
-"""How many seconds lie between two summaries."""
+"""Seconds between two summaries."""
+
+NAMES = ("filtered", "delivered", "dead", "dropped", "failed")
+"""What is counted for each webhook."""
 
 
 class Counted(Protocol):
-    """A webhook, as far as its numbers go."""
+    """What the summary reads of a webhook."""
 
     settings: WebhookSettings
     counters: WebhookCounters
@@ -31,11 +37,11 @@ class Counted(Protocol):
 
 class SummaryService(Service):
     """
-    Says in one line what has flowed since the last one; nothing when nothing has.
+    Logs one line about what has flowed since the last one; nothing when nothing did.
 
     :param clock: for the interval.
     :param sidecar: what came in.
-    :param webhooks: asked each time for the webhooks that there are.
+    :param webhooks: returns the webhooks that are configured now.
     """
 
     log = Logger()
@@ -48,16 +54,16 @@ class SummaryService(Service):
         self._clock = clock
         self._since = 0.0
         self._came = (0, 0)
-        self._went: list[tuple[WebhookCounters, dict[str, int]]] = []
+        self._went: dict[str, dict[str, int]] = {}
 
     def startService(self) -> None:
-        """Begin to count."""
+        """Start the minute."""
         super().startService()
         self._since = self._clock.seconds()
         self._loop.start(INTERVAL, now=False)
 
     def stopService(self) -> None:
-        """Say what has flowed since the last summary."""
+        """Log what has flowed since the last summary."""
         super().stopService()
         if self._loop.running:
             self._loop.stop()
@@ -69,16 +75,18 @@ class SummaryService(Service):
         came = (self._sidecar.events, self._sidecar.malformed)
         events, malformed = (new - old for new, old in zip(came, self._came, strict=True))
         self._came = came
-        webhooks = self._webhooks()
-        rows = [{"webhook": each.settings.name, **self._since_last(each), "pending": each.outbox.pending} for each in webhooks]
-        # One that is gone may come back, with the same counters.
-        gone = [pair for pair in self._went if all(each.counters is not pair[0] for each in webhooks)]
-        self._went = [*gone, *((each.counters, _totals(each.counters)) for each in webhooks)]
-        if (
-            events
-            or malformed
-            or any(value for row in rows for name, value in row.items() if name not in ("webhook", "pending"))
-        ):
+        rows: list[dict[str, Any]] = []
+        went = {}
+        for webhook in self._webhooks():
+            name = webhook.settings.name
+            went[name] = numbers = _numbers(webhook)
+            before = self._went.get(name, {})
+            # A new webhook counts from zero.
+            since = {key: value - before.get(key, 0) for key, value in numbers.items()}
+            rows.append({"webhook": name, **since, "pending": webhook.outbox.counts.pending})
+        # A webhook that was removed may come back with the same counters.
+        self._went |= went
+        if events or malformed or any(row[name] for row in rows for name in NAMES):
             self.log.info(
                 "in {seconds:.0f} s: {events} events in{_more}",
                 seconds=seconds,
@@ -88,23 +96,14 @@ class SummaryService(Service):
                 webhooks=rows,
             )
 
-    def _since_last(self, webhook: Counted) -> dict[str, int]:
-        # A webhook that was not there before counts from the beginning.
-        before = next((totals for counters, totals in self._went if counters is webhook.counters), {})
-        return {name: value - before.get(name, 0) for name, value in _totals(webhook.counters).items()}
+
+def _numbers(webhook: Counted) -> dict[str, int]:
+    counts, counters = webhook.outbox.counts, webhook.counters
+    numbers = (counters.filtered, counts.delivered, counts.dead, counts.dropped, counters.failed + counters.refused)
+    return dict(zip(NAMES, numbers, strict=True))
 
 
-def _totals(counters: WebhookCounters) -> dict[str, int]:
-    return {
-        "filtered": counters.filtered,
-        "delivered": counters.delivered,
-        "dead": counters.dead,
-        "dropped": counters.dropped,
-        "failed": counters.failed + counters.refused,
-    }
-
-
-def _words(row: dict[str, object]) -> str:
+def _words(row: Mapping[str, object]) -> str:
     dropped = f"{row['dropped']} dropped, " if row["dropped"] else ""
     return (
         f"; webhook {row['webhook']}: {row['filtered']} filtered, {row['delivered']} delivered, {row['dead']} dead, "

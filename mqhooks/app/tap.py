@@ -1,40 +1,30 @@
 """
-``twistd mqhooks``: the options, and the service tree that they ask for.
+``twistd mqhooks``: its options, and the service they ask for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import replace
-from time import monotonic
+from functools import partial
 from typing import Any
 
 from twisted.application.service import IService
 from twisted.logger import Logger
+from twisted.python.reflect import qual
 
-from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.server import AdminService
+from mqhooks.app.build import SIDECAR_PORT, build
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
-from mqhooks.app.group import WebhookGroup
 from mqhooks.app.logs import FORMATS, observer_for
-from mqhooks.app.reload import Reloader
+from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import Settings
-from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
-from mqhooks.interfaces import IEventSink, IOutbox
-from mqhooks.outbox.memory import MemoryStore
-from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.sinks import FanOut, LogSink, sinkFromString
-from mqhooks.sources.sidecar.listener import SidecarService
-from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.interfaces import IEventSink
+from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.support.options import CommandOptions, one_of, whole
-from mqhooks.support.services import LoggedService, OrderedService
-
-SIDECAR_PORT = 8890
-"""Where VerneMQ's ``vmq_events_sidecar`` connects to unless it is told otherwise."""
+from mqhooks.support.services import LoggedService
 
 
 def _port(name: str) -> Callable[[str], int]:
@@ -94,131 +84,95 @@ class Options(CommandOptions):
 
 def makeService(options: Options) -> IService:
     """
-    Put the service together that the options ask for.
+    Build the service that the options ask for, and install our reactor unless ``twistd --reactor`` has chosen one.
 
-    :raises SystemExit: with one line when a setting is wrong; with status 0 after ``--check``.
+    :raises SystemExit: with a line for each setting that is wrong; with status 0 after ``--check``.
     """
-    from twisted.internet import reactor
-
-    # Timers must not stop, or all end at once, when somebody sets the clock.
-    reactor.seconds = monotonic  # type: ignore[method-assign]
     try:
-        return _build(reactor, options)
+        return _make(install(), options)
     except ConfigError as error:
-        raise SystemExit(f"mqhooks: {error}") from None
+        if error.key.startswith("mqhooks.") and not error.where:
+            error = ConfigError(error.message, options["config"] or "", error.key)
+        raise SystemExit("\n".join(f"mqhooks: {mistake}" for mistake in error.mistakes)) from None
 
 
-def _build(reactor: Any, options: Options) -> IService:
-    settings = _settings(options)
-    descriptions = list(options["sidecar"])
+def _make(reactor: Any, options: Options) -> IService:
+    log = Logger()
+    twistd: Mapping[str, Any] = options.parent or {}
+    directory = _directory(twistd)
+    settings = _settings(options, options["config"], directory)
+    if settings.webhooks and settings.outbox.kind == "sqlite" and not twistd.get("chroot"):
+        _check_place(settings.outbox.path)
+    sinks = [sinkFromString(reactor, description) for description in options["sink"]]
+    reload = None
+    if options["config"] is not None:
+        # By the time of a reload the process may run in another directory.
+        reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
+    elif not settings.webhooks and not sinks:
+        sinks = [LogSink(reactor)]
+    sidecars = _sidecars(options)
+    service = build(settings, reactor, sidecars=sidecars, sinks=sinks, load=reload)
+    if options["check"]:
+        print(describe(settings, sidecars, options["sink"]))  # noqa: T201 - this is what the option is for
+        raise SystemExit(0)
+    for warning in settings.warnings:
+        log.warn("{line}", line=warning)
+    if not isinstance(reactor, MonotonicReactor):
+        log.warn(
+            "timers follow the wall clock with {reactor}: without twistd --reactor they ignore changes of the clock",
+            reactor=qual(type(reactor)),
+        )
+    to_stdout = _to_stdout(sinks)
+    if to_stdout and twistd and not twistd.get("nodaemon"):
+        raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
+    observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
+    return service if observer is None else LoggedService([service], observer)
+
+
+def _sidecars(options: Options) -> list[str]:
+    descriptions: list[str] = list(options["sidecar"])
     if options["sidecar-port"] is not None or not descriptions:
         port = SIDECAR_PORT if options["sidecar-port"] is None else options["sidecar-port"]
         descriptions.insert(0, f"tcp:{port}")
-    store = _store(reactor, options, settings)
-    webhooks = WebhookGroup(reactor, settings.webhooks, _outboxes(store), drain_time=settings.shutdown_timeout)
-    sinks = _sinks(reactor, options, webhooks)
-    sink = sinks[0] if len(sinks) == 1 else FanOut(sinks)
-    factory = SidecarFactory(reactor, sink, max_frame=settings.sidecar.max_frame, max_sessions=settings.sidecar.max_sessions)
-    listener = SidecarService(reactor, descriptions, factory)
-    file = store if isinstance(store, SqliteStore) else None
-    bridge = Bridge(settings, factory, listener, webhooks.sinks, file)
-    admin = _admin(reactor, options, bridge)
-    if options["check"]:
-        print(describe(settings, descriptions, options["sink"]))  # noqa: T201 - this is what the option is for
-        raise SystemExit(0)
-    log = Logger()
-    for warning in settings.warnings:
-        log.warn("{line}", line=warning)
-    to_stdout = any(isinstance(each, LogSink) and each.uses_stdout for each in sinks)
-    if to_stdout and options.parent is not None and not options.parent.get("nodaemon"):
-        raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
-    summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
-    reloader = Reloader(reactor, _again(options), bridge, webhooks, store, admin)
-    # What handles a signal is there first and last: without it the signal ends the process.
-    children = [each for each in (reloader, file, summary, sink, admin, listener) if each is not None]
-    observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
-    return OrderedService(children) if observer is None else LoggedService(children, observer)
+    return descriptions
 
 
-def _admin(reactor: Any, options: Options, bridge: Bridge) -> AdminService | None:
-    settings = bridge.settings.admin
-    if settings.listen == "off":
-        return None
-    try:
-        return AdminService(reactor, bridge, settings)
-    except ConfigError as error:
-        raise ConfigError(str(error), options["config"] or "", "mqhooks.admin.listen") from None
+def _to_stdout(sinks: list[IEventSink]) -> bool:
+    return any(isinstance(sink, LogSink) and sink.uses_stdout for sink in sinks)
 
 
-def _settings(options: Options) -> Settings:
-    settings = Settings() if options["config"] is None else load(options["config"])
+def _settings(options: Options, config: str | None, directory: str) -> Settings:
+    settings = Settings() if config is None else load(config)
     if options["url"] is not None:
         (webhook,) = for_url(options["url"]).webhooks
         if settings.webhooks:
             webhook = replace(webhook, name="url")
         if webhook.name in [other.name for other in settings.webhooks]:
-            raise ConfigError("--url is called so too: call this webhook something else", options["config"], "webhooks.url")
+            raise ConfigError("--url has this name too: rename this webhook", config or "", "webhooks.url")
         settings = replace(settings, webhooks=(*settings.webhooks, webhook))
-    if options["config"] is not None and not settings.webhooks and not options["sink"]:
+    if config is not None and not settings.webhooks and not options["sink"]:
         remedy = "add webhook { url = … events = […] }, or give --url or --sink"
-        raise ConfigError(f"no webhook is enabled: {remedy}", options["config"])
+        raise ConfigError(f"no webhook is enabled: {remedy}", config)
     if options["admin-port"] is not None:
         port = options["admin-port"]
         settings = replace(settings, admin=replace(settings.admin, listen=f"tcp:{port}" if port else "off"))
-    return settings
+    return replace(settings, outbox=replace(settings.outbox, path=os.path.join(directory, settings.outbox.path)))
 
 
-def _again(options: Options) -> Callable[[], Settings] | None:
-    if options["config"] is None:
-        return None
-    # By then the process may run in another directory.
-    options = copy(options)
-    options["config"] = os.path.abspath(options["config"])
-    return lambda: _settings(options)
+def _directory(twistd: Mapping[str, Any]) -> str:
+    """Say what relative paths start from: where twistd is going to run, "" when that is the current directory."""
+    directory = twistd.get("rundir") or "."
+    if directory == ".":
+        return "/" if twistd.get("chroot") else ""
+    return os.path.abspath(directory)
 
 
-def _store(reactor: Any, options: Options, settings: Settings) -> SqliteStore | MemoryStore | None:
-    outbox = settings.outbox
-    if outbox.kind == "memory":
-        return MemoryStore(outbox.max_size, outbox.dead_max)
-    if not settings.webhooks:
-        return None
-    problem = _misplaced(outbox.path, options.parent or {})
+def _check_place(path: str) -> None:
+    problem = None
+    directory = os.path.abspath(os.path.dirname(path))
+    if os.path.isdir(path):
+        problem = f"{path} is a directory: name a file in it"
+    elif not os.path.isdir(directory):
+        problem = f"{path}: there is no directory {directory}: make it or name another place"
     if problem is not None:
-        raise ConfigError(problem, options["config"] or "", "mqhooks.outbox.path")
-    return SqliteStore(
-        reactor,
-        outbox.path,
-        sync=outbox.sync,
-        max_size=outbox.max_size,
-        on_full=outbox.on_full,
-        dead_max=outbox.dead_max,
-    )
-
-
-def _misplaced(path: str, twistd: Mapping[str, Any]) -> str | None:
-    """Say why a file cannot be where it is to be; what only the root of another file system shows is not known yet."""
-    if twistd.get("chroot"):
-        return None
-    place = os.path.join(twistd.get("rundir") or "", path)
-    if os.path.isdir(place):
-        return f"{path} is a directory: name a file in it"
-    directory = os.path.abspath(os.path.dirname(place))
-    return None if os.path.isdir(directory) else f"{path}: there is no directory {directory}: make it or name another place"
-
-
-def _outboxes(store: SqliteStore | MemoryStore | None) -> Callable[[str], IOutbox]:
-    if store is not None:
-        return store.outbox
-
-    def refuse(name: str) -> IOutbox:
-        raise ConfigError(f"no webhook was enabled at the start, so there is no outbox for {name}: restart mqhooks")
-
-    return refuse
-
-
-def _sinks(reactor: Any, options: Options, webhooks: WebhookGroup) -> list[IEventSink]:
-    sinks = [sinkFromString(reactor, description) for description in options["sink"]]
-    if options["config"] is not None or webhooks.sinks:
-        sinks.insert(0, webhooks)
-    return sinks or [LogSink(reactor)]
+        raise ConfigError(problem, key="mqhooks.outbox.path")

@@ -1,5 +1,5 @@
 """
-``webhook {}`` blocks become settings.
+Reads ``webhook {}`` blocks.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 from mqhooks.errors import ConfigError
+from mqhooks.http.tls import TLSSettings
+from mqhooks.nanomq.block import Block, suggest
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
-from mqhooks.nanomq.hocon import Block, suggest
 from mqhooks.nanomq.settings import Encoding, Rule
 from mqhooks.nanomq.topics import check_filter
+from mqhooks.support.signatures import secret_key
 from mqhooks.webhook.settings import (
     BatchFormat,
     BatchSettings,
@@ -22,11 +24,9 @@ from mqhooks.webhook.settings import (
     Refusals,
     RetrySettings,
     SharedSettings,
-    TLSSettings,
     Transport,
     WebhookSettings,
     check_url,
-    secret_key,
 )
 
 _DEFAULTS = SharedSettings()
@@ -51,18 +51,26 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
 
     :param root: the whole file.
     :param defaults: what goes where a block doesn't say otherwise.
-    :raises mqhooks.errors.ConfigError: at the first mistake.
+    :raises mqhooks.errors.ConfigError: when a block is none; other mistakes are noted with ``root``, if it takes notes.
     """
-    single = root.block("webhook")
+    single = root.block("webhook", "; several webhooks have a name each: webhooks { billing { … }, audit { … } }")
     if single.boolean("enable", default=True) and "webhook" in root:
-        yield webhook(single, "webhook", defaults)
-    several = root.block("webhooks")
+        yield from _read(root, single, "webhook", defaults)
+    several = root.block("webhooks", "; give each webhook a name: webhooks { billing { … }, audit { … } }")
     for name in several.names():
         block = several.block(name)
         if block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
-                raise several.error(name, "there is a webhook block beside, which has this name: call this one something else")
-            yield webhook(block, name, defaults)
+                beside = "there is a webhook block beside, which has this name: call this one something else"
+                root.fail(several.error(name, beside))
+            yield from _read(root, block, name, defaults)
+
+
+def _read(root: Block, block: Block, name: str, defaults: SharedSettings) -> Iterator[WebhookSettings]:
+    try:
+        yield webhook(block, name, defaults)
+    except ConfigError as error:
+        root.fail(error)
 
 
 def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> WebhookSettings:
@@ -86,7 +94,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         headers=_headers(block.block("headers"), batch),
         encoding=cast(Encoding, body.choice("encoding", "plain", get_args(Encoding))),
         pool_size=block.integer("pool_size", 32, least=1, most=65535),
-        cancel_timeout=block.duration("cancel_timeout", 5.0, unit="ms"),
+        cancel_timeout=block.duration("cancel_timeout", 5.0, unit="ms", plain=0.1),
         tls=_tls(block, url),
         details=block.boolean("details", default=False),
         proto_ver=unknown.integer("proto_ver", None, least=0, most=255),
@@ -120,22 +128,29 @@ def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
 def _url(block: Block) -> str:
     url = block.string("url", None)
     if url is None:
-        raise block.error("url", 'is missing: where are the events to be sent? For example url = "http://127.0.0.1:8080/hook"')
+        inner = next((name for name in block.names() if block.holds(name, "url")), None)
+        if inner is not None:
+            raise block.error(inner, f"is a webhook within a webhook: write webhooks {{ {inner} {{ … }} }}")
+        if "url" not in block:
+            example = 'url = "http://127.0.0.1:8080/hook"'
+            block.fail(block.error("url", f"is missing: where are the events to be sent? For example {example}"))
+        return ""
     try:
         return check_url(url)
     except ConfigError as error:
-        raise block.error("url", error.message) from None
+        block.fail(block.error("url", error.message))
+        return ""
 
 
 def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str], ...]:
     headers: dict[str, tuple[str, str]] = {}
     for name, value in block.members():
         if not _TOKEN.fullmatch(name):
-            raise block.error(name, "is not a header's name: those are of letters, digits and hyphens")
-        if name.lower() in _OURS:
-            raise block.error(name, "is set by mqhooks itself: remove it")
+            block.fail(block.error(name, "is not a header's name: those are of letters, digits and hyphens"))
+        elif name.lower() in _OURS:
+            block.fail(block.error(name, "is set by mqhooks itself: remove it"))
         if name.lower() == "content-encoding" and batch is not None and batch.compression != "none":
-            raise block.error(name, f"is set by batch.compression = {batch.compression}: remove one of the two")
+            block.fail(block.error(name, f"is set by batch.compression = {batch.compression}: remove one of the two"))
         text = _header_value(block, name, value)
         # Every nanomq.conf says this, of bodies that are one JSON value.
         if name.lower() == "content-type" and _JSON.match(text) and batch is not None and batch.format == "ndjson":
@@ -147,27 +162,30 @@ def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str]
 
 def _header_value(block: Block, name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise block.error(name, "is not text but a list")
+        block.fail(block.error(name, "is not text but a list"))
+        return ""
     text = value.strip(" \t")
     if any((ord(character) < 32 and character != "\t") or ord(character) == 127 for character in text):
-        raise block.error(name, "has a line break or another control character, which a header cannot have")
+        block.fail(block.error(name, "has a line break or another control character, which a header cannot have"))
     return text
 
 
 def _rules(block: Block) -> tuple[Rule, ...]:
     rules = []
-    for entry in block.blocks("events") or ():
+    for entry in block.blocks("events", '{ event = "on_message_publish" }'):
         name = entry.string("event", None)
         if name is None:
-            raise entry.error("event", 'is missing: which event? For example event = "on_message_publish"')
+            if "event" not in entry:
+                entry.fail(entry.error("event", 'is missing: which event? For example event = "on_message_publish"'))
+            continue
         event = name.lower()
         if event not in RULE_EVENTS:
-            raise entry.error("event", f"there is no event {name!r}{suggest(event, RULE_EVENTS)}")
+            entry.fail(entry.error("event", f"there is no event {name!r}{suggest(event, RULE_EVENTS)}"))
         topic = entry.string("topic", None)
         if topic is not None:
             problem = check_filter(topic)
             if problem is not None:
-                raise entry.error("topic", f"{topic!r}: {problem}")
+                entry.fail(entry.error("topic", f"{topic!r}: {problem}"))
             if event not in TOPIC_EVENTS:
                 entry.warn("topic", f"{event} has no topic: every {event} is sent")
                 topic = None
@@ -184,13 +202,14 @@ def _retry(block: Block, defaults: RetrySettings) -> RetrySettings:
         multiplier=block.number("multiplier", defaults.multiplier, least=1, most=100),
         maximum=block.duration("max", defaults.maximum, unit="ms"),
         jitter=block.number("jitter", defaults.jitter, least=0, most=1),
-        max_age=block.duration("max_age", defaults.max_age, unit="ms"),
+        max_age=block.duration("max_age", defaults.max_age, unit="ms", plain=1.0),
         max_attempts=block.integer("max_attempts", defaults.max_attempts, least=0),
         refusals=cast(Refusals, block.choice("refusals", defaults.refusals, get_args(Refusals))),
         on=_statuses(block, defaults.on),
     )
     if settings.maximum < settings.initial:
-        raise block.error("max", f"{settings.maximum:g} s is less than initial, {settings.initial:g} s: raise it")
+        error = block.error("max", f"{settings.maximum:g} s is less than initial, {settings.initial:g} s: raise it")
+        block.fail(error)
     block.close()
     return settings
 
@@ -203,7 +222,8 @@ def _statuses(block: Block, defaults: tuple[int | str, ...]) -> tuple[int | str,
     for entry in entries:
         text = str(entry).lower()
         if text not in ("3xx", "4xx", "5xx") and not re.fullmatch("[345][0-9][0-9]", text):
-            raise block.error("on", f'{text[:80]!r} is not a status from 300 to 599, "3xx", "4xx" or "5xx"')
+            commas = "; separate statuses by commas" if " " in text else ""
+            raise block.error("on", f'{text[:80]!r} is not a status from 300 to 599, "3xx", "4xx" or "5xx"{commas}')
         statuses.append(int(text) if text.isdigit() else text)
     return tuple(statuses)
 
@@ -222,13 +242,15 @@ def _batch(block: Block) -> BatchSettings:
 
 
 def _secrets(block: Block) -> tuple[str, ...]:
-    entries = block.entries("secret")
+    entries = block.secrets("secret")
     if entries == []:
         raise block.error("secret", "is an empty list: remove it, or nothing is signed")
     for entry in entries or ():
         # The value must not be shown.
         if not isinstance(entry, str):
             raise block.error("secret", 'is not text, or a list of it: write it like "whsec_…", in quotes')
+        if " " in entry.strip():
+            raise block.error("secret", "has a space in it: separate secrets by commas")
         try:
             secret_key(entry)
         except ConfigError as error:
@@ -245,7 +267,7 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
         return None
     tls = spellings[given[0]]
     files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}
-    password = tls.string("key_password", None)
+    password = tls.secret("key_password")
     tls.close()
     if not url.startswith("https:"):
         tls.warn("enable", "the url is http, so nothing is encrypted and this block is not used")

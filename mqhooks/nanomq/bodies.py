@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from mqhooks.events import Event, failure_name, reason_name
 from mqhooks.nanomq import base62
 from mqhooks.nanomq.settings import BodySettings, Encoding
-from mqhooks.sources.sidecar.events import Event, failure_name, reason_name
 
 UNDEFINED = "undefined"
 """What stands for a username that nobody gave."""
@@ -202,6 +202,8 @@ class Bodies:
             event.client_id,
             payload,
         )
+        if encoding is None and not self._details:
+            return _encode(body)
         return self._finish(event, body, encoding)
 
     def message_delivered(self, event: Event) -> bytes:
@@ -235,6 +237,8 @@ class Bodies:
             None,
             payload,
         )
+        if encoding is None and not self._details:
+            return _encode(body)
         return self._finish(event, body, encoding)
 
     def _finish(self, event: Event, body: msgspec.Struct, encoding: str | None = None, acl: Any = None) -> bytes:

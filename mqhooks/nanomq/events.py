@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.events import HOOKS
 
 CAUSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -34,7 +34,10 @@ NANOMQ_EVENTS = tuple(dict.fromkeys(event for events in CAUSES.values() for even
 RULE_EVENTS = (*NANOMQ_EVENTS, *HOOKS)
 """What a rule may name."""
 
-_CARRIERS = frozenset(hook for hook, message in HOOKS.items() if {"topic", "topics"} & set(message.DESCRIPTOR.fields_by_name))
+_CARRIERS = frozenset(hook for hook, message in HOOKS.items() if {"topic", "topics"} & set(message.__struct_fields__))
 
 TOPIC_EVENTS = _CARRIERS | {event for hook in _CARRIERS for event in CAUSES[hook]}
 """Those of them that carry topics."""
+
+NAMELESS = frozenset({"on_client_offline", "on_client_gone", *CAUSES["on_client_gone"]})
+"""Those of them whose bodies name a user though VerneMQ's message may not."""

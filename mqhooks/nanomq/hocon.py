@@ -1,417 +1,458 @@
 """
-HOCON files, read by pyhocon, and the values in them, checked.
+Reads configuration files: what of them is ours, with what that includes and refers to.
 
-The format: https://github.com/lightbend/config/blob/main/HOCON.md
+The format is HOCON, https://github.com/lightbend/config/blob/main/HOCON.md, as NanoMQ spells it. The scanner cuts the blocks
+that are ours out of the files, and whatever ``${…}`` in them names; pyhocon merges them and substitutes. A broker's other
+blocks are never parsed, and what they include is never opened.
+
+pyhocon makes numbers, durations and truth values of whatever looks like one. So it gets to see no text, only places in a
+table of ours, and no key, only its number: ``k-1 { k-2 = "<17>"${k-3.k-4} }``. Its answer is filled in again.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from glob import glob, has_magic
+from stat import S_ISDIR, S_ISREG
+from typing import Any
 
-from pyhocon import ConfigFactory, config_parser
-from pyhocon.config_tree import ConfigQuotedString, ConfigUnquotedString, NoneValue
-from pyhocon.exceptions import ConfigSubstitutionException
-from pyparsing import ParseBaseException, ParserElement, Regex
+from pyhocon import ConfigFactory
+from pyhocon.exceptions import ConfigSubstitutionException, ConfigWrongTypeException
 
 from mqhooks.errors import ConfigError
+from mqhooks.nanomq.block import Literal
+from mqhooks.nanomq.scanner import (
+    DEPTH,
+    NESTING,
+    Include,
+    Items,
+    Member,
+    Members,
+    Part,
+    Reference,
+    Scanner,
+    Skipped,
+    Text,
+    Value,
+)
 
-_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
-    "w": 604800.0,
-    "nano": 1e-9,
-    "micro": 1e-6,
-    "milli": 1e-3,
-    "nanosecond": 1e-9,
-    "microsecond": 1e-6,
-    "millisecond": 1e-3,
-    "second": 1.0,
-    "minute": 60.0,
-    "hour": 3600.0,
-    "day": 86400.0,
-    "week": 604800.0,
-}
-_SIZES = {"": 1, "b": 1, "byte": 1, "bytes": 1} | {
-    spelling.lower(): base**power
-    for base, suffixes in ((1024, ("", "i", "iB")), (1000, ("B",)))
-    for power, letter in enumerate("KMGT", 1)
-    for spelling in (letter + suffix for suffix in suffixes)
-}
-_QUANTITY = re.compile(r"\s*(\+?(?:\d{1,18}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*([A-Za-z]*)\s*")
-_NUMBER = r"[+-]?(?:\d*\.)?\d+(?:[eE][+-]?\d+)?"
-_BARE = re.compile(rf"{_NUMBER}|true|false", re.IGNORECASE)
-_CONFIDENTIAL = re.compile(r"(whsec_|secret|password|authorization|token|key|://[^/\s]*@).*", re.IGNORECASE)
-_ESCAPE = re.compile(r"(?P<units>(?:\\u[0-9A-Fa-f]{4})+)|\\.")
-# What JSON has, and what pyhocon has from .properties files.
-_ESCAPED = dict(zip(r'"\/bfnrt=#!', '"\\/\b\f\n\r\t=#!', strict=True))
-_QUOTED_PART = re.compile(r'[^"#=:]*\.\s*"$')
-_NESTING = "nested too deeply, or it includes itself"
+OURS = frozenset({"webhook", "webhooks", "mqhooks"})
+"""The first keys of what is ours, in lower case."""
 
-T = TypeVar("T")
+SIZE = 32 << 20
+"""How many bytes a file has at most, together with what it includes."""
+
+FILES = 1_000
+"""How many files are included at most."""
+
+_OLD = re.compile(r"^[ \t]*web\.hook\.", re.MULTILINE)
+_OLD_REMEDY = (
+    "web.hook.… is NanoMQ's old format, which is not read: "
+    'write webhook { url = "http://127.0.0.1:8080/hook", events = [ { event = "on_client_connack" } ] }'
+)
+_URL = re.compile(r"(?:https?|file)://")
+_NAME = re.compile(r'"([^"]*)"|([^."]+)')
+_PLACE = re.compile("\ue000([0-9]+)\ue001")
+_NUMBERED = re.compile(r"k-[0-9]+(?:\.k-[0-9]+)*")
+_UNSET = "k-0"
+
+_Path = tuple[str, ...]
 
 
-def read(path: str) -> tuple[dict[str, Any], list[str]]:
+@dataclass(frozen=True, slots=True)
+class Document:
     """
-    Read a file, with what it includes and substitutes. Includes of URLs are refused.
+    What a file says.
 
-    :returns: plain dictionaries and lists, of text as it is written and of ``None`` for ``null``; and warnings.
+    :param values: our blocks: dictionaries and lists, of text as it is written and of ``None`` for ``null``. Keys are in lower
+        case, except for the names of webhooks and headers.
+    :param others: the first keys of everything else.
+    :param warnings: what is odd but no mistake.
+    """
+
+    values: dict[str, Any]
+    others: frozenset[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    scanner: Scanner
+    chain: tuple[str, ...]
+    old: bool
+
+
+_Found = tuple[Member, _File]
+
+
+def read(path: str, environ: Mapping[str, str] = os.environ, *, required: bool = True) -> Document:
+    """
+    Read a file, with what it includes and refers to.
+
+    :param environ: what ``${…}`` stands for when no key has its name.
+    :param required: whether these variables have to be set; without that, ``${NAME}`` stands for itself, as a
+        :class:`~mqhooks.nanomq.block.Literal`.
     :raises mqhooks.errors.ConfigError: when that is not possible, for whatever reason.
     """
     warnings: list[str] = []
-    with _including(warnings), _as_written():
-        try:
-            tree = _parse_file(path, resolve=True)
-        except ConfigSubstitutionException as error:
-            raise ConfigError(_substitution(str(error)), path) from None
-        except RecursionError:
-            raise ConfigError(_NESTING, path) from None
-    values = _plain(tree)
-    if not isinstance(values, dict):
-        raise ConfigError("holds a list, not settings like webhook { … }", path)
-    return values, warnings
-
-
-def _parse_file(path: str, **options: Any) -> Any:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path) from None
-    except ValueError:
-        raise ConfigError("is not UTF-8 text", path) from None
-    try:
-        return ConfigFactory.parse_string(text, os.path.dirname(path), **options)
-    except ParseBaseException as error:
-        line = _CONFIDENTIAL.sub(r"\1…", error.line.strip())
-        place = f"in line {error.lineno}, column {error.column}: {line[:80]!r}"
-        if error.loc >= len(text.rstrip()):
-            place = "at the end of the file: something is not closed or not finished"
-        elif _QUOTED_PART.match(error.line[: error.column]):
-            place += '; a key in quotes has no dots beside it: write it in braces, as in headers { "x-a" = b }'
-        raise ConfigError(f"syntax error {place}", path) from None
-    except (ConfigError, ConfigSubstitutionException, RecursionError):
-        raise
-    except Exception as error:
-        # The parser's own, for text that it accepts and then cannot make sense of.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"cannot be understood: {reason}", path) from None
+        files = _Files(warnings)
+        found = list(files.members(path, required=True))
+        _check_format(found, warnings)
+        _check_twice(found)
+        values = _Composer(path, found, files, environ, required=required).values()
+    except RecursionError:
+        raise ConfigError(NESTING, path) from None
+    return Document(values, frozenset(member.path[0] for member, _ in found) - OURS, warnings)
 
 
-@contextmanager
-def _including(warnings: list[str]) -> Iterator[None]:
-    """
-    Have included files read by us.
+class _Files:
+    """Opens files and what they include."""
 
-    pyhocon reads them through its factory, where a mistake does not say in which file it is, a file may include itself, and a
-    URL is fetched.
-    """
-    reading: list[str] = []
-
-    def parse_file(path: str, *, required: bool = False, **options: Any) -> Any:
-        name = os.path.realpath(path)
-        if name in reading:
-            raise ConfigError("includes itself", path)
-        if not os.path.exists(path) and not required:
-            warnings.append(f"{path}: does not exist; what it was to be included for is missing")
-            return []
-        reading.append(name)
-        try:
-            return _parse_file(path, **options)
-        finally:
-            reading.pop()
-
-    def parse_url(url: str, **_: Any) -> Any:
-        raise ConfigError("URLs are not included: fetch it into a file and include that", url)
-
-    originals = ConfigFactory.parse_file, ConfigFactory.parse_URL
-    ConfigFactory.parse_file, ConfigFactory.parse_URL = parse_file, parse_url
-    try:
-        yield
-    finally:
-        ConfigFactory.parse_file, ConfigFactory.parse_URL = originals
-
-
-@contextmanager
-def _as_written() -> Iterator[None]:
-    r"""
-    Have numbers, durations and truth values read as the text that they are, and all of JSON's escapes understood.
-
-    pyhocon makes ``7`` of ``007`` and ``0:05:00-x`` of ``5m-x``, within text too, and what was written is gone; in quotes it
-    knows no ``\u0041``. The expression for durations is the one that it tries first.
-    """
-    original = config_parser.get_period_expr
-    config_parser.get_period_expr = _scalar
-    try:
-        yield
-    finally:
-        config_parser.get_period_expr = original
-
-
-def _scalar() -> ParserElement:
-    number = Regex(rf"{_NUMBER}(?=[ \t]*(?:\Z|[$}}\],#\n\r]|//))[ \t]*")
-    truth = Regex(r"(?:true|false)(?![\w$])[ \t]*", re.IGNORECASE)
-    null = Regex(r"null(?![\w$])[ \t]*", re.IGNORECASE)
-    quoted = Regex(r'"(?!"")(?P<text>(?:[^"\\\n]|\\.)*)"(?P<space>[ \t]*)')
-    return (
-        (number | truth).set_parse_action(lambda tokens: ConfigUnquotedString(tokens[0]))
-        | null.set_parse_action(_Null)
-        | quoted.set_parse_action(_quoted)
-    )
-
-
-def _quoted(text: str, at: int, tokens: Any) -> ConfigQuotedString:
-    return ConfigQuotedString(_ESCAPE.sub(_unescaped, tokens["text"]), tokens["space"], text, at)
-
-
-def _unescaped(escape: re.Match[str]) -> str:
-    if escape["units"] is None:
-        return _ESCAPED.get(escape[0][1], escape[0])
-    # What has no place among the first 65,536 characters is written as two halves; one alone is no character.
-    return bytes.fromhex(escape["units"].replace("\\u", "")).decode("utf-16-be", "replace")
-
-
-class _Null(NoneValue):  # type: ignore[misc]
-    """Nothing; within text, the word."""
-
-    def __init__(self, tokens: Any) -> None:
-        self._text = tokens[0]
-
-    def __str__(self) -> str:
-        return str(self._text)
-
-
-def _substitution(message: str) -> str:
-    names = list(dict.fromkeys(re.findall(r"\$\{([^}]+)\}", message)))
-    if "cycles" in message:
-        return f"{' and '.join(f'${{{name}}}' for name in names)} refer to each other or to nothing"
-    line = re.search(r"line: (\d+)", message)
-    place = f" (line {line[1]})" if line else ""
-    return f"${{{names[0]}}} is not set{place}: set the environment variable, or write ${{?{names[0]}}} where it may be missing"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_unquoted(str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _unquoted(key: str) -> str:
-    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """
-    Suggest what a misspelt name may have been meant to be.
-
-    :returns: text to append to a message; empty when nothing known is similar.
-    """
-    nearest = get_close_matches(name.lower(), list(known), 1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
-
-
-class Block:
-    """
-    The settings between two braces. Each is read once, by its key and as the type it has to be; the keys that nobody asked for
-    are unknown.
-
-    :param values: what the braces hold.
-    :param where: the file; it is an attribute too.
-    :param path: the block's own key; empty for the file itself.
-    :param warnings: gets what is odd but no mistake.
-    """
-
-    def __init__(self, values: Mapping[str, Any], where: str, path: str, warnings: list[str]) -> None:
-        self.where = where
-        self._values = values
-        self._path = path
+    def __init__(self, warnings: list[str]) -> None:
         self._warnings = warnings
-        self._known: set[str] = set()
+        self._left = SIZE
+        self._opened = 0
 
-    def __contains__(self, key: str) -> bool:
-        return self._values.get(key) is not None
-
-    def path(self, key: str) -> str:
-        """Write out where a key stands."""
-        return f"{self._path}.{key}" if self._path else key
-
-    def error(self, key: str, message: str) -> ConfigError:
-        """Make the error of a key."""
-        return ConfigError(message, self.where, self.path(key))
-
-    def warn(self, key: str, message: str) -> None:
-        """Note something that is odd but no mistake."""
-        self._warnings.append(f"{self.where}: {self.path(key)}: {message}")
-
-    def string(self, key: str, default: T) -> str | T:
-        """Read text."""
-        value = self._get(key)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self._wrong(key, value, "text")
-        return value
-
-    def file(self, key: str, default: T) -> str | T:
-        """Read the path of a file."""
-        path = self.string(key, default)
-        if path == "":
-            raise self.error(key, "is empty: which file is it?")
-        if isinstance(path, str) and "\0" in path:
-            raise self.error(key, "has a NUL character, which no path has")
-        return path
-
-    def boolean(self, key: str, *, default: bool) -> bool:
-        """Read ``true`` or ``false``, also spelt ``on``, ``off``, ``yes`` or ``no``."""
-        value = self._get(key)
-        if value is None:
-            return default
-        named = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
-        chosen = named.get(value.lower()) if isinstance(value, str) else None
-        if chosen is None:
-            raise self._wrong(key, value, "true or false")
-        return chosen
-
-    def integer(self, key: str, default: T, *, least: int, most: int | None = None) -> int | T:
-        """Read a whole number within limits."""
-        value = self._get(key)
-        if value is None:
-            return default
-        number = int(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value) else None
-        if number is None or number < least or (most is not None and number > most):
-            limits = f"a whole number of {least} or more" if most is None else f"a whole number from {least} to {most}"
-            raise self._wrong(key, value, limits)
-        return number
-
-    def number(self, key: str, default: float, *, least: float, most: float) -> float:
-        """Read a number within limits."""
-        value = self._get(key)
-        if value is None:
-            return default
-        number = _quantity(value, {"": 1.0}, "")
-        if number is None or not least <= number <= most:
-            raise self._wrong(key, value, f"a number from {least:g} to {most:g}")
-        return number
-
-    def duration(self, key: str, default: float, *, unit: str, zero: bool = False) -> float:
+    def members(self, path: str, *, required: bool, by: _File | None = None, foreign: bool = False) -> Iterator[_Found]:
         """
-        Read a duration.
+        Read a file's members, and those of what it includes beside them.
 
-        :param unit: what a plain number counts, for example ``ms``.
-        :param zero: whether it may be nothing.
-        :returns: seconds.
+        :param by: what includes it.
+        :param foreign: read other members than ours, too.
         """
-        value = self._get(key)
-        if value is None:
-            return default
-        seconds = _quantity(value, _UNITS, unit)
-        if seconds is None or not 0 <= seconds < 1e9 or (seconds == 0 and not zero):
-            raise self._wrong(key, value, f"a duration like 5s, 500ms or a number of {unit}{', or 0' if zero else ''}")
-        return seconds
+        file = self._open(path, by, required=required)
+        if file is None:
+            return
+        try:
+            entries = file.scanner.members(lambda key: foreign or key.lower() in OURS)
+        except ConfigError as error:
+            if file.old:
+                raise ConfigError(_OLD_REMEDY, path) from None
+            raise ConfigError(error.message, path) from None
+        for entry in entries:
+            if isinstance(entry, Member):
+                yield entry, file
+            else:
+                yield from self.included(entry, file, foreign=foreign)
 
-    def size(self, key: str, default: int, *, least: int, most: int | None = None) -> int:
-        """Read a size in bytes within limits."""
-        value = self._get(key)
-        if value is None:
-            return default
-        size = _quantity(value, _SIZES, "")
-        if size is None or size < least or (most is not None and size > most):
-            limits = f"of {least} bytes or more" if most is None else f"from {least} to {most} bytes"
-            raise self._wrong(key, value, f"a size {limits}, like 512KiB or 16MiB")
-        return int(size)
+    def included(self, include: Include, by: _File, *, foreign: bool) -> Iterator[_Found]:
+        """Read the members of a file that another includes."""
+        if include.kind == "url" or _URL.match(include.name):
+            raise ConfigError("URLs are not included: fetch it into a file and include that", include.name)
+        if include.kind not in ("", "file"):
+            raise ConfigError(f"line {include.line}: only files are included: include file(…), not {include.kind}(…)", by.name)
+        path = os.path.join(os.path.dirname(by.name), include.name)
+        names = sorted(glob(path, recursive=True)) if has_magic(path) and "\0" not in path else []
+        for name in names or [path]:
+            yield from self.members(name, required=include.required, by=by, foreign=foreign)
 
-    def choice(self, key: str, default: str, choices: Iterable[str]) -> str:
-        """Read one of some names, in any case."""
-        value = self.string(key, default)
-        if value.lower() not in choices:
-            raise self.error(key, f"{value!r} is not one of {', '.join(choices)}{suggest(value, choices)}")
-        return value.lower()
+    def _open(self, path: str, by: _File | None, *, required: bool) -> _File | None:
+        chain = () if by is None else by.chain
+        try:
+            real = os.path.realpath(path)
+            if real in chain:
+                raise ConfigError("includes itself", path)
+            data = self._read(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if required:
+                raise ConfigError(f"cannot be read: {error.strerror}", path) from None
+            self._warnings.append(f"{path}: does not exist; what it was to be included for is missing")
+            return None
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", path) from None
+        except ValueError:
+            raise ConfigError("is no name that a file can have", repr(path)) from None
+        self._opened += 1
+        if self._opened > FILES:
+            raise ConfigError(f"cannot be read: more than {FILES} files are included", path)
+        if len(chain) > DEPTH:
+            raise ConfigError(NESTING, path)
+        try:
+            text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        except ValueError:
+            raise ConfigError("is not UTF-8 text", path) from None
+        return _File(path, Scanner(text), (*chain, real), _OLD.search(text) is not None)
 
-    def block(self, key: str) -> Block:
-        """Open a block within this one; an empty one when it is not there."""
-        value = self._get(key)
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise self._wrong(key, value, "a block in braces")
-        return Block(value, self.where, self.path(key), self._warnings)
-
-    def blocks(self, key: str) -> list[Block]:
-        """Open the blocks of a list; none when it is not there."""
-        value = self._get(key)
-        if value is None:
-            value = []
-        if not isinstance(value, list):
-            raise self._wrong(key, value, "a list in brackets")
-        opened = []
-        for index, item in enumerate(value):
-            name = f"{key}[{index}]"
-            if not isinstance(item, dict):
-                raise self._wrong(name, item, "a block in braces")
-            opened.append(Block(item, self.where, self.path(name), self._warnings))
-        return opened
-
-    def entries(self, key: str) -> list[Any] | None:
-        """Read a list; what stands alone is one of its own."""
-        value = self._get(key)
-        return value if isinstance(value, list) or value is None else [value]
-
-    def members(self) -> Iterator[tuple[str, Any]]:
-        """Read all that is not ``null``, in the file's order; the keys of blocks within the block are joined by dots."""
-        self._known.update(self._values)
-        yield from _flat(self._values)
-
-    def names(self) -> list[str]:
-        """List the keys that are there, in the file's order."""
-        return [key for key, value in self._values.items() if value is not None]
-
-    def close(self) -> None:
-        """Warn of keys that nobody asked for."""
-        for key in self._values:
-            if key not in self._known:
-                self.warn(key, f"unknown, ignored{suggest(key, self._known)}")
-
-    def _get(self, key: str) -> Any:
-        self._known.add(key)
-        return self._values.get(key)
-
-    def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
-        shown = "what is given" if _CONFIDENTIAL.search(key) else _described(value)
-        return self.error(key, f"{shown} is not {wanted}")
+    def _read(self, path: str) -> bytes:
+        # Opening a FIFO would wait for whoever writes into it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if S_ISDIR(mode):
+                raise ConfigError("cannot be read: Is a directory", path)
+            if not S_ISREG(mode):
+                raise ConfigError("cannot be read: it is not a regular file", path)
+            data = file.read(self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ConfigError(f"cannot be read: it has more than {SIZE >> 20} MiB, with what is included", path)
+        return data
 
 
-def _quantity(value: Any, units: Mapping[str, float], unit: str) -> float | None:
-    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        return None
-    name = match[2].lower() or unit
-    factor = units.get(name, units.get(name.removesuffix("s")))
-    return None if factor is None else float(match[1]) * factor
+class _Composer:
+    """Writes what is ours, and what it refers to, for pyhocon, and reads its answer."""
 
+    def __init__(self, path: str, found: list[_Found], files: _Files, environ: Mapping[str, str], *, required: bool) -> None:
+        self._required = required
+        self._path = path
+        self._files = files
+        self._environ = environ
+        self._roots: dict[str, list[_Found]] = {}
+        for member, file in found:
+            self._roots.setdefault(_folded(member.path)[0], []).append((member, file))
+        self._wanted = [key for key, members in self._roots.items() if key in OURS or any(map(_refers, members))]
+        self._numbers: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
+        self._texts: list[Text | None] = []
+        self._values: dict[_Path, tuple[str, list[str], int]] = {}
+        self._references: dict[str, tuple[Reference, _File]] = {}
 
-def _described(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a block"
-    if isinstance(value, list):
-        return "a list"
-    text = str(value)[:80]
-    return text if _BARE.fullmatch(text) else repr(text)
+    def values(self) -> dict[str, Any]:
+        written: list[str] = []
+        for key in self._wanted:
+            for member, file in self._roots[key]:
+                # This may want more keys.
+                self._write(written, member, file, ())
+        try:
+            tree = ConfigFactory.parse_string("\n".join(written))
+        except ConfigSubstitutionException as error:
+            raise self._unresolved(str(error)) from None
+        except ConfigWrongTypeException:
+            raise ConfigError(
+                "${…} joins text with a block or a list: name a key within it, or write a value of its kind", self._path
+            ) from None
+        except RecursionError:
+            raise
+        except Exception as error:
+            # The parser's own, for text that it accepts and then cannot make sense of.
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(f"cannot be understood: {self._named(reason)}", self._path) from None
+        return {self._keys[key]: self._plain(value) for key, value in tree.items() if self._keys[key] in OURS}
 
+    def _write(self, written: list[str], member: Member, file: _File, within: _Path) -> None:
+        try:
+            member = file.scanner.unskipped(member)
+        except ConfigError as error:
+            raise ConfigError(error.message, file.name) from None
+        path = _folded((*within, *member.path))
+        text = self._value(member.value, file, path)
+        if member.append:
+            # pyhocon would look for the list among the first keys only, so it is written again, and only there.
+            before, place, index = self._values.get(path, ("", written, -1))
+            text = f"{before} {text if isinstance(member.value[0], Items) else f'[{text}]'}"
+            if index >= 0:
+                place[index] = ""
+        self._values[path] = text, written, len(written)
+        keys = [self._number(key) for key in path[len(within) :]]
+        written.append(f"{' { '.join(keys)} = {text}{' }' * (len(keys) - 1)}")
 
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
+    def _value(self, value: Value, file: _File, path: _Path) -> str:
+        if len(value) == 1 and isinstance(value[0], Text) and not value[0].quoted and value[0].text.lower() == "null":
+            return self._place(None)
+        written: list[str] = []
+        for part, behind in zip(value, (*value[1:], None), strict=True):
+            if isinstance(part, Text):
+                written.append(self._place(part))
+            elif isinstance(part, Reference):
+                written.append(self._reference(part, file))
+                if isinstance(behind, Reference) and part.gap and not (self._is_unset(part) or self._is_unset(behind)):
+                    both = all(self._target(each) for each in (part, behind))
+                    written.append(part.gap if both else self._place(Text(part.gap, quoted=False)))
+            else:
+                written.append(self._bracketed(part, file, path))
+        unset = f"${{?{_UNSET}}}"
+        known = [text for text in written if text != unset]
+        if not any(map(str.strip, known)):
+            return unset
+        # Text beside text is one string.
+        return "".join(known).replace('\ue001""\ue000', "\ue001\ue000")
+
+    def _bracketed(self, part: Part, file: _File, path: _Path) -> str:
+        if isinstance(part, Items):
+            items = (self._value(item, file, (*path, str(index))) for index, item in enumerate(part.items))
+            return f"[{','.join(items)}]"
+        assert isinstance(part, Members)
+        members: list[str] = []
+        for entry in part.entries:
+            inner = [(entry, file)] if isinstance(entry, Member) else self._files.included(entry, file, foreign=True)
+            for found in inner:
+                self._write(members, *found, path)
+        return f"{{{','.join(filter(None, members))}}}"
+
+    def _place(self, text: Text | None) -> str:
+        self._texts.append(text)
+        return f'"\ue000{len(self._texts) - 1}\ue001"'
+
+    def _number(self, key: str) -> str:
+        if key not in self._numbers:
+            number = f"k-{len(self._numbers) + 1}"
+            self._numbers[key] = number
+            self._keys[number] = key
+        return self._numbers[key]
+
+    def _target(self, reference: Reference) -> _Path | None:
+        """Say which key is meant; ``None`` for a variable of the environment."""
+        path = tuple(quoted or plain.strip() for quoted, plain in _NAME.findall(reference.name))
+        if len(path) > 1 and path[0].lower() in OURS:
+            path = _folded(path)
+        return path if path and path[0] in self._roots else None
+
+    def _reference(self, reference: Reference, file: _File) -> str:
+        target = self._target(reference)
+        mark = "?" if reference.optional else ""
+        if target is not None:
+            if target[0] not in self._wanted:
+                self._wanted.append(target[0])
+            name = ".".join(map(self._number, target))
+            self._references.setdefault(name, (reference, file))
+            return f"${{{mark}{name}}}"
+        value = self._environ.get(reference.name)
+        if value is not None:
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise ConfigError(f"${{{reference.name}}} is not UTF-8 text (line {reference.line})", file.name)
+            return self._place(Text(value, quoted=False))
+        if not reference.optional:
+            if self._required:
+                raise _not_set(reference, file)
+            return self._place(Text(f"${{{reference.name}}}", quoted=True))
+        return f"${{?{_UNSET}}}"
+
+    def _is_unset(self, reference: Reference) -> bool:
+        return self._target(reference) is None and reference.name not in self._environ
+
+    def _unresolved(self, message: str) -> ConfigError:
+        names = list(dict.fromkeys(_NUMBERED.findall(message)))
+        if "cycles" not in message and names and names[0] in self._references:
+            return _not_set(*self._references[names[0]])
+        told = " and ".join(f"${{{self._named(name)}}}" for name in names)
+        return ConfigError(f"{told} refer to each other or to nothing", self._path)
+
+    def _named(self, text: str) -> str:
+        named = _NUMBERED.sub(lambda match: ".".join(self._keys.get(key, key) for key in match[0].split(".")), text)
+        return _PLACE.sub("…", named)
+
+    def _plain(self, value: Any) -> Any:
         if isinstance(value, dict):
-            yield from ((f"{key}.{inner}", item) for inner, item in _flat(value))
-        elif value is not None:
-            yield key, value
+            return {self._keys[key]: self._plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._plain(item) for item in value]
+        return self._filled(value) if isinstance(value, str) else None
+
+    def _filled(self, value: str) -> str | None:
+        texts = [self._texts[int(place)] for place in _PLACE.findall(value)]
+        if texts == [None]:
+            return None
+        filled = _PLACE.sub(lambda match: _written(self._texts[int(match[1])]), value)
+        literal = any(text is not None and text.quoted and "${" in text.text for text in texts)
+        return Literal(filled) if literal else filled
+
+
+def _written(text: Text | None) -> str:
+    return "null" if text is None else text.text
+
+
+def _not_set(reference: Reference, file: _File) -> ConfigError:
+    name = reference.name
+    remedy = f"set the environment variable, or write ${{?{name}}} where it may be missing"
+    return ConfigError(f"${{{name}}} is not set (line {reference.line}): {remedy}", file.name)
+
+
+def _folded(path: _Path) -> _Path:
+    """Have keys of ours in lower case, which has no meaning in them, except for the names of webhooks and headers."""
+    first = path[0].lower()
+    if first not in OURS:
+        return path
+    named = 1 if first == "webhooks" else 0
+    folded = [first, *path[1 : 1 + named], *(key.lower() for key in path[1 + named :])]
+    if first != "mqhooks" and folded[1 + named : 2 + named] == ["headers"]:
+        folded[2 + named :] = path[2 + named :]
+    return tuple(folded)
+
+
+def _refers(found: _Found) -> bool:
+    # NanoMQ has no such values: one that stands by itself is there for us.
+    value = found[0].value
+    return any(isinstance(part, Reference) for part in value) and not any(isinstance(part, Skipped) for part in value)
+
+
+def _check_format(found: list[_Found], warnings: list[str]) -> None:
+    """Find settings in the format of NanoMQ before 0.11, which looks like HOCON where its values are in quotes."""
+    old = next((file for member, file in found if member.path[:2] == ("web", "hook")), None)
+    if old is None:
+        return
+    if not any(member.path[0].lower() in ("webhook", "webhooks") for member, _ in found):
+        raise ConfigError(_OLD_REMEDY, old.name)
+    warnings.append(f"{old.name}: {_OLD_REMEDY}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    value: tuple[Any, ...]
+    optional: bool
+    line: int
+    file: str
+
+
+def _check_twice(found: list[_Found]) -> None:
+    """Find webhooks that are there twice: which of two values counts depends on who reads them."""
+    seen: dict[_Path, _Leaf] = {}
+    names: dict[str, str] = {}
+    for member, file in found:
+        for path, leaves in _blocks(member, file):
+            if path[0] == "webhooks" and names.setdefault(path[1].lower(), path[1]) != path[1]:
+                other_name = names[path[1].lower()]
+                raise ConfigError(f"is the name {other_name!r} in another case: rename one", file.name, ".".join(path))
+            for key, leaf in leaves.items():
+                other = seen.get(key)
+                if other is None or leaf.optional:
+                    continue
+                lines = f"line {other.line}{f' of {other.file}' if other.file != leaf.file else ''} and in line {leaf.line}"
+                if path[0] == "webhooks" and key[2:] == ("url",):
+                    raise ConfigError(f"two webhooks have this name, in {lines}: rename one", file.name, ".".join(path))
+                if other.value != leaf.value:
+                    raise ConfigError(f"is set in {lines}, to different values: keep one", file.name, ".".join(key))
+            seen.update(leaves)
+
+
+def _blocks(member: Member, file: _File) -> Iterator[tuple[_Path, dict[_Path, _Leaf]]]:
+    """Take a member apart into what it says of one webhook each, by key."""
+    path = _folded(member.path)
+    if path == ("webhooks",):
+        for part in member.value:
+            if isinstance(part, Members):
+                for entry in part.entries:
+                    if isinstance(entry, Member):
+                        yield from _blocks(Member((*path, *entry.path), entry.append, entry.value, entry.line), file)
+    elif path[0] in ("webhook", "webhooks"):
+        yield path[: 1 if path[0] == "webhook" else 2], dict(_leaves(member, file, ()))
+
+
+def _leaves(member: Member, file: _File, within: _Path) -> Iterator[tuple[_Path, _Leaf]]:
+    path = _folded((*within, *member.path))
+    if member.append:
+        return
+    if isinstance(member.value[0], Members) and len(member.value) == 1:
+        for entry in member.value[0].entries:
+            if isinstance(entry, Member):
+                yield from _leaves(entry, file, path)
+    else:
+        optional = any(isinstance(part, Reference) and part.optional for part in member.value)
+        yield path, _Leaf(tuple(map(_spelt, member.value)), optional, member.line, file.name)
+
+
+def _spelt(part: Part) -> Any:
+    """Make something of a value that is equal for what means the same."""
+    if isinstance(part, Text):
+        return part.text
+    if isinstance(part, Reference):
+        return ("$", part.name, part.gap)
+    if isinstance(part, Items):
+        return ["[", *(tuple(map(_spelt, item)) for item in part.items)]
+    if isinstance(part, Members):
+        entries = (entry for entry in part.entries if isinstance(entry, Member))
+        return {tuple(map(str.lower, entry.path)): tuple(map(_spelt, entry.value)) for entry in entries}
+    return part

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from mqhooks.events import Event
 from mqhooks.nanomq.bodies import Bodies, hook_body
-from mqhooks.nanomq.events import CAUSES, TOPIC_EVENTS
+from mqhooks.nanomq.events import CAUSES, NAMELESS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings
 from mqhooks.nanomq.topics import compile_filter
-from mqhooks.sources.sidecar.events import Event
 
 REFUSED = 128
 """The QoS of a subscription that was not granted (MQTT 3.1.1, section 3.9.3)."""
@@ -43,6 +43,13 @@ class Rules:
         """
         plan = self._plans.get(event.hook)
         return [] if plan is None else plan(event)
+
+
+def needs_usernames(settings: BodySettings) -> bool:
+    """
+    Tell whether a webhook sends usernames that VerneMQ's message may lack, so that they must be remembered from registrations.
+    """
+    return any(rule.event in NAMELESS for rule in settings.rules)
 
 
 def _steps(settings: BodySettings, hook: str) -> Iterator[_Step]:

@@ -1,75 +1,120 @@
 """
 The file beside an outbox that says who uses it.
+
+It stays when nobody does: it says that the file beside it is an outbox, whether that was ever in use, and whether it was found
+damaged. Whoever has locked it makes sure that its name still leads to it: a lock on a file that was removed keeps nobody away.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 
 from mqhooks.errors import OutboxError
 
-DAMAGED = b"damaged\n"
-"""What the lock file says, beside who has it, when the outbox was found damaged and is not repaired yet."""
+USED = b"used"
+"""What it says when the outbox was in use: one that is empty then is damaged."""
 
+DAMAGED = b"damaged"
+"""What it says when the outbox was found damaged and is not set aside yet."""
 
 SIZE = 64
 """How many bytes of it are read."""
+
+TRIES = 10
+"""How often a lock is taken whose file was removed meanwhile."""
 
 
 class Lock:
     """
     Keeps other processes away from an outbox.
 
-    Its file stays when nobody holds it: it says that the file beside it is an outbox.
-
     :param path: the outbox.
-    :ivar known: whether the outbox was used before.
+    :ivar known: whether there was a lock before.
+    :ivar used: whether the outbox was in use before.
+    :ivar damaged: whether it was found damaged, and is not set aside.
     """
 
     def __init__(self, path: str) -> None:
-        self.known = False
+        self.known = self.used = self.damaged = False
         self._outbox = path
         self._path = f"{path}.lock"
         self._descriptor: int | None = None
 
-    def take(self) -> bool:
+    def take(self) -> None:
         """
         Take it.
 
-        :returns: whether it was found damaged, and not repaired.
-        :raises mqhooks.errors.OutboxError: when another process has it, or the file cannot be written.
+        :raises mqhooks.errors.OutboxError: when another process has it, or the file cannot be used.
         """
-        self.known = os.path.exists(self._path)
+        for _ in range(TRIES):
+            self.known = os.path.lexists(self._path)
+            descriptor = self._open()
+            try:
+                kept = self._locked(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if kept:
+                self._descriptor = descriptor
+                words = os.pread(descriptor, SIZE, 0).split(b"\n")[1:]
+                self.used, self.damaged = USED in words, DAMAGED in words
+                self._write()
+                return
+            os.close(descriptor)
+        raise OutboxError(f"{self._path}: is removed again and again; something else uses this name")
+
+    def _open(self) -> int:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            # A FIFO must not block, and a symbolic link may lead to anything.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            return os.open(self._path, flags, 0o640)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OutboxError(f"{self._path}: is a symbolic link; remove it, or give outbox.path another name") from None
             remedy = "its directory has to exist and be writable; outbox.path names it"
             raise OutboxError(f"{self._path}: cannot be written: {error.strerror}; {remedy}") from None
+
+    def _locked(self, descriptor: int) -> bool:
+        """
+        Lock it.
+
+        :returns: whether its name leads to it.
+        """
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OutboxError(f"{self._path}: is no regular file; remove it, or give outbox.path another name")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             owner = os.pread(descriptor, SIZE, 0).decode(errors="replace").partition("\n")[0]
-            os.close(descriptor)
-            raise OutboxError(
-                f"{self._outbox}: is in use by process {owner or 'unknown'}; stop that one or give outbox.path another name"
-            ) from None
-        damaged = DAMAGED in os.pread(descriptor, SIZE, 0)
-        self._descriptor = descriptor
-        self._write(DAMAGED if damaged else b"")
-        return damaged
+            remedy = "stop that one or give outbox.path another name"
+            raise OutboxError(f"{self._outbox}: is in use by process {owner or 'unknown'}; {remedy}") from None
+        found = os.fstat(descriptor)
+        if found.st_nlink > 1:
+            raise OutboxError(f"{self._path}: has another name, a hard link; remove that, or give outbox.path another name")
+        try:
+            named = os.lstat(self._path)
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
+
+    def note_use(self) -> None:
+        """Leave word that the outbox is in use, and that it is not damaged."""
+        self.used, self.damaged = True, False
+        self._write()
 
     def note_damage(self) -> None:
-        """Leave word for who takes it next."""
-        self._write(DAMAGED)
+        """Leave word for whoever takes it next."""
+        self.damaged = True
+        self._write()
 
-    def note_repair(self) -> None:
-        """Take that word back."""
-        self._write(b"")
-
-    def _write(self, word: bytes) -> None:
-        content = b"%d\n%b" % (os.getpid(), word)
+    def _write(self) -> None:
+        words = [b"%d" % os.getpid(), *[word for word, said in ((USED, self.used), (DAMAGED, self.damaged)) if said], b""]
+        content = b"\n".join(words)
         if self._descriptor is not None:
             # On a disk without room the word is lost: what is damaged will be found again.
             with suppress(OSError):
@@ -84,6 +129,8 @@ class Lock:
 
     def withdraw(self) -> None:
         """Let others have it, and say nothing of an outbox that was none before."""
+        if not self.known and self._descriptor is not None:
+            # While it is locked: whoever waits for it sees that its name is gone.
+            with suppress(OSError):
+                os.unlink(self._path)
         self.release()
-        if not self.known:
-            os.unlink(self._path)

@@ -1,19 +1,22 @@
 """
 An outbox that forgets everything when the process ends.
+
+What is appended is always taken; while there is too little room its acceptance waits, until a quarter of the room is free. So
+an outbox exceeds its size by what its callers append meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
+from mqhooks.delivery import Counts, DeadLetter, Delivery
 from mqhooks.interfaces import IOutbox
-from mqhooks.outbox.delivery import DeadLetter, Delivery
-from mqhooks.outbox.totals import Totals
+from mqhooks.outbox.waiting import WaitingClaim
 
 DELIVERY_SIZE = 320
 """About how many bytes a delivery costs beside its body."""
@@ -22,10 +25,7 @@ DELIVERY_SIZE = 320
 @implementer(IOutbox)
 class MemoryOutbox:
     """
-    Holds what waits in memory, up to a size.
-
-    What was appended is always taken; beyond the size its acceptance waits until a quarter of the room is free again. So it
-    holds more than its size by what its callers append meanwhile.
+    Keeps what waits in memory, up to a size.
 
     :param max_size: bytes of bodies and of what goes with them.
     :param dead_max: how many dead letters are kept; the oldest make room.
@@ -33,26 +33,25 @@ class MemoryOutbox:
     """
 
     durable = False
+    waiting_since: float | None = None
 
     def __init__(self, max_size: int = 64 << 20, dead_max: int = 1000) -> None:
         self.dead_letters: deque[DeadLetter] = deque(maxlen=dead_max)
         self.max_size = max_size
+        self.used = 0
         self._places = count(1)
         self._claimed: dict[int, Delivery] = {}
         self._waiting: deque[Delivery] = deque()
-        self.used = 0
-        self._appended = self._delivered = self._dead = self._dropped = 0
+        self._appended = self._delivered = self._dead = self._forgotten = 0
         self._unaccepted: list[Deferred[None]] = []
+        self._claim = WaitingClaim(self._take)
         self._abandoned = False
-        self.pending = 0
-        self.more: Callable[[], object] | None = None
-        self.overflow: Callable[[int], object] | None = None
-        self.waiting_since: float | None = None
 
     @property
-    def totals(self) -> Totals:
-        """What became of what was appended."""
-        return Totals(self._appended, 0, 0, self._delivered, self._dead, self._dropped, self.pending)
+    def counts(self) -> Counts:
+        """What was accepted, and what became of it."""
+        pending = len(self._claimed) + len(self._waiting)
+        return Counts(self._appended, 0, 0, self._delivered, self._dead, 0, pending, self._forgotten)
 
     @property
     def oldest(self) -> int | None:
@@ -65,62 +64,82 @@ class MemoryOutbox:
         """How many dead letters are kept."""
         return len(self.dead_letters)
 
+    @property
+    def full(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._unaccepted)
+
     def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
-        """Take deliveries over."""
+        """Accept deliveries."""
         self._waiting.extend(deliveries)
-        self.pending += len(deliveries)
         self._appended += len(deliveries)
-        for delivery in deliveries:
-            self.used += DELIVERY_SIZE + len(delivery.body)
-        if self.more is not None:
-            self.more()
-        if self._abandoned or (self.used <= self.max_size and not self._unaccepted):
-            return None
-        accepted: Deferred[None] = Deferred()
-        self._unaccepted.append(accepted)
+        self.used += DELIVERY_SIZE * len(deliveries) + sum([len(delivery.body) for delivery in deliveries])
+        accepted: Deferred[None] | None = None
+        if not self._abandoned and (self._unaccepted or self.used > self.max_size):
+            accepted = Deferred()
+            self._unaccepted.append(accepted)
+        self._claim.serve()
         return accepted
 
-    def claim(self, limit: int) -> Sequence[Delivery]:
+    def claim(self, limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """Hand out the oldest unclaimed deliveries."""
+        return self._claim(limit, size)
+
+    def _take(self, limit: int, size: int) -> Sequence[Delivery]:
         waiting = self._waiting
-        claimed = [waiting.popleft() for _ in range(min(limit, len(waiting)))]
-        for delivery in claimed:
+        claimed: list[Delivery] = []
+        while waiting and len(claimed) < limit and (not claimed or size > 0):
+            delivery = waiting.popleft()
             delivery.place = next(self._places)
             self._claimed[delivery.place] = delivery
+            claimed.append(delivery)
+            size -= len(delivery.body)
         return claimed
+
+    def shelve(self, places: Iterable[int]) -> None:
+        """Only the places of claimed deliveries are kept: here nothing is ever dropped for want of room."""
 
     def recall(self, places: Iterable[int]) -> Sequence[Delivery]:
         """Hand out claimed deliveries once more."""
-        return [self._claimed[place] for place in places]
+        return [self._claimed[place] for place in places if place in self._claimed]
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Forget deliveries that have arrived."""
+        self._delivered += sum([self._settle(delivery) for delivery in deliveries])
+        self._release()
+
+    def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
+        """Make a dead letter of a delivery."""
+        if self._settle(delivery):
+            self._dead += 1
+            self._forgotten += len(self.dead_letters) == self.dead_letters.maxlen
+            self.dead_letters.append(DeadLetter(0, "", delivery, url, reason, status, answer, died))
+            self._release()
+
+    def _settle(self, delivery: Delivery) -> bool:
+        if self._claimed.pop(delivery.place, None) is None:
+            return False
+        self.used -= DELIVERY_SIZE + len(delivery.body)
+        return True
 
     def reclaim(self) -> None:
         """Hand out anew what was claimed."""
+        self._claim.cancel()
         self._abandoned = False
         self._waiting.extendleft(reversed(self._claimed.values()))
         self._claimed.clear()
 
     def abandon(self) -> None:
         """Keep what is pending, and hold nobody up."""
+        self._claim.cancel()
         self._abandoned = True
-        self.more = self.overflow = None
         self._release()
 
     def resize(self, max_size: int, dead_max: int) -> None:
-        """Have another size, and keep another number of dead letters."""
+        """Replace the limits, which are those of the constructor."""
         self.max_size = max_size
+        self._forgotten += max(len(self.dead_letters) - dead_max, 0)
         self.dead_letters = deque(self.dead_letters, maxlen=dead_max)
-        self._release()
-
-    def settle(self, *deliveries: Delivery) -> None:
-        """Forget deliveries that arrived."""
-        self._delivered += len(deliveries)
-        self._settle(deliveries)
-
-    def _settle(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            del self._claimed[delivery.place]
-            self.used -= DELIVERY_SIZE + len(delivery.body)
-        self.pending -= len(deliveries)
         self._release()
 
     def _release(self) -> None:
@@ -128,17 +147,6 @@ class MemoryOutbox:
             unaccepted, self._unaccepted = self._unaccepted, []
             for accepted in unaccepted:
                 accepted.callback(None)
-
-    def discard(self, *deliveries: Delivery) -> None:
-        """Forget deliveries for want of room."""
-        self._dropped += len(deliveries)
-        self._settle(deliveries)
-
-    def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
-        """Make a dead letter of a delivery."""
-        self._dead += 1
-        self.dead_letters.append(DeadLetter(0, "", delivery, url, reason, status, answer, died))
-        self._settle((delivery,))
 
 
 class MemoryStore:
@@ -161,7 +169,7 @@ class MemoryStore:
         return self._outboxes[name]
 
     def resize(self, max_size: int, dead_max: int) -> None:
-        """Give all of them another size."""
+        """Replace the limits of all of them."""
         self._max_size, self._dead_max = max_size, dead_max
         for outbox in self._outboxes.values():
             outbox.resize(max_size, dead_max)

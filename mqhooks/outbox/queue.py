@@ -1,627 +1,700 @@
 """
-What one webhook has in the outbox on disk.
+The durable :class:`~mqhooks.interfaces.IOutbox` of one webhook.
+
+It puts the ledger and the store together: what the ledger says is settled goes into the store's next transaction, and what the
+transaction has committed comes into the ledger. Deliveries are counted when they are committed, not before. What has arrived is
+only listed when it is acknowledged, and worked into the ledger when somebody looks or a transaction is planned.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from heapq import nlargest
-from itertools import groupby, islice
-from typing import TYPE_CHECKING
-from zlib import crc32
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal
 
-import msgspec
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from zope.interface import implementer
 
-from mqhooks.errors import OutboxError
+from mqhooks.delivery import Counts, DeadLetter, Delivery
+from mqhooks.errors import OutboxDamaged, OutboxError
 from mqhooks.interfaces import IOutbox
-from mqhooks.outbox.delivery import DeadLetter, Delivery
-from mqhooks.outbox.rows import ROW, UNSTORABLE, WEBHOOKS, Batch, Plan, chunks, decode, encode, without_body
-from mqhooks.outbox.totals import Totals
+from mqhooks.outbox.file import Changes, Kept, NewRow, OutboxFile, StoredRow
+from mqhooks.outbox.ledger import INDEX, INDEX_BITS, ROW_BYTES, Ledger, Row, chunks
+from mqhooks.outbox.store import Store
+from mqhooks.outbox.stored import LONGEST, UNENCODABLE, decode_row, encodable, encode, without_body
+from mqhooks.outbox.waiting import WaitingClaim
+from mqhooks.support.ratelimit import RateLimit
 
-if TYPE_CHECKING:
-    from mqhooks.outbox.sqlite import SqliteStore
-
-CACHE = 4096
-"""How many deliveries that nobody has claimed yet are kept in memory for each webhook; what is beyond them is read again."""
-
-CACHE_BYTES = 8 << 20
-"""How many bytes their bodies may have, about."""
-
-CLAIM_BYTES = 4 << 20
-"""How many bytes of bodies are claimed at a time, about."""
-
-UNWRITTEN_BYTES = 8 << 20
-"""How many bytes of bodies are kept until the end of a turn, unless a single append brings more."""
-
-LONGEST = 990_000_000
-"""How many bytes a body may have: SQLite takes no row of more than a thousand million."""
-
-THINNED = 100
-"""How many rows are thinned each second, at most; while there is room, of the oldest so many are looked at."""
-
-THIN_SIZE = 4096
-"""A row of fewer bytes is not worth it."""
+NOTED = 0.005
+"""How many seconds after an acknowledgement it is committed at the latest: a commit for each would cost as much as all else."""
 
 UNNOTED = 64
-"""How many deliveries of a webhook have arrived, at most about, without that being committed: a kill has them sent again."""
+"""How many deliveries are acknowledged, about, before that is committed at once: a kill has so many sent again."""
+
+# What acknowledge() has asked the store for since the last transaction.
+_NOTHING, _SOON, _NOW = range(3)
+
+OnFull = Literal["pause", "drop_oldest"]
+
+
+@dataclass
+class Limits:
+    """
+    What the outboxes of one file share.
+
+    :param max_size: bytes of deliveries, for each webhook.
+    :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
+    :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
+    :param longest: how many bytes a body may have.
+    """
+
+    max_size: int
+    on_full: OnFull
+    dead_max: int
+    longest: int = LONGEST
+
+
+class Surroundings:
+    """
+    What an outbox needs besides the store.
+
+    :param limits: shared by all.
+    :param now: tells the time in milliseconds since 1970.
+    :param path: the file, for the log.
+    :param complaints: holds back what would be said too often.
+    :param unreadable: called with the error when something cannot be read.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        now: Callable[[], int],
+        path: str,
+        complaints: RateLimit,
+        unreadable: Callable[[OutboxError], object],
+    ) -> None:
+        self.limits = limits
+        self.now = now
+        self.path = path
+        self.complaints = complaints
+        self.unreadable = unreadable
+
+
+@dataclass(slots=True)
+class _New:
+    """
+    What waits for the next transaction, and is accepted by it.
+
+    :ivar deliveries: those to be written, oldest first.
+    :ivar size: bytes of their bodies.
+    :ivar replayed: how many of them were dead letters.
+    :ivar resumed: how many of them another process has handed over.
+    :ivar resolved: numbers of the dead letters that are replayed.
+    :ivar refused: dead letters of deliveries that cannot be stored.
+    :ivar letters: dead letters that another process has handed over.
+    :ivar accepting: wait for it, each with the number of deliveries up to its last.
+    :ivar since: when the oldest was appended, in the reactor's seconds.
+    """
+
+    deliveries: list[Delivery] = field(default_factory=list)
+    size: int = 0
+    replayed: int = 0
+    resumed: int = 0
+    resolved: list[int] = field(default_factory=list)
+    refused: list[DeadLetter] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    accepting: list[tuple[Deferred[None], int]] = field(default_factory=list)
+    since: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.accepting or self.deliveries or self.refused or self.letters)
+
+    def then(self, later: _New) -> _New:
+        """Put what came later behind."""
+        count = len(self.deliveries)
+        return _New(
+            self.deliveries + later.deliveries,
+            self.size + later.size,
+            self.replayed + later.replayed,
+            self.resumed + later.resumed,
+            self.resolved + later.resolved,
+            self.refused + later.refused,
+            self.letters + later.letters,
+            # Those that turned out not to be storable are gone.
+            [(accepted, min(upto, count)) for accepted, upto in self.accepting]
+            + [(accepted, upto + count) for accepted, upto in later.accepting],
+            later.since if self.since is None else self.since,
+        )
+
+    def split(self, most: int) -> tuple[_New, _New]:
+        """Take the first deliveries apart, with about so many bytes of bodies; the first one is taken however long it is."""
+        if self.size <= most or self.replayed or self.resumed:
+            return self, _New()
+        count = size = 0
+        for delivery in self.deliveries:
+            if count and size + len(delivery.body) > most:
+                break
+            count += 1
+            size += len(delivery.body)
+        first = _New(self.deliveries[:count], size, 0, 0, self.resolved, self.refused, self.letters, [], self.since)
+        rest = _New(self.deliveries[count:], self.size - size, since=self.since)
+        for accepted, upto in self.accepting:
+            (first if upto <= count else rest).accepting.append((accepted, max(upto - count, 0)))
+        return first, rest
 
 
 @implementer(IOutbox)
 class SqliteOutbox:
     """
-    What one webhook has accepted and not settled.
+    What one webhook has accepted and not settled, in a file.
 
-    ``accepted = delivered + dead + dropped + pending`` holds at every moment, also across restarts.
-
-    :ivar accepted: deliveries that were appended.
-    :ivar delivered: deliveries that arrived.
-    :ivar dead: deliveries that became dead letters and were not replayed.
-    :ivar dropped: deliveries that had to make room, or that a damaged file has lost.
-    :ivar bytes: what the rows take that are not yet deleted.
-    :ivar letters: how many dead letters are kept.
+    :param store: commits it.
+    :param name: the webhook's.
+    :param surroundings: what it shares with the others.
     """
 
     durable = True
+    log = Logger()
 
-    def __init__(self, store: SqliteStore, name: str) -> None:
+    def __init__(self, store: Store, name: str, surroundings: Surroundings) -> None:
         self.name = name
-        self.key = 0
-        self.dead_max = store.dead_max
-        self.accepted = self.delivered = self.dead = self.dropped = self.bytes = self.letters = 0
-        self._loaded = (0, 0, 0, 0)
-        self._replayed = 0
         self._store = store
-        self._cache: deque[Delivery] = deque()
-        self._batches: dict[int, Batch] = {}
-        self._progress: dict[int, bytes] = {}
-        self._read = 0
-        self._last = 0
+        self._around = surroundings
+        self._ledger = Ledger()
+        self._key = 0
+        # The file's counters when it was opened: accepted, delivered, dead, dropped. And the last number given to a row.
+        self._base = (0, 0, 0, 0)
+        self._resumed = 0
         self._assigned = 0
-        self._new: list[Delivery] = []
-        self._accepting: list[Deferred[None]] = []
-        self._unaccepted: list[Deferred[None]] = []
-        self._touched: dict[int, Batch] = {}
-        self._finished: list[Batch] = []
+        self._letters = 0
+        self._new = _New()
+        # Of the transaction that is being written: what is new, and the file's counters without that.
+        self._writing: _New | None = None
+        self._planned = (0, 0, 0, 0, 0)
+        self._acknowledged: list[Delivery] = []
+        self._asked = _NOTHING
         self._dead: list[DeadLetter] = []
-        # Dead letters that are to go.
-        self._resolved: dict[int, None] = {}
-        self._thinned: list[Batch] = []
-        self._cached = 0
-        # Rows to be read once more, oldest first.
-        self._again: deque[int] = deque()
+        # Numbers of dead letters that are to go, and those that no transaction knows of yet.
+        self._resolved: set[int] = set()
+        self._purged: list[int] = []
+        self._sparse: list[Row] = []
+        self._unaccepted: list[Deferred[None]] = []
         self._abandoned = False
-        self.more: Callable[[], object] | None = None
-        self.overflow: Callable[[int], object] | None = None
-        self._size = 0
-        self._unnoted = 0
-        # What can be freed in rows that are not settled, as it was found when there was too little room.
-        self._spare = 0
-        self._appended: float | None = None
-        self._writing: float | None = None
+        self._surplus = 0
+        self._recalled: tuple[int, Sequence[Delivery | None]] = (0, ())
+        self._claim = WaitingClaim(self._take)
+
+    def load(self, kept: Kept) -> None:
+        """Take up what the file holds for this webhook."""
+        self._key, self._assigned, self._letters = kept.key, kept.assigned, kept.letters
+        settled = kept.delivered + kept.dead + kept.dropped
+        self._resumed = max(kept.accepted - settled, 0)
+        self._base = settled + self._resumed, kept.delivered, kept.dead, kept.dropped
+        self._ledger = Ledger(kept.first, kept.last, self._resumed, kept.size)
+
+    # What it says of itself.
 
     @property
-    def pending(self) -> int:
-        """How many deliveries were appended and are not settled."""
-        return self.accepted - self.delivered - self.dead - self.dropped
-
-    @property
-    def used(self) -> int:
-        """How many bytes of the room are used."""
-        return self.bytes
-
-    @property
-    def max_size(self) -> int:
-        """How many bytes of deliveries there is room for."""
-        return self._store.max_size
-
-    @property
-    def totals(self) -> Totals:
-        """What was taken over since the file was opened, and what became of it."""
-        accepted, delivered, dead, dropped = self._loaded
-        return Totals(
-            appended=self.accepted - accepted,
-            resumed=accepted - delivered - dead - dropped,
-            replayed=self._replayed,
-            delivered=self.delivered - delivered,
-            dead=self.dead - dead + self._replayed,
-            dropped=self.dropped - dropped,
-            pending=self.pending,
-        )
+    def counts(self) -> Counts:
+        """What was accepted since the file was opened, and what became of it."""
+        self._take_up()
+        return self._ledger.counts
 
     @property
     def oldest(self) -> int | None:
         """About when the oldest pending delivery was accepted, in milliseconds since 1970."""
-        if not self.pending:
-            return None
-        if not self._batches and self._read < self._last:
+        self._take_up()
+        ledger = self._ledger
+        if not ledger.pending:
+            since = self.waiting_since
+            return None if since is None else self._around.now() - int((self._store.seconds() - since) * 1000)
+        if ledger.oldest is None:
             self._fill()
-        batch = next(iter(self._batches.values()), None)
-        if batch is not None:
-            return batch.accepted
-        since = self.waiting_since
-        return None if since is None else self._store.now() - int((self._store.seconds() - since) * 1000)
-
-    @property
-    def unwritten(self) -> int:
-        """How many bytes of bodies wait for the next transaction."""
-        return self._size
+        return ledger.oldest
 
     @property
     def waiting_since(self) -> float | None:
         """When the oldest delivery was appended that is not committed; the reactor's seconds."""
-        return self._appended if self._writing is None else self._writing
+        return self._new.since if self._writing is None or self._writing.since is None else self._writing.since
 
-    def load(self, connection: sqlite3.Connection) -> None:
-        """Take up what the file holds for this webhook, or make a place for it."""
-        connection.execute("INSERT OR IGNORE INTO webhook (name) VALUES (?)", (self.name,))
-        question = "SELECT id, accepted, delivered, dead, dropped, bytes, last FROM webhook WHERE name = ?"
-        row = connection.execute(question, (self.name,)).fetchone()
-        if row is None or not all(type(value) is int and 0 <= value < 1 << 62 for value in row) or row[0] >= WEBHOOKS:
-            raise sqlite3.DatabaseError(f"row {self.name} of webhook is not as it was written")
-        self.key, self.accepted, self.delivered, self.dead, self.dropped, self.bytes, assigned = row
-        first, last = self.key << 40, ((self.key + 1) << 40) - 1
-        question = "SELECT max(id) FROM batch WHERE id BETWEEN ? AND ?"
-        self._last = connection.execute(question, (first, last)).fetchone()[0] or first
-        self._loaded = self.accepted, self.delivered, self.dead, self.dropped
-        self.letters = connection.execute("SELECT count(*) FROM dead WHERE webhook = ?", (self.name,)).fetchone()[0]
-        # A row's number is never given again: what a row of that number has left behind must not be taken for this one's.
-        self._assigned = max(self._last, assigned)
-        question = "SELECT min(id) FROM batch WHERE id BETWEEN ? AND ?"
-        self._read = (connection.execute(question, (first, last)).fetchone()[0] or first + 1) - 1
-        question = "SELECT batch, settled FROM progress WHERE batch BETWEEN ? AND ?"
-        self._progress = dict(connection.execute(question, (first, last)).fetchall())
-        if None in self._progress.values():
-            raise sqlite3.DatabaseError("progress is not as it was written")
+    @property
+    def used(self) -> int:
+        """How many bytes the rows take of which not all deliveries are settled."""
+        self._take_up()
+        return self._ledger.size
+
+    @property
+    def max_size(self) -> int:
+        """How many bytes they may take."""
+        return self._around.limits.max_size
+
+    @property
+    def letters(self) -> int:
+        """How many dead letters are kept."""
+        return self._letters
+
+    @property
+    def full(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._unaccepted)
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes of bodies wait for the next transaction."""
+        return self._new.size
 
     # IOutbox
 
     def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
-        """Take deliveries over; they are accepted when they are committed."""
+        """Accept deliveries when they are committed."""
         if not deliveries:
             return None
+        new = self._new
         size = sum([len(delivery.body) for delivery in deliveries])
-        if size > LONGEST:
-            deliveries = self._without_too_long(deliveries)
-            size = sum([len(delivery.body) for delivery in deliveries])
-        if self._new and self._size + size > UNWRITTEN_BYTES:
-            self._store.hurry()
-        if self._appended is None:
-            self._appended = self._store.seconds()
-        self._new.extend(deliveries)
-        # Not before: what hurries would commit it without the deliveries.
-        self.accepted += len(deliveries)
+        if size > self._around.limits.longest:
+            deliveries, size = self._without_too_long(deliveries)
         accepted: Deferred[None] = Deferred()
-        self._accepting.append(accepted)
-        self._size += size
-        self._store.touch(self)
+        new.deliveries += deliveries
+        new.size += size
+        new.accepting.append((accepted, len(new.deliveries)))
+        if new.since is None:
+            new.since = self._store.seconds()
+        self._store.commit(self, 0.0)
         return accepted
 
-    def claim(self, limit: int) -> Sequence[Delivery]:
+    def claim(self, limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """Hand out the oldest unclaimed deliveries."""
-        cache = self._cache
-        if not cache and (self._again or self._read < self._last):
-            self._fill()
-        claimed: list[Delivery]
-        if len(cache) <= limit and self._cached <= CLAIM_BYTES:
-            claimed = list(cache)
-            cache.clear()
-            self._cached = 0
-            return claimed
-        claimed = []
-        size = 0
-        while cache and len(claimed) < limit and size < CLAIM_BYTES:
-            delivery = cache.popleft()
-            size += len(delivery.body)
-            claimed.append(delivery)
-        self._cached -= size
-        return claimed
+        return self._claim(limit, size)
 
-    def settle(self, *deliveries: Delivery) -> None:
-        """Forget deliveries that arrived."""
-        self.delivered += len(deliveries)
-        self._settle(deliveries)
-
-    def discard(self, *deliveries: Delivery) -> None:
-        """Forget deliveries for want of room."""
-        self.dropped += len(deliveries)
-        self._spare += sum([len(delivery.body) for delivery in deliveries])
-        self._settle(deliveries)
-
-    def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
-        """Make a dead letter of a delivery."""
-        self.dead += 1
-        self.letters += 1
-        self._dead.append(DeadLetter(0, self.name, delivery, url, reason, status, answer, died))
-        self._settle((delivery,))
-        self._store.touch(self)
+    def shelve(self, places: Iterable[int]) -> None:
+        """Only the places of claimed deliveries are kept: these may be dropped."""
+        self._ledger.shelve(places)
 
     def recall(self, places: Iterable[int]) -> list[Delivery]:
-        """
-        Read deliveries again that were claimed before, by their places.
-
-        :raises mqhooks.errors.OutboxError: when they cannot be read now.
-        """
+        """Hand out claimed deliveries once more."""
+        self._take_up()
+        ledger = self._ledger
         recalled: list[Delivery] = []
-        lost: list[Delivery] = []
-        for number, group in groupby(places, lambda place: place >> 16):
-            row = self._row(number) or ()
+        for number, group in groupby(ledger.recall(places), lambda place: place >> INDEX_BITS):
+            row = self._recent(number)
+            lost = []
             for place in group:
-                index = place & 0xFFFF
-                delivery = row[index] if index < len(row) else None
+                delivery = row[place & INDEX] if place & INDEX < len(row) else None
                 if delivery is None:
-                    lost.append(Delivery("", "", 0, b"", place=place))
+                    lost.append(place)
                 else:
                     delivery.place = place
                     recalled.append(delivery)
-        if lost:
-            self._lose(lost[0].place >> 16, len(lost))
-            self.discard(*lost)
+            if lost:
+                self._lose(number, ledger.lose(lost))
         return recalled
+
+    def _recent(self, number: int) -> Sequence[Delivery | None]:
+        """Read a row, unless it was the last one: a client's parked deliveries are recalled one by one."""
+        if number != self._recalled[0]:
+            row = self._read(number) or ()
+            size = sum(len(delivery.body) for delivery in row if delivery is not None)
+            # A row with a longer body has no other.
+            if size > ROW_BYTES:
+                return row
+            self._recalled = (number, row)
+        return self._recalled[1]
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Forget deliveries that have arrived."""
+        acknowledged = self._acknowledged
+        acknowledged += deliveries
+        if self._asked is _NOTHING:
+            self._asked = _SOON
+            self._store.commit(self, NOTED)
+        elif self._asked is _SOON and len(acknowledged) >= UNNOTED:
+            self._asked = _NOW
+            self._store.commit(self, 0.0)
+
+    def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
+        """Make a dead letter of a delivery."""
+        self._take_up()
+        if self._ledger.bury(delivery.place):
+            self._letters += 1
+            self._dead.append(DeadLetter(0, self.name, delivery, url, reason, status, answer, died))
+            self._store.commit(self, 0.0)
 
     def reclaim(self) -> None:
         """Hand out anew what was claimed."""
+        self._claim.cancel()
+        self._take_up()
         self._abandoned = False
-        self._cache.clear()
-        self._cached = 0
-        # A row whose deliveries are all settled is not among them, committed or not.
-        self._again = deque(sorted(self._batches))
+        self._ledger.reclaim()
 
     def abandon(self) -> None:
         """Keep what is pending, and hold nobody up."""
+        self._claim.cancel()
         self._abandoned = True
-        self.more = self.overflow = None
         self.release()
 
-    # Dead letters
+    # What the store's owner asks for.
+
+    def take_over(self, deliveries: Sequence[Delivery]) -> None:
+        """Accept deliveries that another process has handed over."""
+        self._put(deliveries)
+        self._new.resumed += len(deliveries)
+        self._store.commit(self, 0.0)
+
+    def take_over_letter(self, letter: DeadLetter) -> None:
+        """Keep a dead letter that another process has handed over."""
+        self._letters += 1
+        self._new.letters.append(letter)
+        self._store.commit(self, 0.0)
 
     def resolve(self, letter: DeadLetter, *, replay: bool) -> bool:
         """
-        Remove a dead letter, and append its delivery anew if it is to be replayed.
+        Remove a dead letter, and accept its delivery anew if it is to be replayed.
 
         :returns: whether it was still there.
         """
         if letter.number in self._resolved:
             return False
-        self._resolved[letter.number] = None
-        self.letters -= 1
+        self._resolved.add(letter.number)
+        self._letters -= 1
         if replay:
             delivery = letter.delivery
             delivery.attempts = 0
-            delivery.accepted = self._store.now()
-            self.dead -= 1
-            self._replayed += 1
-            self._size += len(delivery.body)
-            self._new.append(delivery)
-        self._store.touch(self)
+            delivery.accepted = self._around.now()
+            self._put((delivery,))
+            self._new.replayed += 1
+            self._new.resolved.append(letter.number)
+        else:
+            self._purged.append(letter.number)
+        self._store.commit(self, 0.0)
         return True
 
-    # Transactions
+    def look(self) -> None:
+        """
+        Once a second: make room, and try again to read what could not be read.
 
-    def plan(self) -> Plan:
-        """Say what is to be written now; :meth:`written` is called when it was."""
-        plan = Plan(self)
-        new, self._new = self._new, []
-        self._writing, self._appended = self._appended, None
-        size, self._size = self._size, 0
-        for chunk in chunks(new, size):
-            try:
-                data = encode(chunk)
-            except UNSTORABLE:
-                chunk = self._encodable(plan, chunk)
-                if not chunk:
-                    continue
-                data = encode(chunk)
-            self._assigned += 1
-            plan.rows.append((self._assigned, len(chunk), crc32(data), data))
-            plan.batches.append((Batch(self._assigned, len(chunk), len(data)), chunk))
-            self.bytes += len(data)
-        plan.accepting, self._accepting = self._accepting, []
-        plan.finished, self._finished = self._finished, []
-        self.bytes -= sum(batch.size for batch in plan.finished)
-        for batch in self._touched.values():
-            if batch.left:
-                batch.marked = True
-                plan.progress.append((batch.id, bytes(batch.settled)))
-        self._touched.clear()
-        self._unnoted = 0
-        plan.dead += self._dead
-        self._dead = []
-        plan.resolved = list(self._resolved)
-        plan.thinned = self._thin()
-        if self.excess > 0 and self._store.on_full == "drop_oldest":
-            plan.dropped = self._drop(self.excess)
-            if self._store.complaints.allow(("dropped", self.name)) is not None:
-                self._store.log.warn(
-                    "{path}: webhook {name} is full (outbox.max_size): the oldest make room, {dropped} are dropped so far",
-                    path=self._store.path,
-                    name=self.name,
-                    dropped=self.dropped,
-                )
-        plan.counters = (self.accepted, self.delivered, self.dead, self.dropped, self.bytes, self._assigned)
-        return plan
-
-    def written(self, plan: Plan) -> None:
-        """Go on after a transaction."""
-        self._writing = None
-        self.letters -= plan.forgotten
-        caught_up = self._read == self._last and not self._again
-        for batch, deliveries in plan.batches:
-            self._last = batch.id
-            if caught_up and len(self._cache) < CACHE and self._cached < CACHE_BYTES:
-                self._read = batch.id
-                self._take(batch, deliveries)
-            else:
-                caught_up = False
-        for number in plan.resolved:
-            self._resolved.pop(number, None)
-        if plan.forgotten:
-            self._miss_forgotten()
-        self._unaccepted += plan.accepting
-        self.release()
-        if plan.batches and self.more is not None:
-            self.more()
-
-    def _miss_forgotten(self) -> None:
-        """See which dead letters were resolved while a transaction that was under way made room for newer ones."""
-        there = "SELECT count(*) FROM dead WHERE id = ?"
-        try:
-            gone = [number for number in self._resolved if not self._store.reader.execute(there, (number,)).fetchone()[0]]
-        except sqlite3.DatabaseError as error:
-            self._store.unreadable(error)
-            return
-        for number in gone:
-            self.letters += 1
-            del self._resolved[number]
+        :raises mqhooks.errors.OutboxDamaged: when the file has lost rows without a word.
+        """
+        self._take_up()
+        limits, ledger = self._around.limits, self._ledger
+        self._sparse = ledger.sparse(limits.max_size)
+        if self._sparse or (limits.on_full == "drop_oldest" and ledger.excess(limits.max_size) > 0):
+            self._store.commit(self, 0.0)
+        if self.full and self._around.complaints.allow(("full", self.name)) is not None:
+            self.log.warn(
+                "{path}: webhook {name} is full ({bytes} bytes, outbox.max_size): nothing more is read from VerneMQ",
+                path=self._around.path,
+                name=self.name,
+                bytes=ledger.size,
+            )
+        self._claim.serve()
+        if not self._store.writing:
+            self._compare()
 
     def release(self) -> None:
         """Tell that there is room, if there is."""
-        room = self.bytes <= self._store.max_size or self._store.on_full == "drop_oldest"
+        limits = self._around.limits
+        room = self._ledger.size <= limits.max_size or limits.on_full == "drop_oldest"
         if self._unaccepted and (room or self._abandoned):
             unaccepted, self._unaccepted = self._unaccepted, []
             for accepted in unaccepted:
                 accepted.callback(None)
 
-    def thin(self) -> None:
-        """
-        Free what settled deliveries still take in rows that others keep: those of clients that wait long for their retries.
-        """
-        if self.bytes <= self._store.max_size:
-            self._spare = 0
-            oldest = islice(self._batches.values(), THINNED)
-            self._thinned = [batch for batch in oldest if batch.left * 2 <= batch.kept and batch.size > THIN_SIZE]
-        else:
-            self._spare = sum([batch.spare for batch in self._batches.values()])
-            largest = nlargest(THINNED, self._batches.values(), key=lambda batch: batch.spare)
-            self._thinned = [batch for batch in largest if batch.spare]
-        if self._thinned:
-            self._store.touch(self)
+    # Transactions.
 
-    def compare(self) -> None:
+    def plan(self, most: int) -> Changes:
         """
-        See that nothing is counted as pending when there is nothing. No transaction may be under way.
+        Say what is to be written now; :meth:`written` is called when it was.
 
-        :raises sqlite3.DatabaseError: when the file has lost rows without a word.
+        :param most: about how many bytes of new bodies; 0 for nothing that takes more room.
         """
-        if self._batches or self._again or self._new or self._finished or self._read < self._last:
-            return
-        if self.bytes:
-            self.bytes = 0
-            self.release()
-        if not self.pending:
-            return
-        if self.pending > 0:
-            raise sqlite3.DatabaseError("rows of batch cannot be found")
-        self._store.log.critical(
-            "{path}: has lost what was settled of webhook {name}: {again} deliveries were sent once more",
-            path=self._store.path,
-            name=self.name,
-            again=-self.pending,
+        changes = Changes(self._key, self.name, letters_max=self._around.limits.dead_max)
+        self._asked = _NOTHING
+        self._take_up()
+        changes.resolved, self._purged = self._purged, []
+        changes.letters, self._dead = self._dead, []
+        if self._new and most:
+            self._writing, self._new = self._new.split(most)
+            self._plan_new(changes, self._writing)
+        if self._sparse and most:
+            self._thin(changes)
+        self._drop(sum([len(row.data) for row in changes.rows]))
+        ledger = self._ledger
+        finished = ledger.finished()
+        changes.finished = [row.number for row in finished]
+        changes.marked = [row.number for row in finished if row.marked]
+        changes.progress = ledger.progress()
+        counts, base = ledger.counts, self._base
+        self._planned = (
+            base[0] + counts.appended + counts.resumed - self._resumed,
+            base[1] + counts.delivered,
+            base[2] + counts.dead - counts.replayed,
+            base[3] + counts.dropped,
+            ledger.size,
         )
-        self.accepted -= self.pending
+        self._count(changes)
+        return changes
 
-    @property
-    def excess(self) -> int:
-        """How many bytes too many there are, beside those that :meth:`thin` has found to free."""
-        return self.bytes - self._spare - self._store.max_size
-
-    @property
-    def paused(self) -> bool:
-        """Whether something waits for room."""
-        return bool(self._unaccepted)
-
-    def _drop(self, excess: int) -> list[int]:
-        """Give up the oldest rows that nobody has read."""
-        dropped: list[int] = []
-        question = "SELECT id, count, length(deliveries) FROM batch WHERE id > ? AND id <= ? ORDER BY id"
-        try:
-            rows = self._store.reader.execute(question, (self._read, self._last))
-            for number, count, size in rows:
-                if excess <= 0:
-                    break
-                # What a crash has left half settled is not pending as a whole.
-                batch = Batch.stored(number, count, size, self._progress.pop(number, None))
-                self.dropped += batch.left
-                self.bytes -= size
-                excess -= size
-                self._read = number
-                dropped.append(number)
-            rows.close()
-        except sqlite3.DatabaseError as error:
-            self._store.unreadable(error)
-        return dropped
-
-    def _thin(self) -> list[tuple[int, bytes, int]]:
-        thinned = []
-        batches, self._thinned = self._thinned, []
-        for batch in batches:
+    def _plan_new(self, changes: Changes, new: _New) -> None:
+        for chunk in list(chunks(new.deliveries, new.size)):
+            deliveries: list[Delivery | None] = list(chunk)
             try:
-                row = self._row(batch.id) if batch.left else None
-            except OutboxError:
-                continue
-            if row:
-                data = encode([delivery if batch.holds(index) else None for index, delivery in enumerate(row)])
-                thinned.append((crc32(data), data, batch.id))
-                self.bytes -= batch.size - len(data)
-                self._spare = max(self._spare - batch.spare, 0)
-                batch.size = len(data)
-                batch.kept = batch.left
-        return thinned
+                data = encode(deliveries)
+            except UNENCODABLE:
+                problems = [(delivery, encodable(delivery)) for delivery in chunk]
+                self._refuse(new, [(delivery, problem) for delivery, problem in problems if problem is not None])
+                deliveries = [delivery for delivery, problem in problems if problem is None]
+                data = encode(deliveries)
+            if deliveries:
+                self._assigned += 1
+                changes.rows.append(NewRow(self._assigned, deliveries, data))
+        changes.resolved += new.resolved
+        changes.letters += new.refused + new.letters
 
-    def _take(self, batch: Batch, row: Sequence[Delivery | None]) -> None:
-        """Keep the deliveries of a row that are not settled, for who claims them."""
-        self._batches[batch.id] = batch
-        held = []
-        for place, delivery in enumerate(row, batch.id << 16):
-            if delivery is not None:
-                delivery.place = place
-                held.append(delivery)
-        if batch.left < len(held):
-            held = [delivery for delivery in held if batch.holds(delivery.place & 0xFFFF)]
-        self._cache.extend(held)
-        self._cached += sum([len(delivery.body) for delivery in held])
-        if held:
-            batch.accepted = held[0].accepted
+    def _count(self, changes: Changes) -> None:
+        """Work out the file's counters."""
+        accepted, delivered, dead, dropped, size = self._planned
+        new = self._writing
+        if new is not None:
+            # A replayed one was accepted before, and is dead no more.
+            dying = len(new.refused) + len(new.letters)
+            accepted += len(new.deliveries) - new.replayed + dying
+            dead += dying - new.replayed
+            size += sum([len(row.data) for row in changes.rows])
+        changes.counters = accepted, delivered, dead, dropped, size, self._assigned
+
+    def postpone(self, changes: Changes) -> None:
+        """Take back what is new, for another transaction."""
+        new, self._writing = self._writing, None
+        if new is not None:
+            theirs = {id(letter) for letter in new.refused + new.letters}
+            changes.letters = [letter for letter in changes.letters if id(letter) not in theirs]
+            changes.resolved = [number for number in changes.resolved if number not in new.resolved]
+            changes.rows = []
+            self._new = new.then(self._new)
+            self._count(changes)
+
+    def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
+        """Bury deliveries of a transaction that cannot be stored."""
+        assert self._writing is not None
+        changes.letters += self._refuse(self._writing, deliveries)
+        changes.rows = [row for row in changes.rows if any(row.deliveries)]
+        self._count(changes)
+
+    def written(self, changes: Changes) -> None:
+        """Go on after a transaction."""
+        new, self._writing = self._writing, None
+        ledger = self._ledger
+        if new is not None:
+            appended = len(new.deliveries) + len(new.refused) - new.replayed - new.resumed
+            ledger.accept(appended, new.replayed, new.resumed, len(new.refused))
+            handed = len(new.letters)
+            accepted, delivered, dead, dropped = self._base
+            self._base = accepted + handed, delivered, dead + handed, dropped
+            for row in changes.rows:
+                ledger.add(row.number, row.deliveries, len(row.data), row.settled)
+            self._unaccepted += [accepted for accepted, _ in new.accepting]
+        self._resolved.difference_update(changes.resolved)
+        if changes.forgotten:
+            self._forget(changes.forgotten)
+        self.release()
+        self._claim.serve()
+
+    # How it is done.
+
+    def _take_up(self) -> None:
+        """Work into the ledger what was acknowledged."""
+        if self._acknowledged:
+            acknowledged, self._acknowledged = self._acknowledged, []
+            self._ledger.acknowledge(acknowledged)
+
+    def _put(self, deliveries: Sequence[Delivery]) -> None:
+        self._new.deliveries += deliveries
+        self._new.size += sum([len(delivery.body) for delivery in deliveries])
+
+    def _take(self, limit: int, size: int) -> Sequence[Delivery]:
+        claimed = self._ledger.claim(limit, size)
+        if not claimed and self._ledger.behind:
+            self._fill()
+            claimed = self._ledger.claim(limit, size)
+        return claimed
 
     def _fill(self) -> None:
-        question = f"SELECT {ROW} FROM batch WHERE id > ? AND id <= ? ORDER BY id"
-        one = f"SELECT {ROW} FROM batch WHERE id = ?"
-        rows = None
+        """Read what comes next."""
+        file, ledger = self._store.file, self._ledger
+        if file is None:
+            return
         try:
-            while self._again and self._wants_more():
-                again = self._store.reader.execute(one, (self._again[0],)).fetchone()
-                self._load_row(*again or (self._again[0], 0, 1, b""))
-                self._again.popleft()
-            rows = self._store.reader.execute(question, (self._read, self._last))
-            while not self._again and self._wants_more():
-                row = rows.fetchone()
-                if row is None:
-                    self._read = self._last
-                    break
-                if row[0] <= self._read:
-                    raise sqlite3.DatabaseError("rows of batch stand in no order")
-                self._load_row(*row)
-        except sqlite3.DatabaseError as error:
-            self._store.unreadable(error)
-        except OutboxError:
-            # Who could not read a body has said so.
-            pass
-        finally:
-            if rows is not None:
-                rows.close()
+            while (number := ledger.again()) is not None:
+                stored = self._stored(file, number)
+                if stored is None:
+                    self._lose(number, ledger.gone(number))
+                else:
+                    self._load(stored)
+            with closing(file.rows(self._key, *ledger.unread)) as rows:
+                while ledger.wants_more:
+                    stored = next(rows, None)
+                    if stored is None:
+                        ledger.read_up()
+                    else:
+                        self._load(stored)
+        except OutboxError as error:
+            self._around.unreadable(error)
 
-    def _wants_more(self) -> bool:
-        return len(self._cache) < CACHE // 4 and self._cached < CACHE_BYTES
+    def _stored(self, file: OutboxFile, number: int) -> StoredRow | None:
+        with closing(file.rows(self._key, number - 1, number)) as rows:
+            return next(rows, None)
 
-    def _load_row(self, number: int, count: int, checksum: int, data: bytes) -> None:
-        row = self._sound(checksum, data)
-        size = len(data) if isinstance(data, bytes) else 0
-        self._read = max(self._read, number)
-        if row is not None:
-            # The checksum speaks for these, and nothing for the count that stands beside them.
-            count = len(row)
-        # When it was read before, what is settled of it since may not be written yet.
-        batch = self._batches.get(number) or Batch.stored(number, count, size, self._progress.pop(number, None))
-        if row is not None:
-            self._take(batch, row)
-        else:
-            self._lose(number, batch.left)
-            self.dropped += batch.left
-            batch.left = 0
-        if not batch.left:
-            self._batches.pop(number, None)
-            self._finished.append(batch)
-            self._store.touch(self)
+    def _decoded(self, stored: StoredRow) -> Sequence[Delivery | None] | None:
+        return decode_row(stored.id, stored.version, stored.checksum, stored.deliveries)
 
-    def _row(self, number: int) -> Sequence[Delivery | None] | None:
+    def _load(self, stored: StoredRow) -> None:
+        deliveries = self._decoded(stored)
+        # The checksum speaks for the deliveries, and nothing for the count that stands beside them.
+        count = len(deliveries) if deliveries is not None else stored.counted if isinstance(stored.counted, int) else 0
+        count = count if 0 <= count <= INDEX else 0
+        size = len(stored.deliveries) if isinstance(stored.deliveries, bytes) else 0
+        settled = stored.settled
+        if settled is not None and (len(settled) != (count + 7) // 8 or int.from_bytes(settled, "little") >> count):
+            settled = None
+        row = Row(stored.number, count, size, settled)
+        row.marked = True
+        self._lose(stored.number, self._ledger.load(row, deliveries))
+
+    def _read(self, number: int) -> Sequence[Delivery | None] | None:
         """
         Read a row once more.
 
         :returns: its deliveries; ``None`` when it is gone or damaged.
         :raises mqhooks.errors.OutboxError: when it cannot be read now.
         """
+        file = self._store.file
+        if file is None:
+            raise OutboxError(f"{self._around.path}: is not open")
         try:
-            row = self._store.reader.execute(f"SELECT {ROW} FROM batch WHERE id = ?", (number,)).fetchone()
-            return None if row is None else self._sound(*row[2:])
-        except sqlite3.DatabaseError as error:
-            self._store.unreadable(error)
-            raise OutboxError(f"row {number} of batch cannot be read ({error})") from None
-
-    def _sound(self, checksum: int, data: bytes) -> Sequence[Delivery | None] | None:
-        """Take a row's deliveries, or ``None`` when it is damaged."""
-        try:
-            return decode(data) if isinstance(data, bytes) and crc32(data) == checksum else None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
+            stored = self._stored(file, number)
+        except OutboxError as error:
+            self._around.unreadable(error)
+            raise
+        return None if stored is None else self._decoded(stored)
 
     def _lose(self, number: int, count: int) -> None:
-        self._store.log.critical(
-            "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",
-            path=self._store.path,
-            number=number,
-            name=self.name,
-            lost=count,
-        )
-
-    def _without_too_long(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        for delivery in deliveries:
-            if len(delivery.body) > LONGEST:
-                self.accepted += 1
-                self._dead.append(self._refused(delivery, f"a body has {LONGEST} bytes at most"))
-                self._store.touch(self)
-        return [delivery for delivery in deliveries if len(delivery.body) <= LONGEST]
-
-    def _encodable(self, plan: Plan, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        kept = []
-        for delivery in deliveries:
-            try:
-                encode(delivery)
-            except UNSTORABLE as error:
-                self.refuse(plan, delivery, error)
-            else:
-                kept.append(delivery)
-        return kept
-
-    def refuse(self, plan: Plan, delivery: Delivery, error: Exception) -> None:
-        """Have a transaction bury a delivery that it cannot store."""
-        plan.dead.append(self._refused(delivery, str(error)))
-        plan.counters = (self.accepted, self.delivered, self.dead, *plan.counters[3:])
-
-    def _refused(self, delivery: Delivery, problem: str) -> DeadLetter:
-        self.dead += 1
-        self.letters += 1
-        bare = without_body(
-            DeadLetter(0, self.name, delivery, "", "", 0, b"", self._store.now()), f"cannot be stored: {problem}"
-        )
-        if self._store.complaints.allow(("cannot be stored", self.name)) is not None:
-            self._store.log.error(
-                "{path}: webhook {name}: a delivery is a dead letter: {reason}",
-                path=self._store.path,
+        if self._ledger.settled:
+            self._store.commit(self, 0.0)
+        if count:
+            self.log.critical(
+                "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",
+                path=self._around.path,
+                number=number,
                 name=self.name,
-                reason=bare.reason,
+                lost=count,
             )
-        return bare
 
-    def _settle(self, deliveries: Sequence[Delivery]) -> None:
-        batch: Batch | None = None
-        for delivery in deliveries:
-            place = delivery.place
-            # Those of one row mostly come one after the other.
-            if batch is None or batch.id != place >> 16:
-                batch = self._batches[place >> 16]
-                self._touched[batch.id] = batch
-            batch.settled[place >> 3 & 0x1FFF] |= 1 << (place & 7)
-            batch.left -= 1
-            if not batch.left:
-                del self._batches[batch.id], self._touched[batch.id]
-                self._finished.append(batch)
-                batch = None
-        unnoted = self._unnoted
-        self._unnoted += len(deliveries)
-        if unnoted < UNNOTED <= self._unnoted:
-            self._store.touch(self)
-        elif not unnoted:
-            self._store.note(self)
+    def _thin(self, changes: Changes) -> None:
+        """Write rows anew without what is settled in them."""
+        rows, self._sparse = self._sparse, []
+        for row in rows:
+            try:
+                deliveries = self._read(row.number) if row.left else None
+            except OutboxError:
+                continue
+            if deliveries:
+                data = encode([delivery if row.holds(index) else None for index, delivery in enumerate(deliveries)])
+                changes.thinned.append((row.number, data))
+                self._ledger.thinned(row, len(data))
+
+    def _drop(self, coming: int) -> None:
+        """Let the oldest make room; ``coming`` bytes are about to be written."""
+        limits, ledger = self._around.limits, self._ledger
+        if limits.on_full != "drop_oldest":
+            return
+        excess = ledger.excess(limits.max_size) + coming
+        if excess <= 0 or self._store.file is None:
+            return
+        try:
+            with closing(self._unread(self._store.file)) as unread:
+                ledger.drop_oldest(excess, unread)
+        except OutboxError as error:
+            self._around.unreadable(error)
+        if self._around.complaints.allow(("dropped", self.name)) is not None:
+            self.log.warn(
+                "{path}: webhook {name} is full (outbox.max_size): the oldest make room, {dropped} are dropped so far",
+                path=self._around.path,
+                name=self.name,
+                dropped=ledger.counts.dropped,
+            )
+
+    def _unread(self, file: OutboxFile) -> Generator[Row]:
+        with closing(file.sizes(self._key, *self._ledger.unread)) as rows:
+            for number, count, size, settled in rows:
+                row = Row(number, count, size, settled)
+                row.marked = True
+                yield row
+
+    def _without_too_long(self, deliveries: Sequence[Delivery]) -> tuple[list[Delivery], int]:
+        longest = self._around.limits.longest
+        problem = f"a body has {longest} bytes at most"
+        self._refuse(self._new, [(delivery, problem) for delivery in deliveries if len(delivery.body) > longest])
+        kept = [delivery for delivery in deliveries if len(delivery.body) <= longest]
+        return kept, sum([len(delivery.body) for delivery in kept])
+
+    def _refuse(self, new: _New, deliveries: list[tuple[Delivery, str]]) -> list[DeadLetter]:
+        """Make dead letters of deliveries that cannot be stored."""
+        letters = []
+        for delivery, problem in deliveries:
+            bare = DeadLetter(0, self.name, delivery, "", "", 0, b"", self._around.now())
+            letter = without_body(bare, f"cannot be stored: {problem}")
+            letters.append(letter)
+            if self._around.complaints.allow(("cannot be stored", self.name)) is not None:
+                self.log.error(
+                    "{path}: webhook {name}: a delivery is a dead letter: {reason}",
+                    path=self._around.path,
+                    name=self.name,
+                    reason=letter.reason,
+                )
+        refused = {id(delivery) for delivery, _ in deliveries}
+        new.size -= sum([len(delivery.body) for delivery in new.deliveries if id(delivery) in refused])
+        new.deliveries = [delivery for delivery in new.deliveries if id(delivery) not in refused]
+        new.refused += letters
+        self._letters += len(letters)
+        return letters
+
+    def _forget(self, count: int) -> None:
+        self._ledger.forgotten += count
+        self._letters -= count
+        # Some of them may have been resolved while the transaction was under way: they were counted twice.
+        file = self._store.file
+        try:
+            gone = [] if file is None else [number for number in self._resolved if not file.has_letter(number)]
+        except OutboxError as error:
+            self._around.unreadable(error)
+            gone = []
+        self._letters += len(gone)
+        self._resolved.difference_update(gone)
+        if self._around.complaints.allow(("forgotten", self.name)) is not None:
+            self.log.warn(
+                "{path}: webhook {name}: the oldest dead letters make room (outbox.dead_max), {forgotten} are forgotten so far",
+                path=self._around.path,
+                name=self.name,
+                forgotten=self._ledger.forgotten,
+            )
+
+    def _compare(self) -> None:
+        """See that nothing is counted as pending when there is nothing."""
+        ledger = self._ledger
+        if ledger.empty:
+            if ledger.pending and not ledger.settled:
+                raise OutboxDamaged("rows of batch cannot be found")
+            if ledger.size:
+                ledger.size = 0
+                self.release()
+        if ledger.surplus > self._surplus:
+            self._surplus = ledger.surplus
+            self.log.critical(
+                "{path}: has lost what was settled of webhook {name}: {again} deliveries were sent once more",
+                path=self._around.path,
+                name=self.name,
+                again=self._surplus,
+            )

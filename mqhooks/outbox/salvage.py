@@ -1,255 +1,230 @@
 """
-Taking over what can be read of a damaged outbox.
+Taking over what a damaged outbox holds, after it was set aside.
+
+What its checksums prove is handed to the outbox that has taken its place, through a table of that: the process that runs takes
+it up within a second, or the next one does. It goes there in pieces, each with a note of how far it is, so that this may be
+interrupted at any time and called again. The damaged file is only read, and renamed at the end.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
-from glob import escape, glob
-from time import strftime
-from typing import Any
-from zlib import crc32
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from hashlib import blake2b
+from itertools import count
+from tempfile import TemporaryDirectory
 
-import msgspec
+from mqhooks.delivery import DeadLetter
+from mqhooks.errors import OutboxError
+from mqhooks.outbox import aside, schema
+from mqhooks.outbox.file import KEY_BITS, WEBHOOKS
+from mqhooks.outbox.pages import Cell, Pages, Value
+from mqhooks.outbox.stored import VERSION, checksum, decode_delivery, decode_row, encode, encode_handed
 
-from mqhooks.outbox import schema
-from mqhooks.outbox.rows import WEBHOOKS, Batch
+PIECE = 4 << 20
+"""How many bytes are handed over in one transaction, about."""
 
-PROBES = 10_000
-"""How many reads may fail, in each table, before what stands between them is given up."""
+PATIENCE = 30.0
+"""How many seconds a transaction waits for those of the process that has the outbox."""
 
-UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
-"""What reading may raise: an error's text may quote what is damaged."""
-
-_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_Handed = tuple[int, str, int, bytes, int]
+"""A row or a dead letter: its number, its webhook, whether it is a letter, its content, and how many deliveries it has."""
 
 
-def salvage(path: str) -> tuple[str, str]:
+def salvage(damaged: str, outbox: str) -> str:
     """
-    Put a new file in the place of a damaged one, which is set aside as it is.
+    Hand over what can be proved of a damaged file, in order and under the ids and the webhooks that it had.
 
-    The new one is whole before anything is renamed: whenever this is interrupted, :func:`finish` or another call ends it.
-
-    :returns: where the damaged file is now, and what was found, for the log.
+    :param damaged: a file that a start has set aside.
+    :param outbox: the outbox that has taken its place; a process may be using it.
+    :returns: what was handed over, in a line.
+    :raises mqhooks.errors.OutboxError: when one cannot be read, or the outbox cannot be written; it may be called again then.
     """
-    copy, part = f"{path}.salvage", f"{path}.part"
-    _remove(copy)
-    _remove(part)
-    for suffix in ("", "-wal"):
-        if os.path.exists(path + suffix):
-            shutil.copyfile(path + suffix, copy + suffix)
-            os.chmod(copy + suffix, 0o640)
-    schema.prepare(part)
-    target = schema.connect(part, full=True)
+    damaged, outbox = os.path.realpath(damaged), os.path.realpath(outbox)
+    if damaged not in aside.damaged_files(outbox):
+        raise OutboxError(f"{damaged}: is no damaged file of {outbox}, or was taken over already")
+    if not os.path.exists(outbox):
+        raise OutboxError(f"{outbox}: does not exist; start mqhooks once, so that there is an outbox to hand over to")
+    schema.check(outbox)
     try:
-        found = _copy(_readable(copy, part), target)
-        target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        target.close()
-    _remove(copy)
-    os.rename(part, f"{path}.new")
-    aside = f"{path}.damaged-{strftime('%Y%m%dT%H%M%S')}"
-    while os.path.exists(aside):
-        aside += "+"
-    # The file goes first: without it, what is beside it is known to be left over.
-    _set_aside(path, aside)
-    finish(path)
-    return aside, found
+        source = _fingerprint(damaged)
+        with closing(_Reader(damaged)) as reader, closing(schema.connect(outbox)) as target:
+            target.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+            found = _hand_over(reader, target, source)
+        salvaged = aside.note_salvaged(damaged)
+    except OSError as error:
+        raise OutboxError(f"{damaged}: cannot be read or renamed: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise OutboxError(f"{outbox}: cannot be written ({error}); try again") from None
+    return f"{found}; the damaged file is {salvaged} now"
 
 
-def finish(path: str) -> None:
-    """
-    Put a salvaged file in its place, if there is one and the place is free.
-    """
-    if os.path.exists(f"{path}.new") and not os.path.exists(path):
-        asides = [name for name in glob(f"{escape(path)}.damaged-*") if not name.endswith(("-wal", "-shm"))]
-        _set_aside(path, max(asides, default=f"{path}.damaged"))
-        os.rename(f"{path}.new", path)
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+def _fingerprint(path: str) -> str:
+    """Make a name of what a file holds, whatever it is called."""
+    digest = blake2b(digest_size=16)
+    for name in (path, f"{path}-wal"):
+        if os.path.exists(name):
+            with open(name, "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+    return digest.hexdigest()
 
 
-def _set_aside(path: str, aside: str) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(path + suffix):
-            os.rename(path + suffix, aside + suffix)
+def _hand_over(reader: _Reader, target: sqlite3.Connection, source: str) -> str:
+    target.execute("INSERT OR IGNORE INTO salvage VALUES (?, 0, 0)", (source,))
+    batch, dead = target.execute("SELECT batch, dead FROM salvage WHERE source = ?", (source,)).fetchone()
+    taken = {row[0] for row in target.execute("SELECT name FROM webhook")}
+    counts: Counter[str] = Counter()
+    for column, handed in (("batch", reader.rows(batch, taken)), ("dead", reader.letters(dead))):
+        for piece in _pieces(handed):
+            target.execute("BEGIN IMMEDIATE")
+            try:
+                for _, webhook, letter, content, number in piece:
+                    values = (webhook, VERSION, letter, checksum(0, VERSION, content), content)
+                    target.execute(
+                        "INSERT INTO inbox (webhook, version, letter, checksum, content) VALUES (?, ?, ?, ?, ?)", values
+                    )
+                    counts[column] += number
+                target.execute(f"UPDATE salvage SET {column} = ? WHERE source = ?", (piece[-1][0], source))
+                target.execute("COMMIT")
+            except BaseException:
+                if target.in_transaction:
+                    target.execute("ROLLBACK")
+                raise
+    return f"{counts['batch']} deliveries and {counts['dead']} dead letters are handed over"
 
 
-def _remove(path: str) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(path + suffix):
-            os.unlink(path + suffix)
+def _pieces(handed: Iterable[_Handed]) -> Iterator[list[_Handed]]:
+    piece: list[_Handed] = []
+    size = 0
+    for each in handed:
+        piece.append(each)
+        size += len(each[3])
+        if size >= PIECE:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
-def _readable(copy: str, path: str) -> sqlite3.Connection:
-    """Open the copy; if its first page is lost, with that of a new file, whose tables stand in the same places."""
+class _Reader:
+    """What is left of a damaged file."""
+
+    def __init__(self, path: str) -> None:
+        self._pages = Pages(path)
+        roots = _roots() | self._own_roots()
+        seen: set[int] = set()
+        leaves = {name: list(self._pages.tree(root, seen)) for name, root in roots.items()}
+        # Of the table, or of its index, which may have outlived it.
+        self._names = self._index_names(leaves["sqlite_autoindex_webhook_1"]) | self._table_names(leaves["webhook"])
+        lost = any(0 in pages for pages in leaves.values())
+        orphans = list(self._pages.orphans(seen)) if lost else []
+        self._batches = self._cells(leaves["batch"], orphans)
+        self._progress = self._cells(leaves["progress"], orphans)
+        self._dead = self._cells(leaves["dead"], orphans)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._pages.close()
+
+    def _own_roots(self) -> dict[str, int]:
+        """Get the first pages of tables and indices, as far as the file says."""
+        rows = [self._pages.row(cell) for page in self._pages.tree(1, set()) if page for cell in self._pages.cells(page)]
+        found = {_text(row[1]): row[3] for row in rows if row is not None and len(row) == 5}
+        return {name: root for name, root in found.items() if name is not None and isinstance(root, int)}
+
+    def _cells(self, leaves: list[int], orphans: list[int]) -> dict[int, list[Cell]]:
+        """Find rows by their numbers. The pages that hung on a lost one may be any table's."""
+        cells: dict[int, list[Cell]] = {}
+        for page in (*leaves, *orphans):
+            for cell in self._pages.cells(page) if page else ():
+                cells.setdefault(cell.id, []).append(cell)
+        return cells
+
+    def _table_names(self, leaves: list[int]) -> dict[int, str]:
+        rows = [(cell.id, self._pages.row(cell)) for page in leaves if page for cell in self._pages.cells(page)]
+        return {id_: name for id_, row in rows if row and len(row) == 8 and (name := _text(row[1])) and 0 < id_ < WEBHOOKS}
+
+    def _index_names(self, leaves: list[int]) -> dict[int, str]:
+        names = {}
+        for page in leaves:
+            for entry in self._pages.entries(page) if page else ():
+                if len(entry) == 2 and isinstance(entry[1], int) and 0 < entry[1] < WEBHOOKS and (name := _text(entry[0])):
+                    names[entry[1]] = name
+        return names
+
+    def rows(self, after: int, taken: set[str]) -> Iterator[_Handed]:
+        """
+        Go through what is pending.
+
+        :param after: rows with higher numbers.
+        :param taken: names that are not to be invented for a webhook whose name is lost.
+        """
+        names = dict(self._names)
+        for id_ in sorted(id_ for id_ in self._batches if id_ > after):
+            deliveries = self._deliveries(id_)
+            settled = self._settled(id_)
+            pending = [one for index, one in enumerate(deliveries) if one is not None and not settled >> index & 1]
+            if pending:
+                key = id_ >> KEY_BITS
+                if key not in names:
+                    invented = (f"webhook-{key}{'-lost' * number}" for number in count())
+                    names[key] = next(name for name in invented if name not in taken and name not in names.values())
+                yield id_, names[key], 0, encode(pending), len(pending)
+
+    def _deliveries(self, id_: int) -> list[object]:
+        for cell in self._batches[id_]:
+            row = self._pages.row(cell)
+            if row is not None and len(row) == 5:
+                deliveries = decode_row(id_, row[1], row[3], row[4])
+                if deliveries is not None:
+                    return list(deliveries)
+        return []
+
+    def _settled(self, id_: int) -> int:
+        for cell in self._progress.get(id_, ()):
+            row = self._pages.row(cell)
+            if row is not None and len(row) == 3 and isinstance(row[2], bytes) and checksum(id_, VERSION, row[2]) == row[1]:
+                return int.from_bytes(row[2], "little")
+        return 0
+
+    def letters(self, after: int) -> Iterator[_Handed]:
+        """Go through dead letters with higher numbers."""
+        for id_ in sorted(id_ for id_ in self._dead if id_ > after):
+            for cell in self._dead[id_]:
+                letter = _letter(self._pages.row(cell))
+                if letter is not None:
+                    yield id_, letter.webhook, 1, encode_handed(letter), 1
+                    break
+
+
+def _letter(row: list[Value] | None) -> DeadLetter | None:
+    if row is None or len(row) != 11:
+        return None
+    webhook, url, reason, damage = (_text(row[index]) for index in (1, 4, 5, 9))
+    status, died = (value if isinstance(value, int) else 0 for value in (row[6], row[8]))
+    answer = row[7] if isinstance(row[7], bytes) else b""
     try:
-        source = sqlite3.connect(copy)
-        source.execute("SELECT count(*) FROM webhook").fetchone()
-        source.execute("SELECT id FROM batch LIMIT 1").fetchone()
-    except UNREADABLE:
-        source.close()
-        _replace_first_page(copy, path)
-        source = sqlite3.connect(copy)
-    return source
+        delivery = decode_delivery(webhook or "", row[2], row[3], row[10])
+    except ValueError:
+        return None
+    return DeadLetter(0, webhook or "", delivery, url or "", reason or "", status, answer, died, damage or "")
 
 
-def _replace_first_page(copy: str, path: str) -> None:
-    fresh = sqlite3.connect(path)
+def _text(value: Value) -> str | None:
     try:
-        fresh.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        size = fresh.execute("PRAGMA page_size").fetchone()[0]
-    finally:
-        fresh.close()
-    with open(path, "rb") as good, open(copy, "r+b") as bad:
-        page = bytearray(good.read(size))
-        pages = os.fstat(bad.fileno()).st_size // size
-        # Offsets 28, 32 and 36 of the header: pages in the file, the first free one, how many are free.
-        page[28:40] = pages.to_bytes(4, "big") + bytes(8)
-        bad.write(page)
-
-
-def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> str:
-    source.text_factory = lambda data: data.decode(errors="replace")
-    target.execute("BEGIN")
-    sizes: dict[int, int] = defaultdict(int)
-    pending: dict[int, int] = defaultdict(int)
-    last: dict[int, int] = defaultdict(int)
-    for batch, settled in _copy_batches(source, target):
-        webhook = batch.id >> 40
-        last[webhook] = max(last[webhook], batch.id)
-        pending[webhook] += batch.left
-        sizes[webhook] += batch.size
-        if settled is not None:
-            target.execute("INSERT INTO progress VALUES (?, ?)", (batch.id, settled))
-    letters = Counter(_copy_letters(source, target))
-    found = _rows(source, "webhook", "id, CAST(name AS BLOB), accepted, delivered, dead")
-    webhooks = {row[0]: row[1:] for row in found if 0 < row[0] < WEBHOOKS}
-    names = _names(source)
-    for number, (raw, *_) in webhooks.items():
-        name = _text(raw)
-        if name:
-            names[number] = name
-    known = {name: number for number, name in names.items()}
-    taken = {*known, *letters}
-    for number in webhooks.keys() | pending.keys():
-        _, *counters = webhooks.get(number, (None, 0, 0, 0))
-        name = names.get(number)
-        if name is None or known[name] != number:
-            name = f"webhook-{number}"
-            while name in taken:
-                name += "-lost"
-            taken.add(name)
-            known[name] = number
-        accepted, delivered, dead = (value if type(value) is int and 0 < value < 1 << 60 else 0 for value in counters)
-        dead = max(dead, letters[name])
-        left = pending[number]
-        # What is neither delivered nor dead nor here is lost.
-        dropped = max(accepted - delivered - dead - left, 0)
-        target.execute(
-            "INSERT INTO webhook VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, name, delivered + dead + dropped + left, delivered, dead, dropped, sizes[number], last[number]),
-        )
-    for name, dead in letters.items():
-        if name not in known:
-            target.execute("INSERT INTO webhook (name, accepted, dead) VALUES (?, ?, ?)", (name, dead, dead))
-    target.execute("COMMIT")
-    source.close()
-    return f"{sum(pending.values())} deliveries and {letters.total()} dead letters"
-
-
-def _copy_batches(source: sqlite3.Connection, target: sqlite3.Connection) -> Iterator[tuple[Batch, bytes | None]]:
-    progress = dict(_rows(source, "progress", "batch, settled"))
-    for number, checksum, deliveries in _rows(source, "batch", "id, checksum, deliveries"):
-        if not isinstance(deliveries, bytes) or crc32(deliveries) != checksum:
-            continue
-        # The checksum speaks for these, and nothing for the count that stands beside them.
-        try:
-            count, size = len(_items(deliveries)), len(deliveries)
-        except msgspec.DecodeError:
-            continue
-        settled = progress.get(number)
-        try:
-            batch = Batch.stored(number, count, size, settled)
-        except sqlite3.DatabaseError:
-            # To have some of it delivered once more is better than to lose it.
-            settled = None
-            batch = Batch(number, count, size)
-        target.execute("INSERT INTO batch VALUES (?, ?, ?, ?)", (number, count, checksum, deliveries))
-        yield batch, settled
-
-
-def _copy_letters(source: sqlite3.Connection, target: sqlite3.Connection) -> Iterator[str]:
-    """
-    Copy dead letters.
-
-    :returns: the webhook of each.
-    """
-    columns = {"webhook": "", "url": "", "reason": "", "status": 0, "answer": b"", "died": 0, "delivery": b""}
-    statement = f"INSERT INTO dead (id, {', '.join(columns)}) VALUES (?{', ?' * len(columns)})"
-    for number, *values in _rows(source, "dead", f"id, {', '.join(columns)}"):
-        sound = [value if type(value) is type(other) else other for value, other in zip(values, columns.values(), strict=True)]
-        webhook, delivery = sound[0], sound[-1]
-        if webhook and delivery:
-            target.execute(statement, (number, *sound))
-            yield str(webhook)
-
-
-def _text(data: object) -> str | None:
-    try:
-        return data.decode() if isinstance(data, bytes) else None
+        return value.decode() if isinstance(value, bytes) else None
     except UnicodeDecodeError:
         return None
 
 
-def _names(source: sqlite3.Connection) -> dict[int, str]:
-    """Read the webhooks' names from their index, which may have outlived their table."""
-    question = "SELECT id, CAST(name AS BLOB) FROM webhook INDEXED BY sqlite_autoindex_webhook_1 ORDER BY name"
-    try:
-        found = source.execute(question).fetchall()
-    except UNREADABLE:
-        return {}
-    return {number: name for number, raw in found if (name := _text(raw))}
-
-
-def _rows(source: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
-    """
-    Read what can be read of a table, in any order.
-
-    What lies before the first place that cannot be read and behind the last one comes first; what lies between them is looked
-    for by halves.
-
-    :param columns: its key is the first of them.
-    """
-    key = columns.partition(",")[0]
-    question = f"SELECT {columns} FROM {table} WHERE {key} > ? AND {key} < ? ORDER BY {key} {{}} LIMIT 1"
-    ranges = deque([(-1, 1 << 62)])
-    failed = 0
-    while ranges and failed < PROBES:
-        low, high = ranges.popleft()
-        for order in ("ASC", "DESC"):
-            while True:
-                try:
-                    row = source.execute(question.format(order), (low, high)).fetchone()
-                except UNREADABLE:
-                    failed += 1
-                    break
-                if row is None:
-                    high = low
-                    break
-                # The keys of a damaged page may stand in any order.
-                if type(row[0]) is not int or not low < row[0] < high:
-                    failed += 1
-                    break
-                low, high = (row[0], high) if order == "ASC" else (low, row[0])
-                yield row
-        if high - low > 2:
-            middle = (low + high) // 2
-            ranges += [(low, middle + 1), (middle, high)]
+def _roots() -> dict[str, int]:
+    """Get the first pages of the tables and indices of a new file."""
+    with TemporaryDirectory() as directory:
+        path = os.path.join(directory, "new")
+        schema.prepare(path)
+        with closing(sqlite3.connect(path)) as connection:
+            return dict(connection.execute("SELECT name, rootpage FROM sqlite_schema").fetchall())

@@ -1,19 +1,23 @@
 """
-The outbox's file: what it holds, and whether a file is one.
+The tables of an outbox's file, and whether a file is one.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
-from mqhooks.errors import OutboxError
+from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 
 APPLICATION_ID = 0x6D716877
 """What the file's header says of who made it: ``mqhw``."""
 
 MAGIC = b"SQLite format 3\0"
+
+FIRST = 2
+"""The version of the first of :data:`MIGRATIONS`. Version 1 was that of mqhooks 0.1.0, which was never released."""
 
 MIGRATIONS = [
     """
@@ -25,30 +29,36 @@ CREATE TABLE webhook (
     dead INTEGER NOT NULL DEFAULT 0,
     dropped INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0,
-    -- The last number that was given to a row of batch.
+    -- The last number that was given to a row of batch: none is given twice.
     last INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- Deliveries that were accepted together. The id is the webhook's id * 2**40 and a number that grows.
 CREATE TABLE batch (
     id INTEGER PRIMARY KEY,
+    version INTEGER NOT NULL,
     count INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     deliveries BLOB NOT NULL
 ) STRICT;
--- Which deliveries of a batch are settled, one bit each; a batch of which all are is deleted.
+-- Which deliveries of a batch are settled, a bit for each; a batch of which all are is deleted.
 CREATE TABLE progress (
     batch INTEGER PRIMARY KEY,
+    checksum INTEGER NOT NULL,
     settled BLOB NOT NULL
 ) STRICT;
 CREATE TABLE dead (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     webhook TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    -- Of the webhook and the delivery.
+    checksum INTEGER NOT NULL,
     url TEXT NOT NULL,
     reason TEXT NOT NULL,
     status INTEGER NOT NULL,
     answer BLOB NOT NULL,
     died INTEGER NOT NULL,
-    -- The last column, so that SQLite needs no memory for the zeros over which a long one is written.
+    -- Why it cannot be replayed; empty when it can.
+    damage TEXT NOT NULL,
     delivery BLOB NOT NULL
 ) STRICT;
 CREATE INDEX dead_webhook ON dead (webhook, id);
@@ -58,9 +68,24 @@ CREATE TABLE request (
     action TEXT NOT NULL,
     dead INTEGER NOT NULL
 ) STRICT;
+-- What another process hands over: deliveries that were accepted together, or one dead letter.
+CREATE TABLE inbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    webhook TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    letter INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    content BLOB NOT NULL
+) STRICT;
+-- How far a damaged file, by a hash of its content, has been taken over.
+CREATE TABLE salvage (
+    source TEXT PRIMARY KEY,
+    batch INTEGER NOT NULL,
+    dead INTEGER NOT NULL
+) STRICT;
 """
 ]
-"""What makes each version of the tables of the one before it, the first of an empty file. A newer file is refused."""
+"""What makes each version of the tables of the one before it; the first makes :data:`FIRST` of an empty file."""
 
 
 def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
@@ -70,16 +95,21 @@ def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
     :param full: whether each commit waits until the disk has it.
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.1)
-    connection.execute("PRAGMA journal_mode = WAL")
-    # Debian's SQLite overwrites with zeros what is deleted, unless told otherwise: half of what settling costs.
-    connection.execute("PRAGMA secure_delete = OFF")
-    connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        # Debian's SQLite overwrites with zeros what is deleted, unless told otherwise: half of what settling costs.
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+    except BaseException:
+        # One that is closed later could take the log of writes of another file for its own.
+        connection.close()
+        raise
     # A damaged text must not hide the row in which it stands.
     connection.text_factory = lambda data: data.decode(errors="replace")
     return connection
 
 
-def passing(error: Exception) -> bool:
+def passing(error: BaseException) -> bool:
     """Say whether an error may pass by itself, as that of a full disk does: others mean that the file is damaged."""
     # A table or a value that is not there is an OperationalError too.
     code = getattr(error, "sqlite_errorcode", None)
@@ -90,8 +120,8 @@ def prepare(path: str) -> None:
     """
     Make the file, or check that it is one of ours and bring it up to date.
 
-    :raises mqhooks.errors.OutboxError: when it is not ours, or of a newer version, or cannot be used.
-    :raises sqlite3.DatabaseError: when it is damaged.
+    :raises mqhooks.errors.OutboxDamaged: when it is damaged, or no database.
+    :raises mqhooks.errors.OutboxError: when it is not ours, or of another version, or cannot be used.
     """
     try:
         with Path(path).open("rb") as file:
@@ -101,7 +131,7 @@ def prepare(path: str) -> None:
     except OSError as error:
         raise OutboxError(f"{path}: cannot be read: {error.strerror}") from None
     if head and head != MAGIC:
-        raise sqlite3.DatabaseError("file is not a database")
+        raise OutboxDamaged("file is not a database")
     try:
         # The bodies are nobody else's business; SQLite gives the files beside it the same permissions.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
@@ -110,38 +140,41 @@ def prepare(path: str) -> None:
         raise OutboxError(f"{path}: cannot be written: {error.strerror}") from None
     except sqlite3.OperationalError as error:
         raise OutboxError(f"{path}: cannot be opened ({error}); its directory has to exist and be writable") from None
+    except sqlite3.DatabaseError as error:
+        raise OutboxDamaged(str(error)) from None
     try:
-        for version in range(_check(path, connection), len(MIGRATIONS)):
+        for version in range(_check(path, connection), FIRST - 1 + len(MIGRATIONS)):
             header = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version + 1};"
-            connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[version]} {header} COMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[version + 1 - FIRST]} {header} COMMIT;")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
-    except sqlite3.OperationalError as error:
-        raise OutboxError(f"{path}: cannot be used ({error})") from None
+    except sqlite3.DatabaseError as error:
+        if passing(error):
+            raise OutboxUnavailable(f"{path}: cannot be used ({error})") from None
+        raise OutboxDamaged(str(error)) from None
     finally:
         connection.close()
 
 
 def check(path: str) -> None:
     """
-    Check that a file is an outbox of ours, without changing it.
+    Check that a file is an outbox of this version, without changing it.
 
-    :raises mqhooks.errors.OutboxError: when it is not, or of another version.
-    :raises sqlite3.DatabaseError: when it is damaged, or no database.
+    :raises mqhooks.errors.OutboxError: when it is not.
     """
-    connection = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
     try:
-        if not _check(path, connection):
-            raise OutboxError(f"{path}: is empty")
-    finally:
-        connection.close()
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            if _check(path, connection) < FIRST:
+                raise OutboxError(f"{path}: is empty")
+    except sqlite3.DatabaseError as error:
+        raise OutboxError(f"{path}: cannot be read ({error})") from None
 
 
 def _check(path: str, connection: sqlite3.Connection) -> int:
     """
     See whose file it is.
 
-    :returns: the version of its tables; 0 when it has none.
+    :returns: the version of its tables; the one before the first when it has none.
     """
     application, version, tables = (
         connection.execute(question).fetchone()[0]
@@ -149,6 +182,10 @@ def _check(path: str, connection: sqlite3.Connection) -> int:
     )
     if application != APPLICATION_ID and (tables or application):
         raise OutboxError(f"{path}: is the database of another program; give outbox.path another name")
-    if version > len(MIGRATIONS):
-        raise OutboxError(f"{path}: was written by a newer mqhooks (version {version}, not {len(MIGRATIONS)}); update mqhooks")
-    return int(version) if tables else 0
+    newest = FIRST - 1 + len(MIGRATIONS)
+    if version > newest:
+        raise OutboxError(f"{path}: was written by a newer mqhooks (version {version}, not {newest}); update mqhooks")
+    if tables and version < FIRST:
+        remedy = "run that mqhooks until it is empty, or move the file away"
+        raise OutboxError(f"{path}: was written by mqhooks 0.1.0, which was never released; {remedy}")
+    return max(int(version), FIRST - 1) if tables else FIRST - 1

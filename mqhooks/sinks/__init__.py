@@ -1,5 +1,5 @@
 """
-Where events go besides webhooks, and how sinks are put together.
+Sinks besides webhooks, and sinks made of other sinks.
 """
 
 from mqhooks.sinks.capture import CaptureSink

@@ -1,5 +1,5 @@
 """
-Lines, appended to a file that somebody rotates, or to a descriptor.
+Appending lines to a file that may be rotated, or to a descriptor.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from mqhooks.support.hangup import on_hangup
 from mqhooks.support.ratelimit import RateLimit
 
 STANDARD_OUTPUT = 1
-"""The descriptor itself: ``sys.stdout`` is the log's under twistd."""
+"""The descriptor itself: twistd logs ``sys.stdout``."""
 
 
 class Appender:
     """
     Appends lines, one for each event.
 
-    A file is made with mode 0640 less the umask, and opened anew at SIGHUP, between two batches. A batch is one synchronous
-    write: a reader of a pipe who is slow slows the whole process down.
+    A file is created with mode 0640 less the umask, and reopened at SIGHUP, between two batches. A batch is one synchronous
+    write: a slow reader of a pipe slows the whole process down.
 
-    What cannot be written, to a full disk for example, is counted in :attr:`lost` and said once a minute; the next batch is
-    tried again. A file never keeps part of a line. When the reader of a descriptor is gone, nothing can follow: the reactor is
-    stopped.
+    Lines that cannot be written, to a full disk for example, are counted in :attr:`lost` and logged once a minute; the next
+    batch is tried again. A file never keeps part of a line. When the reader of a descriptor has gone, the reactor is stopped.
 
-    :param reactor: tells the time; reopens after a signal; is stopped when nobody reads any more.
-    :param destination: a path, or the number of an open descriptor, which is not closed here.
-    :param log: says what happens.
-    :param read_back: whether the file is to be readable too.
-    :param prepare: called with the descriptor of each file that was opened and with its path, before anything is written. It
-        may raise :class:`~mqhooks.errors.ConfigError` or ``OSError``; the file is closed then.
-    :ivar written: how many lines were written.
-    :ivar lost: how many were not.
+    :param reactor: tells the time, reopens after a signal, and is stopped when the reader has gone.
+    :param destination: a path, or the number of an open descriptor, which is never closed here.
+    :param log: gets the log lines.
+    :param read_back: whether to open the file for reading too.
+    :param prepare: called with the descriptor and the path of each newly opened file before anything is written. It may raise
+        :class:`~mqhooks.errors.ConfigError` or ``OSError``; the file is closed then.
+    :ivar written: lines written.
+    :ivar lost: lines that could not be written.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Appender:
         """
         Open the file.
 
-        :raises mqhooks.errors.ConfigError: when that is not possible.
+        :raises mqhooks.errors.ConfigError: when it cannot be opened.
         """
         if self.path is not None:
             self.descriptor = self._open(self.path)
@@ -86,25 +85,25 @@ class Appender:
             self.descriptor = None
 
     def reopen(self) -> None:
-        """Open the path anew, after the file was renamed; if that fails, go on with the file that is open."""
+        """Reopen the path, after the file was renamed. If that fails, keep the file that is open."""
         if self.path is None or self.descriptor is None:
             return
         try:
             descriptor = self._open(self.path)
         except ConfigError as error:
-            self._log.error("{error}; the file opened before is still written to", error=error)
+            self._log.error("{error}; still writing to the file that is open", error=error)
             return
         os.close(self.descriptor)
         self.descriptor = descriptor
-        self._log.info("{name}: opened anew", name=self.name)
+        self._log.info("{name}: reopened", name=self.name)
 
     def append(self, lines: bytes, count: int) -> int:
         """
-        Write lines.
+        Append lines.
 
-        :param lines: whole ones.
-        :param count: how many they are.
-        :returns: how many bytes of them are in the file now.
+        :param lines: whole lines.
+        :param count: how many lines there are.
+        :returns: how many bytes of them the file keeps.
         """
         if self.descriptor is None:
             self.lost += count
@@ -114,7 +113,7 @@ class Appender:
             self.written += count
             if self._complained:
                 self._complained = False
-                self._log.info("{name}: written to again; {lost} events are lost", name=self.name, lost=self.lost)
+                self._log.info("{name}: can be written again; {lost} events were lost", name=self.name, lost=self.lost)
             return kept
         written = lines.count(b"\n", 0, kept)
         self.written += written
@@ -124,7 +123,7 @@ class Appender:
         elif self._complaints.allow("write") is not None:
             self._complained = True
             self._log.error(
-                "{name}: cannot be written to ({reason}); {lost} events are lost so far",
+                "{name}: cannot be written ({reason}); {lost} events lost so far",
                 name=self.name,
                 reason=error.strerror,
                 lost=self.lost,
@@ -133,12 +132,12 @@ class Appender:
 
     def _end(self) -> None:
         self.descriptor = None
-        self._log.error("{name}: nobody reads it any more, stopping", name=self.name)
+        self._log.error("{name}: its reader has gone, stopping", name=self.name)
         with suppress(ReactorNotRunning):
             self._reactor.stop()
 
     def _open(self, path: str) -> int:
-        # A pipe without a reader is refused rather than waited for; once it is open, writing waits for the reader.
+        # Opening a pipe fails when it has no reader, instead of blocking; writing to it then blocks.
         flags = self._access | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         descriptor = None
         try:
@@ -151,18 +150,18 @@ class Appender:
                 os.close(descriptor)
             if isinstance(error, ConfigError):
                 raise
-            reason = error.strerror if isinstance(error, OSError) else "a path has no NUL character"
+            reason = error.strerror if isinstance(error, OSError) else "a path must not contain NUL"
             raise ConfigError(
-                f"cannot be opened for appending ({reason}); make its directory and let this user write there", path
+                f"cannot be opened for appending ({reason}); create its directory and let this user write there", path
             ) from None
         return descriptor
 
 
 def _append(descriptor: int, lines: bytes) -> tuple[int, OSError | None]:
     """
-    Write lines, and if that fails, take back the part of a line that was written.
+    Write lines; if that fails, remove what was written of the last one.
 
-    :returns: how many bytes stay, and why it failed.
+    :returns: how many bytes the file keeps, and why writing failed.
     """
     written = 0
     try:
@@ -181,14 +180,14 @@ def _append(descriptor: int, lines: bytes) -> tuple[int, OSError | None]:
 
 def _take_back(descriptor: int, size: int) -> None:
     status = os.fstat(descriptor)
-    # Where another process has appended behind us, the end of the file is not ours to cut.
+    # When another process has appended after us, the end of the file is not ours to cut.
     if size and stat.S_ISREG(status.st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == status.st_size:
         os.ftruncate(descriptor, status.st_size - size)
         os.lseek(descriptor, -size, os.SEEK_CUR)
 
 
 def _wait_for_room(descriptor: int) -> None:
-    """Someone who shares the descriptor has made it non-blocking."""
+    """Block until there is room: another process may have made a shared descriptor non-blocking."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     poll.poll()
@@ -196,9 +195,9 @@ def _wait_for_room(descriptor: int) -> None:
 
 class AppendingSink(Service):
     """
-    What sinks have in common whose events go through an :class:`Appender`.
+    Base class of sinks that write through an :class:`Appender`.
 
-    :param appender: writes; it is open while the service runs.
+    :param appender: open while the service runs.
     """
 
     def __init__(self, appender: Appender) -> None:
@@ -206,19 +205,19 @@ class AppendingSink(Service):
 
     @property
     def written(self) -> int:
-        """How many events were written."""
+        """Events written."""
         return self._appender.written
 
     @property
     def lost(self) -> int:
-        """How many events could not be written."""
+        """Events that could not be written."""
         return self._appender.lost
 
     def startService(self) -> None:
         """
         Open the file.
 
-        :raises mqhooks.errors.ConfigError: when that is not possible, or it holds what it should not.
+        :raises mqhooks.errors.ConfigError: when it cannot be opened, or has the wrong content.
         """
         super().startService()
         self._appender.open()
@@ -229,5 +228,5 @@ class AppendingSink(Service):
         self._appender.close()
 
     def reopen(self) -> None:
-        """Open the path anew, after the file was renamed; if that fails, go on with the file that is open."""
+        """Reopen the path, after the file was renamed. If that fails, keep the file that is open."""
         self._appender.reopen()

@@ -1,5 +1,5 @@
 """
-Frames with their times, in a file that the simulator can send again.
+Recording frames with their times, in a file that the simulator can replay.
 """
 
 from __future__ import annotations
@@ -14,35 +14,42 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import Event, Message
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks.appending import Appender, AppendingSink
-from mqhooks.sources.sidecar.encode import encode
-from mqhooks.sources.sidecar.events import Event
 from mqhooks.support.recording import Record, line, resume
 
 
 @implementer(IEventSink)
 class CaptureSink(AppendingSink):
     """
-    Records each event's frame and when it came. :mod:`mqhooks.support.recording` describes the file.
+    Records the frame of each event and when it came. :mod:`mqhooks.support.recording` describes the file format.
 
-    The file is appended to, made with mode 0640 less the umask, and opened anew at SIGHUP, between two batches. A batch is one
-    synchronous write. What cannot be written, to a full disk for example, is counted in :attr:`lost` and said once a minute;
-    the next batch is tried again.
+    The file is appended to, created with mode 0640 less the umask, and reopened at SIGHUP, between two batches. A batch is one
+    synchronous write. Events that cannot be written, to a full disk for example, are counted in :attr:`lost` and logged once a
+    minute; the next batch is tried again.
 
-    :param reactor: limits the log; reopens after a signal.
+    :param reactor: tells the time, and reopens after a signal.
     :param path: the file.
-    :param max_size: how many bytes it may have; what comes then is counted in :attr:`left_out`, until the file is opened anew.
-        0 for no limit.
-    :param now: tells the time, in nanoseconds since 1970.
+    :param encode: makes a frame of an event's message, such as ``mqhooks.sources.sidecar.encode.encode``.
+    :param max_size: the size limit in bytes, 0 for none; further events are counted in :attr:`left_out` until the file is
+        reopened.
+    :param now: the time of day, in nanoseconds since 1970.
     """
 
     log = Logger()
 
     def __init__(
-        self, reactor: Any, path: str | os.PathLike[str], *, max_size: int = 0, now: Callable[[], int] = time.time_ns
+        self,
+        reactor: Any,
+        path: str | os.PathLike[str],
+        encode: Callable[[Message], bytes],
+        *,
+        max_size: int = 0,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self.left_out = 0
+        self._encode = encode
         self._max_size = max_size
         self._now = now
         self._size = 0
@@ -53,10 +60,10 @@ class CaptureSink(AppendingSink):
         """
         Record events.
 
-        :returns: ``None``: what is not written now never will be.
+        :returns: ``None``: an event that cannot be written now never will be.
         """
         now = self._now()
-        lines = [line(Record(now, encode(event.message))) for event in events]
+        lines = [line(Record(now, self._encode(event.message))) for event in events]
         if self._max_size:
             lines = self._fitting(lines)
         if lines:
@@ -70,7 +77,7 @@ class CaptureSink(AppendingSink):
             if room < 0:
                 self._full = True
                 self.log.warn(
-                    "{name}: has reached max_size ({size} bytes), nothing more is recorded; rename it and send SIGHUP to go on",
+                    "{name}: has reached max_size ({size} bytes), recording no more; rename it and send SIGHUP to go on",
                     name=self._appender.name,
                     size=self._max_size,
                 )

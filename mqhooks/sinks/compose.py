@@ -1,5 +1,5 @@
 """
-Sinks made of sinks. Each starts and stops what it is made of.
+Sinks made of other sinks, which they start and stop.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS, Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.topics import compile_filter
-from mqhooks.sources.sidecar.events import HOOKS, Event
 
 
 @implementer(IEventSink)
 class FanOut(MultiService):
     """
-    Hands each batch to several sinks, and has accepted it when all have. They stop together, each as fast as it can.
+    Passes each batch to several sinks; it is accepted once all have accepted it. They stop concurrently.
 
-    A sink that breaks its promise and fails stops none of the others: that is counted in :attr:`failures`, and logged the 1st,
-    10th, 100th … time.
+    A sink that breaks its contract and fails does not affect the others: the failure is counted in :attr:`failures`, and the
+    1st, 10th, 100th … is logged.
 
     :param sinks: started in this order.
     """
@@ -43,7 +43,7 @@ class FanOut(MultiService):
         self.failures = 0
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Hand the batch on; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        """Pass the batch on; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
         waiting: list[Deferred[None]] = []
         for sink in self._sinks:
             try:
@@ -75,7 +75,7 @@ def _nothing(_: object) -> None:
 @implementer(IEventSink)
 class _Selection(MultiService):
     """
-    Hands on only what passes a test, and counts the others in :attr:`filtered`.
+    Passes on the events that pass a test, and counts the others in :attr:`filtered`.
     """
 
     def __init__(self, sink: IEventSink, passes: Callable[[Event], bool]) -> None:
@@ -86,7 +86,7 @@ class _Selection(MultiService):
         self.filtered = 0
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Hand on what passes; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        """Pass on what passes the test; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
         passes = self._passes
         passed = [event for event in events if passes(event)]
         self.filtered += len(events) - len(passed)
@@ -95,12 +95,12 @@ class _Selection(MultiService):
 
 class FilterSink(_Selection):
     """
-    Hands on the events that match every criterion given. Each criterion is one string or several, of which one has to match.
+    Passes on the events that match every criterion given. A criterion is one string or several, one of which has to match.
 
-    :param sink: gets what matches.
+    :param sink: gets the events that match.
     :param hooks: hooks by VerneMQ's names, for example ``on_publish``.
-    :param topics: MQTT topic filters. A subscription matches when one of its topics does, an event without topics never.
-    :param clients: client ids, in which ``*`` stands for any characters, ``?`` for one and ``[abc]`` for one of these.
+    :param topics: MQTT topic filters. A subscription matches when one of its topics does; an event without topics never does.
+    :param clients: client ids, globs: ``*`` matches any characters, ``?`` one and ``[abc]`` one of these.
     :param mountpoints: mountpoints; the default one is ``""``.
     :raises mqhooks.errors.ConfigError: when there is no such hook, or a topic filter is malformed.
     """
@@ -159,24 +159,24 @@ def _topic_criterion(filters: Iterable[str]) -> Callable[[Event], bool]:
 
 class SampleSink(_Selection):
     """
-    Hands on all events of a share of the clients.
+    Passes on all events of a share of the clients.
 
-    Which clients they are follows from mountpoint and client id alone: it is the same in every process and after a restart. A
-    larger share only adds some.
+    A client's mountpoint and id alone decide: the choice is the same in every process and after a restart, and a larger share
+    only adds clients.
 
-    :param sink: gets their events.
+    :param sink: gets the events of those clients.
     :param share: more than 0, at most 1.
-    :raises mqhooks.errors.ConfigError: when the share is outside that.
+    :raises mqhooks.errors.ConfigError: when the share is out of range.
     """
 
     def __init__(self, sink: IEventSink, share: float) -> None:
         if not 0 < share <= 1:
-            raise ConfigError(f"{share:g} is no share of the clients; give one above 0 and up to 1", key="share")
+            raise ConfigError(f"{share:g} is not a share of the clients; give one above 0 and up to 1", key="share")
         limit = int(share * 2**64)
         super().__init__(sink, lambda event: _position(event) < limit)
 
 
 def _position(event: Event) -> int:
-    """Where a client stands among all: evenly spread over 0 to 2 ** 64 - 1, and independent of which lane it gets."""
+    """Hash a client to a number, evenly spread over 0 to 2 ** 64 - 1."""
     client = f"{event.mountpoint}\0{event.client_id}".encode()
     return int.from_bytes(blake2b(client, digest_size=8, person=b"mqhooks.sample").digest())

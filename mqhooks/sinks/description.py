@@ -1,5 +1,5 @@
 """
-Sinks as strings, written like Twisted's endpoints: ``log:path=/var/log/mqhooks.jsonl``.
+Sinks described by strings, like Twisted's endpoints: ``log:path=/var/log/mqhooks.jsonl``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 def sinkFromString(reactor: object, description: str) -> IEventSink:
     """
-    Make the sink that a description asks for, as Twisted's ``serverFromString`` does for endpoints.
+    Make the sink of a description, as Twisted's ``serverFromString`` does for endpoints.
 
-    :param reactor: is given to the plugin that makes the sink.
+    :param reactor: passed to the plugin that makes the sink.
     :param description: ``prefix:argument:key=value``; see :func:`parse`. The prefix is that of an
         :class:`~mqhooks.interfaces.ISinkPlugin` under ``twisted/plugins/``.
     :raises mqhooks.errors.ConfigError: when no plugin has the prefix, or an argument is wrong, missing or unknown.
@@ -41,14 +41,14 @@ def sinkFromString(reactor: object, description: str) -> IEventSink:
 
 def parse(description: str) -> tuple[str, list[str], dict[str, str]]:
     r"""
-    Take a description apart.
+    Parse a description.
 
-    Its parts stand between colons. One that begins with a word and ``=`` is a keyed argument, the others are positional ones. A
-    backslash makes the character behind it an ordinary one: a description within a description has its colons written ``\:``
-    and its backslashes ``\\``, as :func:`twisted.internet.endpoints.quoteStringArgument` does.
+    Colons separate its parts. A part that begins with a word and ``=`` is a keyword argument, the others are positional. A
+    backslash escapes the character after it: a description within a description has its colons written ``\:`` and its
+    backslashes ``\\``, as :func:`twisted.internet.endpoints.quoteStringArgument` does.
 
-    :returns: the first part, the other positional ones, and the keyed ones.
-    :raises mqhooks.errors.ConfigError: when a key stands there twice, or the last character is a lone backslash.
+    :returns: the first part, the positional arguments, and the keyword arguments.
+    :raises mqhooks.errors.ConfigError: when a keyword is given twice, or the last character is a lone backslash.
     """
     args: list[str] = []
     kwargs: dict[str, str] = {}

@@ -11,26 +11,25 @@ from typing import Any
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.sinks.appending import STANDARD_OUTPUT, Appender, AppendingSink
-from mqhooks.sources.sidecar.events import Event
 
 
 @implementer(IEventSink)
 class LogSink(AppendingSink):
     """
-    Writes each event as one line: a JSON object in VerneMQ's own words.
+    Writes each event as one line: a JSON object with VerneMQ's own names.
 
-    A file is appended to, made with mode 0640 less the umask, and opened anew at SIGHUP, between two batches. A batch is one
-    synchronous write: a reader of a pipe who is slow slows the whole process down.
+    A file is appended to, created with mode 0640 less the umask, and reopened at SIGHUP, between two batches. A batch is one
+    synchronous write: a slow reader of a pipe slows the whole process down.
 
-    What cannot be written, to a full disk for example, is counted in :attr:`lost` and said once a minute; the next batch is
-    tried again. A file never keeps part of a line. When the reader of a descriptor is gone, nothing can follow: the reactor is
-    stopped.
+    Events that cannot be written, to a full disk for example, are counted in :attr:`lost` and logged once a minute; the next
+    batch is tried again. A file never keeps part of a line. When the reader of a descriptor has gone, the reactor is stopped.
 
-    :param reactor: tells the time; reopens after a signal; is stopped when nobody reads any more.
-    :param destination: a path, or the number of an open descriptor, which is not closed here.
+    :param reactor: tells the time, reopens after a signal, and is stopped when the reader has gone.
+    :param destination: a path, or the number of an open descriptor, which is never closed here.
     """
 
     log = Logger()
@@ -47,7 +46,7 @@ class LogSink(AppendingSink):
         """
         Write one line for each event.
 
-        :returns: ``None``: what is not written now never will be.
+        :returns: ``None``: an event that cannot be written now never will be.
         """
         if events:
             self._appender.append(b"".join([hook_body(event) + b"\n" for event in events]), len(events))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
+from typing import Any
 
 from twisted.plugin import IPlugin
 from zope.interface import implementer
@@ -17,15 +18,15 @@ from mqhooks.interfaces import IEventSink, ISinkPlugin
 @implementer(IPlugin, ISinkPlugin)
 class SinkMaker:
     """
-    A sink plugin for :func:`~mqhooks.sinks.sinkFromString` that takes its arguments from a function's signature.
+    A sink plugin for :func:`~mqhooks.sinks.sinkFromString` whose arguments are those of a function.
 
-    :param prefix: what stands before the first colon of the description.
-    :param usage: the arguments on one line, as the help and the errors show them.
-    :param make: gets the reactor, and the description's arguments as strings; returns the sink. It may raise
+    :param prefix: the description's part before the first colon.
+    :param usage: the arguments on one line, as help and errors show them.
+    :param make: called with the reactor and the description's arguments, as strings; returns the sink. It may raise
         :class:`~mqhooks.errors.ConfigError` with the argument's name as its ``key``.
     """
 
-    def __init__(self, prefix: str, usage: str, make: Callable[..., IEventSink]) -> None:
+    def __init__(self, prefix: str, usage: str, make: Callable[..., object]) -> None:
         self.prefix = prefix
         self.usage = usage
         self._make = make
@@ -40,4 +41,6 @@ class SinkMaker:
             bound = signature(self._make).bind(reactor, *args, **kwargs)
         except TypeError as error:
             raise ConfigError(f"{error}; write it like {self.usage}") from None
-        return self._make(*bound.args, **bound.kwargs)
+        made: Any = self._make(*bound.args, **bound.kwargs)
+        sink: IEventSink = made
+        return sink

@@ -1,1 +1,1 @@
-"""Small things that several rooms need and that know nothing of mqhooks."""
+"""Small helpers that several rooms use and that know nothing of webhooks."""

@@ -1,5 +1,5 @@
 """
-Listening in a way that can be ended.
+Closing the connections of a listening port.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from twisted.internet.protocol import ServerFactory
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 CLOSING_TIME = 2.0
-"""How many seconds connections get to close before they are aborted."""
+"""Seconds that connections get to close before they are aborted."""
 
 
 class ClosingFactory(WrappingFactory):
     """
-    Knows which connections of another factory are open, and closes them.
+    Tracks the open connections of another factory, and closes them.
 
     :param clock: for timeouts.
     :param factory: makes the connections' protocols.
@@ -31,7 +31,7 @@ class ClosingFactory(WrappingFactory):
         self._empty: Deferred[None] | None = None
 
     def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Let go of a connection that ended."""
+        """Forget a connection that has ended."""
         super().unregisterProtocol(p)
         if self._empty is not None and not self.protocols:
             empty, self._empty = self._empty, None
@@ -39,9 +39,9 @@ class ClosingFactory(WrappingFactory):
 
     def close(self) -> Deferred[None]:
         """
-        Close what is open; requests that wait for their answer are abandoned.
+        Close all connections; requests without a response yet are abandoned.
 
-        :returns: a ``Deferred`` that fires when all are closed, after :data:`CLOSING_TIME` seconds at most.
+        :returns: a ``Deferred`` that fires when all are closed, after at most :data:`CLOSING_TIME` seconds.
         """
         if not self.protocols:
             return succeed(None)

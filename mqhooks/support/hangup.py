@@ -1,5 +1,5 @@
 """
-SIGHUP, shared by all who reopen files.
+SIGHUP, shared by everything that reopens files.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from types import FrameType
 
 class _Hangup:
     """
-    Python's handler of SIGHUP while somebody listens for it. Who listens is kept here, so that the signal table itself is the
-    only state.
+    The handler of SIGHUP while anything listens for it. It holds the callbacks itself, so the process's signal table is the
+    only global state.
 
-    :param previous: what it took the place of, and calls last.
+    :param previous: the handler that it replaced, and calls last.
     """
 
     def __init__(self, previous: signal._HANDLER) -> None:
@@ -30,7 +30,7 @@ class _Hangup:
             self.previous(number, frame)
 
     def forget(self, callback: Callable[[], object]) -> None:
-        """Leave a callback out; after the last one, give the signal back to who had it before."""
+        """Remove a callback; after the last one, restore the previous handler."""
         previous = self.previous or signal.SIG_DFL
         self.callbacks.remove(callback)
         if not self.callbacks and signal.getsignal(signal.SIGHUP) is self:
@@ -39,11 +39,11 @@ class _Hangup:
 
 def on_hangup(callback: Callable[[], object]) -> Callable[[], None]:
     """
-    Have a function called at each SIGHUP, besides what was done at it before. Outside the main thread, where Python does not
-    let anyone handle signals, this does nothing.
+    Call a function at each SIGHUP, in addition to the handler set before. Outside the main thread, where Python handles no
+    signals, this does nothing.
 
-    :param callback: is called in the main thread, between any two steps of what it does.
-    :returns: a function that undoes it. When nobody listens any more, the previous handler is back.
+    :param callback: called in the main thread, between any two bytecodes.
+    :returns: a function that undoes this. After the last one the previous handler is restored.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None

@@ -1,5 +1,5 @@
 """
-Counting how long things take.
+Histograms of durations.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 class Histogram:
     """
-    Observations counted by size.
+    Durations counted by bucket.
 
-    :param bounds: upper limits in seconds, in ascending order; a value equal to one is within it.
-    :ivar counts: how many were within each limit and beyond the one before it; the last is for what is beyond all of them.
-    :ivar sum: all observations together, in seconds.
+    :param bounds: the buckets' upper bounds in seconds, ascending and inclusive.
+    :ivar counts: observations in each bucket; the last counts those above all bounds.
+    :ivar sum: the sum of all observations, in seconds.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -25,16 +25,16 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one."""
+        """Count one observation."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
 
     def observe_all(self, values: Sequence[float]) -> None:
-        """Count several, at least one."""
+        """Count several observations, at least one."""
         counts, bounds = self.counts, self.bounds
         first = bisect_left(bounds, min(values))
         if first == bisect_left(bounds, max(values)):
-            # What comes together is mostly of about the same size.
+            # Observations made together mostly fall into one bucket.
             counts[first] += len(values)
         else:
             for seconds in values:
@@ -43,5 +43,5 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many were observed."""
+        """How many observations were made."""
         return sum(self.counts)

@@ -1,5 +1,5 @@
 """
-Listening on what an operator has written down.
+Listening on an endpoint that an operator has configured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from mqhooks.errors import ConfigError, ListenError
 
 BACKLOG = 1024
-"""VerneMQ opens its whole pool within milliseconds; connections beyond the backlog wait a second or more."""
+"""VerneMQ opens its whole pool within milliseconds; connections beyond the backlog would wait a second or more."""
 
 _DEFAULTS: dict[str, dict[str, object]] = {
     "tcp": {"interface": "127.0.0.1", "backlog": BACKLOG},
@@ -35,9 +35,9 @@ _REMEDIES = {
 
 def complete(description: str) -> str:
     """
-    Give a listening endpoint's description our defaults: the loopback interface, and a backlog of :data:`BACKLOG`.
+    Fill in our defaults for a listening endpoint: the loopback interface and a backlog of :data:`BACKLOG`.
 
-    :param description: as Twisted's ``serverFromString`` has it. One with further positional arguments is left alone.
+    :param description: for Twisted's ``serverFromString``. One with further positional arguments is returned as it is.
     """
     kind, *parts = re.split(r"(?<!\\):", description)
     given = {part.partition("=")[0] for part in parts if "=" in part}
@@ -49,10 +49,10 @@ def complete(description: str) -> str:
 
 class Listener:
     """
-    One address to listen on.
+    An address to listen on.
 
     :param reactor: listens.
-    :param description: a string for Twisted's ``serverFromString``, completed by :func:`complete`.
+    :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
     :raises mqhooks.errors.ConfigError: when the description is wrong.
     """
 
@@ -72,12 +72,12 @@ class Listener:
         """
         Listen at once.
 
-        :raises mqhooks.errors.ListenError: when the address is taken, not allowed or not this machine's.
+        :raises mqhooks.errors.ListenError: when the address is taken, not allowed, or not one of this machine.
         """
         results: list[Any] = []
         self._endpoint.listen(factory).addBoth(results.append)
         if not results:
-            raise ListenError(f"cannot listen on {self.description}: this kind of endpoint does not listen at once")
+            raise ListenError(f"cannot listen on {self.description}: this kind of endpoint does not listen immediately")
         if isinstance(results[0], Failure):
             error = results[0].value
             cause = error.socketError if isinstance(error, CannotListenError) else error
@@ -102,7 +102,7 @@ def _port(description: str) -> int | None:
 
 def address_name(address: Any) -> str:
     """
-    Write an address as people do: ``127.0.0.1:8890``, or a path.
+    Format an address: ``127.0.0.1:8890``, or a path.
     """
     if hasattr(address, "port"):
         host = f"[{address.host}]" if ":" in address.host else address.host

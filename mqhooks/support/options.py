@@ -1,7 +1,7 @@
 """
-What the options of our twistd commands have in common: mistakes are told in a line, and values are checked where they are read.
+Options of twistd commands: a mistake is one line, and values are checked while they are parsed.
 
-Each function here makes a parser for one option, fit to be the last element of an entry of ``optParameters``.
+Each function here makes the parser of one option, for the last element of its entry in ``optParameters``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from twisted.python.usage import Options, UsageError
 
 class CommandOptions(Options):
     """
-    The options of a twistd command.
+    Base class of the options of a twistd command.
     """
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """
-        Take a command line apart.
+        Parse a command line.
 
         :param options: the words after the command.
-        :raises UsageError: when something in it is wrong.
-        :raises SystemExit: likewise under twistd, which would print all options before the line that says what is wrong.
+        :raises UsageError: when the command line is wrong.
+        :raises SystemExit: the same under twistd, which would print its whole help before the one line that matters.
         """
         try:
             super().parseOptions(options)
@@ -36,22 +36,22 @@ class CommandOptions(Options):
 
     def parseArgs(self, *args: str) -> None:
         """
-        Take no words but options.
+        Refuse positional arguments.
 
-        :raises UsageError: when there are others.
+        :raises UsageError: when there is one.
         """
         if args:
-            raise UsageError(f"{args[0]!r} is no option; --help lists them")
+            raise UsageError(f"{args[0]!r} is not an option; --help lists them")
 
 
 def whole(option: str, least: int, most: int | None = None) -> Callable[[str], int]:
     """
     Make the parser of a whole number.
 
-    :param option: how the option is written, for the error.
-    :param least: the smallest allowed.
-    :param most: the largest allowed.
-    :returns: a function from the option's text to its value; it raises ``UsageError``.
+    :param option: the option as it is written, for the error message.
+    :param least: the smallest value allowed.
+    :param most: the largest value allowed.
+    :returns: a function from the option's text to its value that raises ``UsageError``.
     """
     limits = f"of {least} or more" if most is None else f"from {least} to {most}"
 
@@ -66,7 +66,7 @@ def whole(option: str, least: int, most: int | None = None) -> Callable[[str], i
 
 def number(option: str) -> Callable[[str], float]:
     """
-    Make the parser of a number of 0 or more, as :func:`whole` does.
+    Make the parser of a number, 0 or more; see :func:`whole`.
     """
 
     def parse(text: str) -> float:
@@ -80,7 +80,7 @@ def number(option: str) -> Callable[[str], float]:
 
 def share(option: str) -> Callable[[str], float]:
     """
-    Make the parser of a share like ``10%``; its values are from 0 to 1.
+    Make the parser of a share like ``10%``; values are from 0 to 1.
     """
 
     def parse(text: str) -> float:
@@ -94,7 +94,7 @@ def share(option: str) -> Callable[[str], float]:
 
 def duration(option: str) -> Callable[[str], float]:
     """
-    Make the parser of a duration: ``50ms``, ``1s``, or a number of milliseconds; its values are seconds.
+    Make the parser of a duration: ``50ms``, ``1s``, or a number of milliseconds; values are in seconds.
     """
 
     def parse(text: str) -> float:
@@ -113,7 +113,7 @@ def duration(option: str) -> Callable[[str], float]:
 
 def speed(option: str) -> Callable[[str], float]:
     """
-    Make the parser of a speed: ``10x``, ``0.5``, or ``max``; its values are above 0, and infinite for ``max``.
+    Make the parser of a speed: ``10x``, ``0.5``, or ``max``; values are above 0, and infinite for ``max``.
     """
 
     def parse(text: str) -> float:
@@ -127,9 +127,9 @@ def speed(option: str) -> Callable[[str], float]:
 
 def one_of(option: str, text: str, known: Iterable[str]) -> str:
     """
-    Check a name.
+    Check a name against the known ones.
 
-    :raises UsageError: when it is unknown; the message names the nearest known one, or all of them.
+    :raises UsageError: when it is unknown; the message names the closest match, or all of them.
     """
     names = list(known)
     if text in names:

@@ -1,5 +1,5 @@
 """
-Logging what may happen a million times.
+Rate limiting of log lines.
 """
 
 from __future__ import annotations
@@ -7,15 +7,15 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 
 KEYS = 1024
-"""How many keys are told apart; when there are more, all are forgotten, and each may speak again."""
+"""How many keys are remembered; beyond that all are forgotten, and each is allowed once more."""
 
 
 class RateLimit:
     """
-    Lets each key through once in an interval.
+    Allows each key once per interval.
 
     :param clock: tells the time.
-    :param interval: seconds.
+    :param interval: in seconds.
     """
 
     def __init__(self, clock: IReactorTime, interval: float = 60.0) -> None:
@@ -25,17 +25,17 @@ class RateLimit:
 
     def allow(self, key: object) -> int | None:
         """
-        Ask whether to speak about something now.
+        Ask whether to log something now.
 
-        :param key: what to speak about.
-        :returns: how many times it was held back since it last spoke, or ``None`` to hold it back.
+        :param key: what it is about.
+        :returns: how often it was suppressed since it was last allowed; ``None`` to suppress it now.
         """
         now = self._clock.seconds()
-        spoke, held = self._last.get(key, (None, 0))
-        if spoke is not None and now - spoke < self._interval:
-            self._last[key] = (spoke, held + 1)
+        allowed, suppressed = self._last.get(key, (None, 0))
+        if allowed is not None and now - allowed < self._interval:
+            self._last[key] = (allowed, suppressed + 1)
             return None
-        if spoke is None and len(self._last) >= KEYS:
+        if allowed is None and len(self._last) >= KEYS:
             self._last.clear()
         self._last[key] = (now, 0)
-        return held
+        return suppressed

@@ -1,10 +1,10 @@
 """
-The file that the ``capture`` sink writes, and that the simulator sends again.
+The file format of captures: the ``capture`` sink writes it, the simulator replays it.
 
-The first line is ``mqhooks-capture 1``; the number is the format's version. Each further line is a record: three words with a
-space between them. They are the CRC-32 of what follows it on the line, as eight hexadecimal digits; the time at which the event
-came, in nanoseconds since 1970; and the frame, a ``google.protobuf.Any`` without the length before it, in base64. The first
-line may come again further down, so that files can be put one behind the other. A last line without a line end was cut off.
+The first line is ``mqhooks-capture 1``; the number is the version of the format. Each further line is a record of three words
+with a space between them: the CRC-32 of the rest of the line, in eight hexadecimal digits; the time at which the event came, in
+nanoseconds since 1970; and the frame, a ``google.protobuf.Any`` without its length, in base64. The first line may be repeated
+further down, so that files can be concatenated. A last line without a line end was cut off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEADER = b"mqhooks-capture %d\n" % VERSION
 """The first line."""
 
 LONGEST = 400 << 20
-"""No line is longer: MQTT's largest payload and an envelope, in base64."""
+"""The longest line: MQTT's largest payload and an envelope, in base64."""
 
 _NAME = b"mqhooks-capture "
 
@@ -42,7 +42,7 @@ class Record(NamedTuple):
 
 def line(record: Record) -> bytes:
     """
-    Write a record.
+    Format a record.
 
     :returns: its line, with the line end.
     """
@@ -52,28 +52,30 @@ def line(record: Record) -> bytes:
 
 def check_header(first: bytes, path: str) -> None:
     """
-    Look whether a file is a capture that we can read.
+    Check that a file is a capture of a version that we can read.
 
-    :param first: its first bytes, as far as the first line end if there is one.
-    :param path: the file, for the error.
+    :param first: its first bytes, up to the first line end if there is one.
+    :param path: the file's name, for errors.
     :raises mqhooks.errors.ConfigError: when it is not.
     """
     if HEADER.startswith(first):
         return
     version = first.removeprefix(_NAME).removesuffix(b"\n")
     if first.startswith(_NAME) and version.isdigit():
-        raise ConfigError(f"is a capture of version {int(version)}, and this mqhooks reads {VERSION}: take a newer one", path)
+        raise ConfigError(
+            f"is a capture of version {int(version)}, and this mqhooks reads version {VERSION}: use a newer mqhooks", path
+        )
     raise ConfigError("is not a capture of mqhooks; give another file", path)
 
 
 def read(file: BinaryIO, path: str, end: int | None = None) -> Iterator[Record]:
     """
-    Read a capture, from its beginning.
+    Read a capture.
 
-    :param file: positioned there.
+    :param file: positioned at its beginning.
     :param path: the file's name, for errors.
     :param end: the byte at which to stop; ``None`` for the end of the file.
-    :returns: the records. One that is cut off at the end is left out.
+    :returns: the records. One that is cut off at the end of the file is left out.
     :raises mqhooks.errors.ConfigError: when it is not a capture or is damaged.
     """
     first = file.readline(64)
@@ -92,11 +94,11 @@ def read(file: BinaryIO, path: str, end: int | None = None) -> Iterator[Record]:
 
 def resume(descriptor: int, path: str) -> int:
     """
-    Make a file ready to be appended to: begin it when it is new, and remove a last record that was cut off.
+    Prepare a file for appending: write the first line of a new one, and remove a last record that was cut off.
 
-    :param descriptor: can be read and written, and appends.
+    :param descriptor: open for reading and appending.
     :param path: the file's name, for errors.
-    :returns: its size in bytes.
+    :returns: the file's size in bytes.
     :raises mqhooks.errors.ConfigError: when it is not a capture.
     :raises OSError: when it cannot be written.
     """
@@ -126,4 +128,4 @@ def _parsed(text: bytes, offset: int, path: str) -> Record:
             return Record(int(time), a2b_base64(frame))
     except ValueError:
         pass
-    raise ConfigError(f"is damaged at byte {offset}; head -c {offset} gives what is before", path)
+    raise ConfigError(f"is damaged at byte {offset}; head -c {offset} keeps what comes before", path)

@@ -1,5 +1,5 @@
 """
-Naming an address without what is secret in it.
+URLs without the secrets in them.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 def hide_url(url: str) -> str:
     """
-    Take out of a URL what may be a credential: its user, its password and its query.
+    Remove from a URL what may be a credential: user, password and query.
     """
     url, mark, _ = url.partition("?")
     scheme, slashes, rest = url.partition("://")
@@ -17,6 +17,6 @@ def hide_url(url: str) -> str:
 
 def hide(text: str, url: str) -> str:
     """
-    Take out of a text the credentials of a URL that stands in it.
+    Remove the credentials of a URL from a text that contains it.
     """
     return text.replace(url, hide_url(url))

@@ -1,5 +1,5 @@
 """
-Starting and stopping in order.
+Services that start and stop in order.
 """
 
 from __future__ import annotations
@@ -11,17 +11,27 @@ from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.python.failure import Failure
 
 from mqhooks.errors import MqhooksError
 
 
+class StartFailed(SystemExit, Exception):
+    """
+    A service cannot start: the process ends with this one line and status 1.
+
+    It is a ``SystemExit``, so that Python prints the line and no traceback. It is an ``Exception`` too because a daemon's
+    ``twistd`` handles only those: it reports the failure to the waiting parent and removes its pid file.
+    """
+
+
 class OrderedService(MultiService):
     """
-    Starts its children one after the other, and stops them in the reverse order, each when the one after it has stopped.
+    Starts its children one after the other, and stops them in reverse, each once the one after it has stopped.
 
-    A child that cannot start (:class:`~mqhooks.errors.MqhooksError`) ends the process with that one line and exit status 1.
+    A child that cannot start (:class:`~mqhooks.errors.MqhooksError`) ends the process with one line and exit status 1.
 
-    :param children: what the others need stands before them: an outbox, the sinks, and last the listener.
+    :param children: dependencies first: an outbox, the sinks, and last the listener.
     """
 
     log = Logger()
@@ -32,40 +42,50 @@ class OrderedService(MultiService):
             child.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
-        """Start what needs privileges."""
+        """Start all children's privileged part."""
         try:
             super().privilegedStartService()
         except MqhooksError as error:
-            raise SystemExit(f"mqhooks: {error}") from None
+            raise StartFailed(f"mqhooks: {error}") from None
 
     def startService(self) -> None:
         """Start all children."""
         try:
             super().startService()
-        except MqhooksError as error:
-            raise SystemExit(f"mqhooks: {error}") from None
+        except (MqhooksError, StartFailed) as error:
+            self._stop_started()
+            raise error if isinstance(error, StartFailed) else StartFailed(f"mqhooks: {error}") from None
+
+    def _stop_started(self) -> None:
+        # A thread that goes on would keep the process from ending. The reactor does not run: nobody can wait.
+        self.running = 0
+        for child in reversed([child for child in self if getattr(child, "running", False)]):
+            maybeDeferred(child.stopService).addErrback(self._not_stopped, child)
+
+    def _not_stopped(self, failure: Failure, child: IService) -> None:
+        self.log.failure("{child} failed to stop", failure, child=child)
 
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
         """
         Stop all children, the last one first.
 
-        :returns: a ``Deferred`` that fires when all have stopped; one that fails is logged and stops none of the others.
+        :returns: a ``Deferred`` that fires when all have stopped. A failure is logged, and the others stop nevertheless.
         """
         self.running = 0
         for child in reversed(list(self)):
             try:
                 yield maybeDeferred(child.stopService)
             except Exception:
-                self.log.failure("{child} did not stop in order", child=child)
+                self.log.failure("{child} failed to stop", child=child)
 
 
 class LoggedService(OrderedService):
     """
-    As the service of an application it has the log written as it is told; an observer that the application has already stays.
+    Sets the log observer of the application that it becomes part of, unless the application has one.
 
-    :param children: as for :class:`OrderedService`.
-    :param observer: makes the log's observer, once the log begins.
+    :param children: see :class:`OrderedService`.
+    :param observer: makes the observer when logging begins.
     """
 
     def __init__(self, children: Iterable[IService], observer: Callable[[], ILogObserver]) -> None:

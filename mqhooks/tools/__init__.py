@@ -1,1 +1,1 @@
-"""The tools around the bridge: a stand-in for VerneMQ, and a webhook endpoint that prints and can misbehave."""
+"""Tools for trying out the bridge: a simulator of VerneMQ, a webhook receiver that can misbehave, and a demo of all three."""

@@ -1,5 +1,5 @@
 """
-Bridge, receiver and simulator as three processes: ``python -m mqhooks.tools.demo [SECONDS]``.
+A demo of bridge, receiver and simulator, as three processes: ``python -m mqhooks.tools.demo [SECONDS]``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LAST_LINES = 15
 """How many of a process's last lines are shown when it fails."""
 
 STOPPING_TIME = 20.0
-"""How many seconds a process gets to stop in order; the bridge itself takes up to 10 to deliver what waits."""
+"""Seconds that a process gets to stop; the bridge itself takes up to 10 to deliver what is pending."""
 
 LINE_LIMIT = 1 << 20
-"""How many bytes a line of a process may have."""
+"""The longest line of a process, in bytes."""
 
 _WEBHOOK = re.compile(r"\d\d:\d\d:\d\d\.\d{3} ")
 _SENT = re.compile(r"\bsent (\d+) events\b")
@@ -33,9 +33,9 @@ _SENT = re.compile(r"\bsent (\d+) events\b")
 
 class Child:
     """
-    One of the processes. It has a process group of its own, so that Ctrl-C reaches only the demo, which stops all in order.
+    One of the processes. It has a process group of its own: Ctrl-C reaches only the demo, which stops them in order.
 
-    :param title: what it is, for a person.
+    :param title: what it is, for the reader.
     :param command: the program and its arguments.
     """
 
@@ -48,9 +48,9 @@ class Child:
 
     async def start(self) -> asyncio.Task[int]:
         """
-        Start it.
+        Start the process.
 
-        :returns: a task that ends with it; its result is the exit status.
+        :returns: a task that ends with the process; its result is the exit status.
         :raises OSError: when there is no such program.
         """
         self._process = await asyncio.create_subprocess_exec(
@@ -60,69 +60,69 @@ class Child:
         return self._ended
 
     async def stop(self) -> None:
-        """Have it stop in order; kill it when it does not."""
+        """Terminate the process; kill it when it does not stop in time."""
         if not self._ended.done():
             self._process.terminate()
             if not (await asyncio.wait([self._ended], timeout=STOPPING_TIME))[0]:
                 self._process.kill()
                 await asyncio.wait([self._ended])
 
-    def heard(self, line: str) -> None:
-        """Do something about a line that it wrote."""
+    def line_received(self, line: str) -> None:
+        """React to a line that the process wrote."""
 
     async def _read(self) -> int:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             text = line.decode("utf-8", "backslashreplace").rstrip()
             self.last.append(text)
-            self.heard(text)
+            self.line_received(text)
         return await self._process.wait()
 
 
-class Receiver(Child):
+class ReceiverProcess(Child):
     """
-    The receiver: what it shows is shown.
+    The receiver; the webhooks that it prints are printed.
 
-    :ivar arrived: how many webhooks it has shown.
+    :ivar arrived: webhooks printed.
     """
 
     arrived = 0
 
-    def heard(self, line: str) -> None:
-        """Show a webhook."""
+    def line_received(self, line: str) -> None:
+        """Print a webhook."""
         if _WEBHOOK.match(line):
             self.arrived += 1
             _say(line)
 
 
-class Simulator(Child):
+class SimulatorProcess(Child):
     """
     The simulator.
 
-    :ivar sent: how many events it says to have sent.
+    :ivar sent: events sent, as its summary says.
     """
 
     sent = 0
 
-    def heard(self, line: str) -> None:
-        """Note its sum."""
+    def line_received(self, line: str) -> None:
+        """Read its summary."""
         if found := _SENT.search(line):
             self.sent = int(found[1])
 
 
 async def demonstrate(seconds: float | None) -> int:
     """
-    Run the three and show what arrives.
+    Run the three processes and print what arrives.
 
-    :param seconds: how long; ``None`` for no limit.
+    :param seconds: for how long; ``None`` for no limit.
     :returns: the exit status.
     :raises OSError: when a process cannot be started.
     """
     webhooks, events, page = _free_ports(3)
     url = f"http://127.0.0.1:{webhooks}/hook"
     twistd = [_shortest(Path(sysconfig.get_path("scripts"), "twistd")), "-n", "--pidfile="]
-    receiver = Receiver("an endpoint that shows what arrives", [*twistd, "mqhooks-receive", "--port", str(webhooks)])
-    # The bridge leaves its outbox where it runs.
+    receiver = ReceiverProcess("an endpoint that shows what arrives", [*twistd, "mqhooks-receive", "--port", str(webhooks)])
+    # The bridge creates its outbox in the directory where it runs.
     directory = TemporaryDirectory(prefix="mqhooks-demo-")
     bridge = Child(
         "the bridge",
@@ -138,31 +138,31 @@ async def demonstrate(seconds: float | None) -> int:
             url,
         ],
     )
-    simulator = Simulator(
+    simulator = SimulatorProcess(
         "a stand-in for VerneMQ",
         [*twistd, "mqhooks-simulate", f"--target=tcp:127.0.0.1:{events}", "--clients=5", "--rate=2", "--payload-size=0"],
     )
-    _say("Three processes, in the order in which events go through them:\n")
+    _say("Three processes, in the order in which events pass through them:\n")
     for child in (simulator, bridge, receiver):
         _say(f"  {child.title}:\n    {shlex.join(child.command)}")
     _say(f"\nThe bridge's status page: http://127.0.0.1:{page}/")
-    _say(f"Each line below is a webhook that arrived at {url}")
-    _say("Ctrl-C ends it.\n" if seconds is None else f"It ends after {seconds:g} seconds, or with Ctrl-C.\n")
+    _say(f"Each line below is a webhook received at {url}")
+    _say("Press Ctrl-C to stop.\n" if seconds is None else f"It stops after {seconds:g} seconds, or with Ctrl-C.\n")
     with directory:
         status = await run([receiver, bridge, simulator], seconds)
     if status == 0:
-        _say(f"\nThe simulator sent {simulator.sent} events, the endpoint got {receiver.arrived} webhooks.")
-        _say("An event makes none, one or several; docs/events.rst says which. All three processes have stopped.")
+        _say(f"\nThe simulator sent {simulator.sent} events, the endpoint received {receiver.arrived} webhooks.")
+        _say("An event makes none, one or several webhooks: see docs/events.rst. All three processes have stopped.")
     return status
 
 
 async def run(children: Sequence[Child], seconds: float | None) -> int:
     """
-    Run processes until a signal comes, the time is over, or one of them ends; then stop those that run.
+    Run processes until a signal comes, the time is up, or one of them ends; then stop the others.
 
-    :param children: in the order in which they are started. They are stopped in the reverse order, one after the other.
+    :param children: in the order in which to start them. They are stopped in reverse order, one after the other.
     :param seconds: ``None`` for no limit.
-    :returns: 0 when all of them ran until they were told to stop, else 1; what failed has been said then.
+    :returns: 0 when all of them ran until they were stopped, else 1, after printing what failed.
     :raises OSError: when a process cannot be started.
     """
     stopped = asyncio.Event()
@@ -197,9 +197,9 @@ def _shortest(path: Path) -> str:
 
 def _say(line: str) -> None:
     try:
-        print(line, flush=True)  # noqa: T201 - this is what it is for
+        print(line, flush=True)  # noqa: T201 - its purpose
     except BrokenPipeError:
-        # Nobody watches any more. What else is said goes nowhere, and the demo ends as with Ctrl-C.
+        # The reader has gone: drop further output, and stop as with Ctrl-C.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -210,14 +210,14 @@ def _complain(*lines: str) -> None:
 
 def main() -> int:
     """
-    Read the command line and run.
+    Run the demo with the arguments of the command line.
 
     :returns: the exit status.
     """
     try:
         (seconds,) = (float(text) for text in sys.argv[1:]) if sys.argv[1:] else (None,)
     except ValueError:
-        _complain(f"demo: {' '.join(sys.argv[1:])!r} is no number of seconds; write it like 10")
+        _complain(f"demo: {' '.join(sys.argv[1:])!r} is not a number of seconds; write it like 10")
         return 2
     try:
         return asyncio.run(demonstrate(seconds))

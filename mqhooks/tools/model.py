@@ -1,5 +1,5 @@
 """
-MQTT clients as VerneMQ's hooks see them: sessions that make sense, without a broker.
+A model of MQTT sessions as VerneMQ's hooks see them, without a broker.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ from types import MappingProxyType
 from typing import Any, Literal
 from uuid import UUID
 
-from mqhooks.pb.disconnect_reason_pb2 import Reason
-from mqhooks.pb.matched_acl_pb2 import MatchedACL
-from mqhooks.pb.on_client_gone_pb2 import OnClientGone
-from mqhooks.pb.on_client_offline_pb2 import OnClientOffline
-from mqhooks.pb.on_client_wakeup_pb2 import OnClientWakeUp
-from mqhooks.pb.on_deliver_pb2 import OnDeliver
-from mqhooks.pb.on_delivery_complete_pb2 import OnDeliveryComplete
-from mqhooks.pb.on_message_drop_pb2 import OnMessageDrop
-from mqhooks.pb.on_offline_message_pb2 import OnOfflineMessage
-from mqhooks.pb.on_publish_pb2 import OnPublish
-from mqhooks.pb.on_register_failed_pb2 import OnRegisterFailed, RegistrationFailureReason
-from mqhooks.pb.on_register_pb2 import OnRegister
-from mqhooks.pb.on_session_expired_pb2 import OnSessionExpired
-from mqhooks.pb.on_subscribe_pb2 import OnSubscribe, TopicInfo
-from mqhooks.pb.on_unsubscribe_pb2 import OnUnsubscribe
-from mqhooks.sources.sidecar.events import Event
+from mqhooks.events import (
+    FAILURES,
+    REASONS,
+    ClientGone,
+    ClientOffline,
+    ClientWakeUp,
+    Deliver,
+    DeliveryComplete,
+    Event,
+    MatchedACL,
+    MessageDrop,
+    OfflineMessage,
+    Publish,
+    Register,
+    RegisterFailed,
+    SessionExpired,
+    Subscribe,
+    TopicInfo,
+    Unsubscribe,
+)
 
 Generation = Literal[2024, 2026]
 
@@ -49,14 +53,14 @@ DEFAULT_MIX: Mapping[str, float] = MappingProxyType(
         "on_message_drop": 1,
     }
 )
-"""How often each hook is aimed at: a fleet that mostly sends and receives."""
+"""The default weight of each hook: a fleet that mostly publishes and receives."""
 
 IN_FLIGHT = 20
-"""How many deliveries a client leaves unacknowledged at most; it gets the next ones with QoS 0."""
+"""The most unacknowledged deliveries of a client; further ones have QoS 0."""
 
 
 class State(Enum):
-    """Where a client's session stands."""
+    """The state of a client's session."""
 
     ABSENT = "absent"
     ONLINE = "online"
@@ -65,21 +69,21 @@ class State(Enum):
 
 class SessionModel:
     """
-    Endless events of a fleet of clients.
+    Generates the events of a fleet of clients, without end.
 
-    It picks a hook by its weight and a client at random. When that hook cannot be called for the client yet, what has to happen
-    before happens first: a register before a publish, a subscribe before a delivery. So registers, and whatever else is needed,
+    It picks a hook by its weight and a client at random. When the hook cannot happen to the client yet, what it requires
+    happens first: a register before a publish, a subscribe before a delivery. So registers, and whatever else is required,
     occur even without a weight of their own.
 
-    Timestamps rise strictly. A payload is JSON padded with spaces: the client, ``seq`` (counts this client's payloads from 1)
-    and ``n`` (counts all payloads from 1).
+    Timestamps increase strictly. A payload is JSON padded with spaces: the client, ``seq`` (the number of the payload among the
+    client's, from 1) and ``n`` (its number among all, from 1).
 
-    :param random: all that varies comes from it: the same state makes the same events.
-    :param now: tells the time in nanoseconds since 1970.
+    :param random: the only source of variation: the same state gives the same events.
+    :param now: the time of day, in nanoseconds since 1970.
     :param clients: how many clients there are.
     :param mix: weights by hook.
-    :param payload_size: bytes; a payload is longer where its JSON needs it.
-    :param generation: of VerneMQ's encoder. That of 2024 knows no session ids, names no user when a client leaves, and sends an
+    :param payload_size: in bytes; a payload is longer where its JSON requires it.
+    :param generation: of VerneMQ's encoder. That of 2024 has no session ids, no username when a client leaves, and sends an
         empty frame instead of ``on_register_failed``: the event's message is ``None``.
     """
 
@@ -104,7 +108,7 @@ class SessionModel:
         self._aim: tuple[str, _Client] | None = None
         self._timestamp = 0
         self._payloads = 0
-        self._makers: dict[str, Callable[[_Client, dict[str, int], str], Any]] = {
+        self._makers: dict[str, Callable[[_Client, int, str], Any]] = {
             "on_register": self._register,
             "on_register_failed": self._fail,
             "on_publish": self._publish,
@@ -128,8 +132,7 @@ class SessionModel:
         hook = _next_step(client, aim)
         self._aim = None if hook == aim else (aim, client)
         self._timestamp = timestamp = max(self._now(), self._timestamp + 1)
-        seconds, nanos = divmod(timestamp, 1_000_000_000)
-        message = self._makers[hook](client, {"seconds": seconds, "nanos": nanos}, aim)
+        message = self._makers[hook](client, timestamp, aim)
         return Event(hook, message, timestamp, "", client.id, getattr(message, "username", ""))
 
     def _choose(self) -> tuple[str, _Client]:
@@ -146,7 +149,7 @@ class SessionModel:
         text = f'{{"client":"{client.id}","seq":{client.payloads},"n":{self._payloads}}}'
         return text.encode().ljust(self._payload_size)
 
-    def _register(self, client: _Client, timestamp: dict[str, int], aim: str) -> OnRegister:
+    def _register(self, client: _Client, timestamp: int, aim: str) -> Register:
         resumable = client.state is State.OFFLINE
         clean = _CLEAN.get(aim)
         client.clean = clean if clean is not None else not resumable and self._random.random() < 0.5
@@ -155,7 +158,7 @@ class SessionModel:
             client.subscriptions.clear()
         client.state = State.ONLINE
         client.session = "" if self._old else str(UUID(int=self._random.getrandbits(128), version=4))
-        return OnRegister(
+        return Register(
             timestamp=timestamp,
             peer_addr=client.address,
             peer_port=self._port(),
@@ -165,10 +168,10 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _fail(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnRegisterFailed | None:
+    def _fail(self, client: _Client, timestamp: int, _aim: str) -> RegisterFailed | None:
         if self._old:
             return None
-        return OnRegisterFailed(
+        return RegisterFailed(
             timestamp=timestamp,
             client_id=client.id,
             peer_addr=client.address,
@@ -178,8 +181,8 @@ class SessionModel:
             reason=self._random.choice(_FAILURES),
         )
 
-    def _publish(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnPublish:
-        return OnPublish(
+    def _publish(self, client: _Client, timestamp: int, _aim: str) -> Publish:
+        return Publish(
             timestamp=timestamp,
             username=client.username,
             client_id=client.id,
@@ -191,7 +194,7 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _subscribe(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnSubscribe:
+    def _subscribe(self, client: _Client, timestamp: int, _aim: str) -> Subscribe:
         available = client.filters
         granted = self._random.sample(list(available), self._random.randint(1, len(available)))
         topics = []
@@ -201,26 +204,26 @@ class SessionModel:
             topics.append(TopicInfo(topic=name, qos=qos, matched_acl=_SUBSCRIBE_ACL))
         if self._random.random() < 0.1:
             topics.append(TopicInfo(topic="$SYS/#", qos=128, matched_acl=_NO_ACL))
-        return OnSubscribe(
+        return Subscribe(
             timestamp=timestamp,
             client_id=client.id,
             username=client.username,
-            topics=topics,
+            topics=tuple(topics),
             session_id=client.session,
         )
 
-    def _unsubscribe(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnUnsubscribe:
+    def _unsubscribe(self, client: _Client, timestamp: int, _aim: str) -> Unsubscribe:
         name = self._random.choice(list(client.subscriptions))
         del client.subscriptions[name]
-        return OnUnsubscribe(
+        return Unsubscribe(
             timestamp=timestamp,
             username=client.username,
             client_id=client.id,
-            topics=[name],
+            topics=(name,),
             session_id=client.session,
         )
 
-    def _deliver(self, client: _Client, timestamp: dict[str, int], aim: str) -> OnDeliver:
+    def _deliver(self, client: _Client, timestamp: int, aim: str) -> Deliver:
         topic, qos = self._message(client)
         if aim == "on_delivery_complete":
             qos = max(qos, 1)
@@ -228,7 +231,7 @@ class SessionModel:
             qos = 0
         if qos:
             client.unacknowledged.append((topic, qos))
-        return OnDeliver(
+        return Deliver(
             timestamp=timestamp,
             username=client.username,
             client_id=client.id,
@@ -240,9 +243,9 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _acknowledge(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnDeliveryComplete:
+    def _acknowledge(self, client: _Client, timestamp: int, _aim: str) -> DeliveryComplete:
         topic, qos = client.unacknowledged.popleft()
-        return OnDeliveryComplete(
+        return DeliveryComplete(
             timestamp=timestamp,
             username=client.username,
             client_id=client.id,
@@ -254,9 +257,9 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _offline_message(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnOfflineMessage:
+    def _offline_message(self, client: _Client, timestamp: int, _aim: str) -> OfflineMessage:
         topic, qos = self._message(client)
-        return OnOfflineMessage(
+        return OfflineMessage(
             timestamp=timestamp,
             client_id=client.id,
             qos=qos,
@@ -265,10 +268,10 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _drop(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnMessageDrop:
+    def _drop(self, client: _Client, timestamp: int, _aim: str) -> MessageDrop:
         topic, qos = self._message(client)
         reasons = _DROPS_OFFLINE if client.state is State.OFFLINE else _DROPS
-        return OnMessageDrop(
+        return MessageDrop(
             timestamp=timestamp,
             client_id=client.id,
             qos=qos,
@@ -279,14 +282,14 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _wake_up(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnClientWakeUp:
+    def _wake_up(self, client: _Client, timestamp: int, _aim: str) -> ClientWakeUp:
         client.asleep = False
-        return OnClientWakeUp(timestamp=timestamp, client_id=client.id, session_id=client.session)
+        return ClientWakeUp(timestamp=timestamp, client_id=client.id, session_id=client.session)
 
-    def _go_offline(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnClientOffline:
+    def _go_offline(self, client: _Client, timestamp: int, _aim: str) -> ClientOffline:
         client.state = State.OFFLINE
         client.unacknowledged.clear()
-        return OnClientOffline(
+        return ClientOffline(
             timestamp=timestamp,
             client_id=client.id,
             reason=self._random.choice(_REASONS),
@@ -294,9 +297,9 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _go(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnClientGone:
+    def _go(self, client: _Client, timestamp: int, _aim: str) -> ClientGone:
         client.end()
-        return OnClientGone(
+        return ClientGone(
             timestamp=timestamp,
             client_id=client.id,
             reason=self._random.choice(_REASONS),
@@ -304,9 +307,9 @@ class SessionModel:
             session_id=client.session,
         )
 
-    def _expire(self, client: _Client, timestamp: dict[str, int], _aim: str) -> OnSessionExpired:
+    def _expire(self, client: _Client, timestamp: int, _aim: str) -> SessionExpired:
         client.end()
-        return OnSessionExpired(timestamp=timestamp, client_id=client.id, session_id=client.session)
+        return SessionExpired(timestamp=timestamp, client_id=client.id, session_id=client.session)
 
     def _message(self, client: _Client) -> tuple[str, int]:
         return self._random.choice(list(client.subscriptions.values()))
@@ -317,9 +320,9 @@ class SessionModel:
 
 class _Client:
     """
-    One MQTT client and its session.
+    An MQTT client and its session.
 
-    :param index: its number from 0; decides everything about it that does not change.
+    :param index: its number from 0, which determines all of its constant attributes.
     """
 
     __slots__ = (
@@ -363,7 +366,7 @@ class _Client:
 
 def _next_step(client: _Client, aim: str) -> str:
     """
-    Say which hook comes next on the way to one that is aimed at.
+    Find the next hook on the way to the one aimed at.
     """
     if aim == "on_register_failed":
         return aim
@@ -390,40 +393,40 @@ _CLEAN = {
     "on_offline_message": False,
     "on_session_expired": False,
 }
-"""Whether the session that a hook is about ends with its connection."""
+"""Whether the session of a hook is a clean one, which ends with its connection."""
 
 _NEEDS_SUBSCRIPTION = frozenset(
     {"on_unsubscribe", "on_deliver", "on_delivery_complete", "on_offline_message", "on_message_drop"}
 )
-"""What only a client with a subscription sees."""
+"""Hooks that require a subscription."""
 
 _WHILE_AWAY = frozenset({"on_register", "on_client_wakeup", "on_offline_message", "on_session_expired"})
-"""What is not aimed at while the client is connected."""
+"""Hooks that require the client to be disconnected first."""
 
 _WHILE_OFFLINE = frozenset({"on_offline_message", "on_session_expired", "on_message_drop"})
-"""What happens to a session whose client is not connected."""
+"""Hooks that happen to a session whose client is not connected."""
 
 _PUBLISH_ACL = MatchedACL(name="device-publish", pattern="devices/%c/#")
 _SUBSCRIBE_ACL = MatchedACL(name="device-subscribe", pattern="#")
 _DROP_ACL = MatchedACL(name="device-subscribe")
 _NO_ACL = MatchedACL()
 
-_REASONS = (
-    Reason.REASON_NORMAL_DISCONNECT,
-    Reason.REASON_MQTT_CLIENT_DISCONNECT,
-    Reason.REASON_MQTT_CLIENT_DISCONNECT,
-    Reason.REASON_DISCONNECT_KEEP_ALIVE,
-    Reason.REASON_SESSION_TAKEN_OVER,
-    Reason.REASON_ADMINISTRATIVE_ACTION,
-    Reason.REASON_PROTOCOL_ERROR,
-    Reason.REASON_TCP_CLOSED,
-    Reason.REASON_TCP_CLOSED,
+_REASONS = tuple(
+    REASONS.index(name)
+    for name in (
+        "normal_disconnect",
+        "mqtt_client_disconnect",
+        "mqtt_client_disconnect",
+        "disconnect_keep_alive",
+        "session_taken_over",
+        "administrative_action",
+        "protocol_error",
+        "tcp_closed",
+        "tcp_closed",
+    )
 )
-_FAILURES = (
-    RegistrationFailureReason.REGISTRATION_REASON_NO_MATCHING_HOOK_FOUND,
-    RegistrationFailureReason.REGISTRATION_REASON_INVALID_CREDENTIALS,
-    RegistrationFailureReason.REGISTRATION_REASON_INVALID_CREDENTIALS,
-    RegistrationFailureReason.REGISTRATION_REASON_NOT_AUTHORIZED,
+_FAILURES = tuple(
+    FAILURES.index(name) for name in ("no_matching_hook_found", "invalid_credentials", "invalid_credentials", "not_authorized")
 )
 _DROPS = ("queue_full", "expired")
 _DROPS_OFFLINE = (*_DROPS, "user_offline")

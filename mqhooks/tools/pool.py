@@ -1,5 +1,5 @@
 """
-Many connections to one peer, as VerneMQ's events sidecar keeps them.
+A pool of connections to one peer, like that of VerneMQ's events sidecar.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from zope.interface import implementer
 
 
 @implementer(IPushProducer)
-class Connection(Protocol):
+class PoolConnection(Protocol):
     """
-    One connection of a pool. While its peer doesn't read it is not among those that are ready.
+    A connection of a pool. While its peer does not read, it is not among the ready ones.
 
-    :param pool: where it belongs.
+    :param pool: the pool.
     """
 
     transport: Any
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: SenderPool) -> None:
         self._pool = pool
         self.ended: Deferred[None] = Deferred()
 
@@ -55,40 +55,40 @@ class Connection(Protocol):
         return self.ended
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Abort the connection."""
         self.transport.abortConnection()
 
     def pauseProducing(self) -> None:
-        """Be given nothing: too much is unread."""
+        """Stop getting frames: the buffer is full."""
         self._pool.busy(self)
 
     def resumeProducing(self) -> None:
-        """Be given something again."""
+        """Get frames again."""
         self._pool.free(self)
 
     def stopProducing(self) -> None:
-        """Do nothing more: :meth:`connectionLost` follows."""
+        """Do nothing: :meth:`connectionLost` follows."""
 
 
 class _ConnectionFactory(Factory):
     noisy = False
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: SenderPool) -> None:
         self._pool = pool
 
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return Connection(self._pool)
+    def buildProtocol(self, addr: IAddress | None) -> PoolConnection:
+        return PoolConnection(self._pool)
 
 
-class ConnectionPool:
+class SenderPool:
     """
-    Keeps a number of connections open. One that is lost is opened again, after pauses that grow from 0.5 to 10 seconds.
+    Keeps a number of connections open. A lost one is opened again, with a backoff from 0.5 to 10 seconds.
 
-    :param clock: for the pauses.
-    :param endpoint: the peer.
-    :param name: what the log calls the peer.
+    :param clock: for the backoff.
+    :param endpoint: connects to the peer.
+    :param name: the peer's name in the log.
     :param size: how many connections.
-    :param random: varies the pauses.
+    :param random: the source of jitter.
     """
 
     log = Logger()
@@ -100,24 +100,24 @@ class ConnectionPool:
         self._backoff = backoffPolicy(initialDelay=0.5, maxDelay=10.0, jitter=random.random)
         self._factory = _ConnectionFactory(self)
         self._holders: list[Deferred[None]] = []
-        self._open: set[Connection] = set()
+        self._open: set[PoolConnection] = set()
         self._closing = False
         self._complained = False
-        self._why = ""
+        self._reason = ""
         self.size = size
-        """How many connections there should be."""
-        self.ready: list[Connection] = []
-        """The connections that can be written to."""
+        """How many connections to keep open."""
+        self.ready: list[PoolConnection] = []
+        """The connections that can take frames."""
         self.lost = 0
-        """How many connections ended otherwise than by :meth:`close`; what was written to them last may not have arrived."""
+        """Connections that ended other than by :meth:`close`: what was written to them last may be lost."""
         self.wake: Callable[[], None] = lambda: None
-        """Called when a connection is ready after none was."""
+        """Called when a connection gets ready after none was."""
 
     def open(self) -> Deferred[None]:
         """
-        Begin to connect.
+        Start connecting.
 
-        :returns: a ``Deferred`` that fires when each connection was tried once.
+        :returns: a ``Deferred`` that fires when each connection has been tried once.
         """
         tried: list[Deferred[None]] = [Deferred() for _ in range(self.size)]
         self._holders = [Deferred.fromCoroutine(self._hold(first)) for first in tried]
@@ -136,35 +136,35 @@ class ConnectionPool:
         return gatherResults(self._holders).addCallback(lambda _: None)
 
     def abort(self) -> None:
-        """Close the connections at once."""
+        """Abort all connections."""
         for connection in list(self._open):
             connection.abort()
 
-    def joined(self, connection: Connection) -> None:
-        """Take in a connection that was opened."""
+    def joined(self, connection: PoolConnection) -> None:
+        """Add a connection that was opened."""
         self._open.add(connection)
         if self._complained:
             self._complained = False
             self.log.info("connected to {name}", name=self._name)
         self.free(connection)
 
-    def left(self, connection: Connection, reason: Failure) -> None:
-        """Let go of a connection that ended."""
+    def left(self, connection: PoolConnection, reason: Failure) -> None:
+        """Remove a connection that has ended."""
         self._open.discard(connection)
         self.busy(connection)
         if not (self._closing and reason.check(ConnectionDone)):
             self.lost += 1
         if not self._closing:
-            self._why = reason.getErrorMessage()
+            self._reason = reason.getErrorMessage()
             self._complain()
 
-    def busy(self, connection: Connection) -> None:
-        """Keep a connection from being written to."""
+    def busy(self, connection: PoolConnection) -> None:
+        """Take a connection from the ready ones."""
         if connection in self.ready:
             self.ready.remove(connection)
 
-    def free(self, connection: Connection) -> None:
-        """Let a connection be written to."""
+    def free(self, connection: PoolConnection) -> None:
+        """Add a connection to the ready ones."""
         if self._closing or connection in self.ready:
             return
         self.ready.append(connection)
@@ -172,7 +172,7 @@ class ConnectionPool:
             self.wake()
 
     async def _hold(self, tried: Deferred[None]) -> None:
-        connection: Connection | None = None
+        connection: PoolConnection | None = None
         attempt = 0
         try:
             while True:
@@ -189,16 +189,16 @@ class ConnectionPool:
             if connection in self._open:
                 await connection.close()
 
-    async def _connect(self) -> Connection | None:
+    async def _connect(self) -> PoolConnection | None:
         try:
-            return cast(Connection, await self._endpoint.connect(self._factory))
+            return cast(PoolConnection, await self._endpoint.connect(self._factory))
         except Exception as error:
             if self._closing:
                 raise CancelledError from error
-            self._why = str(error)
+            self._reason = str(error)
             return None
 
     def _complain(self) -> None:
         if not (self._open or self._complained):
             self._complained = True
-            self.log.warn("no connection to {name} ({why}); trying until there is one", name=self._name, why=self._why)
+            self.log.warn("no connection to {name} ({reason}); retrying", name=self._name, reason=self._reason)

@@ -1,5 +1,5 @@
 """
-A webhook endpoint that shows what arrives, and misbehaves when asked to.
+A webhook endpoint that prints what it receives, and misbehaves on request.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from mqhooks.support.closing import ClosingFactory
 from mqhooks.support.listening import Listener, address_name
 from mqhooks.support.options import CommandOptions, duration, share, whole
 from mqhooks.support.services import OrderedService
-from mqhooks.tools.ledger import Ledger, Received
-from mqhooks.webhook.settings import secret_key
-from mqhooks.webhook.signature import verify
+from mqhooks.support.signatures import secret_key, verify
+from mqhooks.tools.tally import Received, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +35,12 @@ class Behaviour:
     """
     How requests are answered.
 
-    :param status: the answer to a request that nothing happens to.
-    :param fail: the share of requests that is answered with ``fail_status``, from 0 to 1.
-    :param fail_status: the answer to those.
-    :param drop: the share of requests that is answered by closing the connection; with ``fail`` at most 1.
+    :param status: the status of a normal answer.
+    :param fail: the share of requests answered with ``fail_status``, from 0 to 1.
+    :param fail_status: the status of those.
+    :param drop: the share of requests answered by closing the connection; ``fail`` and ``drop`` are at most 1 together.
     :param delay: seconds from a request to its answer.
-    :param secrets: ``whsec_…``; when there are any, a request that is not signed with one of them is answered with 401.
+    :param secrets: ``whsec_…``; if there are any, a request not signed with one of them is answered with 401.
     """
 
     status: int = 200
@@ -55,8 +54,8 @@ class Behaviour:
         """
         Choose an answer.
 
-        :param luck: 0 or more and less than 1.
-        :returns: the status, or ``None`` to close the connection.
+        :param luck: from 0 to below 1.
+        :returns: the status; ``None`` to close the connection.
         """
         if luck < self.drop:
             return None
@@ -65,25 +64,25 @@ class Behaviour:
 
 class ReceiverFactory(ClosingFactory):
     """
-    Speaks HTTP/1.1 on persistent connections, and knows which are open.
+    Makes persistent HTTP/1.1 connections, and counts them.
 
     :param clock: for timeouts.
     :param site: answers the requests.
-    :param ledger: counts the connections.
+    :param tally: counts the connections.
     """
 
-    def __init__(self, clock: IReactorTime, site: Site, ledger: Ledger) -> None:
+    def __init__(self, clock: IReactorTime, site: Site, tally: Tally) -> None:
         super().__init__(clock, site)
-        self._ledger = ledger
+        self._tally = tally
 
     def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Take in a connection that was opened."""
+        """Count a new connection."""
         super().registerProtocol(p)
-        self._ledger.connected()
+        self._tally.connected()
 
     def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Let go of a connection that ended."""
-        self._ledger.disconnected()
+        """Count a connection that has ended."""
+        self._tally.disconnected()
         super().unregisterProtocol(p)
 
 
@@ -92,33 +91,33 @@ def receiver_site(
     behaviour: Behaviour | None = None,
     *,
     random: Random | None = None,
-    ledger: Ledger | None = None,
+    tally: Tally | None = None,
     show: Callable[[Received], object] | None = None,
-) -> tuple[ReceiverFactory, Ledger]:
+) -> tuple[ReceiverFactory, Tally]:
     """
-    Make an endpoint that can be listened with; it takes every method and every path.
+    Make the factory of an endpoint that accepts every method and every path.
 
     :param clock: for delays and timeouts.
-    :param behaviour: how requests are answered; with status 200 unless it is given.
+    :param behaviour: how requests are answered; with 200 by default.
     :param random: decides which requests fail.
-    :param ledger: counts; one that keeps everything unless it is given.
+    :param tally: counts; one that keeps everything by default.
     :param show: called with each request.
-    :returns: the factory and the ledger.
+    :returns: the factory and the tally.
     """
-    if ledger is None:
-        ledger = Ledger(keep=None, remember=None)
-    endpoint = _Endpoint(clock, behaviour or Behaviour(), random or Random(), ledger, show or (lambda _: None))
-    return ReceiverFactory(clock, _Site(endpoint, reactor=clock), ledger), ledger
+    if tally is None:
+        tally = Tally(keep=None, remember=None)
+    endpoint = _Answers(clock, behaviour or Behaviour(), random or Random(), tally, show or (lambda _: None))
+    return ReceiverFactory(clock, _ReceiverSite(endpoint, reactor=clock), tally), tally
 
 
-class _Site(Site):
+class _ReceiverSite(Site):
     noisy = False
 
     def log(self, request: Any) -> None:
-        """Log nothing: the endpoint shows its requests itself."""
+        """Log no requests: the receiver prints them."""
 
 
-class _Endpoint(Resource):
+class _Answers(Resource):
     isLeaf = True
 
     def __init__(
@@ -126,18 +125,18 @@ class _Endpoint(Resource):
         clock: IReactorTime,
         behaviour: Behaviour,
         random: Random,
-        ledger: Ledger,
+        tally: Tally,
         show: Callable[[Received], object],
     ) -> None:
         super().__init__()
         self._clock = clock
         self._behaviour = behaviour
         self._random = random
-        self._ledger = ledger
+        self._tally = tally
         self._show = show
 
     def render(self, request: Request) -> int:
-        """Take a request in; the answer may follow later."""
+        """Answer a request, now or after the delay."""
         now = self._clock.seconds()
         headers = tuple(
             (name.decode("latin-1"), value.decode("utf-8", "backslashreplace"))
@@ -156,7 +155,7 @@ class _Endpoint(Resource):
             status=status if problem is None else UNAUTHORIZED,
             problem=problem,
         )
-        self._ledger.arrived(received)
+        self._tally.arrived(received)
         self._show(received)
         if self._behaviour.delay:
             waiting = self._clock.callLater(self._behaviour.delay, self._answer, request, received)
@@ -175,7 +174,7 @@ class _Endpoint(Resource):
         return None
 
     def _answer(self, request: Request, received: Received) -> None:
-        self._ledger.answered(received)
+        self._tally.answered(received)
         if received.status is None:
             request.loseConnection()
             return
@@ -187,15 +186,15 @@ class _Endpoint(Resource):
     def _abandon(self, _: Failure, waiting: Any) -> None:
         if waiting.active():
             waiting.cancel()
-            self._ledger.abandoned += 1
+            self._tally.abandoned += 1
 
 
 class Console:
     """
-    Writes lines, in UTF-8, for a person to read.
+    Writes lines in UTF-8 for people to read.
 
-    :param stream: each line is written to it at once, however long that takes.
-    :param when_closed: called once, when nobody reads the stream any more.
+    :param stream: each line is written to it synchronously.
+    :param when_closed: called once, when the reader of the stream has gone.
     """
 
     def __init__(self, stream: BinaryIO, when_closed: Callable[[], object]) -> None:
@@ -217,14 +216,14 @@ class Console:
 
 class Receiver(Service):
     """
-    Listens, and says what it got when it stops.
+    Listens, and writes its tally when it stops.
 
     :param reactor: listens and tells the time.
-    :param description: a Twisted endpoint string; :func:`mqhooks.support.listening.complete` fills in our defaults.
-    :param factory: what is listened with.
-    :param ledger: what it counts with.
+    :param description: for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
+    :param factory: makes the connections.
+    :param tally: counts what comes.
     :param write: writes a line.
-    :param quiet: whether the ledger is written each second when something came.
+    :param quiet: whether to write the tally every second, if it has changed.
     :raises mqhooks.errors.ConfigError: when the description is wrong.
     """
 
@@ -235,14 +234,14 @@ class Receiver(Service):
         reactor: Any,
         description: str,
         factory: ReceiverFactory,
-        ledger: Ledger,
+        tally: Tally,
         write: Callable[[str], object],
         *,
         quiet: bool = False,
     ) -> None:
         self._listener = Listener(reactor, description)
         self._factory = factory
-        self._ledger = ledger
+        self._tally = tally
         self._write = write
         self._quiet = quiet
         self._told = 0
@@ -252,7 +251,7 @@ class Receiver(Service):
 
     @property
     def address(self) -> Any:
-        """Where it listens, as one of Twisted's addresses."""
+        """Where it listens, a Twisted address."""
         assert self._port is not None
         return self._port.getHost()
 
@@ -266,7 +265,7 @@ class Receiver(Service):
         self.log.info("listening for webhooks on {address}", address=address_name(self._port.getHost()))
 
     def startService(self) -> None:
-        """Listen, unless that was done while there were privileges."""
+        """Listen, unless it was done with privileges already."""
         super().startService()
         if self._port is None:
             self.privilegedStartService()
@@ -276,7 +275,7 @@ class Receiver(Service):
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
         """
-        Stop listening, close what is open and write the ledger.
+        Stop listening, close all connections and write the tally.
 
         :returns: a ``Deferred`` that fires when all are closed.
         """
@@ -287,12 +286,12 @@ class Receiver(Service):
         if port is not None:
             yield maybeDeferred(port.stopListening)
         yield self._factory.close()
-        self._write(self._ledger.describe())
+        self._write(self._tally.describe())
 
     def _summarise(self) -> None:
-        if self._ledger.requests != self._told:
-            self._told = self._ledger.requests
-            self._write(self._ledger.describe())
+        if self._tally.requests != self._told:
+            self._told = self._tally.requests
+            self._write(self._tally.describe())
 
 
 def _status(option: str) -> Callable[[str], int]:
@@ -316,20 +315,20 @@ class Options(CommandOptions):
     """The options of ``twistd mqhooks-receive``."""
 
     synopsis = "[options]"
-    longdesc = "Receives webhooks, and shows each in a line on the standard output: run it with twistd -n."
+    longdesc = "Receives webhooks and prints each on a line of standard output: run it with twistd -n."
     optParameters = [
         ["listen", None, None, "Where to listen: a Twisted server endpoint. [default: tcp:8080:interface=127.0.0.1]"],
         ["port", None, None, "A port of 127.0.0.1 to listen on; 0 for any free one.", whole("--port", 0, 65_535)],
-        ["status", None, 200, "What requests are answered with.", _status("--status")],
-        ["fail", None, None, "A share that is answered with 500, like 10%; 10%:503 for another status.", _failures],
-        ["delay", None, None, "How long each answer takes: 50ms, 1s, or a number of ms.", duration("--delay")],
-        ["drop", None, None, "A share whose connection is closed without an answer, like 1%.", share("--drop")],
-        ["secret", None, None, "A secret, whsec_...: what is not signed with it is answered with 401.", _secret],
-        ["seed", None, None, "Any text; the same text lets the same requests fail."],
+        ["status", None, 200, "The status that requests are answered with.", _status("--status")],
+        ["fail", None, None, "The share of requests answered with 500, like 10%; 10%:503 for another status.", _failures],
+        ["delay", None, None, "The delay of each answer: 50ms, 1s, or a number of ms.", duration("--delay")],
+        ["drop", None, None, "The share of requests answered by closing the connection, like 1%.", share("--drop")],
+        ["secret", None, None, "A secret, whsec_...: requests not signed with it are answered with 401.", _secret],
+        ["seed", None, None, "Any text; with the same text the same requests fail."],
     ]
     optFlags = [
-        ["quiet", "q", "Write the counts, at most once a second, instead of each request."],
-        ["verbose", "v", "Write each request's headers too."],
+        ["quiet", "q", "Print the counts, at most once a second, instead of each request."],
+        ["verbose", "v", "Print each request's headers too."],
     ]
 
     def postOptions(self) -> None:
@@ -350,7 +349,7 @@ class Options(CommandOptions):
 
 def makeService(options: Options) -> IService:
     """
-    Make the receiver that the options ask for. It writes to the standard output itself: twistd's log would spoil the lines.
+    Make the receiver of the options. It writes to standard output itself: twistd's log would spoil the lines.
 
     :raises SystemExit: when the address is not an endpoint.
     """
@@ -365,10 +364,10 @@ def makeService(options: Options) -> IService:
 
 def from_options(reactor: Any, options: Options, stream: BinaryIO) -> Receiver:
     """
-    Make the receiver that the options ask for.
+    Make the receiver of the options.
 
-    :param reactor: listens, tells the time, and is stopped when nobody reads the stream any more.
-    :param stream: where requests and counts are shown.
+    :param reactor: listens, tells the time, and is stopped when the reader of the stream has gone.
+    :param stream: where requests and counts are written.
     :raises mqhooks.errors.ConfigError: when the address is not an endpoint.
     """
     description = options["listen"] or f"tcp:{8080 if options['port'] is None else options['port']}:interface=127.0.0.1"
@@ -380,12 +379,12 @@ def from_options(reactor: Any, options: Options, stream: BinaryIO) -> Receiver:
     def show(received: Received) -> None:
         console.write(received.describe(headers=options["verbose"]))
 
-    factory, ledger = receiver_site(
+    factory, tally = receiver_site(
         reactor,
         behaviour,
         random=Random(options["seed"]),
-        ledger=Ledger(),
+        tally=Tally(),
         show=None if options["quiet"] else show,
     )
-    receiver = Receiver(reactor, description, factory, ledger, console.write, quiet=options["quiet"])
+    receiver = Receiver(reactor, description, factory, tally, console.write, quiet=options["quiet"])
     return receiver

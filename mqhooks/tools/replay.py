@@ -1,5 +1,5 @@
 """
-Sending again what the ``capture`` sink has recorded.
+Replaying what the ``capture`` sink has recorded.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from twisted.logger import Logger
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.encode import hook_of
 from mqhooks.support.recording import Record, read
-from mqhooks.tools.pool import ConnectionPool
+from mqhooks.tools.pool import SenderPool
 from mqhooks.tools.sender import CHUNK, Sender, framed
 
 
 class Capture:
     """
-    A capture that was read once to see that it can be read; what is appended afterwards does not belong to it.
+    A capture file, read once in advance to check it. What is appended afterwards is ignored.
 
     :param path: the file.
-    :raises mqhooks.errors.ConfigError: when it cannot be read, is no capture, is of a newer version, or is damaged.
-    :ivar count: how many frames it has.
-    :ivar span: how many seconds lie between the first and the latest.
+    :raises mqhooks.errors.ConfigError: when it cannot be read, is not a capture, is of a newer version, or is damaged.
+    :ivar count: how many frames it holds.
+    :ivar span: seconds from the first frame to the latest.
     """
 
     def __init__(self, path: str) -> None:
         self.count = 0
         self._path = path
         try:
-            self._file = open(path, "rb")  # noqa: SIM115 - it is read while frames are sent
+            self._file = open(path, "rb")  # noqa: SIM115 - read while frames are sent
             self._end = os.fstat(self._file.fileno()).st_size
             first = latest = None
             for time, _ in read(self._file, path, self._end):
@@ -40,12 +40,12 @@ class Capture:
                 first = time if first is None else first
                 latest = time if latest is None else max(time, latest)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "a path has no NUL character"
+            reason = error.strerror if isinstance(error, OSError) else "a path must not contain NUL"
             raise ConfigError(f"cannot be read: {reason}", path) from None
         self.span = 0.0 if first is None or latest is None else (latest - first) / 1e9
 
     def records(self) -> Iterator[Record]:
-        """Read it, once; the file is closed at the end."""
+        """Read the records. This works once: the file is closed at the end."""
         with self._file as file:
             file.seek(0)
             yield from read(file, self._path, self._end)
@@ -53,11 +53,11 @@ class Capture:
 
 class Replay(Sender):
     """
-    Writes recorded frames, as far apart in time as they came. What is late, because the peer did not read, is written at once.
+    Sends recorded frames, spaced in time as they came. Frames that are late because the peer did not read go out at once.
 
-    :param clock: paces.
+    :param clock: for the pace.
     :param pool: not yet opened.
-    :param records: what to send; when it ends, the connections are closed.
+    :param records: what to send; at the end the connections are closed.
     :param random: picks connections.
     :param speed: how many times as fast as they came; infinite for as fast as the peer reads.
     :param when_done: called when all frames are sent and all connections are closed.
@@ -68,7 +68,7 @@ class Replay(Sender):
     def __init__(
         self,
         clock: IReactorTime,
-        pool: ConnectionPool,
+        pool: SenderPool,
         records: Iterator[Record],
         random: Random,
         *,

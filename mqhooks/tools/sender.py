@@ -1,5 +1,5 @@
 """
-Writing frames as VerneMQ's events sidecar does: each to one of many connections.
+Sending frames like VerneMQ's events sidecar: each over one of many connections.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mqhooks.sources.sidecar.events import HOOKS
-from mqhooks.tools.pool import ConnectionPool
+from mqhooks.events import HOOKS
+from mqhooks.tools.pool import SenderPool
 
 CHUNK = 512
-"""How many events are written before the reactor may turn to something else."""
+"""How many events are written in one reactor turn."""
 
 CLOSING_TIME = 5.0
-"""How many seconds the peer gets to read what was written once the sender is told to stop."""
+"""Seconds that the peer gets to read what was written when the sender stops."""
 
 _LENGTH = Struct("!I")
 
 
 def framed(content: bytes) -> bytes:
     """
-    Put a frame's length before it.
+    Prefix a frame with its length.
     """
     return _LENGTH.pack(len(content)) + content
 
 
 class Sender(Service):
     """
-    Writes frames to the connections of a pool, each to one picked at random among those whose peer reads.
+    Sends frames over a pool of connections, each over one picked at random among the ready ones.
 
-    It starts once each connection was tried, and waits while none is ready. What was written to a connection that breaks may be
-    lost with it, as VerneMQ's events are. Which frames, and when, is the subclass's to say, in :meth:`_send`.
+    It starts once each connection has been tried, and waits while none is ready. What was written to a connection that breaks
+    may be lost, as VerneMQ's events are. Subclasses decide in :meth:`_send` which frames go out and when.
 
     :param clock: tells the time.
     :param pool: not yet opened.
@@ -48,7 +48,7 @@ class Sender(Service):
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, pool: ConnectionPool, random: Random, when_done: Callable[[], object]) -> None:
+    def __init__(self, clock: IReactorTime, pool: SenderPool, random: Random, when_done: Callable[[], object]) -> None:
         self._clock = clock
         self._pool = pool
         self._random = random
@@ -57,17 +57,17 @@ class Sender(Service):
         self._started: float | None = None
         self._closed: Deferred[None] | None = None
         self.sent: Counter[str] = Counter()
-        """How many events were written, by hook."""
+        """Events written, by hook."""
 
     def startService(self) -> None:
-        """Connect; the events follow."""
+        """Connect, then send."""
         super().startService()
         self._pool.wake = self._wake
         self._pool.open().addCallback(lambda _: self._begin())
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop sending and close the connections; a peer that doesn't read gets :data:`CLOSING_TIME` seconds.
+        Stop sending and close the connections; a peer that does not read gets :data:`CLOSING_TIME` seconds.
 
         :returns: a ``Deferred`` that fires when all are closed.
         """
@@ -77,9 +77,9 @@ class Sender(Service):
 
     def _send(self) -> float:
         """
-        Write up to about :data:`CHUNK` frames, by :meth:`_put`, while a connection is ready.
+        Write up to about :data:`CHUNK` frames with :meth:`_put`, as long as a connection is ready.
 
-        :returns: in how many seconds there may be more to write.
+        :returns: seconds until there may be more to write.
         :raises StopIteration: when there is nothing left.
         """
         raise NotImplementedError

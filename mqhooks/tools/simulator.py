@@ -1,5 +1,5 @@
 """
-A stand-in for VerneMQ: the events of simulated clients, spread over a pool of connections as its events sidecar does.
+A simulator of VerneMQ: events of made-up clients, spread over a pool of connections like those of its events sidecar.
 """
 
 from __future__ import annotations
@@ -11,35 +11,33 @@ from math import inf
 from random import Random, SystemRandom
 from typing import Any, cast
 
-from google.protobuf.message import Message
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.usage import UsageError
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS, Event, Message
 from mqhooks.sources.sidecar.encode import encode
-from mqhooks.sources.sidecar.events import HOOKS, Event
 from mqhooks.support.options import CommandOptions, number, one_of, speed, whole
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
-from mqhooks.tools.pool import ConnectionPool
+from mqhooks.tools.pool import SenderPool
 from mqhooks.tools.replay import Capture, Replay
 from mqhooks.tools.sender import CHUNK, Sender, framed
 
 TICK = 0.01
-"""How many seconds lie between two writes when the rate is limited."""
+"""Seconds between two writes when the rate is limited."""
 
 CATCH_UP = 1.0
-"""How many seconds of a limited rate are made up for at once after a stall."""
+"""How many seconds' worth of events are sent at once after a stall."""
 
 
 def frame(message: Message | None) -> bytes:
     """
-    Encode one call of a hook as VerneMQ does.
+    Encode one hook call as VerneMQ does.
 
-    :param message: of one of the classes in :data:`mqhooks.sources.sidecar.events.HOOKS`; ``None`` stands for a call that the
-        encoder does not know.
-    :returns: the length and a ``google.protobuf.Any``; the length 0 alone for ``None``.
+    :param message: of one of the classes in :data:`mqhooks.events.HOOKS`; ``None`` for a call that the encoder does not know.
+    :returns: the length and a ``google.protobuf.Any``; just the length 0 for ``None``.
     """
     if message is None:
         return framed(b"")
@@ -48,13 +46,13 @@ def frame(message: Message | None) -> bytes:
 
 class Simulator(Sender):
     """
-    Writes events at a steady rate.
+    Sends events at a steady rate.
 
-    :param clock: paces.
+    :param clock: for the pace.
     :param pool: not yet opened.
-    :param events: what to send; when it ends, the connections are closed.
+    :param events: what to send; at the end the connections are closed.
     :param random: picks connections.
-    :param rate: events a second; 0 for as fast as the peer reads.
+    :param rate: events per second; 0 for as fast as the peer reads.
     :param when_done: called when all events are sent and all connections are closed.
     """
 
@@ -63,7 +61,7 @@ class Simulator(Sender):
     def __init__(
         self,
         clock: IReactorTime,
-        pool: ConnectionPool,
+        pool: SenderPool,
         events: Iterator[Event],
         random: Random,
         *,
@@ -129,34 +127,34 @@ class Options(CommandOptions):
     """The options of ``twistd mqhooks-simulate``."""
 
     synopsis = "[options]"
-    longdesc = "Sends what VerneMQ's events sidecar would send, for clients that it makes up, or what was captured before."
+    longdesc = "Sends events as VerneMQ's events sidecar does, of made-up clients or from a capture."
     optParameters = [
         ["target", None, "tcp:127.0.0.1:8890", "Where to connect: a Twisted client endpoint."],
         ["connections", None, 100, "How many connections to spread the events over.", whole("--connections", 1, 10_000)],
         ["clients", None, 1000, "How many MQTT clients to make up.", whole("--clients", 1, 10_000_000)],
-        ["rate", None, 100.0, "Events a second; 0 for as fast as the peer reads.", number("--rate")],
-        ["count", None, 0, "How many events to send before it ends; 0 for no end.", whole("--count", 0)],
-        ["mix", None, None, "Weights by hook, like on_publish=10,on_deliver=5. What an event needs comes too.", _mix],
-        ["seed", None, None, "Any text; the same text gives the same events, but for their time."],
-        ["payload-size", None, 100, "How many bytes a payload has.", whole("--payload-size", 0, (256 << 20) - 1)],
-        ["replay", None, None, "Send what the capture sink has recorded in this file instead of made-up events."],
-        ["speed", None, None, "How fast, with --replay: 10x, 0.5x, or max. [default: 1x]", speed("--speed")],
-        ["generation", None, 2026, "Which of VerneMQ's encoders to be, 2024 or 2026.", _generation],
+        ["rate", None, 100.0, "Events per second; 0 for as fast as the peer reads.", number("--rate")],
+        ["count", None, 0, "How many events to send; 0 for no end.", whole("--count", 0)],
+        ["mix", None, None, "Weights by hook, like on_publish=10,on_deliver=5. Events that others require are added.", _mix],
+        ["seed", None, None, "Any text; the same text gives the same events, apart from their times."],
+        ["payload-size", None, 100, "Bytes per payload.", whole("--payload-size", 0, (256 << 20) - 1)],
+        ["replay", None, None, "Replay this capture file instead of made-up events."],
+        ["speed", None, None, "The speed of --replay: 10x, 0.5x, or max. [default: 1x]", speed("--speed")],
+        ["generation", None, 2026, "Which of VerneMQ's encoders to simulate, 2024 or 2026.", _generation],
     ]
 
     def postOptions(self) -> None:
         """
-        Look whether the options go together.
+        Check the options against each other.
 
-        :raises UsageError: when they don't.
+        :raises UsageError: when they do not go together.
         """
         if self["speed"] is not None and self["replay"] is None:
-            raise UsageError("--speed: is for --replay FILE; made-up events have --rate")
+            raise UsageError("--speed goes with --replay FILE; for made-up events use --rate")
 
 
 def makeService(options: Options) -> Sender:
     """
-    Make the simulator that the options ask for. It ends the process once all is sent.
+    Make the simulator of the options. It ends the process once everything is sent.
 
     :raises SystemExit: when the target is not an endpoint, or there is no capture to replay.
     """
@@ -170,9 +168,9 @@ def makeService(options: Options) -> Sender:
 
 def from_options(reactor: Any, options: Options) -> Sender:
     """
-    Make the simulator that the options ask for.
+    Make the simulator of the options.
 
-    :param reactor: connects, tells the time, and is stopped once all is sent.
+    :param reactor: connects, tells the time, and is stopped once everything is sent.
     :raises mqhooks.errors.ConfigError: when the target is not an endpoint, or there is no capture to replay.
     """
     target = options["target"]
@@ -181,7 +179,7 @@ def from_options(reactor: Any, options: Options) -> Sender:
     except Exception as error:
         raise ConfigError(f"not a client endpoint ({error}); write it like tcp:127.0.0.1:8890", "--target", target) from error
     seed = options["seed"] or f"{SystemRandom().getrandbits(32):08x}"
-    pool = ConnectionPool(reactor, endpoint, target, options["connections"], Random(seed))
+    pool = SenderPool(reactor, endpoint, target, options["connections"], Random(seed))
     if options["replay"] is not None:
         return _replay(reactor, options, pool, Random(seed))
     model = SessionModel(
@@ -198,7 +196,7 @@ def from_options(reactor: Any, options: Options) -> Sender:
     return simulator
 
 
-def _replay(reactor: Any, options: Options, pool: ConnectionPool, random: Random) -> Replay:
+def _replay(reactor: Any, options: Options, pool: SenderPool, random: Random) -> Replay:
     try:
         capture = Capture(options["replay"])
     except ConfigError as error:
@@ -207,11 +205,11 @@ def _replay(reactor: Any, options: Options, pool: ConnectionPool, random: Random
     records = islice(capture.records(), options["count"] or None)
     replay = Replay(reactor, pool, records, random, speed=pace, when_done=reactor.stop)
     replay.log.info(
-        "sending to {target} the {count} frames of {span:.1f} s in {path} {how}",
+        "replaying {count} frames over {span:.1f} s from {path} to {target}, {how}",
         target=options["target"],
         count=capture.count,
         span=capture.span,
         path=options["replay"],
-        how="as fast as they are read" if pace == inf else f"at {pace:g}x",
+        how="as fast as the peer reads" if pace == inf else f"at {pace:g}x",
     )
     return replay

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from mqhooks.delivery import Delivery
 from mqhooks.errors import ConnectFailed
-from mqhooks.outbox.delivery import Delivery
 
 IN_A_ROW = 10
 """This many deliveries of different clients that fail, with no success between them, are the endpoint's failure."""
@@ -38,6 +38,7 @@ class Breaker:
     :ivar probes: how many probes have failed since it opened.
     :ivar limit: how many attempts may be in flight.
     :ivar well: whether nothing has failed lately and all attempts may be in flight.
+    :ivar failing: clients whose last attempt failed, the latest failure last.
     """
 
     def __init__(self, most: int) -> None:
@@ -51,8 +52,7 @@ class Breaker:
         self._failed: set[str] = set()
         self._refused: set[str] = set()
         self._refused_clients: set[str] = set()
-        # Clients whose last attempt failed, the latest failure last.
-        self._failing: dict[str, None] = {}
+        self.failing: dict[str, None] = {}
 
     def succeeded(self) -> bool:
         """
@@ -81,9 +81,9 @@ class Breaker:
 
     def arrived(self, deliveries: Iterable[Delivery]) -> None:
         """Note whose deliveries have arrived: these clients fail no longer."""
-        if self._failing:
+        if self.failing:
             for delivery in deliveries:
-                self._failing.pop(delivery.client, None)
+                self.failing.pop(delivery.client, None)
 
     def failed(self, delivery: Delivery, result: object) -> bool:
         """
@@ -93,12 +93,12 @@ class Breaker:
             :meth:`probe`.
         """
         self.well = False
-        if len(self._failed) < IN_A_ROW and delivery.client not in self._failing:
+        if len(self._failed) < IN_A_ROW and delivery.client not in self.failing:
             self._failed.add(delivery.id)
         self._note_failing(delivery.client)
         if not self.down and not isinstance(result, ConnectFailed) and len(self._failed) < IN_A_ROW:
             return False
-        self._open()
+        self.trip()
         return True
 
     def refused(self, deliveries: Sequence[Delivery], waiting: Callable[[Collection[str]], bool]) -> bool:
@@ -124,12 +124,12 @@ class Breaker:
         self.refusing = self.refusing or everything
         for delivery in deliveries:
             self._note_failing(delivery.client)
-        self._open()
+        self.trip()
         return True
 
     def knows(self, client: str) -> bool:
         """Say whether a client's last attempt failed."""
-        return client in self._failing
+        return client in self.failing
 
     def probe(self) -> None:
         """Let one attempt through."""
@@ -137,12 +137,13 @@ class Breaker:
         self.probes += 1
         self.limit = 1
 
-    def _open(self) -> None:
+    def trip(self) -> None:
+        """Open the breaker."""
         self.down = True
         self.limit = 0
 
     def _note_failing(self, client: str) -> None:
-        failing = self._failing
+        failing = self.failing
         failing.pop(client, None)
         failing[client] = None
         if len(failing) > REMEMBERED:

@@ -1,366 +1,453 @@
 """
-Keeping each client's deliveries in order while many are under way.
+Keeping each client's deliveries in order while many requests are in flight.
+
+- A lane is a queue. All deliveries with one key stand in the same lane, and a lane has one request in flight, so they cannot
+  overtake each other. A request carries a list of deliveries: one of them, unless events share requests.
+- A delivery that waits for its retry parks its key: what comes later with this key waits behind it, and the lane goes on.
+- Of what is parked only the places in the outbox are kept. It is recalled when its turn comes; what the outbox had to drop
+  meanwhile is missing then.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from enum import Enum
-from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from mqhooks.delivery import Delivery
 from mqhooks.errors import OutboxError
-from mqhooks.outbox.delivery import Delivery
+from mqhooks.webhook.outcomes import AGAIN, ARRIVED, HALVE, PARK, Fate
+from mqhooks.webhook.settings import BatchSettings
 
-PARKED = 4096
-"""How many parked deliveries are kept in memory; of further ones only the places in the outbox are."""
-
-PARKED_SIZE = 4096
-"""A parked delivery with a body of more bytes is not kept in memory either."""
-
-RECALL = 8
-"""How many of them are read again at a time."""
+Settle = Callable[[Fate | Sequence[Fate]], None]
+Send = Callable[[list[Delivery], Settle], None]
 
 
-class Verdict(Enum):
-    """What becomes of a delivery after an attempt."""
+class Shelf(Protocol):
+    """What lanes need of an outbox, as :class:`~mqhooks.interfaces.IOutbox` has it."""
 
-    DONE = "done"
-    """Nobody will try it again."""
+    def shelve(self, places: Iterable[int]) -> None:
+        """Note that only the places are kept."""
 
-    PARK = "park"
-    """It waits, and its client with it, until :meth:`Lanes.unpark`."""
-
-    AGAIN = "again"
-    """It is the first to be tried when attempts are made again."""
+    def recall(self, places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
+        """Hand out deliveries once more."""
 
 
-# Python 3.11 runs code of its own whenever a member is looked up.
-DONE = Verdict.DONE
-
-Recall = Callable[[Iterable[int]], Sequence[Delivery]]
+_ONE = BatchSettings(size=1, linger=0.0)
 
 
 class Lanes:
     """
-    Lanes in which deliveries stand one behind the other; the first of each is under way.
-
-    All deliveries of a client stand in the same lane. One that has to wait parks its client: later ones of that client wait
-    behind it, the others in the lane go on.
+    The lanes of one webhook.
 
     :param count: how many lanes.
-    :param send: ``send(delivery, done)`` tries a delivery, and calls ``done`` once with what came of it.
-    :param finished: ``finished(delivery, result)`` is told what came of each attempt, and returns the :class:`Verdict` on the
-        delivery. It must not unpark its client.
-    :param recall: reads deliveries again by their places in the outbox, or raises :exc:`mqhooks.errors.OutboxError` when they
-        cannot be read now: :meth:`recall_again` has it try once more.
-    :ivar load: how many deliveries stand in lanes or are under way; those that are parked don't count.
-    :ivar size: how many bytes their bodies have.
-    :ivar under_way: how many attempts have no result yet.
-    :ivar limit: how many attempts may be under way. Whoever raises it calls :meth:`admit`.
-    :ivar parked: how many deliveries are parked in memory.
-    :ivar clients: how many clients are parked.
+    :param send: ``send(deliveries, settle)`` makes an attempt. It calls ``settle`` once, with what becomes of all of them or of
+        each; possibly before it returns.
+    :param outbox: is told which deliveries are kept by their places only, and recalls them.
+    :param unreadable: called with a key whose deliveries could not be read: :meth:`unpark` it to try again.
+    :param key: deliveries with the same key stay in order.
+    :param clock: for lingering.
+    :param batch: how many deliveries share a request; one each when ``None``.
+    :ivar load: how many deliveries stand in lanes or are in flight; those that are parked don't count.
+    :ivar size: bytes of their bodies.
+    :ivar in_flight: how many requests have no result yet.
+    :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
+    :ivar parked: how many keys are parked.
     """
 
-    def __init__(self, count: int, send: Callable[..., None], finished: Callable[..., Any], recall: Recall) -> None:
-        self.count = self.limit = count
+    def __init__(
+        self,
+        count: int,
+        send: Send,
+        outbox: Shelf,
+        unreadable: Callable[[str], object],
+        *,
+        key: Callable[[Delivery], str],
+        clock: IReactorTime,
+        batch: BatchSettings | None = None,
+    ) -> None:
+        self.limit = count
         self.send = send
-        self.finished = finished
-        self.recall = recall
+        self.outbox = outbox
+        self.unreadable = unreadable
+        self.key = key
+        self.clock = clock
+        self.batch = batch or _ONE
         self.load = 0
         self.size = 0
-        self.under_way = 0
+        self.in_flight = 0
         self.parked = 0
-        self.clients = 0
         self.idle: dict[Lane, None] = {}
-        self.unread: dict[str, None] = {}
-        self._lanes = [self._make() for _ in range(count)]
-
-    def _make(self) -> Lane:
-        return Lane(self)
+        self._lanes = [Lane(self) for _ in range(count)]
 
     def push(self, deliveries: Sequence[Delivery]) -> None:
-        """Put deliveries at the end of their clients' lanes."""
-        count = self.count
+        """Put deliveries at the end of their lanes."""
+        key, count = self.key, len(self._lanes)
         self.load += len(deliveries)
-        self.size += sum([len(delivery.body) for delivery in deliveries])
         groups: defaultdict[int, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
-            groups[crc32(delivery.client.encode()) % count].append(delivery)
+            self.size += len(delivery.body)
+            groups[crc32(key(delivery).encode()) % count].append(delivery)
         for lane, group in groups.items():
             self._lanes[lane].push(group)
 
-    def unpark(self, client: str) -> None:
-        """Try a parked client's first delivery again when its lane comes to it, and then those behind it."""
-        self._lane(client).unpark(client)
+    def unpark(self, key: str) -> None:
+        """Let the deliveries of a parked key be tried again when their lane comes to them."""
+        self._lane(key).unpark(key)
 
-    def recall_again(self) -> None:
-        """Let clients go on whose deliveries could not be read."""
-        unread, self.unread = self.unread, {}
-        for client in unread:
-            self.unpark(client)
-
-    def shed(self, size: int) -> list[Delivery]:
-        """
-        Take out deliveries that wait behind a parked one, until they have so many bytes or none is left.
-
-        :returns: them. The first of each client, which was tried, stays.
-        """
-        shed: list[Delivery] = []
-        for lane in self._lanes:
-            while size > 0 and (found := lane.shed()):
-                shed += found
-                size -= sum(len(delivery.body) for delivery in found)
-        return shed
-
-    def stop(self) -> None:
-        """Begin nothing more by itself."""
-
-    def waits_beside(self, clients: Collection[str]) -> bool:
-        """Say whether a delivery of another client than these stands in a lane."""
-        return any(lane.waits_beside(clients) for lane in self._lanes)
+    def admit(self) -> None:
+        """Let lanes go on that the limit had stopped."""
+        while self.idle and self.in_flight < self.limit:
+            lane = next(iter(self.idle))
+            del self.idle[lane]
+            lane.run()
 
     def shelve(self) -> None:
-        """Let what belongs behind parked deliveries leave the lanes at once, without waiting for its turn: that makes room."""
+        """Park at once what waits in lanes behind a parked delivery, without waiting for its turn: that makes room."""
         for lane in self._lanes:
             lane.shelve()
 
+    def release_long(self, size: int) -> None:
+        """Keep only the places of what waits with bodies of more than ``size`` bytes; the turn of each stays the same."""
+        for lane in self._lanes:
+            lane.release_long(size)
+
+    def waits_beside(self, clients: Collection[str]) -> bool:
+        """Say whether a delivery of another client than these waits in a lane."""
+        return any(lane.waits_beside(clients) for lane in self._lanes)
+
     def newest(self, known: Callable[[str], bool]) -> Delivery | None:
         """
-        Find what waits of the client that was heard of last, leaving some out.
+        Find the delivery that was accepted last, in lanes with nothing in flight.
 
-        :param known: the clients to leave out.
+        :param known: says of which clients none is wanted.
         """
         found = [newest for lane in self._lanes if (newest := lane.newest(known)) is not None]
         return max(found, key=_place, default=None)
 
     def prefer(self, delivery: Delivery) -> None:
-        """Have the first delivery of this one's client be the first to be sent, alone."""
-        lane = self._lane(delivery.client)
-        lane.prefer(delivery.client)
+        """Have the first delivery with this one's key be the next to be sent, alone."""
+        key = self.key(delivery)
+        lane = self._lane(key)
+        lane.prefer(key)
         self.idle = {lane: None, **self.idle}
 
-    def admit(self) -> None:
-        """Let lanes go on that the limit had stopped."""
-        while self.idle and self.under_way < self.limit:
-            lane = next(iter(self.idle))
-            del self.idle[lane]
-            lane.run()
+    def stop(self) -> None:
+        """Linger no longer."""
+        for lane in self._lanes:
+            lane.stop()
 
-    def _lane(self, client: str) -> Lane:
-        return self._lanes[crc32(client.encode()) % self.count]
+    def _lane(self, key: str) -> Lane:
+        return self._lanes[crc32(key.encode()) % len(self._lanes)]
 
 
 class Lane:
     """
-    One of them.
+    One lane.
 
     :param lanes: all of them.
     """
 
     def __init__(self, lanes: Lanes) -> None:
-        self._lanes = lanes
-        # A parked client that may go on stands in the queue by its name.
+        self._all = lanes
+        # A parked key that may go on stands in the queue by its name.
         self._queue: deque[Delivery | str] = deque()
-        self._parked: dict[str, deque[Delivery | int]] = {}
-        # The outbox does not know how often a delivery was tried that it is to hand out once more.
+        # Places in the outbox, and how often each was tried, which the outbox does not know.
+        self._parked: dict[str, deque[int]] = {}
         self._attempts: dict[int, int] = {}
-        self._current: Delivery | None = None
+        # Recalled deliveries whose key stands in the queue.
+        self._recalled: dict[str, Delivery] = {}
+        self._current: list[Delivery] | None = None
         self._running = False
-        self._on_done = self._done
+        self._settle_current = self._settle
+        # How many at the front of the queue are tried together: the halves of a batch that was refused.
+        self._parts: list[int] = []
+        self._since = 0.0
+        self._timer: IDelayedCall | None = None
 
     def push(self, deliveries: Iterable[Delivery]) -> None:
         """Put deliveries at the end."""
+        if not self._queue and self._all.batch.linger:
+            self._since = self._all.clock.seconds()
         self._queue.extend(deliveries)
+        # While the timer runs, only a full batch is due.
+        if self._current is None and (self._timer is None or len(self._queue) >= self._all.batch.size):
+            self.run()
+
+    def unpark(self, key: str) -> None:
+        """Put a parked key at the end: one that fails again and again must not go before one that never had a turn."""
+        if not self._queue:
+            self._since = self._all.clock.seconds()
+        self._queue.append(key)
         if self._current is None:
             self.run()
 
-    def unpark(self, client: str) -> None:
-        """Put a parked client at the end."""
-        # Behind those that wait already: who fails again and again must not go before who never had a turn.
-        self._queue.append(client)
-        if self._current is None:
-            self.run()
-
-    def shed(self) -> list[Delivery]:
-        """Take out some deliveries that wait behind a parked one."""
-        for parked in self._parked.values():
-            if len(parked) > 1:
-                behind = list(islice(parked, 1, 1 + RECALL))
-                kept = [item for item in behind if isinstance(item, Delivery)]
-                try:
-                    recalled = self._lanes.recall([item for item in behind if isinstance(item, int)])
-                except OutboxError:
-                    continue
-                first = parked.popleft()
-                for _ in behind:
-                    parked.popleft()
-                parked.appendleft(first)
-                self._lanes.parked -= len(kept)
-                return kept + list(recalled)
-        return []
+    def stop(self) -> None:
+        """Forget the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits here."""
         return any((item if isinstance(item, str) else item.client) not in clients for item in self._queue)
 
     def shelve(self) -> None:
-        """Put what waits for a parked client behind its parked deliveries."""
+        """Park what waits behind a parked delivery."""
         if self._parked:
             queue = list(self._queue)
             self._queue.clear()
             for item in queue:
-                if isinstance(item, str) or item.client not in self._parked:
+                if isinstance(item, str) or self._all.key(item) not in self._parked:
                     self._queue.append(item)
                 else:
                     self._park_behind(item)
 
+    def release_long(self, size: int) -> None:
+        """Keep only the places of waiting deliveries with long bodies, and of all others with their keys."""
+        key = self._all.key
+        long = {key(item) for item in self._queue if not isinstance(item, str) and len(item.body) > size}
+        long -= set(map(key, self._current or ()))
+        if not long:
+            return
+        queue = list(self._queue)
+        self._queue.clear()
+        for item in queue:
+            if isinstance(item, str) or key(item) not in long:
+                self._queue.append(item)
+            elif key(item) in self._parked:
+                self._park_behind(item)
+            else:
+                self._queue.append(key(item))
+                self._leave(item)
+                self._park(item)
+
     def newest(self, known: Callable[[str], bool]) -> Delivery | None:
-        """Find the last delivery whose client is not known, unless an attempt is under way here."""
+        """Find the last delivery whose client is not known, unless a request is in flight here."""
         if self._current is not None:
             return None
         return next((item for item in reversed(self._queue) if isinstance(item, Delivery) and not known(item.client)), None)
 
-    def prefer(self, client: str) -> None:
-        """Move the first delivery of a client, which is not parked, to the front."""
-        first = next(item for item in self._queue if isinstance(item, Delivery) and item.client == client)
+    def prefer(self, key: str) -> None:
+        """Move the first delivery with a key, which is not parked, to the front."""
+        first = next(item for item in self._queue if isinstance(item, Delivery) and self._all.key(item) == key)
         self._queue.remove(first)
         self._queue.appendleft(first)
+        if self._all.batch.size > 1:
+            self._parts.append(1)
 
     def run(self) -> None:
-        """Send the first that may be sent, if none is under way."""
+        """Send what may be sent, if nothing is in flight."""
         # An attempt may end before send() returns, and so come back here: the loop goes on instead of getting deeper.
         if self._running:
             return
         self._running = True
-        lanes = self._lanes
+        lanes = self._all
         while self._current is None and self._queue:
-            if lanes.under_way >= lanes.limit:
+            if lanes.in_flight >= lanes.limit:
                 lanes.idle[self] = None
                 break
-            # Nobody is parked: then these are deliveries, and to be tried.
-            delivery: Any = self._next() if self._parked else self._queue.popleft()
-            if delivery is not None:
-                self._current = delivery
-                lanes.under_way += 1
-                lanes.send(delivery, self._on_done)
+            if lanes.batch.linger and not self._due():
+                break
+            batch = self._collect()
+            if batch:
+                self._current = batch
+                lanes.in_flight += 1
+                lanes.send(batch, self._settle_current)
         self._running = False
 
-    def _next(self) -> Delivery | None:
-        """Take the first of the queue: a delivery to be tried, or one to be parked behind others of its client."""
-        item = self._queue.popleft()
-        if isinstance(item, str):
-            return self._first(item)
-        if item.client not in self._parked:
-            return item
-        self._park_behind(item)
-        return None
+    # What is sent next.
 
-    def _park_behind(self, delivery: Delivery) -> None:
-        self._lanes.load -= 1
-        self._lanes.size -= len(delivery.body)
-        self._parked[delivery.client].append(self._shelved(delivery))
+    def _due(self) -> bool:
+        batch, clock = self._all.batch, self._all.clock
+        if self._parts or len(self._queue) >= batch.size:
+            return True
+        left = self._since + batch.linger - clock.seconds()
+        if left <= 0:
+            return True
+        if self._timer is None:
+            self._timer = clock.callLater(left, self._lingered)
+        return False
 
-    def _shelved(self, delivery: Delivery) -> Delivery | int:
-        if self._lanes.parked < PARKED and len(delivery.body) <= PARKED_SIZE:
-            self._lanes.parked += 1
-            return delivery
-        if delivery.attempts:
-            self._attempts[delivery.place] = delivery.attempts
-        return delivery.place
+    def _lingered(self) -> None:
+        self._timer = None
+        self.run()
 
-    def _first(self, client: str) -> Delivery | None:
-        parked = self._parked[client]
-        while parked and isinstance(parked[0], int):
-            places: list[int] = []
-            for item in islice(parked, RECALL):
-                if not isinstance(item, int):
-                    break
-                places.append(item)
-            try:
-                recalled = self._lanes.recall(places)
-            except OutboxError:
-                self._lanes.unread[client] = None
-                return None
-            for delivery in recalled:
-                delivery.attempts = self._attempts.get(delivery.place, delivery.attempts)
-            for place in places:
-                parked.popleft()
-                self._attempts.pop(place, None)
-            parked.extendleft(reversed(recalled))
-            self._lanes.parked += len(recalled)
-        if not parked:
-            self._free(client)
+    def _collect(self) -> list[Delivery]:
+        lanes, queue, parked = self._all, self._queue, self._parked
+        limits = lanes.batch
+        part = bool(self._parts)
+        room = self._parts.pop() if part else limits.size
+        if room == 1 and not parked:
+            # Nobody is parked: then these are deliveries, and to be tried.
+            first: Any = queue.popleft()
+            return [first]
+        batch: list[Delivery] = []
+        size = 0
+        while queue and room:
+            head = queue[0]
+            if batch and not isinstance(head, str) and size + len(head.body) > limits.max_bytes:
+                break
+            room -= 1
+            queue.popleft()
+            delivery = self._resume(head) if isinstance(head, str) else self._unless_parked(head)
+            if delivery is not None:
+                batch.append(delivery)
+                size += len(delivery.body)
+        if part and room and queue:
+            self._parts.append(room)
+        if limits.linger:
+            self._since = lanes.clock.seconds()
+        return batch
+
+    def _unless_parked(self, delivery: Delivery) -> Delivery | None:
+        if self._parked and self._all.key(delivery) in self._parked:
+            self._park_behind(delivery)
             return None
-        first = parked.popleft()
-        assert isinstance(first, Delivery)
-        self._lanes.parked -= 1
-        self._lanes.load += 1
-        self._lanes.size += len(first.body)
-        return first
+        return delivery
 
-    def _park(self, delivery: Delivery) -> None:
-        """Let a delivery wait, before others of its client."""
-        parked = self._parked.get(delivery.client)
-        if parked is None:
-            parked = self._parked[delivery.client] = deque()
-            self._lanes.clients += 1
-        parked.appendleft(self._shelved(delivery))
+    def _resume(self, key: str) -> Delivery | None:
+        """Get the first delivery of a parked key, or have it recalled."""
+        recalled = self._recalled.pop(key, None)
+        if recalled is not None:
+            return recalled
+        if not self._parked[key]:
+            self._free(key)
+            return None
+        try:
+            found = self._all.outbox.recall((self._parked[key][0],))
+        except OutboxError:
+            self._all.unreadable(key)
+            return None
+        if isinstance(found, Deferred):
+            found.addCallbacks(self._came_back, self._unreadable, callbackArgs=(key,), errbackArgs=(key,))
+            return None
+        self._take(found, key)
+        recalled = self._recalled.pop(key, None)
+        if recalled is None:
+            # It was dropped; the next one behind it has its turn.
+            self._queue.append(key)
+        return recalled
 
-    def _put_back(self, delivery: Delivery, *, named: bool = False) -> int:
-        """
-        Put a delivery where it was.
+    def _take(self, found: Sequence[Delivery], key: str) -> None:
+        place = self._parked[key].popleft()
+        attempts = self._attempts.pop(place, 0)
+        for delivery in found:
+            delivery.attempts = attempts
+            self._recalled[key] = delivery
+            self._all.load += 1
+            self._all.size += len(delivery.body)
 
-        :param named: whether its client stands in the queue already, if it is parked.
-        :returns: how much longer the queue is now.
-        """
-        parked = self._parked.get(delivery.client)
-        if parked is None:
-            self._lanes.load += 1
-            self._lanes.size += len(delivery.body)
-            self._queue.appendleft(delivery)
-            return 1
-        parked.appendleft(self._shelved(delivery))
-        if named:
-            return 0
-        self._queue.appendleft(delivery.client)
-        return 1
+    def _came_back(self, found: Sequence[Delivery], key: str) -> None:
+        self._take(found, key)
+        self.unpark(key)
 
-    def _release(self, client: str) -> None:
-        """Let those go on that wait behind a delivery that is done."""
-        if self._parked[client]:
-            # Behind those of other clients that came meanwhile: a long queue of one client must not hold them up.
-            self._queue.append(client)
+    def _unreadable(self, failure: Any, key: str) -> None:
+        failure.trap(OutboxError)
+        self._all.unreadable(key)
+
+    # What becomes of it.
+
+    def _settle(self, fates: Fate | Sequence[Fate]) -> None:
+        batch, lanes = self._current, self._all
+        assert batch is not None
+        lanes.in_flight -= 1
+        lanes.load -= len(batch)
+        for delivery in batch:
+            lanes.size -= len(delivery.body)
+        if fates is ARRIVED:
+            if self._parked:
+                self._go_on(map(lanes.key, batch))
+        elif isinstance(fates, Fate):
+            self._settle_each(batch, [fates] * len(batch))
         else:
-            self._free(client)
-
-    def _free(self, client: str) -> None:
-        del self._parked[client]
-        self._lanes.clients -= 1
-
-    def _done(self, result: Any) -> None:
-        delivery = self._current
-        assert delivery is not None
-        lanes = self._lanes
-        lanes.load -= 1
-        lanes.size -= len(delivery.body)
-        lanes.under_way -= 1
-        # What is pushed meanwhile has to find the lane busy: nothing may go before a client is parked.
-        verdict = lanes.finished(delivery, result)
-        if verdict is DONE:
-            if self._parked and delivery.client in self._parked:
-                self._release(delivery.client)
-        elif verdict is Verdict.PARK:
-            self._park(delivery)
-        else:
-            self._put_back(delivery)
+            self._settle_each(batch, fates)
         self._current = None
         if self._queue:
             self.run()
         if lanes.idle:
             lanes.admit()
+
+    def _settle_each(self, batch: Sequence[Delivery], fates: Sequence[Fate]) -> None:
+        key = self._all.key
+        if fates[0] is HALVE:
+            half = len(batch) // 2
+            self._parts += [len(batch) - half, half]
+        waiting: set[str] = set()
+        back = 0
+        # The last one first: what is put at the front ends up in order.
+        for delivery, fate in zip(reversed(batch), reversed(fates), strict=True):
+            if fate is PARK:
+                self._park(delivery)
+            elif fate is AGAIN or fate is HALVE:
+                back += self._put_back(delivery, named=key(delivery) in waiting)
+            else:
+                continue
+            waiting.add(key(delivery))
+        if back and self._parts and fates[0] is not HALVE:
+            self._parts.append(back)
+        if self._parked:
+            self._go_on(name for name in map(key, batch) if name not in waiting)
+
+    def _go_on(self, keys: Iterable[str]) -> None:
+        """Let those go on that wait behind a delivery that is settled."""
+        for key in dict.fromkeys(keys):
+            parked = self._parked.get(key)
+            if parked:
+                # Behind other clients' that came meanwhile: a long queue of one client must not hold them up.
+                self._queue.append(key)
+            elif parked is not None:
+                self._free(key)
+
+    def _free(self, key: str) -> None:
+        del self._parked[key]
+        self._all.parked -= 1
+
+    def _park(self, delivery: Delivery) -> None:
+        """Let a delivery that has left wait before others with its key."""
+        key = self._all.key(delivery)
+        parked = self._parked.get(key)
+        if parked is None:
+            parked = self._parked[key] = deque()
+            self._all.parked += 1
+        parked.appendleft(delivery.place)
+        self._all.outbox.shelve((delivery.place,))
+        if delivery.attempts:
+            self._attempts[delivery.place] = delivery.attempts
+
+    def _park_behind(self, delivery: Delivery) -> None:
+        self._leave(delivery)
+        self._parked[self._all.key(delivery)].append(delivery.place)
+        self._all.outbox.shelve((delivery.place,))
+        if delivery.attempts:
+            self._attempts[delivery.place] = delivery.attempts
+
+    def _leave(self, delivery: Delivery) -> None:
+        self._all.load -= 1
+        self._all.size -= len(delivery.body)
+
+    def _put_back(self, delivery: Delivery, *, named: bool) -> int:
+        """
+        Put a delivery where it was.
+
+        :param named: whether its key stands in the queue already, if it is parked.
+        :returns: how much longer the queue is now.
+        """
+        key = self._all.key(delivery)
+        if key in self._parked:
+            self._park(delivery)
+            if named:
+                return 0
+            self._queue.appendleft(key)
+            return 1
+        self._all.load += 1
+        self._all.size += len(delivery.body)
+        self._queue.appendleft(delivery)
+        return 1
 
 
 def _place(delivery: Delivery) -> int:

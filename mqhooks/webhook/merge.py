@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import cast
 
-from mqhooks.outbox.delivery import Delivery
+from mqhooks.delivery import Delivery
 
 REMEMBERED = 50_000
 """Of how many clients the last delivery's timestamp is remembered at least, to know which of the next ones is late."""

@@ -1,5 +1,5 @@
 """
-Which deliveries are tried again, and when.
+The retry policy: which attempts are made again, and after what backoff.
 """
 
 from __future__ import annotations
@@ -8,17 +8,12 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from random import Random
-from typing import Literal
 
 from mqhooks.webhook.settings import RetrySettings
 
 MAX_RETRY_AFTER = 3600.0
-"""How many seconds an endpoint's ``Retry-After`` may ask for; more is taken for this."""
+"""The longest ``Retry-After`` that is obeyed, in seconds; a longer one counts as this."""
 
-DELIVERED = range(200, 300)
-"""The statuses of answers to deliveries that have arrived."""
-
-Verdict = Literal["delivered", "retry", "dead"]
 
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
 # The three forms of RFC 9110, section 5.6.7. Names of days are not checked against the date.
@@ -35,9 +30,9 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 class RetryPolicy:
     """
-    What becomes of a delivery after an attempt.
+    Applies a webhook's retry settings.
 
-    :param settings: what the configuration says.
+    :param settings: the webhook's.
     """
 
     def __init__(self, settings: RetrySettings) -> None:
@@ -50,19 +45,13 @@ class RetryPolicy:
                 first = int(entry[0]) * 100
                 self._retried.update(range(first, first + 100))
 
-    def verdict(self, status: int) -> Verdict:
-        """
-        Judge an answer. An attempt without an answer is always a reason to retry.
-
-        :param status: its status, 200 or more.
-        """
-        if status in DELIVERED:
-            return "delivered"
-        return "retry" if status in self._retried else "dead"
+    def retries(self, status: int) -> bool:
+        """Say whether a response that is not 2xx is a reason to try again. An attempt without a response always is."""
+        return status in self._retried
 
     def delay(self, attempts: int, random: Random) -> float:
         """
-        Say how long to wait after an attempt that failed: exponentially longer, up to a limit.
+        Work out the backoff after a failed attempt: exponential, up to a limit, with jitter.
 
         :param attempts: how many were made; 1 or more.
         :param random: the source of the jitter.
@@ -77,11 +66,11 @@ class RetryPolicy:
 
     def exhausted(self, attempts: int, age: float) -> str | None:
         """
-        Say whether a delivery is given up, although its last answer would be a reason to retry.
+        Say whether a delivery is given up although it might be tried again.
 
         :param attempts: how many were made.
-        :param age: how many seconds ago it was accepted.
-        :returns: why; ``None`` when it is not given up.
+        :param age: seconds since it was accepted.
+        :returns: why; ``None`` when it is not.
         """
         settings = self.settings
         if 0 < settings.max_attempts <= attempts:

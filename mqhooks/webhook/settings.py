@@ -8,12 +8,12 @@ The settings of one webhook, validated and frozen.
 from __future__ import annotations
 
 import re
-from binascii import Error, a2b_base64
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
 from mqhooks.errors import ConfigError
+from mqhooks.http.tls import TLSSettings
 from mqhooks.nanomq.settings import BodySettings, Encoding, Rule
 
 Ordering = Literal["client", "none"]
@@ -23,29 +23,6 @@ Compression = Literal["none", "gzip"]
 
 Refusals = Literal["hold", "bury"]
 Transport = Literal["pooled", "treq"]
-
-SECRET_PREFIX = "whsec_"
-
-
-@dataclass(frozen=True, slots=True)
-class TLSSettings:
-    """
-    How to talk to an ``https`` endpoint. The host name is always verified.
-
-    :param cacertfile: the PEM file of the authorities to trust instead of the system's.
-    :param certfile: the PEM file of our certificate, followed by its intermediates; needs ``keyfile``.
-    :param keyfile: the PEM file of its private key.
-    :param key_password: what the key is encrypted with.
-    :param where: what holds these settings, the file for example, and
-    :param path: their own key in there: for errors.
-    """
-
-    cacertfile: str | None = None
-    certfile: str | None = None
-    keyfile: str | None = None
-    key_password: str | None = None
-    where: str = field(default="", repr=False, compare=False)
-    path: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +156,3 @@ def check_url(url: str) -> str:
     if parts.fragment:
         raise ConfigError(f"{shown!r} has a fragment (#…), which is never sent: remove it")
     return parts.scheme + url[len(parts.scheme) :]
-
-
-def secret_key(secret: str) -> bytes:
-    """
-    Get the key that a secret is the writing of: ``whsec_`` and the key in base64, as Standard Webhooks 1.0 has it.
-
-    :returns: 24 to 64 bytes.
-    :raises mqhooks.errors.ConfigError: when it is none; the message alone, without any of the secret.
-    """
-    if not secret.startswith(SECRET_PREFIX):
-        raise ConfigError(f"does not begin with {SECRET_PREFIX}: make one with echo {SECRET_PREFIX}$(openssl rand -base64 24)")
-    text = secret.removeprefix(SECRET_PREFIX).rstrip("=")
-    try:
-        key = a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
-    except (Error, ValueError):
-        raise ConfigError(f"is not base64 after {SECRET_PREFIX}: copy it again, whole") from None
-    if not 24 <= len(key) <= 64:
-        raise ConfigError(f"is the base64 of {len(key)} bytes: it has to be 24 to 64, random")
-    return key

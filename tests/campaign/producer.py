@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.internet.task import LoopingCall
 
-from mqhooks.pb.on_publish_pb2 import OnPublish
+from mqhooks.events import Publish
 from mqhooks.tools.simulator import frame
 
 TICK = 0.01
@@ -145,6 +145,4 @@ class _Line(Protocol):
         client = self.link.names[number * 7 // 9 % len(self.link.names)]
         sequence = producer.sequences[client] = producer.sequences.get(client, 0) + 1
         payload = json.dumps({"life": self.life, "number": number, "sequence": sequence, "padding": producer.padding})
-        message = OnPublish(client_id=client, topic="campaign", payload=payload.encode())
-        message.timestamp.FromNanoseconds(time_ns())
-        return frame(message)
+        return frame(Publish(timestamp=time_ns(), client_id=client, topic="campaign", payload=payload.encode()))

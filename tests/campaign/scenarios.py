@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 from contextlib import asynccontextmanager, closing, suppress
 
+from mqhooks.outbox.aside import damaged_files
+from mqhooks.outbox.salvage import salvage
 from tests.campaign.stage import Stage
 
 PAGE = 4096
@@ -243,7 +245,7 @@ def _limit_files(stage, size):
 
 
 async def damage(reactor, seed, *, kind):
-    """The outbox is damaged between two runs while much is pending."""
+    """The outbox is damaged between two runs while much is pending; what is left of it is handed over to another."""
     async with staged(reactor, seed, rate=3000) as stage:
         await stage.start()
         await stage.wait(0.3)
@@ -260,20 +262,20 @@ async def damage(reactor, seed, *, kind):
             # Else what is damaged would be written anew from the log.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         counters = stage.audit()["hook"]
-        if kind in ("the counters", "everything"):
-            stage.forgotten = counters[1]
-        if kind == "everything":
-            stage.gone = counters[-1]
         DAMAGES[kind](stage)
         await stage.start()
         stage.unnoted()
         stage.endpoint.open()
         await stage.wait(0.5)
-        if stage.says("the next start repairs it"):
+        if stage.says("the next start sets it aside"):
             # It has found the damage while it ran; its supervisor starts it again.
             await stage.ended()
             await stage.start()
             await stage.wait(0.3)
+        for path in damaged_files(str(stage.outbox)):
+            handed = int(salvage(path, str(stage.outbox)).partition(" ")[0])
+            # The file that took its place begins to count anew, and what is handed over stands behind what came since.
+            stage.set_aside(delivered=counters[1], pending=counters[-1], handed=handed)
         how = "SIGKILL" if killed else "SIGTERM"
         return await stage.finish(f"the outbox damaged after {how}: {kind}", said="is damaged")
 

@@ -1,10 +1,10 @@
 """
-What came in, counted.
+What has come in, by the numbers.
 """
 
 from __future__ import annotations
 
-from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.events import HOOKS
 
 UNKNOWN_NAMES = 64
 """How many unknown types are counted by name; further ones share the name ``other``."""
@@ -20,12 +20,12 @@ class SidecarCounters:
     :ivar empty: frames of length zero, VerneMQ's answer to an event that it cannot encode.
     :ivar unknown: frames of a type that no hook sends, by the type's name.
     :ivar undecodable: frames that don't parse.
-    :ivar oversized: frames longer than ``sidecar.max_frame`` (drained), or than the hard limit (the connection was aborted).
-    :ivar truncated: frames that their connection's end cut off.
+    :ivar oversized: frames longer than ``sidecar.max_frame`` (skipped), or than the hard limit (the connection was aborted).
+    :ivar truncated: frames cut off by the end of their connection, or skipped because they came too slowly while others waited.
     :ivar hooks: events by hook.
     :ivar connections: how many connections are open.
-    :ivar pauses: how often the connections were not read for a second or longer because a sink had no room.
-    :ivar paused: whether that lasts.
+    :ivar pauses: how often all connections were paused for a second or longer because the sinks were full.
+    :ivar paused: whether they are now.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class SidecarCounters:
 
     @property
     def malformed(self) -> int:
-        """Frames that hold no event through somebody's fault."""
+        """Frames that should have become events and did not."""
         return self.undecodable + self.oversized + self.truncated
 
     @property

@@ -4,29 +4,40 @@ An event's message becomes a frame's bytes, as VerneMQ's encoder makes them.
 
 from __future__ import annotations
 
+import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
+from mqhooks.events import HOOKS, Message
 from mqhooks.sources.sidecar.decode import TYPE_URL
-from mqhooks.sources.sidecar.events import HOOKS
+from mqhooks.sources.sidecar.messages import MESSAGES
 
 
 def encode(message: Message) -> bytes:
     """
-    Encode one call of a hook. Fields that we don't know are kept.
+    Encode one call of a hook.
 
-    :param message: of one of the classes in :data:`mqhooks.sources.sidecar.events.HOOKS`.
+    As in VerneMQ's frames, the timestamp and a matched ACL are always there, even when they are empty. What an event does not
+    hold is lost: unknown fields, the order of user properties, and all but the last of those with the same key.
+
+    :param message: of one of the classes in :data:`mqhooks.events.HOOKS`.
     :returns: a serialised ``google.protobuf.Any``, without the length before it.
     """
-    value = message.SerializeToString()
-    return _HEADS[type(message)] + varint(len(value)) + value
+    head, protobuf = _ENCODERS[type(message)]
+    values = msgspec.to_builtins(message, builtin_types=(bytes,))
+    # Erlang's division truncates: before 1970 both parts are negative.
+    seconds, nanos = divmod(abs(message.timestamp), 1_000_000_000)
+    sign = -1 if message.timestamp < 0 else 1
+    values["timestamp"] = {"seconds": sign * seconds, "nanos": sign * nanos}
+    value = protobuf(**values).SerializeToString(deterministic=True)
+    return head + varint(len(value)) + value
 
 
 def hook_of(frame: bytes) -> str:
     """
     Tell the hook of a frame without decoding its message.
 
-    :returns: a key of :data:`mqhooks.sources.sidecar.events.HOOKS`, or ``""`` when it is none of them.
+    :returns: a key of :data:`mqhooks.events.HOOKS`, or ``""`` when it is none of them.
     """
     try:
         return _NAMES.get(AnyMessage.FromString(frame).type_url.rpartition("/")[2], "")
@@ -44,10 +55,10 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _head(message: type[Message]) -> bytes:
-    url = (TYPE_URL + message.DESCRIPTOR.full_name).encode()
+def _head(name: str) -> bytes:
+    url = (TYPE_URL + name).encode()
     return b"\x0a" + varint(len(url)) + url + b"\x12"
 
 
-_HEADS = {message: _head(message) for message in HOOKS.values()}
-_NAMES = {message.DESCRIPTOR.full_name: hook for hook, message in HOOKS.items()}
+_ENCODERS = {HOOKS[hook]: (_head(protobuf.DESCRIPTOR.full_name), protobuf) for hook, protobuf, _ in MESSAGES.values()}
+_NAMES = {protobuf.DESCRIPTOR.full_name: hook for hook, protobuf, _ in MESSAGES.values()}

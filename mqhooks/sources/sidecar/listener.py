@@ -64,7 +64,7 @@ class SidecarService(Service):
         """
         Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it.
 
-        What VerneMQ wrote and nobody read is lost to it; it notices the end and refuses further events.
+        What VerneMQ wrote and nobody read is lost. It notices the end and drops further events until it reconnects.
         """
         super().stopService()
         ports, self._ports = self._ports, []

@@ -1,5 +1,11 @@
 """
-Keeping long frames that are not whole yet within bounds.
+Keeping within bounds what long frames take that are not whole yet.
+
+All connections together may hold some of them. Beyond that they take turns, each until its frame is whole; the others are
+paused as soon as they bring more of theirs. Short frames are never held up.
+
+A peer that is slow must not cost the others more than seconds: whoever has the turn must bring a share of its frame every few
+seconds as long as others wait, or that frame is skipped. The connection stays, and so does what is queued for it.
 """
 
 from __future__ import annotations
@@ -9,16 +15,16 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 LONG = 64 << 10
-"""A frame of fewer bytes is not held against its connection."""
+"""A frame of at most so many bytes is not held against its connection."""
 
 HELD = 4 << 20
-"""How many bytes of unfinished long frames all connections hold together before their frames are read one after the other."""
+"""How many bytes of unfinished long frames all connections together hold before they take turns."""
 
-STALLED = 30.0
-"""In how many seconds a connection must send more of its frame while others wait for it."""
+STALLED = 5.0
+"""In how many seconds a connection must bring a share of its frame while others wait."""
 
-PROGRESS = 64 << 10
-"""How many bytes it must send of it in that time, or all that is left."""
+SHARES = 4
+"""How many shares a frame has, so that a turn ends within 20 seconds at most while others wait."""
 
 
 class Reader(Protocol):
@@ -26,61 +32,67 @@ class Reader(Protocol):
     A connection that reads frames.
 
     :ivar held: how many bytes of an unfinished long frame it holds.
-    :ivar waiting: whether it is not to be read.
+    :ivar waiting: whether it is paused until it has its turn.
     """
 
     held: int
     waiting: bool
 
-    def regulate(self) -> None:
-        """Read, or don't."""
+    @property
+    def length(self) -> int:
+        """How many bytes that frame will have."""
 
-    def stalled(self, seconds: float) -> None:
-        """Give up: others have waited for the frame's end for too long."""
+    def regulate(self) -> None:
+        """Pause or resume reading."""
+
+    def give_up(self) -> None:
+        """Skip the unfinished frame."""
 
 
 class LongFrames:
     """
-    Lets connections read on one by one, each to its frame's end, while all of them together hold too much.
+    Gives connections their turns, each to its frame's end, while all of them together hold too much.
 
     :param reactor: tells the time.
+    :ivar held: how many bytes of unfinished long frames all of them hold.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._clock = reactor
-        self._held = 0
+        self.held = 0
         self._reading: Reader | None = None
         self._waiting: dict[Reader, None] = {}
         self._came = 0.0
         self._brought = 0
+        self._suspected = False
         self._braked: float | None = None
         self._watch: IDelayedCall | None = None
 
     def note(self, reader: Reader, held: int) -> None:
         """
-        Take note of how much a connection holds now: less than before when its frame has become whole, 0 when it ended.
+        Take note of how much a connection holds now: less than before when its frame is whole, 0 when the connection has ended.
         """
         grown = held - reader.held
         reader.held = held
-        self._held += grown
+        self.held += grown
         if reader is self._reading:
             self._brought += grown
-            if self._brought >= PROGRESS:
+            if self._brought * SHARES >= reader.length:
                 self._came = self._clock.seconds()
                 self._brought = 0
             if grown < 0:
                 self._reading = None
-        elif grown > 0 and self._held > HELD:
+        elif grown > 0 and self.held > HELD:
             self._wait(reader)
         elif not held and reader in self._waiting:
-            # TLS delivers what it has read already, also to who is not to be read.
+            # TLS delivers what it has read already, even to a paused connection.
             del self._waiting[reader]
             reader.waiting = False
             reader.regulate()
         self._go_on()
 
     def brake(self, *, braked: bool) -> None:
-        """Note whether no connection at all is read: nobody can be blamed for what does not come then."""
+        """Note whether all connections are paused: nobody can be blamed for what does not come then."""
         now = self._clock.seconds()
         if braked:
             self._braked = now
@@ -100,12 +112,13 @@ class LongFrames:
         self._reading = reader
         self._came = self._clock.seconds()
         self._brought = 0
+        self._suspected = False
 
     def _go_on(self) -> None:
-        while self._waiting and (self._held <= HELD or self._reading is None):
+        while self._waiting and (self.held <= HELD or self._reading is None):
             reader = next(iter(self._waiting))
             del self._waiting[reader]
-            if self._held > HELD:
+            if self.held > HELD:
                 self._begin(reader)
             reader.waiting = False
             reader.regulate()
@@ -116,10 +129,13 @@ class LongFrames:
             self._watch = None
 
     def _look(self) -> None:
-        """See whether the one that others wait for makes progress."""
+        """See whether the connection that others wait for makes progress."""
         self._watch = None
         left = STALLED if self._braked is not None else self._came + STALLED - self._clock.seconds()
-        if left > 0:
-            self._watch = self._clock.callLater(left, self._look)
-        elif self._reading is not None:
-            self._reading.stalled(STALLED)
+        if left <= 0 and self._suspected and self._reading is not None:
+            self._suspected = False
+            self._reading.give_up()
+            return
+        # Perhaps this process was busy: what has come meanwhile is read before the second look.
+        self._suspected = left <= 0
+        self._watch = self._clock.callLater(max(0.0, left), self._look)

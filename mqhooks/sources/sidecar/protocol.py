@@ -2,30 +2,33 @@
 The stream of one of VerneMQ's connections, and the factory that all of them share.
 
 Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever sent back.
+
+Short frames are cut by Twisted's own ``Int32StringReceiver``. It joins all it has with each piece that comes, which takes time
+quadratic in a long frame's length, so those are collected aside, and a fresh receiver goes on behind them.
+
+A bad frame costs only itself: closing a connection would cost all that VerneMQ has queued for it. It is closed only for a
+length that cannot be one, since nobody can tell then where the next frame begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from struct import Struct
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import ServerFactory, connectionDone
-from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
 
 from mqhooks.errors import MalformedFrame, UnknownType
+from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
-from mqhooks.readiness import Reader, Readiness
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
-from mqhooks.sources.sidecar.events import Event
 from mqhooks.sources.sidecar.longframes import LONG, LongFrames
-from mqhooks.sources.sidecar.sessions import CONCERNED, SessionTable
+from mqhooks.sources.sidecar.sessions import CONCERNED, SESSIONS, SIZE, SessionTable
 from mqhooks.support.listening import address_name
 from mqhooks.support.ratelimit import RateLimit
 
@@ -33,27 +36,87 @@ HARD_LIMIT = (256 << 20) + (1 << 20)
 """MQTT's largest payload and an envelope. A longer frame cannot be one: the bytes read as its length were something else."""
 
 UNACCEPTED_LIMIT = 1 << 20
-"""How many bytes of frames may wait for their sinks' acceptance before the connections stop being read."""
-
-READ = 1 << 15
-"""How many bytes of a connection are received in one turn of the reactor: few enough that all of them keep abreast."""
+"""How many bytes of frames may wait for the sinks to accept them before the connections are paused."""
 
 PATIENCE = 1.0
-"""How many seconds the connections are not read before that is told: what waits for its commit only is soon accepted."""
+"""Seconds of backpressure before a warning: what only waits for its commit is accepted sooner."""
 
 GATHERED = 1 << 16
-"""How many bytes of frames become one batch, about, when what several connections have sent can be read in one turn."""
+"""How many bytes of frames make a batch before the turn of the reactor is over."""
 
 Watcher = Callable[[Sequence[Event]], object]
 
-_LENGTH = Struct("!I")
+
+class _ShortFrames(Int32StringReceiver):
+    """
+    Twisted's receiver, of which nothing is changed, cutting one connection's short frames.
+
+    It is of no use after a frame that is too long for it.
+
+    :param connection: gets the frames, and the beginning of a long one.
+    """
+
+    def __init__(self, connection: SidecarProtocol) -> None:
+        self._connection = connection
+        # The connection's own method: a call in between would cost each frame as much as finding out its hook.
+        self.stringReceived = connection.stringReceived  # type: ignore[method-assign]
+        self.limit(connection.factory.max_frame)
+
+    def limit(self, max_frame: int) -> None:
+        """Leave longer frames to the connection, and those of more than :data:`LONG` bytes."""
+        self.MAX_LENGTH = min(max_frame, LONG)
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        """Leave a long frame to the connection."""
+        self._connection.begin_long_frame(length, self.recvd[self.prefixLength :])
+
+
+class _LongFrame:
+    """
+    A long frame that is not whole yet.
+
+    :param length: how many bytes it has.
+    :param kept: whether its bytes are wanted.
+    :ivar missing: how many are still to come.
+    """
+
+    def __init__(self, length: int, *, kept: bool) -> None:
+        self.length = self.missing = length
+        self.kept = kept
+        self._content = bytearray()
+
+    def take(self, data: bytes) -> bytes:
+        """
+        Add what came.
+
+        :returns: what follows the frame.
+        """
+        piece, rest = data[: self.missing], data[self.missing :]
+        self.missing -= len(piece)
+        if self.kept:
+            self._content += piece
+        return rest
+
+    def discard(self) -> None:
+        """Forget what came, and what is still to come."""
+        self.kept = False
+        self._content = bytearray()
+
+    def join(self) -> bytes:
+        """Hand it out, once."""
+        content, self._content = self._content, bytearray()
+        return bytes(content)
 
 
 class SidecarProtocol(Int32StringReceiver):
     """
-    Cuts a stream into frames and hands the events of one read to the factory.
+    Makes events of a stream's frames, and hands those of one read to the factory.
 
-    A frame in any number of pieces costs time linear in its length.
+    Each frame goes through :meth:`stringReceived`, except for those longer than ``sidecar.max_frame``, which are not kept. A
+    frame in any number of pieces costs time linear in its length.
+
+    :ivar held: how many bytes of an unfinished long frame it holds.
+    :ivar waiting: whether it is paused because others are to read their long frames first.
     """
 
     MAX_LENGTH = HARD_LIMIT
@@ -62,12 +125,10 @@ class SidecarProtocol(Int32StringReceiver):
     def __init__(self) -> None:
         self.held = 0
         self.waiting = False
-        self._partial = bytearray()
-        self._needed = _LENGTH.size
-        self._drain = 0
+        self._long: _LongFrame | None = None
+        self._rest = b""
         self._lost = False
         self._events: list[Event] = []
-        self._reader: Reader | None = None
 
     @property
     def peer(self) -> str:
@@ -77,184 +138,142 @@ class SidecarProtocol(Int32StringReceiver):
 
     def connectionMade(self) -> None:
         """Join the factory's connections."""
+        self._short = _ShortFrames(self)
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
-            readiness = self.factory.readiness
-            # Nothing but the socket itself: TLS, or a proxy's protocol, needs what comes before this does.
-            if readiness is not None and isinstance(self.transport, Connection):
-                source = self.transport.getHandle()
-                self._reader = Reader(readiness, self.transport, source, self.dataReceived, READ, READ)
         self.factory.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Leave the factory's connections; a frame that has begun is lost."""
-        if self._reader is not None:
-            self._reader.leave()
-        if self._partial and not self._lost:
+        """Leave the factory's connections. An unfinished frame is lost."""
+        unfinished = self._short.recvd if self._long is None else self._long.kept
+        if unfinished and not self._lost:
             self.factory.counters.frames += 1
             self.factory.counters.truncated += 1
-        self._partial.clear()
+        self._long = None
+        self._lost = True
         self._hold()
         self.factory.left(self)
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Take in what one read of the socket gave.
+        Take in one read of the socket.
         """
-        if self._lost:
-            return
-        if self._drain:
-            drained = min(self._drain, len(data))
-            self._drain -= drained
-            data = data[drained:]
-        if self._partial:
-            self._partial += data
-            if len(self._partial) < self._needed:
-                self._hold()
-                return
-            size = len(self._partial)
-            data = self._join()
-        else:
-            size = len(data)
-        frames: list[bytes] = []
-        self._partial += data[self._split(data, frames) :]
-        self._decode(frames)
-        self._hold()
+        size = self.held + len(data)
+        while data and not self._lost:
+            if self._long is None:
+                self._short.dataReceived(data)
+                data, self._rest = self._rest, b""
+            else:
+                data = self._long.take(data)
+                if not self._long.missing:
+                    self._end_long_frame(self._long)
         if self._events:
             events, self._events = self._events, []
             self.factory.accept(events, size)
+        if self.held or self._long is not None:
+            self._hold()
 
-    def _join(self) -> bytes:
-        """
-        Take what has come of a frame, now that it is whole.
+    def limit(self) -> None:
+        """Apply the factory's ``max_frame`` to the frames to come."""
+        self._short.limit(self.factory.max_frame)
 
-        :returns: the frame and what follows it; only the latter of a long one, which is decoded here: each copy counts.
+    def begin_long_frame(self, length: int, rest: bytes) -> None:
         """
-        partial, self._partial = self._partial, bytearray()
-        if self._needed <= LONG:
-            return bytes(partial)
-        rest = bytes(memoryview(partial)[self._needed :])
-        del partial[self._needed :], partial[: _LENGTH.size]
-        self._needed = _LENGTH.size
-        self.stringReceived(partial)
-        return rest
+        Collect a frame that is too long for Twisted's receiver, or skip it.
+
+        :param rest: what has arrived after its length.
+        """
+        if length > self.MAX_LENGTH:
+            self.lengthLimitExceeded(length)
+            return
+        oversized = length > self.factory.max_frame
+        if oversized:
+            self.factory.oversized(self, length)
+        self._long = _LongFrame(length, kept=not oversized)
+        self._rest = rest
+
+    def _end_long_frame(self, frame: _LongFrame) -> None:
+        self._long = None
+        self._short = _ShortFrames(self)
+        if frame.kept:
+            self.stringReceived(frame.join())
 
     def _hold(self) -> None:
-        held = len(self._partial) if self._needed > LONG else 0
+        frame = self._long
+        held = frame.length - frame.missing if frame is not None and frame.kept else 0
         if held != self.held:
             self.factory.long_frames.note(self, held)
 
     def regulate(self) -> None:
-        """Read the connection, unless the sinks have no room or others read long frames before it."""
+        """Resume reading, or pause while the sinks are full or other connections have their turn."""
         if self.waiting or self.factory.braked:
             self.pauseProducing()
         else:
             self.resumeProducing()
 
-    def pauseProducing(self) -> None:
-        """Do not read the connection."""
-        if self._reader is None:
-            super().pauseProducing()
-        else:
-            self._reader.pause()
+    @property
+    def length(self) -> int:
+        """How many bytes the unfinished long frame has; 0 when there is none."""
+        return 0 if self._long is None else self._long.length
 
-    def resumeProducing(self) -> None:
-        """Read the connection again."""
-        if self._reader is None:
-            super().resumeProducing()
-        else:
-            self._reader.resume()
+    def give_up(self) -> None:
+        """Skip an unfinished long frame: it arrives too slowly, and others wait for its room."""
+        frame = self._long
+        if frame is None or not frame.kept:
+            return
+        frame.discard()
+        self.factory.counters.frames += 1
+        self.factory.counters.truncated += 1
+        self.factory.complain(
+            self, "slow", f"a frame of {frame.length} bytes arrives too slowly while other long frames wait: skipped"
+        )
+        self._hold()
 
-    def stalled(self, seconds: float) -> None:
-        """Give the connection up: others wait for the end of its frame, and it does not come."""
-        silence = f"hardly anything of a frame of {self._needed} bytes has come for {seconds:g} s"
-        self.factory.complain(self, "stalled", f"{silence}, and others wait for their turn: connection aborted")
-        self.abort()
-
-    def _split(self, data: bytes, frames: list[bytes]) -> int:
+    def stringReceived(self, string: bytes) -> None:
         """
-        Cut off the whole frames at the front.
-
-        :param frames: takes them.
-        :returns: how many bytes they took; ``_needed`` says how many must be there before it is worth another look at the rest.
+        Make an event of a frame. A bad one is counted and logged; nothing is raised.
         """
-        offset, end = 0, len(data)
-        limit = self.factory.max_frame
-        while end - offset >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(data, offset)
-            start = offset + _LENGTH.size
-            offset = start + length
-            if length > limit:
-                if length > self.MAX_LENGTH:
-                    self.lengthLimitExceeded(length)
-                    return end
-                self.factory.oversized(self, length)
-                if offset >= end:
-                    self._drain = offset - end
-                    offset = end
-            elif offset > end:
-                self._needed = _LENGTH.size + length
-                return start - _LENGTH.size
-            else:
-                frames.append(data[start:offset])
-        self._needed = _LENGTH.size
-        return offset
-
-    def stringReceived(self, string: bytes | bytearray) -> None:
-        """
-        Decode one frame; a ``bytearray`` is used up.
-        """
-        self._decode((string,), len(string))
-
-    def _decode(self, frames: Sequence[bytes | bytearray], size: int = 0) -> None:
-        """
-        Make events of frames.
-
-        :param size: how many bytes the only one has, which decoding may use up.
-        """
-        factory, events = self.factory, self._events
-        counters, sessions = factory.counters, factory.sessions
-        counters.frames += len(frames)
-        for frame in frames:
-            if not frame:
-                counters.empty += 1
-                continue
-            try:
-                event = decode(frame)
-            except UnknownType as error:
-                counters.count_unknown(error.name)
-                factory.complain(self, "unknown", str(error))
-            except MalformedFrame as error:
-                counters.undecodable += 1
-                factory.complain(self, "undecodable", f"a frame of {size or len(frame)} bytes is {error}")
-            else:
-                hook = event.hook
-                counters.hooks[hook] += 1
-                events.append(sessions.see(event) if hook in CONCERNED else event)
+        factory = self.factory
+        counters = factory.counters
+        if not string:
+            counters.frames += 1
+            counters.empty += 1
+            return
+        try:
+            event = decode(string)
+            self._events.append(factory.sessions.see(event) if event.hook in CONCERNED else event)
+            return
+        except UnknownType as error:
+            counters.count_unknown(error.name)
+            factory.complain(self, "unknown", str(error))
+        except MalformedFrame as error:
+            counters.undecodable += 1
+            factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
+        except Exception:
+            # The base class would deliver frames twice after that.
+            counters.undecodable += 1
+            factory.log.failure("{peer}: a frame of {size} bytes cannot be decoded", peer=self.peer, size=len(string))
+        counters.frames += 1
 
     def lengthLimitExceeded(self, length: int) -> None:
         """
-        Give the connection up: what was read as a length cannot be one, so nobody knows where the next frame begins.
+        Abort the connection: no frame has this length, so nobody can tell where the next one begins.
         """
         self._lost = True
         self.factory.counters.frames += 1
         self.factory.counters.oversized += 1
         self.factory.complain(
-            self, "framing", f"a frame announces {length} bytes, no event is that long: the framing is lost, connection aborted"
+            self, "framing", f"a frame claims to have {length} bytes, which no event has: framing lost, connection aborted"
         )
         self.abort()
 
     def close(self) -> None:
         """Close the connection in order."""
         assert self.transport is not None
-        if self._reader is not None:
-            self._reader.leave()
         self.transport.loseConnection()
 
     def abort(self) -> None:
         """Close the connection at once."""
-        if self._reader is not None:
-            self._reader.leave()
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -263,26 +282,33 @@ class SidecarFactory(ServerFactory):
     """
     What the connections share: the sink, the counters, the session table, and the brake.
 
-    :param reactor: tells the time.
-    :param sink: where the events go. It is not started or stopped here.
-    :param max_frame: bytes; a longer frame is drained and counted.
-    :param max_sessions: how many clients' usernames are remembered.
-    :ivar braked: whether no connection is read, because of what the sinks have not accepted.
-    :ivar long_frames: says which connections may read on while they hold much of frames that are not whole.
-    :ivar readiness: watches the connections' sockets; ``None`` when the reactor itself is to do it.
+    :param reactor: a clock, whose ``callLater(0, …)`` ends a turn.
+    :param sink: gets the events. It is not started or stopped here.
+    :param max_frame: bytes; a longer frame is skipped and counted.
+    :param max_sessions: how many clients' usernames are remembered at most.
+    :param max_sessions_size: how many bytes these may take.
+    :param usernames: whether anybody needs them; if not, none is remembered.
+    :ivar braked: whether all connections are paused because the sinks have not accepted enough.
+    :ivar long_frames: decides which connections are read while they all hold too much of unfinished frames.
     """
 
     noisy = False
     log = Logger()
 
     def __init__(
-        self, reactor: IReactorTime, sink: IEventSink, *, max_frame: int = 16 << 20, max_sessions: int = 1_000_000
+        self,
+        reactor: IReactorTime,
+        sink: IEventSink,
+        *,
+        max_frame: int = 16 << 20,
+        max_sessions: int = SESSIONS,
+        max_sessions_size: int = SIZE,
+        usernames: bool = True,
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
         self.long_frames = LongFrames(reactor)
-        self.readiness = Readiness(reactor, "sidecar", 1) if Readiness.possible(reactor) else None
-        self.sessions = SessionTable(max_sessions)
+        self.sessions = SessionTable(max_sessions, max_sessions_size, needed=usernames)
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
         self._complaints = RateLimit(reactor)
@@ -292,13 +318,16 @@ class SidecarFactory(ServerFactory):
         self._unaccepted = 0
         self._gathered: list[Event] = []
         self._gathered_size = 0
+        self._flushing: IDelayedCall | None = None
         self._emptied: list[Deferred[None]] = []
         self._watcher: Watcher | None = None
 
-    def limit(self, max_frame: int, max_sessions: int) -> None:
-        """Have other limits from now on; they are those that it was made with."""
+    def limit(self, *, max_frame: int, max_sessions: int, max_sessions_size: int, usernames: bool) -> None:
+        """Replace the limits; see the class for what they are."""
         self.max_frame = min(max_frame, HARD_LIMIT)
-        self.sessions.limit(max_sessions)
+        for protocol in self.connections:
+            protocol.limit()
+        self.sessions.limit(max_sessions, max_sessions_size, needed=usernames)
 
     def watch(self, watcher: Watcher | None) -> None:
         """
@@ -323,14 +352,18 @@ class SidecarFactory(ServerFactory):
             protocol.regulate()
             self._tell_soon()
         if len(self.connections) == 1:
-            self.log.info("{peer}: the first sidecar connection is here", peer=protocol.peer)
+            self.log.info("first sidecar connection, from {peer}", peer=protocol.peer)
 
     def left(self, protocol: SidecarProtocol) -> None:
         """Note that a connection ended."""
+        self.flush()
         self.connections.discard(protocol)
         self.counters.connections = len(self.connections)
         if not self.connections:
-            self.log.info("{peer}: the last sidecar connection is gone", peer=protocol.peer)
+            self.log.warn(
+                "the last sidecar connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
+                peer=protocol.peer,
+            )
             self._forget_to_tell()
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
@@ -351,43 +384,54 @@ class SidecarFactory(ServerFactory):
 
     def accept(self, events: list[Event], size: int) -> None:
         """
-        Hand events to the sink; stop reading all connections while more than :data:`UNACCEPTED_LIMIT` bytes are unaccepted.
+        Hand events to the sink, those of all connections that are read in this turn of the reactor as one batch.
 
-        Those of all connections that can be read in this turn of the reactor go together: a batch costs the sink and the outbox
-        as much as a dozen events.
+        A batch costs the sink and the outbox as much as several events: at 5,000 events a second over 100 connections, handing
+        them over connection by connection costs a sixth more.
 
         :param size: how many bytes the events' frames took.
         """
-        readiness = self.readiness
-        if readiness is None or not readiness.reading:
-            self._hand_over(events, size)
-            return
-        if not self._gathered:
-            readiness.afterwards(self._hand_over_gathered)
         self._gathered += events
         self._gathered_size += size
         if self._gathered_size > GATHERED:
-            self._hand_over_gathered()
+            self.flush()
+        elif self._flushing is None:
+            self._flushing = self._clock.callLater(0, self.flush)
 
-    def _hand_over_gathered(self) -> None:
+    def flush(self) -> None:
+        """Hand over what this turn of the reactor has read so far, as one batch."""
+        if self._flushing is not None and self._flushing.active():
+            self._flushing.cancel()
+        self._flushing = None
         events, self._gathered = self._gathered, []
         size, self._gathered_size = self._gathered_size, 0
         if events:
             self._hand_over(events, size)
 
     def _hand_over(self, events: list[Event], size: int) -> None:
+        """
+        Pause all connections while the sink has not accepted more than :data:`UNACCEPTED_LIMIT` bytes.
+
+        Events are counted here, not when they are read: so whoever looks in between finds that the sinks have counted as many.
+        """
+        counters = self.counters
+        counters.frames += len(events)
+        for event in events:
+            counters.hooks[event.hook] += 1
         if self._watcher is not None:
             self._watcher(events)
         try:
             accepted = self._sink.receive(events)
         except Exception:
-            self.log.failure("the sink refused {count} events", count=len(events))
+            self.log.failure("the sink raised an error; {count} events are lost", count=len(events))
             return
         if accepted is None:
             return
         self._unaccepted += size
         count = len(events)
-        accepted.addErrback(lambda failure: self.log.failure("the sink lost {count} events", failure, count=count))
+        accepted.addErrback(
+            lambda failure: self.log.failure("the sink did not accept {count} events; they are lost", failure, count=count)
+        )
         accepted.addCallback(self._accepted, size)
         if self._unaccepted > UNACCEPTED_LIMIT and not self.braked:
             self._tell_soon()
@@ -399,7 +443,7 @@ class SidecarFactory(ServerFactory):
             self._forget_to_tell()
             if self.counters.paused:
                 self.counters.paused = False
-                self.log.info("the sinks have room: VerneMQ's connections are read again")
+                self.log.info("VerneMQ is being read again")
             self._brake(braked=False)
 
     def _brake(self, *, braked: bool) -> None:
@@ -421,20 +465,18 @@ class SidecarFactory(ServerFactory):
         self._telling = None
         self.counters.pauses += 1
         self.counters.paused = True
-        self.log.warn("the sinks cannot take more: VerneMQ's connections are not read until they can")
+        self.log.warn("VerneMQ is not being read: the sinks are full")
 
     def oversized(self, protocol: SidecarProtocol, length: int) -> None:
-        """Count a frame that is too long to be held in memory."""
+        """Count a frame that is longer than ``max_frame``."""
         self.counters.frames += 1
         self.counters.oversized += 1
-        self.complain(
-            protocol, "oversized", f"a frame of {length} bytes is longer than sidecar.max_frame ({self.max_frame}): left out"
-        )
+        self.complain(protocol, "oversized", f"a frame of {length} bytes exceeds sidecar.max_frame ({self.max_frame}): skipped")
 
     def complain(self, protocol: SidecarProtocol, kind: str, complaint: str) -> None:
-        """Say what is wrong with a peer's frames, once a minute for each host and kind."""
+        """Log what is wrong with a peer's frames, once a minute for each host and kind."""
         peer = protocol.peer
         held = self._complaints.allow((peer.rpartition(":")[0], kind))
         if held is not None:
-            more = f" ({held} more like it since the last time)" if held else ""
+            more = f" ({held} more like it since the last line)" if held else ""
             self.log.warn("{peer}: {complaint}{more}", peer=peer, complaint=complaint, more=more)

@@ -14,17 +14,17 @@ from twisted.internet.protocol import DatagramProtocol
 from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
+from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import SinkMaker
-from mqhooks.sources.sidecar.events import Event
 
 
 @implementer(IEventSink)
 class StatsDSink(Service):
     """
-    Sends one datagram for each batch, which says how often each hook was called: ``mqtt.on_publish:3|c``.
+    Sends one datagram for each batch, with the count of each hook: ``mqtt.on_publish:3|c``.
 
-    :param reactor: sends.
+    :param reactor: opens the socket.
     :param host: an IP address.
     :param port: StatsD's UDP port.
     """
@@ -47,7 +47,7 @@ class StatsDSink(Service):
         return socket.stopListening()
 
     def receive(self, events: Sequence[Event]) -> None:
-        """Count a batch. What StatsD does with it nobody knows, so it is accepted at once."""
+        """Count a batch. StatsD acknowledges nothing, so it is accepted at once."""
         counts = Counter(event.hook for event in events)
         if not counts:
             return
@@ -58,12 +58,12 @@ class StatsDSink(Service):
             self.lost += len(events)
 
 
-def make_sink(reactor: object, host: str = "127.0.0.1", port: str = "8125") -> IEventSink:
-    """Make the sink of a description: everything in it is a string, and what is wrong is said in one line."""
+def make_sink(reactor: object, host: str = "127.0.0.1", port: str = "8125") -> StatsDSink:
+    """Make the sink of a description: all arguments are strings, and a mistake is one line."""
     if not isIPAddress(host):
-        raise ConfigError(f"{host!r} is no IPv4 address; write one like 127.0.0.1", key="host")
+        raise ConfigError(f"{host!r} is not an IPv4 address; write one like 127.0.0.1", key="host")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{port!r} is no port; give a number from 1 to 65535", key="port")
+        raise ConfigError(f"{port!r} is not a port; give a number from 1 to 65535", key="port")
     return StatsDSink(reactor, host, int(port))
 
 

@@ -1,0 +1,136 @@
+"""
+Builds the bridge: the service tree that ``twistd mqhooks`` runs, from settings and a reactor.
+
+A ``.tac`` file that calls :func:`build` gets the same tree: durable outbox, status page, summary and SIGHUP included. The
+children start in the order in which they need each other, with the listener last, and stop in the reverse order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.application.service import IService
+
+from mqhooks.admin.bridge import Bridge
+from mqhooks.admin.server import AdminService
+from mqhooks.app.group import WebhookGroup
+from mqhooks.app.reload import Reloader
+from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.app.summary import SummaryService
+from mqhooks.errors import ConfigError
+from mqhooks.interfaces import IEventSink, IOutbox
+from mqhooks.nanomq.rules import needs_usernames
+from mqhooks.outbox.memory import MemoryStore
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.sinks.compose import FanOut
+from mqhooks.sources.sidecar.listener import SidecarService
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.support.services import OrderedService
+
+SIDECAR_PORT = 8890
+"""Where VerneMQ's ``vmq_events_sidecar`` connects to by default."""
+
+
+class BridgeService(OrderedService):
+    """
+    The whole bridge as one service; :func:`build` makes it.
+
+    :ivar bridge: its parts, as the status page reads them.
+    :ivar reloader: reloads the configuration.
+    :ivar admin: the status page; ``None`` when there is none.
+    """
+
+    def __init__(self, children: Sequence[IService], bridge: Bridge, reloader: Reloader, admin: AdminService | None) -> None:
+        super().__init__(children)
+        self.bridge = bridge
+        self.reloader = reloader
+        self.admin = admin
+
+
+def build(
+    settings: Settings,
+    reactor: Any,
+    *,
+    sidecars: Sequence[str] = (f"tcp:{SIDECAR_PORT}",),
+    sinks: Sequence[IEventSink] = (),
+    load: Callable[[], Settings] | None = None,
+) -> BridgeService:
+    """
+    Build the bridge. Nothing is opened, connected or listened on before the service starts.
+
+    :param settings: the webhooks, the outbox, the status page.
+    :param reactor: for all parts; :func:`mqhooks.app.reactor.install` returns one whose timers ignore changes of the clock.
+    :param sidecars: where to listen for VerneMQ: Twisted endpoint strings, on the loopback interface unless they name another.
+    :param sinks: sinks that get every event, besides the webhooks.
+    :param load: reads the settings again at SIGHUP; ``None`` when they cannot change.
+    :raises mqhooks.errors.ConfigError: when a setting is wrong.
+    """
+    store = _store(settings, reactor)
+    outbox = _refuse if store is None else store.outbox
+    webhooks = WebhookGroup(reactor, settings.webhooks, outbox, drain_time=settings.shutdown_timeout)
+    # Without a webhook now, a reload may bring one.
+    receivers = [webhooks, *sinks] if settings.webhooks or load is not None else list(sinks)
+    if not receivers:
+        raise ConfigError("there is neither a webhook nor a sink: events would go nowhere")
+    sink = receivers[0] if len(receivers) == 1 else FanOut(receivers)
+    usernames = partial(_needs_usernames, others=bool(sinks))
+    factory = SidecarFactory(
+        reactor,
+        sink,
+        max_frame=settings.sidecar.max_frame,
+        max_sessions=settings.sidecar.max_sessions,
+        max_sessions_size=settings.sidecar.max_sessions_size,
+        usernames=usernames(settings),
+    )
+    listener = SidecarService(reactor, sidecars, factory)
+    file = store if isinstance(store, SqliteStore) else None
+    bridge = Bridge(settings, factory, listener, webhooks.sinks, file)
+    admin = _admin(settings, reactor, bridge)
+    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, usernames)
+    summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
+    # SIGHUP ends a process that does not handle it: the reloader starts first and stops last.
+    children = [child for child in (reloader, file, summary, sink, admin, listener) if child is not None]
+    return BridgeService(children, bridge, reloader, admin)
+
+
+def _needs_usernames(settings: Settings, *, others: bool) -> bool:
+    # Sinks other than webhooks may need anything.
+    return others or any(needs_usernames(webhook.bodies) for webhook in settings.webhooks)
+
+
+def _store(settings: Settings, reactor: Any) -> SqliteStore | MemoryStore | None:
+    outbox = settings.outbox
+    if outbox.kind == "memory":
+        return MemoryStore(outbox.max_size, outbox.dead_max)
+    if not settings.webhooks:
+        return None
+    return SqliteStore(
+        reactor,
+        outbox.path,
+        sync=outbox.sync,
+        max_size=outbox.max_size,
+        on_full=outbox.on_full,
+        dead_max=outbox.dead_max,
+    )
+
+
+def _refuse(name: str) -> IOutbox:
+    raise ConfigError(f"there was no webhook at the start, so webhook {name} has no outbox: restart mqhooks")
+
+
+def _resize(store: SqliteStore | MemoryStore | None, outbox: OutboxSettings) -> None:
+    if isinstance(store, SqliteStore):
+        store.resize(outbox.max_size, outbox.on_full, outbox.dead_max)
+    elif store is not None:
+        store.resize(outbox.max_size, outbox.dead_max)
+
+
+def _admin(settings: Settings, reactor: Any, bridge: Bridge) -> AdminService | None:
+    if settings.admin.listen == "off":
+        return None
+    try:
+        return AdminService(reactor, bridge, settings.admin)
+    except ConfigError as error:
+        raise ConfigError(str(error), key="mqhooks.admin.listen") from None

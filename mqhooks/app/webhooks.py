@@ -1,0 +1,76 @@
+"""
+Makes one webhook: its transport, or a sink with an outbox of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.web.iweb import IAgent
+from zope.interface import implementer
+
+from mqhooks.errors import ConfigError
+from mqhooks.events import Event
+from mqhooks.http.pooled import PooledTransport
+from mqhooks.http.treqtransport import TreqTransport
+from mqhooks.interfaces import IEventSink, IWebhookTransport
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.support.services import OrderedService
+from mqhooks.webhook.settings import WebhookSettings, check_url
+from mqhooks.webhook.sink import WebhookSink
+
+
+def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None = None) -> IWebhookTransport:
+    """
+    Make the transport that a webhook's settings ask for.
+
+    :param agent: sends instead of mqhooks' own connections; its owner closes it.
+    :raises mqhooks.errors.ConfigError: when nothing can be sent to the URL, or a TLS file cannot be used.
+    """
+    try:
+        url = check_url(settings.url)
+    except ConfigError as error:
+        raise ConfigError(error.message, f"webhook {settings.name}", "url") from None
+    size, timeout, tls = settings.pool_size, settings.cancel_timeout, settings.tls
+    if agent is not None or settings.transport == "treq":
+        return TreqTransport(reactor, url, agent, timeout=timeout, size=size, tls=tls)
+    return PooledTransport(reactor, url, size=size, timeout=timeout, tls=tls)
+
+
+@implementer(IEventSink)
+class StoredWebhook(OrderedService):
+    """
+    A webhook with an outbox file of its own, for compositions of sinks.
+
+    :param reactor: connects, tells the time, and has threads.
+    :param settings: the webhook's.
+    :param path: the outbox's file; its directory has to exist. Relative to the directory in which the service starts.
+    :param agent: see :func:`transport_for`.
+    :ivar settings: the webhook's.
+    :raises mqhooks.errors.ConfigError: when nothing can be sent to the URL, or a TLS file cannot be used.
+    """
+
+    def __init__(self, reactor: Any, settings: WebhookSettings, path: str, agent: IAgent | None = None) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self.settings = settings
+        self._path = path
+        self._transport = transport_for(reactor, settings, agent)
+        self._sink: WebhookSink | None = None
+
+    def startService(self) -> None:
+        """Open the outbox and start to deliver."""
+        if self._sink is None:
+            # Only now, since twistd changes the directory after its services are made.
+            store = SqliteStore(self._reactor, self._path)
+            self._sink = WebhookSink(self._reactor, self.settings, store.outbox(self.settings.name), self._transport)
+            for child in (store, self._sink):
+                child.setServiceParent(self)
+        super().startService()
+
+    def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Put what the rules want into the outbox."""
+        assert self._sink is not None, "a sink receives events after it was started"
+        return self._sink.receive(events)

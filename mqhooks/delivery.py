@@ -1,0 +1,166 @@
+"""
+Deliveries, the requests that carry them, and what becomes of them.
+
+Everything here is a value: made in one room, handed to the next, and owned by whoever holds it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mqhooks.errors import OutboxError
+
+
+class Variation(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """
+    What the request of one delivery has instead of, or beside, what its webhook says.
+
+    :param method: ``None`` for POST.
+    :param path: path and query; ``None`` for the webhook's.
+    :param headers: sent beside the webhook's.
+    """
+
+    method: str | None = None
+    path: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Delivery(msgspec.Struct, gc=False, array_like=True):
+    """
+    A body on its way to one webhook.
+
+    :param id: unique among all deliveries of all webhooks, the same in every attempt: the ``webhook-id`` header.
+    :param client: whose delivery it is.
+    :param timestamp: when the event happened, in nanoseconds since 1970.
+    :param body: the request's body, byte for byte.
+    :param accepted: when it was accepted, in milliseconds since 1970.
+    :param attempts: how often it was tried since the process began.
+    :param place: where its outbox keeps it.
+    :param window: whether it waits in the merge window.
+    :param variation: how its request differs from the webhook's others.
+    """
+
+    id: str
+    client: str
+    timestamp: int
+    body: bytes
+    accepted: int = 0
+    attempts: int = 0
+    place: int = 0
+    window: bool = True
+    variation: Variation | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """
+    A delivery that nobody will try again unless asked to.
+
+    :param number: its number in the outbox; 0 until it has one.
+    :param webhook: the webhook's name.
+    :param delivery: what was to be delivered.
+    :param url: where.
+    :param reason: why it was given up, in a few words.
+    :param status: the last answer's status; 0 when there was none.
+    :param answer: the first KiB of the last answer's body.
+    :param died: when, in milliseconds since 1970.
+    :param damage: why its delivery cannot be replayed: it is damaged, or was stored without its body.
+    """
+
+    number: int
+    webhook: str
+    delivery: Delivery
+    url: str
+    reason: str
+    status: int
+    answer: bytes
+    died: int
+    damage: str = ""
+
+    def check(self) -> None:
+        """
+        Check that it can be replayed.
+
+        :raises mqhooks.errors.OutboxError: when it cannot.
+        """
+        if self.damage:
+            raise OutboxError(f"dead letter {self.number} cannot be replayed ({self.damage}); it can only be purged")
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """
+    What one outbox has accepted since the process began, and what became of it:
+    ``accepted = delivered + dead + dropped + pending`` at every moment.
+
+    :param appended: made of events.
+    :param resumed: left by an earlier process.
+    :param replayed: dead letters that were put back.
+    :param delivered: those that have arrived.
+    :param dead: those that became dead letters, each time that they did.
+    :param dropped: those that had to make room or are lost.
+    :param pending: those that wait, or are under way.
+    :param forgotten: dead letters that had to make room for newer ones.
+    """
+
+    appended: int
+    resumed: int
+    replayed: int
+    delivered: int
+    dead: int
+    dropped: int
+    pending: int
+    forgotten: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """All that were accepted."""
+        return self.appended + self.resumed + self.replayed
+
+
+class Head(msgspec.Struct, frozen=True):
+    """
+    What all requests of one webhook begin with.
+
+    :param method: for example ``POST``.
+    :param url: absolute.
+    :param headers: no ``Content-Length``, ``Host`` or ``webhook-*`` among them.
+    """
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+
+
+class Request(msgspec.Struct, gc=False):
+    """
+    One attempt.
+
+    :param head: what its webhook's requests begin with.
+    :param headers: this attempt's own: ``webhook-id``, ``webhook-timestamp``, ``webhook-signature``, and a variation's.
+    :param body: as it is sent.
+    :param method: a variation's; ``None`` for the head's.
+    :param path: a variation's path and query; ``None`` for those of the head's URL.
+    """
+
+    head: Head
+    headers: list[tuple[str, str]]
+    body: bytes
+    method: str | None = None
+    path: str | None = None
+
+
+class Response(msgspec.Struct, frozen=True, gc=False):
+    """
+    What an endpoint answered.
+
+    :param status: the status code.
+    :param headers: names and values as they came.
+    :param body: its first KiB.
+    :param length: how many bytes of the body were read.
+    :param complete: whether these are all bytes of the body.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    length: int
+    complete: bool

@@ -1,0 +1,298 @@
+"""
+Events: what VerneMQ's hooks report, as plain values.
+
+Every way in makes these, and every sink gets them. They know nothing of the wire: how a message looks there, and how it becomes
+one of these values, is the source's business. The messages have VerneMQ's fields in the order of their numbers and with
+protobuf's defaults, so an absent field is the empty string, 0 or ``False``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What one call of any hook reports. The timestamp is in nanoseconds since 1970, negative before."""
+
+    timestamp: int = 0
+
+
+class MatchedACL(msgspec.Struct, frozen=True, gc=False):
+    """The ACL that allowed a topic; both are empty when VerneMQ names none."""
+
+    name: str = ""
+    pattern: str = ""
+
+
+class TopicInfo(msgspec.Struct, frozen=True, gc=False):
+    """One topic of a subscription; ``qos`` is 128 when it was refused."""
+
+    topic: str = ""
+    qos: int = 0
+    matched_acl: MatchedACL = MatchedACL()
+
+
+class Register(Message, frozen=True, gc=False):
+    """A client has connected."""
+
+    peer_addr: str = ""
+    peer_port: int = 0
+    username: str = ""
+    mountpoint: str = ""
+    client_id: str = ""
+    user_properties: dict[str, str] = {}
+    session_id: str = ""
+
+
+class RegisterFailed(Message, frozen=True, gc=False):
+    """A client was refused; :func:`failure_name` names the reason."""
+
+    mountpoint: str = ""
+    client_id: str = ""
+    peer_addr: str = ""
+    peer_port: int = 0
+    username: str = ""
+    clean_session: bool = False
+    reason: int = 0
+
+
+class Publish(Message, frozen=True, gc=False):
+    """A client has published a message."""
+
+    username: str = ""
+    client_id: str = ""
+    mountpoint: str = ""
+    qos: int = 0
+    topic: str = ""
+    payload: bytes = b""
+    retain: bool = False
+    matched_acl: MatchedACL = MatchedACL()
+    session_id: str = ""
+
+
+class Subscribe(Message, frozen=True, gc=False):
+    """A client has subscribed to topics."""
+
+    client_id: str = ""
+    mountpoint: str = ""
+    username: str = ""
+    topics: tuple[TopicInfo, ...] = ()
+    session_id: str = ""
+
+
+class Unsubscribe(Message, frozen=True, gc=False):
+    """A client has unsubscribed from topics."""
+
+    username: str = ""
+    client_id: str = ""
+    mountpoint: str = ""
+    topics: tuple[str, ...] = ()
+    session_id: str = ""
+
+
+class _Delivery(Message, frozen=True, gc=False):
+    username: str = ""
+    client_id: str = ""
+    mountpoint: str = ""
+    topic: str = ""
+    qos: int = 0
+    is_retain: bool = False
+    payload: bytes = b""
+    matched_acl: MatchedACL = MatchedACL()
+    persisted: bool = False
+    session_id: str = ""
+
+
+class Deliver(_Delivery, frozen=True, gc=False):
+    """A message was sent to a client."""
+
+
+class DeliveryComplete(_Delivery, frozen=True, gc=False):
+    """A client has acknowledged a message."""
+
+
+class OfflineMessage(Message, frozen=True, gc=False):
+    """A message was queued for a client that is offline."""
+
+    client_id: str = ""
+    mountpoint: str = ""
+    qos: int = 0
+    topic: str = ""
+    payload: bytes = b""
+    retain: bool = False
+    session_id: str = ""
+
+
+class ClientWakeUp(Message, frozen=True, gc=False):
+    """A client has resumed its session."""
+
+    client_id: str = ""
+    mountpoint: str = ""
+    session_id: str = ""
+
+
+class _Disconnect(Message, frozen=True, gc=False):
+    client_id: str = ""
+    mountpoint: str = ""
+    reason: int = 0
+    username: str = ""
+    session_id: str = ""
+
+
+class ClientOffline(_Disconnect, frozen=True, gc=False):
+    """A client has disconnected and its session remains; :func:`reason_name` names the reason."""
+
+
+class ClientGone(_Disconnect, frozen=True, gc=False):
+    """A client has disconnected and its session has ended with that; :func:`reason_name` names the reason."""
+
+
+class SessionExpired(Message, frozen=True, gc=False):
+    """The session of a client that stayed away has ended."""
+
+    client_id: str = ""
+    mountpoint: str = ""
+    session_id: str = ""
+
+
+class MessageDrop(Message, frozen=True, gc=False):
+    """A message for a client was dropped; ``reason`` is VerneMQ's own word for why."""
+
+    client_id: str = ""
+    mountpoint: str = ""
+    qos: int = 0
+    topic: str = ""
+    payload: bytes = b""
+    reason: str = ""
+    matched_acl: MatchedACL = MatchedACL()
+    session_id: str = ""
+
+
+HOOKS: Mapping[str, type[Message]] = MappingProxyType(
+    {
+        "on_register": Register,
+        "on_register_failed": RegisterFailed,
+        "on_publish": Publish,
+        "on_subscribe": Subscribe,
+        "on_unsubscribe": Unsubscribe,
+        "on_deliver": Deliver,
+        "on_delivery_complete": DeliveryComplete,
+        "on_offline_message": OfflineMessage,
+        "on_client_wakeup": ClientWakeUp,
+        "on_client_offline": ClientOffline,
+        "on_client_gone": ClientGone,
+        "on_session_expired": SessionExpired,
+        "on_message_drop": MessageDrop,
+    }
+)
+"""Each hook's message, by the hook's name."""
+
+REASONS = (
+    "unspecified",
+    "not_authorized",
+    "normal_disconnect",
+    "session_taken_over",
+    "administrative_action",
+    "disconnect_keep_alive",
+    "disconnect_migration",
+    "bad_authentication_method",
+    "remote_session_taken_over",
+    "mqtt_client_disconnect",
+    "receive_max_exceeded",
+    "protocol_error",
+    "publish_auth_error",
+    "invalid_pubrec_error",
+    "invalid_pubcomp_error",
+    "unexpected_frame_type",
+    "exit_signal_received",
+    "tcp_closed",
+)
+"""Why a client disconnected, by number: VerneMQ's ``Reason`` without ``REASON_``."""
+
+FAILURES = (
+    "unspecified",
+    "no_matching_hook_found",
+    "invalid_credentials",
+    "not_authorized",
+    "stale_request",
+    "invalid_signature",
+    "username_rid_mismatch",
+)
+"""Why a registration was refused, by number: VerneMQ's ``RegistrationFailureReason`` without ``REASON_``."""
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """
+    One call of one hook.
+
+    :param hook: the hook's name, a key of :data:`HOOKS`.
+    :param message: what VerneMQ sent, an instance of ``HOOKS[hook]``.
+    :param timestamp: the time of the call in nanoseconds since 1970; negative before.
+    :param mountpoint: ``""`` for the default one.
+    :param client_id: the client that the event is about.
+    :param username: ``""`` when neither the message nor the client's registration gives one.
+    """
+
+    hook: str
+    message: Any
+    timestamp: int
+    mountpoint: str
+    client_id: str
+    username: str
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics that the event carries: one for a message, any number for a subscription, else none."""
+        message = self.message
+        if isinstance(message, Subscribe):
+            return tuple(info.topic for info in message.topics)
+        if isinstance(message, Unsubscribe):
+            return message.topics
+        topic = getattr(message, "topic", None)
+        return () if topic is None else (topic,)
+
+    def fields(self) -> Iterator[tuple[str, Any]]:
+        """
+        List every field of the message in VerneMQ's own words, in the order of their numbers.
+
+        :returns: pairs of the proto file's name and a value: the timestamp in milliseconds, enums by :func:`reason_name` or
+            :func:`failure_name`, a payload as bytes, other values as JSON has them. User properties are sorted by key.
+        """
+        message = self.message
+        for name in message.__struct_fields__:
+            value = getattr(message, name)
+            if name == "timestamp":
+                value = self.timestamp // 1_000_000
+            elif name == "username":
+                value = self.username
+            elif name in ("topics", "matched_acl"):
+                value = msgspec.to_builtins(value)
+            elif name == "user_properties":
+                value = dict(sorted(value.items()))
+            elif name == "reason" and not isinstance(value, str):
+                value = failure_name(value) if self.hook == "on_register_failed" else reason_name(value)
+            yield name, value
+
+
+def reason_name(number: int) -> str:
+    """
+    Name a disconnect reason as VerneMQ does.
+
+    :returns: the enum's name without ``REASON_`` in lower case; ``reason_99`` for a number outside the enum.
+    """
+    return _name(REASONS, number)
+
+
+def failure_name(number: int) -> str:
+    """
+    Name the reason of a refused registration, as :func:`reason_name` does for a disconnect.
+    """
+    return _name(FAILURES, number)
+
+
+def _name(names: tuple[str, ...], number: int) -> str:
+    return names[number] if 0 <= number < len(names) else f"reason_{number}"

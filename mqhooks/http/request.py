@@ -1,0 +1,96 @@
+"""
+Where requests go, and their bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from mqhooks.delivery import Head, Request
+
+_BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
+
+
+class Target(NamedTuple):
+    """
+    A URL's parts.
+
+    :param scheme: ``http`` or ``https``.
+    :param host: a name or an address, IPv6 without brackets.
+    :param port: the scheme's own when the URL names none.
+    :param authority: host and port as they are written, for the ``Host`` header.
+    :param path: path and query as they are sent.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    authority: str
+    path: str
+
+    @property
+    def origin(self) -> str:
+        """The URL without path and query: who is spoken to, for messages."""
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def url(self) -> str:
+        """The URL that is asked for."""
+        return self.origin + self.path
+
+
+def target(url: str) -> Target:
+    """Take a checked URL apart. Its path is never empty (RFC 9112, section 3.2.1)."""
+    parts = urlsplit(url)
+    authority = parts.netloc.rpartition("@")[2]
+    path = origin_form(parts.path + (f"?{parts.query}" if parts.query else ""))
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return Target(parts.scheme, parts.hostname or "", port, authority, path)
+
+
+def origin_form(path: str) -> str:
+    """Begin a path and query with the slash that a request line needs."""
+    return path if path.startswith("/") else f"/{path}"
+
+
+class Renderer:
+    """
+    Writes out the requests that share a head, whose constant bytes are made here, once.
+
+    :param head: what they share.
+    :ivar asks_for_head: whether its method is ``HEAD``.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        at = target(head.url)
+        self._path = at.path
+        self._fields = "".join(f"{name}: {value}\r\n" for name, value in (("Host", at.authority), *head.headers)).encode()
+        self._start = self._line(head.method, at.path) + self._fields
+        self._bodiless = head.method in _BODILESS
+        self.asks_for_head = head.method == "HEAD"
+
+    def render(self, request: Request) -> bytes:
+        """Write a request out."""
+        headers, body = request.headers, request.body
+        if request.method is None and request.path is None:
+            start, bodiless = self._start, self._bodiless
+        else:
+            method = request.method or self.head.method
+            path = self._path if request.path is None else origin_form(request.path)
+            start, bodiless = self._line(method, path) + self._fields, method in _BODILESS
+        if len(headers) == 1:
+            ((name, value),) = headers
+            lines = f"{name}: {value}\r\n"
+        elif len(headers) == 3:
+            (name, value), (second, its), (third, last) = headers
+            lines = f"{name}: {value}\r\n{second}: {its}\r\n{third}: {last}\r\n"
+        else:
+            lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        if bodiless and not body:
+            return b"%b%b\r\n" % (start, lines.encode())
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, lines.encode(), len(body), body)
+
+    def _line(self, method: str, path: str) -> bytes:
+        return f"{method} {path} HTTP/1.1\r\n".encode()

@@ -1,0 +1,260 @@
+"""
+The transport for everything rare: it sends through treq, over any agent that Twisted or treq knows.
+
+It costs many times what the pooled one does, and keeps the same rules: one response or typed failure, no redirects, no
+cookies, bounded bodies, a status that stands once it has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+
+from OpenSSL import SSL
+from treq.client import HTTPClient
+from twisted.internet import error as internet
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
+from twisted.internet.endpoints import wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web import client as web
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from mqhooks.delivery import Request, Response
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
+from mqhooks.http import names
+from mqhooks.http.limits import ANSWERS, KEEP, MAX_BODY
+from mqhooks.http.policy import VerifyingPolicy
+from mqhooks.http.request import origin_form, target
+from mqhooks.http.tls import TLSSettings
+from mqhooks.interfaces import IWebhookTransport
+from mqhooks.support.histogram import Histogram
+
+_NOT_CONNECTED = (internet.ConnectError, internet.DNSLookupError, internet.UnsupportedAddressFamily)
+_ENDED = (internet.ConnectionDone, internet.ConnectionLost, internet.ConnectionAborted, SSL.Error, CancelledError)
+
+
+@implementer(IWebhookTransport)
+class TreqTransport:
+    """
+    Sends each request through an agent.
+
+    :param reactor: tells the time; without an agent it connects, too.
+    :param url: where requests go, for messages.
+    :param agent: sends; whoever made it closes it. ``None`` for Twisted's own, made of ``size`` and ``tls``.
+    :param timeout: seconds that a request may take.
+    :param size: how many idle connections Twisted's agent keeps.
+    :param tls: for Twisted's agent.
+    :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
+    :raises mqhooks.errors.ConfigError: when a TLS file does not serve.
+    :ivar answers: how long answers took.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        url: str,
+        agent: IAgent | None = None,
+        *,
+        timeout: float = 5.0,
+        size: int = 32,
+        tls: TLSSettings | None = None,
+        endpoint: IStreamClientEndpoint | None = None,
+    ) -> None:
+        self.answers = Histogram(ANSWERS)
+        at = target(url)
+        self._target = at
+        self._name = at.origin
+        self._clock = reactor
+        self._timeout = timeout
+        self._policy: VerifyingPolicy | None = None
+        self._pool: web.HTTPConnectionPool | None = None
+        self._under_way: set[_Attempt] = set()
+        self._closed = False
+        if agent is None:
+            self._pool = web.HTTPConnectionPool(reactor)
+            self._pool.maxPersistentPerHost = size
+            if at.scheme == "https":
+                self._policy = VerifyingPolicy(tls)
+            endpoint = names.endpoint(reactor, at.host, at.port, timeout) if endpoint is None else endpoint
+            agent = web.Agent.usingEndpointFactory(reactor, _Endpoints(endpoint, self._policy), self._pool)
+        self._agent = agent
+        self._cookies: Any = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+    def send(self, request: Request) -> Deferred[Response]:
+        """See :class:`~mqhooks.interfaces.IWebhookTransport`."""
+        if self._closed:
+            return fail(ConnectFailed(f"{self._name}: closed before it was sent"))
+        head = request.head
+        at = target(head.url)
+        url = at.url if request.path is None else at.origin + origin_form(request.path)
+        fields = Headers()
+        for name, value in (*head.headers, *request.headers):
+            fields.addRawHeader(name, value)
+        since = self._clock.seconds()
+        attempt = _Attempt(self._explain)
+        self._under_way.add(attempt)
+        late = DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s")
+        timer = self._clock.callLater(self._timeout, attempt.give_up, late)
+
+        def over(result: Response | Failure) -> Response | Failure:
+            self._under_way.discard(attempt)
+            if timer.active():
+                timer.cancel()
+            if isinstance(result, Response):
+                self.answers.observe(self._clock.seconds() - since)
+            return result
+
+        attempt.result.addBoth(over)
+        method = request.method or head.method
+        client = HTTPClient(_Exactly(self._agent, url.encode("ascii")), self._cookies)
+        more: dict[str, Any] = {"headers": fields, "data": request.body, "allow_redirects": False, "unbuffered": True}
+        attempt.begin(maybeDeferred(client.request, method, "http://endpoint/", **more))
+        return attempt.result
+
+    def close(self) -> Deferred[None]:
+        """See :class:`~mqhooks.interfaces.IWebhookTransport`. The connections of an agent that was given are its owner's."""
+        self._closed = True
+        under_way = list(self._under_way)
+        for attempt in under_way:
+            attempt.give_up(ConnectionBroken(f"{self._name}: closed before an answer came"))
+        if self._pool is None:
+            return succeed(None)
+        closed: Deferred[None] = self._pool.closeCachedConnections()
+        if under_way:
+            # Theirs are closed in the next turn.
+            closed.addCallback(lambda _: deferLater(self._clock, 0))
+        return closed.addCallback(lambda _: None)
+
+    def _explain(self, failure: Failure) -> DeliveryError:
+        error = _root(failure)
+        if isinstance(error, DeliveryError):
+            return error
+        if isinstance(error, SSL.Error) and self._policy is not None:
+            words, nothing_sent = self._policy.explain(error, self._target.host, self._target.port)
+            return ConnectFailed(f"{self._name}: {words}") if nothing_sent else ConnectionBroken(f"{self._name}: {words}")
+        words = names.connect_problem(error, self._target.host)
+        if isinstance(error, _NOT_CONNECTED):
+            return ConnectFailed(f"{self._name}: {words}")
+        if failure.check(web.ResponseFailed, web.ResponseNeverReceived) and not isinstance(error, _ENDED):
+            return BadAnswer(f"{self._name}: its answer is not HTTP: {words}")
+        return ConnectionBroken(f"{self._name}: {words}")
+
+
+@implementer(IAgentEndpointFactory)
+class _Endpoints:
+    """Leads everywhere to one endpoint."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, policy: VerifyingPolicy | None) -> None:
+        self._endpoint = endpoint
+        self._policy = policy
+
+    def endpointForURI(self, uri: web.URI) -> IStreamClientEndpoint:
+        if self._policy is None:
+            return self._endpoint
+        endpoint: IStreamClientEndpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), self._endpoint)
+        return endpoint
+
+
+@implementer(IAgent)
+class _Exactly:
+    """Asks for the URL as it is: treq knows no IPv6 addresses and no names with an underscore."""
+
+    def __init__(self, agent: IAgent, url: bytes) -> None:
+        self._agent = agent
+        self._url = url
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Headers | None = None, bodyProducer: IBodyProducer | None = None
+    ) -> Deferred[IResponse]:
+        return self._agent.request(method, self._url, headers, bodyProducer)
+
+
+class _Attempt(Protocol):
+    """
+    One request under way, and the reader of its answer's body.
+
+    :param explain: makes our error of the agent's.
+    :ivar result: fires with what came of it.
+    """
+
+    def __init__(self, explain: Callable[[Failure], DeliveryError]) -> None:
+        self.result: Deferred[Response] = Deferred(lambda _: self.give_up(ConnectionBroken("cancelled")))
+        self._explain = explain
+        self._requesting: Deferred[Any] | None = None
+        self._response: IResponse | None = None
+        self._kept = bytearray()
+        self._length = 0
+
+    def begin(self, requesting: Deferred[Any]) -> None:
+        """Wait for the answer's head."""
+        self._requesting = requesting
+        requesting.addCallbacks(self._head_came, self._failed)
+
+    def give_up(self, error: DeliveryError) -> None:
+        """Wait no longer. A status stands all the same."""
+        if self._response is None:
+            self._end(error)
+            if self._requesting is not None:
+                self._requesting.cancel()
+        else:
+            self._stop()
+
+    def _head_came(self, response: Any) -> None:
+        if not 200 <= response.code < 600:
+            self._end(BadAnswer(f"it answered with status {response.code:03}, which HTTP does not know"))
+        unwanted = self.result.called
+        self._response = response
+        response.deliverBody(self)
+        if unwanted:
+            self._stop()
+
+    def _failed(self, failure: Failure) -> None:
+        self._end(self._explain(failure))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Keep the beginning of the body."""
+        self._length += len(data)
+        if len(self._kept) < KEEP:
+            self._kept += data[: KEEP - len(self._kept)]
+        if self._length > MAX_BODY:
+            self._stop()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Note the end of the body."""
+        self._answer(whole=reason.check(web.ResponseDone) is not None)
+
+    def _stop(self) -> None:
+        self._answer(whole=False)
+        transport: Any = self.transport
+        if transport is not None:
+            transport.stopProducing()
+
+    def _answer(self, *, whole: bool) -> None:
+        response = self._response
+        assert response is not None
+        pairs = [(name, value) for name, values in response.headers.getAllRawHeaders() for value in values]
+        whole = whole and self._length == len(self._kept)
+        self._end(Response(response.code, pairs, bytes(self._kept), self._length, whole))
+
+    def _end(self, result: Response | DeliveryError) -> None:
+        if self.result.called:
+            return
+        if isinstance(result, Response):
+            self.result.callback(result)
+        else:
+            self.result.errback(result)
+
+
+def _root(failure: Failure) -> BaseException | None:
+    """Find what an agent's failure was wrapped around."""
+    reasons: list[Failure] = list(getattr(failure.value, "reasons", None) or [])
+    if not reasons:
+        return failure.value
+    found = [_root(reason) for reason in reasons]
+    return next((error for error in found if not isinstance(error, _ENDED)), found[0])

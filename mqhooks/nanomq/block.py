@@ -1,0 +1,349 @@
+"""
+Values out of a configuration, checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.scanner import CONFIDENTIAL
+
+_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+    "nano": 1e-9,
+    "micro": 1e-6,
+    "milli": 1e-3,
+    "nanosecond": 1e-9,
+    "microsecond": 1e-6,
+    "millisecond": 1e-3,
+    "second": 1.0,
+    "minute": 60.0,
+    "hour": 3600.0,
+    "day": 86400.0,
+    "week": 604800.0,
+}
+_SIZES = {"": 1, "b": 1, "byte": 1, "bytes": 1} | {
+    spelling.lower(): base**power
+    for base, suffixes in ((1024, ("", "i", "iB")), (1000, ("B",)))
+    for power, letter in enumerate("KMGT", 1)
+    for spelling in (letter + suffix for suffix in suffixes)
+}
+_QUANTITY = re.compile(r"\s*(\+?(?:\d{1,18}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*([A-Za-z]*)\s*")
+_NUMBER = r"[+-]?(?:\d*\.)?\d+(?:[eE][+-]?\d+)?"
+_BARE = re.compile(rf"{_NUMBER}|true|false", re.IGNORECASE)
+_LITERAL = re.compile(r"\$\{\??([^}]*)\}")
+_SCHEME = re.compile(r"[A-Za-z]+ ")
+
+T = TypeVar("T")
+
+
+class Literal(str):
+    """Text in quotes with ``${`` in it, which is not substituted there."""
+
+    __slots__ = ()
+
+    def form(self, *, secret: bool = False) -> str:
+        """
+        Write it so that it is substituted, without what may be secret in it.
+
+        :param secret: whether all of it may be.
+        """
+        first = _LITERAL.search(self)
+        if first is None:
+            return '"Bearer "${TOKEN}'
+        before, behind = self[: first.start()], self[first.end() :]
+        shown = [
+            f'"{before if _SCHEME.fullmatch(before) and not secret else "…"}"' if before else "",
+            first[0],
+            '"…"' if behind else "",
+        ]
+        return "".join(shown)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """
+    Suggest what a misspelt name may have been meant to be.
+
+    :returns: text to append to a message; empty when nothing known is similar.
+    """
+    nearest = get_close_matches(name.lower(), list(known), 1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+class Block:
+    """
+    The settings between two braces. Each is read once, by its key and as the type it has to be; the keys that nobody asked for
+    are unknown.
+
+    :param values: what the braces hold.
+    :param where: the file. It is an attribute, and so is ``asked``: the paths of all keys that were asked for, inner ones too.
+    :param path: the block's own key; empty for the file itself.
+    :param warnings: gets what is odd but no mistake.
+    :param errors: gets values that are wrong, and the default is read instead; without it the first one is raised.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], where: str, path: str, warnings: list[str], errors: list[ConfigError] | None = None
+    ) -> None:
+        self.where = where
+        self._values = values
+        self._path = path
+        self._warnings = warnings
+        self._errors = errors
+        self._known: set[str] = set()
+        self.asked: set[str] = set()
+        self._warned: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def holds(self, key: str, inner: str) -> bool:
+        """Say whether a key has a block that has a key."""
+        value = self._values.get(key)
+        return isinstance(value, dict) and value.get(inner) is not None
+
+    def path(self, key: str) -> str:
+        """Write out where a key stands."""
+        return f"{self._path}.{key}" if self._path else key
+
+    def error(self, key: str, message: str) -> ConfigError:
+        """Make the error of a key."""
+        return ConfigError(message, self.where, self.path(key))
+
+    def fail(self, error: ConfigError) -> None:
+        """Note an error, or raise it when nobody takes notes."""
+        if self._errors is None:
+            raise error
+        self._errors.append(error)
+
+    def warn(self, key: str, message: str) -> None:
+        """Note something that is odd but no mistake."""
+        self._warnings.append(f"{self.where}: {self.path(key)}: {message}")
+
+    def string(self, key: str, default: T) -> str | T:
+        """Read text."""
+        value = self._get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.fail(self._wrong(key, value, "text"))
+            return default
+        return value
+
+    def file(self, key: str, default: T) -> str | T:
+        """Read the path of a file."""
+        path = self.string(key, default)
+        if path == "":
+            self.fail(self.error(key, "is empty: which file is it?"))
+            return default
+        if isinstance(path, str) and "\0" in path:
+            self.fail(self.error(key, "has a NUL character, which no path has"))
+            return default
+        return path
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        """Read ``true`` or ``false``, also spelt ``on``, ``off``, ``yes`` or ``no``."""
+        value = self._get(key)
+        if value is None:
+            return default
+        named = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+        chosen = named.get(value.lower()) if isinstance(value, str) else None
+        if chosen is None:
+            self.fail(self._wrong(key, value, "true or false"))
+            return default
+        return chosen
+
+    def integer(self, key: str, default: T, *, least: int, most: int | None = None) -> int | T:
+        """Read a whole number within limits."""
+        value = self._get(key)
+        if value is None:
+            return default
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value) else None
+        if number is None or number < least or (most is not None and number > most):
+            limits = f"a whole number of {least} or more" if most is None else f"a whole number from {least} to {most}"
+            self.fail(self._wrong(key, value, limits))
+            return default
+        return number
+
+    def number(self, key: str, default: float, *, least: float, most: float) -> float:
+        """Read a number within limits."""
+        value = self._get(key)
+        if value is None:
+            return default
+        number = _quantity(value, {"": 1.0}, "")
+        if number is None or not least <= number <= most:
+            self.fail(self._wrong(key, value, f"a number from {least:g} to {most:g}"))
+            return default
+        return number
+
+    def duration(self, key: str, default: float, *, unit: str, zero: bool = False, plain: float = 0) -> float:
+        """
+        Read a duration.
+
+        :param unit: what a plain number counts, for example ``ms``.
+        :param zero: whether it may be nothing.
+        :param plain: seconds; a plain number that makes less than this is probably meant to be something else.
+        :returns: seconds.
+        """
+        value = self._get(key)
+        if value is None:
+            return default
+        seconds = _quantity(value, _UNITS, unit)
+        if seconds is None or not 0 <= seconds < 1e9 or (seconds == 0 and not zero):
+            self.fail(self._wrong(key, value, f"a duration like 5s, 500ms or a number of {unit}{', or 0' if zero else ''}"))
+            return default
+        if seconds < plain and value.strip()[-1:] in "0123456789.":
+            self.warn(key, f"{value} is {value} {unit}, since a plain number counts {unit}; for seconds write {value}s")
+        return seconds
+
+    def size(self, key: str, default: int, *, least: int, most: int | None = None) -> int:
+        """Read a size in bytes within limits."""
+        value = self._get(key)
+        if value is None:
+            return default
+        size = _quantity(value, _SIZES, "")
+        if size is None or size < least or (most is not None and size > most):
+            limits = f"of {least} bytes or more" if most is None else f"from {least} to {most} bytes"
+            self.fail(self._wrong(key, value, f"a size {limits}, like 512KiB or 16MiB"))
+            return default
+        return int(size)
+
+    def choice(self, key: str, default: str, choices: Iterable[str]) -> str:
+        """Read one of some names, in any case."""
+        value = self.string(key, default)
+        if value.lower() not in choices:
+            self.fail(self.error(key, f"{value!r} is not one of {', '.join(choices)}{suggest(value, choices)}"))
+            return default
+        return value.lower()
+
+    def block(self, key: str, remedy: str = "") -> Block:
+        """
+        Open a block within this one; an empty one when it is not there.
+
+        :param remedy: is appended to the error when something else is there.
+        """
+        value = self._get(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, f"a block in braces{remedy}")
+        return self._inner(key, value)
+
+    def blocks(self, key: str, example: str) -> list[Block]:
+        """
+        Open the blocks of a list, or those that have a name each, as in ``events.1 { … }``; none when it is not there.
+
+        :param example: what one looks like.
+        """
+        value = self._get(key)
+        if value is None:
+            value = []
+        if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+            named = [(f"{key}.{name}", item) for name, item in value.items()]
+        elif isinstance(value, list):
+            named = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
+        else:
+            raise self._wrong(key, value, f"a list in brackets, like [ {example} ]")
+        for name, item in named:
+            if not isinstance(item, dict):
+                raise self._wrong(name, item, f"a block in braces, like {example}")
+        return [self._inner(name, item) for name, item in named]
+
+    def entries(self, key: str) -> list[Any] | None:
+        """Read a list; what stands alone is one of its own."""
+        value = self._get(key)
+        entries = value if isinstance(value, list) or value is None else [value]
+        return None if entries is None else [self._meant(key, entry) for entry in entries]
+
+    def secret(self, key: str) -> str | None:
+        """Read text that nobody else must know."""
+        self._refuse_literals(key)
+        return self.string(key, None)
+
+    def secrets(self, key: str) -> list[Any] | None:
+        """Read a list of text that nobody else must know; what stands alone is one of its own."""
+        self._refuse_literals(key)
+        return self.entries(key)
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Read all that is not ``null``, in the file's order; the keys of blocks within the block are joined by dots."""
+        self._known.update(self._values)
+        for key, value in _flat(self._values):
+            yield key, self._meant(key, value)
+
+    def names(self) -> list[str]:
+        """List the keys that are there, in the file's order."""
+        return [key for key, value in self._values.items() if value is not None]
+
+    def close(self) -> None:
+        """Warn of keys that nobody asked for."""
+        for key in self._values:
+            if key not in self._known:
+                self.warn(key, f"unknown, ignored{suggest(key, self._known)}")
+
+    def _inner(self, key: str, values: Mapping[str, Any]) -> Block:
+        inner = Block(values, self.where, self.path(key), self._warnings, self._errors)
+        inner.asked = self.asked
+        return inner
+
+    def _get(self, key: str) -> Any:
+        self._known.add(key)
+        self.asked.add(self.path(key))
+        return self._meant(key, self._values.get(key))
+
+    def _meant(self, key: str, value: Any) -> Any:
+        if not isinstance(value, Literal):
+            return value
+        if key not in self._warned:
+            self._warned.add(key)
+            self.warn(key, f"nothing is substituted within quotes: close them before ${{…}}, as in {value.form()}")
+        return str(value)
+
+    def _refuse_literals(self, key: str) -> None:
+        value = self._values.get(key)
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, Literal):
+                raise self.error(
+                    key, f"nothing is substituted within quotes: write it without them, as in {key} = {entry.form(secret=True)}"
+                )
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
+        shown = "what is given" if CONFIDENTIAL.search(key) else _described(value)
+        return self.error(key, f"{shown} is not {wanted}")
+
+
+def _quantity(value: Any, units: Mapping[str, float], unit: str) -> float | None:
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    name = match[2].lower() or unit
+    factor = units.get(name, units.get(name.removesuffix("s")))
+    return None if factor is None else float(match[1]) * factor
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a block"
+    if isinstance(value, list):
+        return "a list"
+    text = str(value)[:80]
+    return text if _BARE.fullmatch(text) else repr(text)
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", item) for inner, item in _flat(value))
+        elif value is not None:
+            yield key, value

@@ -1,0 +1,86 @@
+"""
+Setting a damaged outbox aside, so that another can begin in its place.
+
+The file is renamed first, and what SQLite has beside it after that: wherever this is interrupted, the next start ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from glob import escape, glob
+from time import strftime
+
+BESIDE = ("-wal", "-shm")
+"""What SQLite has beside a file."""
+
+SALVAGED = ".salvaged"
+"""What the name of a file ends with that was taken over."""
+
+
+def damaged_files(path: str) -> list[str]:
+    """List the damaged files of an outbox that were not taken over, oldest first."""
+    found = glob(f"{escape(path)}.damaged-*")
+    return sorted(name for name in found if not name.endswith((SALVAGED, *BESIDE)))
+
+
+def set_aside(path: str) -> str:
+    """
+    Rename a damaged outbox.
+
+    :returns: its name now.
+    :raises OSError: when it cannot be.
+    """
+    aside = _free_name(path)
+    os.rename(path, aside)
+    finish(path)
+    return aside
+
+
+def finish(path: str) -> None:
+    """Rename what was left of an outbox that was set aside."""
+    if os.path.exists(path):
+        return
+    left = [suffix for suffix in BESIDE if os.path.exists(path + suffix)]
+    if not left:
+        return
+    aside = next(reversed(damaged_files(path)), None)
+    if aside is None or any(os.path.exists(aside + suffix) for suffix in left):
+        # The file itself was moved away by somebody else.
+        aside = _free_name(path)
+    for suffix in left:
+        os.rename(path + suffix, aside + suffix)
+    sync_directory(path)
+
+
+def note_salvaged(aside: str) -> str:
+    """
+    Rename a damaged file that was taken over.
+
+    :returns: its name now.
+    :raises OSError: when it cannot be.
+    """
+    salvaged = aside + SALVAGED
+    # The file first: without its log of writes it would be another.
+    for suffix in ("", *BESIDE):
+        if os.path.exists(aside + suffix):
+            os.rename(aside + suffix, salvaged + suffix)
+    sync_directory(aside)
+    return salvaged
+
+
+def sync_directory(path: str) -> None:
+    """Have the disk know the names beside a file."""
+    with suppress(OSError):
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _free_name(path: str) -> str:
+    aside = f"{path}.damaged-{strftime('%Y%m%dT%H%M%S')}"
+    while glob(f"{escape(aside)}*"):
+        aside += "+"
+    return aside

@@ -1,0 +1,553 @@
+"""
+What one webhook has accepted and not yet settled: rows, a bit for each delivery, and counts.
+
+Pure: no SQL, no reactor, no Deferred. Deliveries that are committed together are a row. Rows are handed out in the order of
+their numbers and leave storage as a whole, when all of their deliveries are settled: arrived, buried or dropped. Only the rows
+that are claimed or come next are here; those behind them are unread: they stay in storage and are known by their number alone,
+so that a backlog of any length costs no memory.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import nlargest
+from itertools import islice
+from typing import cast
+
+from mqhooks.delivery import Counts, Delivery
+
+ROW = 512
+"""How many deliveries a row has at most."""
+
+ROW_BYTES = 1 << 20
+"""How many bytes of bodies a row has at most, unless a single body is longer."""
+
+INDEX_BITS = 16
+"""A place is a row's number and these bits: the delivery's index in the row."""
+
+INDEX = (1 << INDEX_BITS) - 1
+
+READY = 4096
+"""How many unclaimed deliveries are kept in memory, about; the rows behind them stay unread."""
+
+READY_BYTES = 8 << 20
+"""How many bytes their bodies may have, about."""
+
+THINNED = 100
+"""How many rows are thinned each second, at most; while there is room, of the oldest so many are looked at."""
+
+THIN_SIZE = 4096
+"""A row of fewer bytes is not worth thinning while there is room."""
+
+
+class Row:
+    """
+    A row, and which of its deliveries are settled.
+
+    :param number: grows from row to row.
+    :param count: how many deliveries it had when it was written.
+    :param size: its bytes.
+    :param settled: which of them are settled, as :attr:`bits` has them; ``None`` for none.
+    :ivar settled: a bit for each delivery, that of the first one is the lowest.
+    :ivar kept: how many deliveries its bytes hold; thinning takes settled ones out.
+    :ivar left: how many are not settled.
+    :ivar marked: whether storage has bits for it.
+    :ivar accepted: when its oldest delivery was accepted, in milliseconds since 1970; ``None`` before it is read.
+    :ivar shelved: a bit for each claimed delivery that is recalled before it is sent.
+    """
+
+    __slots__ = ("accepted", "count", "kept", "left", "marked", "number", "settled", "shelved", "size")
+
+    def __init__(self, number: int, count: int, size: int, settled: bytes | None = None) -> None:
+        self.number = number
+        self.count = count
+        self.size = size
+        self.accepted: int | None = None
+        self.shelved = 0
+        self.kept = count
+        self.marked = settled is not None
+        self.settled = 0 if settled is None else int.from_bytes(settled, "little") & ((1 << count) - 1)
+        self.left = count - self.settled.bit_count()
+
+    @property
+    def spare(self) -> int:
+        """About how many of its bytes settled deliveries take."""
+        return self.size * (self.kept - self.left) // self.kept if self.kept else self.size
+
+    @property
+    def bits(self) -> bytes:
+        """What is settled, as storage has it."""
+        return self.settled.to_bytes((self.count + 7) // 8, "little")
+
+    def holds(self, index: int) -> bool:
+        """Say whether a delivery is not settled."""
+        return index < self.count and not self.settled >> index & 1
+
+    def settle(self, places: Sequence[int]) -> int:
+        """
+        Settle deliveries.
+
+        :param places: of this row, each once and in order; those that are settled are left as they are.
+        :returns: how many were not settled.
+        """
+        first, last = places[0] & INDEX, places[-1] & INDEX
+        if last - first == len(places) - 1:
+            mask = ((1 << len(places)) - 1) << first
+        else:
+            mask = 0
+            for place in places:
+                mask |= 1 << (place & INDEX)
+        mask &= ((1 << self.count) - 1) & ~self.settled
+        self.settled |= mask
+        count = mask.bit_count()
+        self.left -= count
+        return count
+
+
+class Ledger:
+    """
+    The rows of one webhook.
+
+    :param first: the number before that of the oldest row in storage.
+    :param last: the number of the newest one.
+    :param pending: how many deliveries storage holds that are not settled.
+    :param size: how many bytes all rows have.
+    :param ready: how many unclaimed deliveries are kept in memory, about; the rows behind them stay unread.
+    :ivar size: how many bytes the rows have of which not all deliveries are settled.
+    :ivar surplus: how many more deliveries were settled than were pending: bits were lost, and the deliveries came once more.
+    """
+
+    def __init__(self, first: int = 0, last: int = 0, pending: int = 0, size: int = 0, ready: int = READY) -> None:
+        self.size = size
+        self.surplus = 0
+        self.forgotten = 0
+        self._most_ready = ready
+        self._read = first
+        self._last = last
+        self._resumed = pending
+        self._appended = self._replayed = self._delivered = self._dead = self._dropped = 0
+        self._rows: dict[int, Row] = {}
+        # How many of their deliveries are not settled.
+        self._left = 0
+        # What is unclaimed and in memory: row by row, what is left of each, and the bytes of its bodies.
+        self._ready: deque[tuple[Row, list[Delivery], int]] = deque()
+        self._ready_count = self._ready_bytes = 0
+        self._again: deque[int] = deque()
+        self._touched: dict[int, Row] = {}
+        self._finished: list[Row] = []
+        # What thinning can free, as it was found when there was too little room.
+        self._spare = 0
+
+    # Counts.
+
+    @property
+    def counts(self) -> Counts:
+        """What was accepted, and what became of it."""
+        return Counts(
+            self._appended,
+            self._resumed,
+            self._replayed,
+            self._delivered,
+            self._dead,
+            self._dropped,
+            self.pending,
+            self.forgotten,
+        )
+
+    @property
+    def pending(self) -> int:
+        """How many deliveries are accepted and not settled."""
+        accepted = self._appended + self._resumed + self._replayed
+        return accepted - self._delivered - self._dead - self._dropped
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest pending delivery was accepted, in milliseconds since 1970; ``None`` when no row is in memory."""
+        for row in self._rows.values():
+            return row.accepted
+        return None
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are rows that are to be read, for the first time or once more."""
+        return bool(self._again) or self._read < self._last
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are no rows, neither here nor unread."""
+        return not self._rows and not self.behind
+
+    def accept(self, appended: int, replayed: int = 0, resumed: int = 0, dead: int = 0) -> None:
+        """
+        Count deliveries that were committed.
+
+        :param appended: made of events; likewise ``replayed`` and ``resumed``, as :class:`~mqhooks.delivery.Counts` has them.
+        :param dead: how many of them became dead letters at once.
+        """
+        self._appended += appended
+        self._replayed += replayed
+        self._resumed += resumed
+        self._dead += dead
+
+    # Rows come.
+
+    def add(self, number: int, deliveries: list[Delivery | None], size: int, settled: bytes | None = None) -> None:
+        """
+        Take a row that was committed just now.
+
+        :param number: higher than any before.
+        :param deliveries: ``None`` in the places of those that are settled.
+        :param size: how many bytes it has in storage.
+        :param settled: which are settled, as storage has it; ``None`` for none.
+        """
+        caught_up = self._read == self._last and not self._again
+        self._last = number
+        self.size += size
+        if not caught_up or self._ready_count >= self._most_ready or self._ready_bytes >= READY_BYTES:
+            return
+        self._read = number
+        row = Row(number, len(deliveries), size, settled)
+        if settled is not None:
+            self._put(row, deliveries)
+            return
+        held = cast("list[Delivery]", deliveries)
+        for place, delivery in enumerate(held, number << INDEX_BITS):
+            delivery.place = place
+        self._hold(row, held)
+
+    @property
+    def unread(self) -> tuple[int, int]:
+        """The numbers between which rows are unread, the second included and the first not."""
+        return self._read, self._last
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether unread rows are to be read, from the first one on."""
+        return not self._again and self._read < self._last and self._has_room()
+
+    def again(self) -> int | None:
+        """Get the number of a row to read once more, before any unread one; ``None`` when there is none to read now."""
+        return self._again[0] if self._again and self._has_room() else None
+
+    def _has_room(self) -> bool:
+        return self._ready_count < max(self._most_ready // 4, 1) and self._ready_bytes < READY_BYTES
+
+    def load(self, row: Row, deliveries: Sequence[Delivery | None] | None) -> int:
+        """
+        Take a row that was read.
+
+        :param row: as storage has it.
+        :param deliveries: ``None`` when they are lost.
+        :returns: how many are lost.
+        """
+        if self._again and self._again[0] == row.number:
+            self._again.popleft()
+            # What was settled since it was read may not be written yet.
+            row = self._rows.get(row.number, row)
+        self._read = max(self._read, row.number)
+        if deliveries is not None and len(deliveries) == row.count:
+            self._put(row, deliveries)
+            self._balance()
+            return 0
+        # What a damaged row says of itself may be wrong.
+        return self._drop(row)
+
+    def read_up(self) -> None:
+        """Note that storage has no more rows than were read."""
+        self._read = self._last
+
+    def gone(self, number: int) -> int:
+        """
+        Note that storage has lost a row that is to be read once more.
+
+        :returns: how many deliveries are lost.
+        """
+        lost = self.load(self._rows[number], None)
+        # There is nothing to delete.
+        self._finished.pop()
+        return lost
+
+    def _put(self, row: Row, deliveries: Sequence[Delivery | None]) -> None:
+        held = []
+        for index, delivery in enumerate(deliveries):
+            if delivery is not None and row.holds(index):
+                delivery.place = row.number << INDEX_BITS | index
+                held.append(delivery)
+        if len(held) < row.left:
+            # A delivery that was thinned out is settled, whatever the bits say.
+            row.settle([index for index, delivery in enumerate(deliveries) if delivery is None])
+        row.kept = len(deliveries) - deliveries.count(None)
+        if held:
+            self._hold(row, held)
+        else:
+            self._finish(row)
+
+    def _hold(self, row: Row, held: list[Delivery]) -> None:
+        size = sum([len(delivery.body) for delivery in held])
+        row.accepted = held[0].accepted
+        if row.number not in self._rows:
+            self._rows[row.number] = row
+            self._left += row.left
+        self._ready.append((row, held, size))
+        self._ready_count += len(held)
+        self._ready_bytes += size
+
+    # Claims.
+
+    def claim(self, limit: int, size: int) -> list[Delivery]:
+        """
+        Hand out the oldest unclaimed deliveries that are in memory.
+
+        :param limit: how many at most.
+        :param size: about how many bytes of bodies; the first is handed out however long it is.
+        """
+        ready = self._ready
+        claimed: list[Delivery] = []
+        while ready and limit > 0 and (size > 0 or not claimed):
+            row, held, held_size = ready.popleft()
+            if len(held) > limit or held_size > size:
+                taken = taken_size = 0
+                for delivery in islice(held, limit):
+                    if taken_size >= size and (taken or claimed):
+                        break
+                    taken += 1
+                    taken_size += len(delivery.body)
+                if taken < len(held):
+                    ready.appendleft((row, held[taken:], held_size - taken_size))
+                    held, held_size = held[:taken], taken_size
+            claimed += held
+            limit -= len(held)
+            size -= held_size
+            self._ready_count -= len(held)
+            self._ready_bytes -= held_size
+        return claimed
+
+    def reclaim(self) -> None:
+        """Have everything that is in memory handed out anew; it has to be read once more."""
+        self._ready.clear()
+        self._ready_count = self._ready_bytes = 0
+        # In this order they were read, and were committed.
+        self._again = deque(self._rows)
+        for row in self._rows.values():
+            row.shelved = 0
+
+    def shelve(self, places: Iterable[int]) -> None:
+        """Note that claimed deliveries are recalled before they are sent: these may be dropped for want of room."""
+        for place in places:
+            row = self._rows.get(place >> INDEX_BITS)
+            if row is not None:
+                row.shelved |= 1 << (place & INDEX)
+
+    def recall(self, places: Iterable[int]) -> list[int]:
+        """
+        Note that claimed deliveries are about to be sent.
+
+        :returns: the places of those that are pending.
+        """
+        held = [place for place in places if self.holds(place)]
+        for place in held:
+            self._rows[place >> INDEX_BITS].shelved &= ~(1 << (place & INDEX))
+        return held
+
+    def holds(self, place: int) -> bool:
+        """Say whether a delivery that was claimed is pending."""
+        row = self._rows.get(place >> INDEX_BITS)
+        return row is not None and row.holds(place & INDEX)
+
+    # Deliveries are settled.
+
+    def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
+        """Settle deliveries that have arrived; what is not pending is left out."""
+        self._delivered += self._settle([delivery.place for delivery in deliveries])
+        self._balance()
+
+    def bury(self, place: int) -> bool:
+        """
+        Settle a delivery as dead.
+
+        :returns: whether it was pending.
+        """
+        dead = self._settle((place,))
+        self._dead += dead
+        self._balance()
+        return bool(dead)
+
+    def lose(self, places: Iterable[int]) -> int:
+        """
+        Settle deliveries that cannot be read.
+
+        :returns: how many of them were pending.
+        """
+        lost = self._settle(places)
+        self._dropped += lost
+        self._balance()
+        return lost
+
+    def _settle(self, places: Iterable[int]) -> int:
+        ordered = list(places)
+        if not ordered:
+            return 0
+        first = ordered[0]
+        # Those of one row, in order, are the usual case where deliveries go out together.
+        if ordered[-1] - first != len(ordered) - 1 or ordered != list(range(first, first + len(ordered))):
+            ordered = sorted(set(ordered))
+        at = count = 0
+        while at < len(ordered):
+            number = ordered[at] >> INDEX_BITS
+            end = bisect_left(ordered, (number + 1) << INDEX_BITS, at)
+            row = self._rows.get(number)
+            if row is not None:
+                settled = row.settle(ordered[at:end])
+                self._left -= settled
+                count += settled
+                self._touched[number] = row
+                if not row.left:
+                    self._finish(row)
+            at = end
+        return count
+
+    def _drop(self, row: Row) -> int:
+        dropped = min(row.left, self.pending)
+        self._dropped += dropped
+        if row.number in self._rows:
+            self._left -= row.left
+        row.left = 0
+        self._finish(row)
+        return dropped
+
+    def _finish(self, row: Row) -> None:
+        self._rows.pop(row.number, None)
+        self._touched.pop(row.number, None)
+        self._finished.append(row)
+        self.size = max(self.size - row.size, 0)
+
+    def _balance(self) -> None:
+        surplus = self._left - self.pending
+        if surplus > 0:
+            # More is there than was counted: what was settled has been forgotten, and is delivered once more.
+            self._resumed += surplus
+            self.surplus += surplus
+
+    # What storage is told.
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is something to tell."""
+        return bool(self._finished or self._touched)
+
+    def finished(self) -> list[Row]:
+        """Take the rows that are to be deleted."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def progress(self) -> list[tuple[int, bytes]]:
+        """Take the bits that have changed, by their rows' numbers."""
+        touched, self._touched = self._touched, {}
+        for row in touched.values():
+            row.marked = True
+        return [(number, row.bits) for number, row in touched.items()]
+
+    # Room.
+
+    def excess(self, max_size: int) -> int:
+        """Work out how many bytes too many there are, beside those that thinning has found to free."""
+        return self.size - self._spare - max_size
+
+    def sparse(self, max_size: int) -> list[Row]:
+        """
+        Find rows of which a few deliveries keep many settled ones: those of clients that wait long for their retries.
+
+        :returns: some that are worth thinning; :meth:`thinned` is called for those that were.
+        """
+        if self.size <= max_size:
+            self._spare = 0
+            oldest = islice(self._rows.values(), THINNED)
+            return [row for row in oldest if row.left * 2 <= row.kept and row.size > THIN_SIZE]
+        self._spare = sum([row.spare for row in self._rows.values()])
+        return [row for row in nlargest(THINNED, self._rows.values(), key=lambda row: row.spare) if row.spare]
+
+    def thinned(self, row: Row, size: int) -> None:
+        """Note that a row is being written anew, without its settled deliveries."""
+        self._spare = max(self._spare - row.spare, 0)
+        self.size -= row.size - size
+        row.size = size
+        row.kept = row.left
+        # Without its bits the row would be taken for one that was damaged.
+        self._touched[row.number] = row
+
+    def drop_oldest(self, excess: int, unread: Iterable[Row]) -> int:
+        """
+        Drop deliveries until there is room, the oldest first: what is shelved, then unclaimed rows. Whoever has shelved them
+        finds out when recalling. What is about to be sent stays.
+
+        :param excess: how many bytes to free.
+        :param unread: the rows that are unread, in order, as storage has them; taken one by one.
+        :returns: how many deliveries were dropped.
+        """
+        dropped = 0
+        for row in list(self._rows.values()):
+            shelved = row.shelved & ~row.settled
+            if excess > 0 and shelved:
+                excess -= row.size * shelved.bit_count() // row.kept
+                dropped += self._drop_shelved(row, shelved)
+        for row in self._droppable(unread) if excess > 0 else ():
+            spare = min(row.spare, self._spare)
+            self._spare -= spare
+            excess -= row.size - spare
+            dropped += self._drop(row)
+            if excess <= 0:
+                break
+        return dropped
+
+    def _drop_shelved(self, row: Row, shelved: int) -> int:
+        count = shelved.bit_count()
+        if count == row.left:
+            self._spare = max(self._spare - row.spare, 0)
+            return self._drop(row)
+        spare = row.spare
+        row.settled |= shelved
+        row.left -= count
+        self._left -= count
+        self._dropped += count
+        self._touched[row.number] = row
+        # Thinning frees them.
+        self._spare += row.spare - spare
+        return count
+
+    def _droppable(self, unread: Iterable[Row]) -> Iterator[Row]:
+        """Take rows out of what may be claimed, one by one."""
+        ready = self._ready
+        claimed_in_part = int(bool(ready) and len(ready[0][1]) < ready[0][0].left)
+        while len(ready) > claimed_in_part:
+            row = ready[claimed_in_part][0]
+            self._unready(claimed_in_part)
+            yield row
+        while self._again:
+            yield self._rows[self._again.popleft()]
+        for row in unread:
+            self._read = row.number
+            yield row
+
+    def _unready(self, at: int) -> None:
+        _, held, size = self._ready[at]
+        del self._ready[at]
+        self._ready_count -= len(held)
+        self._ready_bytes -= size
+
+
+def chunks(deliveries: Sequence[Delivery], size: int) -> Iterator[Sequence[Delivery]]:
+    """Cut what is committed together into rows; ``size`` is how many bytes the bodies have."""
+    if size <= ROW_BYTES:
+        for start in range(0, len(deliveries), ROW):
+            yield deliveries[start : start + ROW]
+        return
+    start = size = 0
+    for index, delivery in enumerate(deliveries):
+        if index > start and (index - start == ROW or size + len(delivery.body) > ROW_BYTES):
+            yield deliveries[start:index]
+            start, size = index, 0
+        size += len(delivery.body)
+    if start < len(deliveries):
+        yield deliveries[start:]

@@ -1,0 +1,116 @@
+"""
+Whether the disk has room for more, and the room that is kept for the end.
+
+To note that a delivery has arrived takes room as well, and so does moving SQLite's log of writes into the file. An outbox that
+had filled its own disk could do neither, and would send everything again after each start. So nothing new is written when the
+disk would have too little left to move the log, and a file beside the outbox reserves some room, whatever else fills the disk.
+It is removed when a commit finds no room, and nothing new is written until it is back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+RESERVE = 4 << 20
+"""How many bytes are reserved, a quarter of what is free at most: about what the log grows to before it is moved."""
+
+ALLOWED = 8 << 20
+"""How many bytes are written before the disk is looked at again, a quarter of what is free at most."""
+
+LEAST = 64 << 10
+"""How many bytes are worth reserving."""
+
+
+class Room:
+    """
+    The room beside an outbox.
+
+    :param path: the outbox.
+    :ivar spent: whether the reserve is given up, or could not be made.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.spent = False
+        self._allowed = 0
+        self._directory = os.path.dirname(path) or "."
+        self._log = f"{path}-wal"
+        self._reserve = f"{path}.reserve"
+
+    def enough(self, size: int, free_inside: Callable[[], int]) -> bool:
+        """
+        Say whether something new may be written.
+
+        :param size: how many bytes it has.
+        :param free_inside: works out how many bytes are free within the outbox's file.
+        """
+        if self.spent:
+            return False
+        if size <= self._allowed:
+            self._allowed -= size
+            return True
+        # It grows the log, and what is in the log then grows the file.
+        needed, free = 2 * size + self._log_size(), self._free()
+        self._allowed = min(max((free - needed) // 4, 0), ALLOWED)
+        return free >= needed or (free >= size and free + free_inside() >= needed)
+
+    def make(self) -> bool:
+        """
+        Reserve room, if there is some.
+
+        :returns: whether there was.
+        """
+        size = min(RESERVE, self._free() // 4)
+        while size >= LEAST:
+            try:
+                descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    os.posix_fallocate(descriptor, 0, size)
+                finally:
+                    os.close(descriptor)
+            except OSError:
+                self._remove()
+                size //= 2
+            else:
+                self.spent = False
+                return True
+        self.spent = True
+        return False
+
+    def spend(self) -> bool:
+        """
+        Give the reserve up.
+
+        :returns: whether it was not yet.
+        """
+        spent, self.spent, self._allowed = self.spent, True, 0
+        self._remove()
+        return not spent
+
+    def renew(self, free_inside: int) -> None:
+        """
+        Reserve room anew.
+
+        :param free_inside: how many bytes are free within the outbox's own file: as good as a reserve when they are enough.
+        """
+        if not self.make() and free_inside >= RESERVE:
+            self.spent = False
+
+    def _free(self) -> int:
+        try:
+            found = os.statvfs(self._directory)
+        except OSError:
+            return 0
+        return found.f_bavail * found.f_frsize
+
+    def _log_size(self) -> int:
+        try:
+            return os.stat(self._log).st_size
+        except OSError:
+            return 0
+
+    def _remove(self) -> None:
+        # What cannot be removed frees nothing: so be it.
+        with suppress(OSError):
+            os.unlink(self._reserve)

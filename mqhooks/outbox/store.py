@@ -1,0 +1,321 @@
+"""
+When to commit, and what a commit that failed means.
+
+Whoever has something to write asks with a time limit; what several ask for until then is one transaction. With ``sync = full``
+a thread writes it, and the reactor goes on. A transaction that fails is written again each second, unchanged but for what is at
+fault: what cannot be stored is taken out, and when the disk is full what is new is put off, so that what has arrived can be
+noted with the room that was kept for that. Damage is reported to the owner, who ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from mqhooks.delivery import Delivery
+from mqhooks.errors import OutboxDamaged, OutboxError, OutboxNoRoom, Unstorable
+from mqhooks.outbox.file import Changes, OutboxFile
+from mqhooks.outbox.room import Room
+
+RETRY = 1.0
+"""Seconds before a transaction that failed is written again."""
+
+LITTLE = 256 << 10
+"""How many bytes of bodies a disk has to have room for, or nothing new is written."""
+
+UNWRITTEN = 8 << 20
+"""How many bytes of bodies wait for the end of a turn, unless a single append brings more."""
+
+
+class Queue(Protocol):
+    """Who has something to write."""
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes of bodies wait for the next transaction."""
+
+    def plan(self, most: int) -> Changes:
+        """Say what is to be written now, with about ``most`` bytes of new bodies; 0: with nothing that takes more room."""
+
+    def written(self, changes: Changes) -> None:
+        """Go on after the transaction."""
+
+    def postpone(self, changes: Changes) -> None:
+        """Take back what is new, for another transaction."""
+
+    def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
+        """Bury deliveries that cannot be stored, in this transaction, for the reasons given."""
+
+
+class Store:
+    """
+    Commits what queues have to write.
+
+    :param reactor: tells the time, calls back, and has threads.
+    :param damaged: called with the error when a transaction finds the file damaged.
+    :param failed: called with the error when one fails otherwise.
+    :ivar failing: why the last transaction failed; ``None`` when it did not.
+    :ivar file: the file while it is open.
+    """
+
+    def __init__(
+        self, reactor: Any, *, damaged: Callable[[OutboxError], object], failed: Callable[[BaseException], object]
+    ) -> None:
+        self.failing: str | None = None
+        self.file: OutboxFile | None = None
+        self._reactor = reactor
+        self._damaged = damaged
+        self._failed = failed
+        self._threads: ThreadPool | None = None
+        self._room: Room | None = None
+        self._held = False
+        self._dirty: dict[Queue, None] = {}
+        self._timer: IDelayedCall | None = None
+        self._due = 0.0
+        self._changes: list[tuple[Queue, Changes]] | None = None
+        # Requests and what was taken over: for the next transaction, and of the one that is being written.
+        self._requests: list[int] = []
+        self._inbox: list[int] = []
+        self._writing: tuple[list[int], list[int]] = ([], [])
+        # Who waits for the transaction that is being written, and for the next one.
+        self._flushing: list[Deferred[None]] = []
+        self._flushed: list[Deferred[None]] = []
+
+    def open(self, file: OutboxFile, room: Room, threads: ThreadPool | None) -> None:
+        """Begin to write a file; ``threads``: in one of these."""
+        self.file, self._room, self._threads = file, room, threads
+        if self._dirty:
+            self._schedule(0.0)
+
+    def close(self) -> None:
+        """Write nothing more."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self.file = self._timer = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._dirty or self._requests or self._inbox) or self._changes is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether a transaction is being written, or was and failed."""
+        return self._changes is not None
+
+    @property
+    def holding(self) -> bool:
+        """Whether nothing new is written because the disk has too little room."""
+        return self._held
+
+    def seconds(self) -> float:
+        """The reactor's time."""
+        seconds: float = self._reactor.seconds()
+        return seconds
+
+    def commit(self, queue: Queue, within: float) -> None:
+        """
+        Commit what a queue has to write.
+
+        :param within: seconds; 0 for the end of this turn of the reactor, or at once when there is much.
+        """
+        self._dirty[queue] = None
+        if self._changes is not None:
+            # What comes now is in the next one, which follows at once.
+            return
+        if queue.unwritten > UNWRITTEN and self._threads is None and self.file is not None and not self._held:
+            self._unschedule()
+            self._flush()
+        else:
+            self._schedule(within)
+
+    def done(self, *, requests: list[int] | None = None, inbox: list[int] | None = None) -> None:
+        """Note requests that are done and what was taken over, for the transaction that says so."""
+        self._requests += requests or []
+        self._inbox += inbox or []
+        self._schedule(0.0)
+
+    @property
+    def undone(self) -> bool:
+        """Whether what was noted as done is not committed."""
+        return bool(self._requests or self._inbox or self._writing != ([], []))
+
+    def flushed(self) -> Deferred[None]:
+        """Wait until everything so far is committed."""
+        flushed: Deferred[None] = Deferred()
+        if self._dirty or self._requests or self._inbox:
+            self._flushed.append(flushed)
+            self._schedule(RETRY if self._held else 0.0)
+        elif self._changes is not None:
+            self._flushing.append(flushed)
+        else:
+            flushed.callback(None)
+        return flushed
+
+    def give_up(self) -> None:
+        """Let nobody wait any longer."""
+        self._flushing += self._flushed
+        self._flushed = []
+        self._tell_flushed()
+
+    def look(self) -> None:
+        """Once a second: see whether there is room again."""
+        if not self._held or self._changes is not None or self.file is None or self._room is None:
+            return
+        try:
+            self.file.shrink_log()
+            if self._room.spent:
+                self._room.renew(self.file.free())
+            self._held = not self._room.enough(min(self._unwritten(), LITTLE), self.file.free)
+        except OutboxError:
+            return
+        if not self._held and self._dirty:
+            self._schedule(0.0)
+
+    def _unwritten(self) -> int:
+        return sum([queue.unwritten for queue in self._dirty])
+
+    def _allowed(self) -> int:
+        """Work out how many bytes of new bodies there is room for now; 0 when what is new has to wait."""
+        if self._held or self._room is None or self.file is None:
+            return 0
+        allowed = max(self._unwritten(), 1)
+        try:
+            while not self._room.enough(allowed, self.file.free):
+                if allowed <= LITTLE:
+                    self._held = True
+                    self._failed(OutboxNoRoom("the disk has too little room"))
+                    return 0
+                allowed = max(allowed // 2, LITTLE)
+        except OutboxError:
+            # Writing will show what is wrong.
+            pass
+        return allowed
+
+    def _schedule(self, within: float) -> None:
+        if self.file is None or self._changes is not None:
+            return
+        due = self._reactor.seconds() + within
+        if self._timer is None:
+            self._timer = self._reactor.callLater(within, self._flush)
+        elif due < self._due:
+            self._timer.reset(within)
+        else:
+            return
+        self._due = due
+
+    def _unschedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _flush(self) -> None:
+        self._timer = None
+        if self._changes is None:
+            allowed = self._allowed()
+            dirty, self._dirty = self._dirty, {}
+            self._changes = []
+            for queue in dirty:
+                self._changes.append((queue, queue.plan(allowed)))
+                if queue.unwritten:
+                    self._dirty[queue] = None
+            self._flushing, self._flushed = self._flushed, []
+            self._writing, self._requests, self._inbox = (self._requests, self._inbox), [], []
+            if not allowed:
+                self._put_off()
+        if self._threads is None:
+            try:
+                self._write()
+            except Exception:
+                self._not_written(Failure())
+            else:
+                self._written(None)
+        else:
+            deferToThreadPool(self._reactor, self._threads, self._write).addCallbacks(self._written, self._not_written)
+
+    def _write(self) -> None:
+        file = self.file
+        if file is None:
+            return
+        if self.failing is not None:
+            file.checkpoint()
+        file.write([changes for _, changes in self._changes or ()], *self._writing)
+
+    def _written(self, _: None) -> None:
+        self.failing = None
+        written, self._changes = self._changes, None
+        self._writing = ([], [])
+        if written is None or self.file is None:
+            return
+        for queue, changes in written:
+            queue.written(changes)
+        if self._dirty or self._requests or self._inbox:
+            self._schedule(RETRY if self._held else 0.0)
+        self._tell_flushed()
+
+    def _tell_flushed(self) -> None:
+        flushing, self._flushing = self._flushing, []
+        for deferred in flushing:
+            deferred.callback(None)
+
+    def _not_written(self, failure: Failure) -> None:
+        if self.file is None:
+            return
+        error = failure.value
+        self.failing = failure.getErrorMessage() or type(error).__name__
+        assert error is not None
+        again = RETRY
+        if isinstance(error, Unstorable):
+            again = 0.0 if self._leave_out() else RETRY
+        elif isinstance(error, OutboxNoRoom):
+            again = 0.0 if self._spend() else RETRY
+        elif isinstance(error, OutboxDamaged):
+            self._damaged(error)
+        if again:
+            self._failed(error)
+        self._timer = self._reactor.callLater(again, self._flush)
+
+    def _leave_out(self) -> bool:
+        """Find what the transaction cannot store, so that the rest of it can be."""
+        assert self.file is not None
+        found = False
+        for queue, changes in self._changes or ():
+            before = list(changes.letters)
+            try:
+                deliveries = self.file.leave_out(changes)
+            except OutboxError:
+                # It will be found again.
+                continue
+            if deliveries:
+                queue.refuse(changes, deliveries)
+            found = found or bool(deliveries) or before != changes.letters
+        return found
+
+    def _spend(self) -> bool:
+        """
+        Give the reserve up, and put off what is new.
+
+        :returns: whether anything has changed by that.
+        """
+        if self._room is None:
+            return False
+        held, self._held = self._held, True
+        spent = self._room.spend()
+        if not held:
+            self._put_off()
+        return spent or not held
+
+    def _put_off(self) -> None:
+        requests, inbox = self._writing
+        self._writing = ([], [])
+        self._requests = requests + self._requests
+        self._inbox = inbox + self._inbox
+        for queue, changes in self._changes or ():
+            queue.postpone(changes)
+            self._dirty[queue] = None

@@ -1,0 +1,130 @@
+"""
+What deliveries and dead letters look like in storage: MessagePack, with a version and a checksum beside it.
+
+The checksum covers where a row belongs as well: a page that a disk has put in the wrong place is damage too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import msgspec
+
+from mqhooks.delivery import DeadLetter, Delivery
+
+VERSION = 1
+"""The version of what is written."""
+
+LONGEST = 990_000_000
+"""How many bytes a body may have: SQLite takes no row of more than a thousand million."""
+
+LONGEST_CLIENT = 1 << 16
+"""How many characters of a client's name a dead letter without its body keeps; an MQTT client's has no more bytes."""
+
+UNENCODABLE = (OverflowError, ValueError, TypeError)
+"""What :func:`encode` raises for a delivery that cannot be encoded."""
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_row = msgspec.msgpack.Decoder(list[Delivery | None]).decode
+_decode_one = msgspec.msgpack.Decoder(Delivery).decode
+_decode_handed = msgspec.msgpack.Decoder(tuple[str, str, int, bytes, int, str, bytes]).decode
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+def checksum(number: int, version: int, *parts: bytes | str) -> int:
+    """Work out the checksum of what is stored under a number."""
+    value = crc32(b"%d %d" % (number, version))
+    for part in parts:
+        value = crc32(part if isinstance(part, bytes) else part.encode(errors="replace"), value)
+    return value
+
+
+def decode_row(number: int, version: object, check: object, data: object) -> Sequence[Delivery | None] | None:
+    """
+    Take the deliveries of a row.
+
+    :returns: ``None`` for those that were taken out when they were settled; ``None`` for all when the row is damaged.
+    """
+    if version != VERSION or not isinstance(data, bytes) or checksum(number, VERSION, data) != check:
+        return None
+    try:
+        return _decode_row(data)
+    except _UNDECODABLE:
+        return None
+
+
+def decode_delivery(webhook: str, version: object, check: object, data: object) -> Delivery:
+    """
+    Take the delivery of a dead letter.
+
+    :raises ValueError: when it is damaged.
+    """
+    if version != VERSION or not isinstance(data, bytes) or checksum(0, VERSION, webhook, data) != check:
+        raise ValueError("its checksum is wrong")
+    try:
+        return _decode_one(data)
+    except _UNDECODABLE as error:
+        raise ValueError(str(error)) from None
+
+
+def encode_letter(letter: DeadLetter) -> bytes:
+    """
+    Encode the delivery of a dead letter.
+
+    :raises OverflowError, ValueError: when it cannot be encoded.
+    """
+    delivery = letter.delivery
+    place, delivery.place = delivery.place, 0
+    try:
+        return encode(delivery)
+    finally:
+        delivery.place = place
+
+
+def encode_handed(letter: DeadLetter) -> bytes:
+    """Encode a dead letter that one process hands over to another."""
+    how = (letter.url, letter.reason, letter.status, letter.answer, letter.died, letter.damage)
+    return encode((*how, encode_letter(letter)))
+
+
+def decode_handed(webhook: str, data: bytes) -> DeadLetter:
+    """
+    Take a dead letter that another process has handed over.
+
+    :raises ValueError: when it is none.
+    """
+    try:
+        url, reason, status, answer, died, damage, delivery = _decode_handed(data)
+        return DeadLetter(0, webhook, _decode_one(delivery), url, reason, status, answer, died, damage)
+    except _UNDECODABLE as error:
+        raise ValueError(str(error)) from None
+
+
+def encodable(delivery: Delivery) -> str | None:
+    """Say why a delivery cannot be encoded; ``None`` when it can."""
+    try:
+        encode(delivery)
+    except UNENCODABLE as error:
+        return str(error)
+    return None
+
+
+def without_body(letter: DeadLetter, reason: str) -> DeadLetter:
+    """
+    Make a dead letter that can be stored, whatever is in it, and that cannot be replayed.
+
+    :param reason: why it is stored without its body; the delivery's id, client and size are added.
+    """
+    delivery = letter.delivery
+    id_, client, url = (_text(value) for value in (delivery.id, delivery.client, letter.url))
+    numbers = (delivery.timestamp, delivery.accepted, letter.status, letter.died)
+    timestamp, accepted, status, died = (value if 0 <= value < 1 << 63 else 0 for value in numbers)
+    bare = Delivery(id_, client[:LONGEST_CLIENT], timestamp, b"", accepted, delivery.attempts)
+    more = f"stored without its body: id {id_[:256]}, client {client[:256]!r}, {len(delivery.body)} bytes"
+    reason = f"{_text(reason)} ({more})"
+    return DeadLetter(0, letter.webhook, bare, url[:4096], reason, status, letter.answer[:1024], died, more)
+
+
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()

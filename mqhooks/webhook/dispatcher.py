@@ -1,0 +1,490 @@
+"""
+From the outbox through the merge window and the lanes to the transport, and back.
+
+- One place decides how much is in flight: deliveries are claimed only when the lanes have room, and the circuit breaker sets
+  how many requests there may be.
+- Accepted first, ordered after: window, lanes and parked clients are in memory only, and a restart begins with the outbox.
+- While the breaker is open, one probe at a time stands for all lanes. It is the client that was heard of last among those that
+  never failed: poisoned messages of some clients must not keep the others waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from random import Random
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mqhooks.delivery import Delivery, Response
+from mqhooks.errors import ConnectionBroken, DeliveryError
+from mqhooks.interfaces import IOutbox, IWebhookTransport
+from mqhooks.support.ratelimit import RateLimit
+from mqhooks.support.redact import hide
+from mqhooks.webhook.budget import Budget
+from mqhooks.webhook.counters import WebhookCounters, failure_of
+from mqhooks.webhook.lanes import Lanes, Settle
+from mqhooks.webhook.merge import MergeWindow
+from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
+from mqhooks.webhook.request import RequestMaker
+from mqhooks.webhook.settings import WebhookSettings
+
+WINDOW = 4096
+"""How many deliveries are claimed and neither settled nor parked; further ones stay in the outbox."""
+
+MOST = 1 << 14
+"""The most that :data:`WINDOW` grows to when it takes more to fill all batches that may be in flight."""
+
+LONG = 4096
+"""While the breaker is open, waiting deliveries with bodies of more bytes are kept by their places only."""
+
+LONGEST_COMMIT = 1.0
+"""The merge window waits this many seconds for a commit, not longer."""
+
+FRESH_PROBE = 1.0
+"""
+The longest wait for a probe, in seconds, while a client waits that has never failed. An endpoint that cannot be reached, or has
+said when to come back, is not probed early.
+"""
+
+UNREADABLE = 1.0
+"""Seconds before parked deliveries that could not be read are recalled again."""
+
+GRAIN = 1 << 20
+"""A webhook that holds fewer bytes tells the budget only when it claims."""
+
+NEVER = float("inf")
+
+
+class LastFailure:
+    """
+    The last attempt that did not deliver.
+
+    :ivar at: when, in seconds since 1970.
+    :ivar reason: why.
+    :ivar status: the response's status; 0 when there was none.
+    :ivar body: the beginning of the response's body.
+    """
+
+    __slots__ = ("at", "body", "reason", "status")
+
+    def __init__(self, at: float, reason: str, status: int, body: bytes) -> None:
+        self.at = at
+        self.reason = reason
+        self.status = status
+        self.body = body
+
+
+class Dispatcher:
+    """
+    Delivers what one outbox holds.
+
+    :param clock: for timers.
+    :param settings: the webhook's.
+    :param outbox: holds what waits; it is open between :meth:`start` and :meth:`close`.
+    :param transport: sends; it is closed by its owner.
+    :param counters: attempts are counted here.
+    :param budget: bounds what is held in memory.
+    :param random: the source of jitter.
+    :param now: the time of day, in seconds since 1970.
+    :ivar settled: called whenever an attempt has ended; ``None`` for nobody.
+    :ivar down_since: when the breaker opened, in seconds since 1970; ``None`` while it is closed.
+    :ivar failure: the last attempt that did not deliver.
+    :ivar refusal: the last of those that was answered.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        settings: WebhookSettings,
+        outbox: IOutbox,
+        transport: IWebhookTransport,
+        counters: WebhookCounters,
+        *,
+        budget: Budget,
+        random: Random,
+        now: Callable[[], float],
+    ) -> None:
+        self.settled: Callable[[], object] | None = None
+        self.down_since: float | None = None
+        self.failure: LastFailure | None = None
+        self.refusal: LastFailure | None = None
+        self.outbox = outbox
+        self._clock = clock
+        self._seconds = clock.seconds
+        self._settings = settings
+        self._transport = transport
+        self._requests = RequestMaker(settings, now)
+        self._counters = counters
+        self._now = now
+        self._outcomes = Outcomes(settings.retry, settings.pool_size, random)
+        self._breaker = self._outcomes.breaker
+        ordered = settings.ordering == "client"
+        self._lanes = Lanes(
+            settings.pool_size,
+            self._send,
+            outbox,
+            self._unreadable,
+            key=attrgetter("client" if ordered else "id"),
+            clock=clock,
+            batch=settings.batch,
+        )
+        self._window = _window(settings)
+        self._low = self._window // 2
+        merge = settings.merge_window if ordered else 0
+        self._merge = MergeWindow(merge, counters.late) if merge else None
+        self._merge_timer: IDelayedCall | None = None
+        self._share = budget.join(self._pump)
+        self._claim: Deferred[Sequence[Delivery]] | None = None
+        self._last_arrival = 0.0
+        self._pumping = False
+        self._running = False
+        self._paused = False
+        self._retries: set[IDelayedCall] = set()
+        self._probe_timer: IDelayedCall | None = None
+        self._probe_due = 0.0
+        self._held_at = 0.0
+        self._early = False
+        self._complaints = RateLimit(clock)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no result yet."""
+        return self._lanes.in_flight
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is sent because somebody wants it so."""
+        return self._paused
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the breaker is open because the endpoint refuses everything."""
+        return self._breaker.refusing
+
+    @property
+    def next_probe(self) -> float | None:
+        """Seconds until an endpoint that is down is probed; ``None`` when it is up or being probed."""
+        return None if self._probe_timer is None else max(self._probe_due - self._seconds(), 0.0)
+
+    def start(self) -> None:
+        """Begin to deliver, first of all what the outbox holds."""
+        self._running = True
+        self._pump()
+
+    def stop_sending(self) -> None:
+        """Send nothing more; what is in flight goes on."""
+        self._running = False
+        self._lanes.limit = 0
+        if self._claim is not None:
+            self._claim.cancel()
+
+    def close(self) -> None:
+        """End all timers and give back all memory."""
+        self.stop_sending()
+        self._lanes.stop()
+        for timer in (*self._retries, self._probe_timer, self._merge_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._retries.clear()
+        self._share.leave()
+
+    def pause(self) -> None:
+        """Send nothing more until :meth:`resume`; what is in flight goes on."""
+        self._paused = True
+        self._lanes.limit = 0
+
+    def resume(self) -> None:
+        """Send again."""
+        self._paused = False
+        self._admit()
+
+    # From the outbox through the merge window into the lanes.
+
+    def _pump(self) -> None:
+        # An attempt that ends at once comes back here: what it makes room for must not go before what is being pushed.
+        if not self._running or self._pumping:
+            return
+        self._pumping = True
+        # What has been delivered since has made room.
+        self._note_held()
+        try:
+            while self._release() or self._claim_more():
+                self._note_held()
+        finally:
+            self._pumping = False
+        self._note_held()
+        if self._merge is not None and len(self._merge) and self._merge_timer is None:
+            self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
+        if self._breaker.down:
+            self._hurry()
+
+    def _claim_more(self) -> bool:
+        """Claim what there is room for; returns whether something came at once."""
+        lanes, merge = self._lanes, self._merge
+        if self._claim is not None or lanes.load > self._low:
+            return False
+        limit = self._window - (lanes.load if merge is None else len(merge))
+        left = self._left()
+        if limit <= 0 or left <= 0:
+            return False
+        claimed = self.outbox.claim(limit, left)
+        if isinstance(claimed, Deferred):
+            self._claim = claimed
+            claimed.addCallbacks(self._claimed, self._not_claimed)
+            return False
+        self._take(claimed)
+        return True
+
+    def _left(self) -> int:
+        """How many bytes of bodies may be claimed."""
+        # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
+        return min(self._share.left, self.outbox.max_size // 2 - self._share.held)
+
+    def _claimed(self, claimed: Sequence[Delivery]) -> None:
+        self._claim = None
+        self._take(claimed)
+        self._pump()
+
+    def _not_claimed(self, failure: Failure) -> None:
+        self._claim = None
+        failure.trap(CancelledError)
+
+    def _take(self, claimed: Sequence[Delivery]) -> None:
+        if self._merge is None:
+            self._lanes.push(claimed)
+            return
+        held = [delivery for delivery in claimed if delivery.window]
+        if len(held) < len(claimed):
+            self._lanes.push([delivery for delivery in claimed if not delivery.window])
+        # What a backlog holds was accepted at different times: only what comes within the window of it is waited for.
+        now, wall = self._seconds(), int(self._now() * 1000)
+        groups = [held] if held and held[0].accepted == held[-1].accepted else _by_acceptance(held)
+        for group in groups:
+            arrival = now - max(wall - group[0].accepted, 0) / 1000
+            self._last_arrival = arrival = max(arrival, self._last_arrival)
+            self._merge.push(group, arrival)
+
+    def _release(self) -> bool:
+        """Let the merge window go what it has held long enough; returns whether there was some."""
+        merge = self._merge
+        if merge is None or not len(merge) or self._lanes.load > self._low:
+            return False
+        released = merge.release(self._horizon(), self._window - self._lanes.load)
+        if not released and (len(merge) >= self._window or self._left() <= 0) and not self._lanes.load:
+            # More came within the window than it holds: its first part has to go.
+            released = merge.release(NEVER, max(len(merge) // 2, 1))
+        self._counters.late = merge.late
+        self._lanes.push(released)
+        return bool(released)
+
+    def _horizon(self) -> float:
+        """Work out until when everything that was accepted has been claimed."""
+        if self._claim is None:
+            return self._last_arrival
+        now, since = self._seconds(), self.outbox.waiting_since
+        # A disk that is full must not stop what would free it.
+        return now if since is None else max(since, now - LONGEST_COMMIT)
+
+    def _note_held(self) -> None:
+        self._share.hold(self._lanes.size + (0 if self._merge is None else self._merge.size))
+
+    def _tick(self) -> None:
+        self._merge_timer = None
+        self._pump()
+
+    def _unreadable(self, key: str) -> None:
+        self._later(UNREADABLE, (key,))
+
+    def _later(self, delay: float, keys: Sequence[str]) -> None:
+        def again() -> None:
+            self._retries.discard(retry)
+            for key in keys:
+                self._lanes.unpark(key)
+
+        retry: IDelayedCall = self._clock.callLater(delay, again)
+        self._retries.add(retry)
+
+    # Attempts.
+
+    def _send(self, deliveries: list[Delivery], settle: Settle) -> None:
+        attempt = (deliveries, settle, self._seconds())
+        answered = self._transport.send(self._requests.make(deliveries))
+        answered.addCallbacks(self._answered, self._failed, attempt, {}, attempt)
+
+    def _answered(self, response: Response, deliveries: list[Delivery], settle: Settle, since: float) -> None:
+        counters = self._counters
+        counters.answers.observe(self._seconds() - since)
+        if not 200 <= response.status < 300:
+            self._not_delivered(deliveries, response, settle)
+            return
+        counters.attempts += len(deliveries)
+        now = self._now()
+        for delivery in deliveries:
+            counters.ages.observe(now - delivery.timestamp * 1e-9)
+        self.outbox.acknowledge(deliveries)
+        breaker = self._breaker
+        if not breaker.well or breaker.failing:
+            self._note_arrival(deliveries)
+        settle(ARRIVED)
+        self._go_on()
+
+    def _note_arrival(self, deliveries: list[Delivery]) -> None:
+        if self._outcomes.arrived(deliveries):
+            self._recovered()
+        else:
+            self._admit()
+
+    def _failed(self, failure: Failure, deliveries: list[Delivery], settle: Settle, _since: float) -> None:
+        error = failure.value
+        if not isinstance(error, DeliveryError):
+            self.log.failure("webhook {name}: an attempt failed in an unexpected way", failure, name=self._settings.name)
+            error = ConnectionBroken(f"{self._settings.url}: {failure.getErrorMessage() or type(error).__name__}")
+        self._not_delivered(deliveries, error, settle)
+
+    def _not_delivered(self, deliveries: list[Delivery], result: Response | DeliveryError, settle: Settle) -> None:
+        counters, count = self._counters, len(deliveries)
+        counters.attempts += count
+        if isinstance(result, Response) and self._outcomes.refused(result):
+            counters.refused += count
+        else:
+            counters.failed += count
+            counters.failures[failure_of(result)] += count
+            if not self._running:
+                settle(AGAIN)
+                if self.settled is not None:
+                    self.settled()
+                return
+        outcome = self._outcomes.failed(deliveries, result, self._now(), self._lanes.parked, self._lanes.waits_beside)
+        self._carry_out(outcome, deliveries, result)
+        settle(outcome.fates)
+        if self._breaker.down:
+            self._lanes.release_long(LONG)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        # While a claim waits, what comes wakes the pump by itself.
+        if self._claim is None and self._lanes.load <= self._low:
+            self._pump()
+        elif self._share.held > GRAIN:
+            self._note_held()
+        if self.settled is not None:
+            self.settled()
+
+    def _carry_out(self, outcome: Outcome, deliveries: Sequence[Delivery], result: Response | DeliveryError) -> None:
+        reason = f"{self._settings.url} answered {result.status}" if isinstance(result, Response) else str(result)
+        now = self._now()
+        self._note(result, reason, now)
+        if outcome.closed:
+            self._recovered()
+        if outcome.probe is not None:
+            self._hold(outcome, outcome.probe, reason)
+        status, body = (result.status, result.body) if isinstance(result, Response) else (0, b"")
+        parked = []
+        for delivery, fate, why in zip(deliveries, outcome.fates, outcome.reasons, strict=True):
+            if fate is DEAD:
+                self.outbox.bury(delivery, self._settings.url, f"{reason}: {why}", status, body, int(now * 1000))
+                self._complain(f"{reason}: {why}", "{id} is a dead letter", id=delivery.id)
+            elif fate is PARK:
+                parked.append(delivery)
+        if parked:
+            attempts = max(delivery.attempts for delivery in parked)
+            self._complain(
+                reason, "attempt {attempts}, the next in {delay:.1f} s", attempts=max(attempts, 1), delay=outcome.delay
+            )
+            self._later(outcome.delay, tuple(dict.fromkeys(map(self._lanes.key, parked))))
+        if outcome.fates[0] is HALVE:
+            self._complain(reason, "a batch of {count} is tried in halves", count=len(deliveries))
+
+    def _note(self, result: Response | DeliveryError, reason: str, now: float) -> None:
+        if isinstance(result, Response):
+            self.failure = self.refusal = LastFailure(now, reason, result.status, result.body)
+        else:
+            self.failure = LastFailure(now, reason, 0, b"")
+
+    # The breaker.
+
+    def _hold(self, outcome: Outcome, delay: float, reason: str) -> None:
+        """Send nothing more before a probe."""
+        self._lanes.limit = 0
+        if self.down_since is None:
+            self.down_since = self._now()
+        if self._probe_timer is not None:
+            return
+        name = self._settings.name
+        if outcome.opened and self._breaker.refusing:
+            self.log.error(
+                "webhook {name}: the endpoint refuses everything: {reason}; deliveries wait until it accepts one, and none "
+                "becomes a dead letter meanwhile: check its URL, its token and its routes",
+                name=name,
+                reason=hide(reason, self._settings.url),
+            )
+        elif outcome.opened:
+            self.log.error("webhook {name}: the endpoint is down: {reason}", name=name, reason=hide(reason, self._settings.url))
+        self._complain(reason, "the next probe in {delay:.1f} s", delay=delay)
+        self._held_at = self._seconds()
+        self._probe_due = self._held_at + delay
+        self._early = outcome.early
+        self._probe_timer = self._clock.callLater(min(delay, FRESH_PROBE) if outcome.early else delay, self._probe)
+
+    def _hurry(self) -> None:
+        """Probe soon when a client waits that has never failed."""
+        timer, at = self._probe_timer, self._held_at + FRESH_PROBE
+        if self._early and timer is not None and timer.getTime() > at and self._lanes.newest(self._breaker.knows) is not None:
+            timer.reset(max(at - self._seconds(), 0))
+
+    def _probe(self) -> None:
+        self._probe_timer = None
+        self._lanes.shelve()
+        self._pump()
+        newest = self._lanes.newest(self._breaker.knows)
+        left = self._probe_due - self._seconds()
+        if left > 0 and (newest is None or not self._early):
+            self._probe_timer = self._clock.callLater(left, self._probe)
+            return
+        self._breaker.probe()
+        if newest is not None:
+            self._lanes.prefer(newest)
+        self._admit()
+
+    def _recovered(self) -> None:
+        """The breaker has closed."""
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+        self.down_since = None
+        self.log.info(
+            "webhook {name}: the endpoint is up again, {pending} deliveries are waiting",
+            name=self._settings.name,
+            pending=self.outbox.counts.pending,
+        )
+        self._admit()
+
+    def _admit(self) -> None:
+        if self._running and not self._paused:
+            self._lanes.limit = self._breaker.limit
+            self._lanes.admit()
+
+    def _complain(self, reason: str, what: str, **values: Any) -> None:
+        held = self._complaints.allow(reason)
+        if held is not None:
+            more = f" ({held} more like it since the last time)" if held else ""
+            line = f"webhook {{name}}: {{reason}}; {what}{{more}}"
+            self.log.warn(line, name=self._settings.name, reason=hide(reason, self._settings.url), more=more, **values)
+
+
+def _window(settings: WebhookSettings) -> int:
+    if settings.batch is None:
+        return WINDOW
+    return min(max(WINDOW, 2 * settings.pool_size * settings.batch.size), MOST)
+
+
+def _by_acceptance(deliveries: Sequence[Delivery]) -> list[list[Delivery]]:
+    return [list(group) for _, group in groupby(deliveries, attrgetter("accepted"))]

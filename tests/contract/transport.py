@@ -1,0 +1,267 @@
+"""What every provider of IWebhookTransport keeps, against real servers on loopback."""
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.threads import deferToThread
+from zope.interface.verify import verifyObject
+
+from mqhooks.delivery import Head, Request, Response
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
+from mqhooks.http.limits import KEEP, MAX_BODY
+from mqhooks.interfaces import IWebhookTransport
+from mqhooks.support.histogram import Histogram
+from tests.endpoints import Endpoint
+from tests.waiting import until
+
+
+class TransportContract:
+    """
+    Mix into a TestCase that has ``make(url, **options)``: options are ``size``, ``timeout`` and ``tls``.
+    """
+
+    timeout = 10
+
+    def start(self, answer=None, *, query="", **options):
+        self.endpoint = Endpoint(answer)
+        self.url = self.endpoint.listen(self, reactor) + query
+        self.head = Head("POST", self.url, (("content-type", "application/json"), ("X-A", "b")))
+        return self.connect(self.url, **options)
+
+    def connect(self, url, **options):
+        transport = self.make(url, **options)
+        self.addCleanup(transport.close)
+        return transport
+
+    def request(self, body=b"{}", headers=(("webhook-id", "msg_1"),), head=None, **more):
+        return Request(head or self.head, list(headers), body, **more)
+
+    async def result(self, transport, *args, **more):
+        try:
+            return await transport.send(self.request(*args, **more))
+        except DeliveryError as error:
+            return error
+
+    async def status(self, transport, *args, **more):
+        return (await transport.send(self.request(*args, **more))).status
+
+    async def test_interface(self):
+        transport = self.start()
+        verifyObject(IWebhookTransport, transport)
+        self.assertIsInstance(transport.answers, Histogram)
+
+    async def test_request_arrives_as_it_is(self):
+        transport = self.start(query="?a=1")
+        signed = [("webhook-id", "msg_1"), ("webhook-timestamp", "7"), ("webhook-signature", "v1,x")]
+        self.assertEqual(await self.status(transport, '{"a":"é"}'.encode(), signed), 200)
+        (request,) = self.endpoint.requests
+        self.assertEqual((request.method, request.path, request.body), ("POST", "/hook?a=1", '{"a":"é"}'.encode()))
+        for name, value in [*signed, ("X-A", "b"), ("content-type", "application/json"), ("content-length", "10")]:
+            self.assertEqual(request.header(name), value)
+        self.assertEqual(request.header("host"), self.url.split("/")[2])
+
+    async def test_variation_changes_method_path_and_headers(self):
+        transport = self.start(query="?a=1")
+        self.assertEqual(await self.status(transport, b"x", method="PUT", path="/else?b=2"), 200)
+        self.assertEqual(await self.status(transport, b"", [("X-Y", "1"), ("X-Z", "2")], method="DELETE"), 200)
+        first, second = self.endpoint.requests
+        self.assertEqual((first.method, first.path, first.body), ("PUT", "/else?b=2", b"x"))
+        self.assertEqual((second.method, second.path, second.header("x-z")), ("DELETE", "/hook?a=1", "2"))
+
+    async def test_answer_to_head_has_no_body(self):
+        transport = self.start(lambda request: request.connection.send(b"HTTP/1.1 204 No\r\nContent-Length: 9\r\n\r\n"))
+        self.assertEqual(await self.status(transport, b"", method="HEAD"), 204)
+
+    async def test_path_is_never_empty(self):
+        transport = self.start()
+        for query, path in (("?token=1", "/?token=1"), ("", "/")):
+            head = Head("POST", self.url.replace("/hook", query), ())
+            self.assertEqual(await self.status(transport, head=head), 200)
+            self.assertEqual(self.endpoint.requests[-1].path, path)
+
+    async def test_response_has_status_headers_and_body(self):
+        transport = self.start(lambda request: request.connection.reply(418, b"teapot", [("Retry-After", "7")]))
+        response = await self.result(transport)
+        self.assertIsInstance(response, Response)
+        self.assertEqual((response.status, response.body, response.length, response.complete), (418, b"teapot", 6, True))
+        self.assertIn((b"Retry-After", b"7"), response.headers)
+
+    async def test_beginning_of_a_long_body_is_kept(self):
+        transport = self.start(lambda request: request.connection.reply(500, b"x" * 100_000))
+        for _ in range(3):
+            response = await self.result(transport)
+            self.assertEqual((response.body, response.length, response.complete), (b"x" * KEEP, 100_000, False))
+        self.assertEqual(len(self.endpoint.connections), 1)
+
+    async def test_endless_body_is_not_read(self):
+        transport = self.start(lambda request: request.connection.reply(500, b"x" * (MAX_BODY * 3)))
+        response = await self.result(transport)
+        self.assertEqual(response.status, 500)
+        self.assertLess(response.length, MAX_BODY * 2)
+        await self.endpoint.connections[0].closed
+
+    async def test_redirect_is_a_response_like_any_other(self):
+        for status in (301, 302, 303, 307, 308):
+            transport = self.start(
+                lambda request, status=status: request.connection.reply(status, b"", [("Location", "/elsewhere")])
+            )
+            self.assertEqual(await self.status(transport), status)
+            self.assertEqual([request.path for request in self.endpoint.requests], ["/hook"])
+
+    async def test_cookies_are_not_sent_back(self):
+        transport = self.start(lambda request: request.connection.reply(200, b"", [("Set-Cookie", "a=b")]))
+        for _ in range(2):
+            await self.result(transport)
+        self.assertEqual([request.header("cookie") for request in self.endpoint.requests], [None, None])
+
+    async def test_connection_is_reused(self):
+        transport = self.start()
+        for _ in range(20):
+            self.assertEqual(await self.status(transport), 200)
+        self.assertEqual(len(self.endpoint.connections), 1)
+
+    async def test_answers_of_all_kinds_leave_the_connection_usable(self):
+        kinds = [
+            b"HTTP/1.1 204 No Content\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n",
+        ]
+        answers = iter(kinds)
+        transport = self.start(lambda request: request.connection.send(next(answers)))
+        received = [await self.result(transport) for _ in kinds]
+        self.assertEqual([response.status for response in received], [204, 200, 200, 202, 304])
+        self.assertEqual([response.body for response in received], [b"", b"abcde", b"x", b"", b""])
+        self.assertEqual(len(self.endpoint.connections), 1)
+
+    async def test_body_may_end_with_its_connection(self):
+        def answer(request):
+            request.connection.send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
+            request.connection.transport.loseConnection()
+
+        response = await self.result(self.start(answer))
+        self.assertEqual((response.status, response.body), (200, b"until the end"))
+
+    async def test_status_stands_whatever_becomes_of_the_body(self):
+        def answer(request):
+            request.connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+            request.connection.transport.loseConnection()
+
+        response = await self.result(self.start(answer))
+        self.assertEqual((response.status, response.complete), (200, False))
+
+    async def test_slow_body_does_not_undo_a_status(self):
+        half = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1"
+        transport = self.start(lambda request: request.connection.send(half), timeout=0.2)
+        self.assertEqual(await self.status(transport), 200)
+        await self.endpoint.connections[0].closed
+
+    async def test_status_that_http_does_not_know_is_a_failure(self):
+        for status in ("000", "099", "600", "999"):
+            raw = f"HTTP/1.1 {status} What\r\nContent-Length: 0\r\n\r\n".encode()
+            transport = self.start(lambda request, raw=raw: request.connection.send(raw))
+            self.assertIsInstance(await self.result(transport), BadAnswer, status)
+
+    async def test_another_protocol_is_a_failure(self):
+        switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+        transport = self.start(lambda request: request.connection.send(switch), timeout=0.5)
+        self.assertIsInstance(await self.result(transport), DeliveryError)
+
+    async def test_garbage_is_a_failure(self):
+        transport = self.start(lambda request: request.connection.send(b"SSH-2.0-OpenSSH_9.2\r\n"))
+        self.assertIsInstance(await self.result(transport), BadAnswer)
+        self.assertIsInstance(await self.result(transport), BadAnswer)
+        self.assertEqual(len(self.endpoint.connections), 2)
+
+    async def test_no_answer_in_time(self):
+        transport = self.start(lambda request: None, timeout=0.2)
+        error = await self.result(transport)
+        self.assertIsInstance(error, DeliveryTimeout)
+        self.assertEqual(str(error), f"{self.url.removesuffix('/hook')}: no answer within 0.2 s")
+        await self.endpoint.connections[0].closed
+
+    async def test_connection_closed_without_an_answer(self):
+        transport = self.start(lambda request: request.connection.transport.loseConnection())
+        self.assertIsInstance(await self.result(transport), ConnectionBroken)
+        self.assertEqual(len(self.endpoint.requests), 1)
+
+    async def test_connection_reset_without_an_answer(self):
+        transport = self.start(lambda request: request.connection.transport.abortConnection())
+        self.assertIsInstance(await self.result(transport), ConnectionBroken)
+
+    async def test_connection_refused(self):
+        transport = self.start()
+        await self.endpoint.port.stopListening()
+        results = await gatherResults([self.defer(self.result(transport)) for _ in range(10)])
+        self.assertEqual({type(error) for error in results}, {ConnectFailed})
+        self.assertIn("refused", str(results[0]))
+
+    def defer(self, coroutine):
+        return ensureDeferred(coroutine)
+
+    async def test_close_ends_what_is_under_way(self):
+        transport = self.start(lambda request: None)
+        under_way = self.defer(self.result(transport))
+        await until(lambda: self.endpoint.requests)
+        await transport.close()
+        self.assertIsInstance(await under_way, DeliveryError)
+        self.assertIsInstance(await self.result(transport), ConnectFailed)
+        await transport.close()
+        await until(lambda: not self.endpoint.open)
+
+    async def test_cancelled_request_harms_nobody(self):
+        transport = self.start()
+        cancelled = transport.send(self.request())
+        cancelled.addErrback(lambda failure: None)
+        cancelled.cancel()
+        self.assertEqual(await self.status(transport), 200)
+
+    async def test_answers_are_counted(self):
+        transport = self.start()
+        for _ in range(3):
+            await self.result(transport)
+        self.assertEqual(transport.answers.count, 3)
+        transport.answers = other = Histogram([1.0])
+        await self.result(transport)
+        self.assertEqual((transport.answers, other.count), (other, 1))
+
+    async def test_long_request_arrives(self):
+        transport = self.start()
+        body = bytes(range(256)) * 20_000
+        self.assertEqual(await self.status(transport, body), 200)
+        self.assertEqual(await self.status(transport), 200)
+        self.assertEqual([request.body == body for request in self.endpoint.requests], [True, False])
+
+    async def test_server_of_the_standard_library(self):
+        bodies = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"ok")
+
+            def log_message(self, *args):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        self.addCleanup(server.server_close)
+        self.addCleanup(deferToThread, server.shutdown)
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        transport = self.connect(url)
+        begun = reactor.seconds()
+        for number in range(10):
+            response = await self.result(transport, b"%d" % number, head=Head("POST", url, ()))
+            self.assertEqual((response.status, response.body), (200, b"ok"))
+        self.elapsed = reactor.seconds() - begun
+        self.assertEqual(bodies, [b"%d" % number for number in range(10)])
+        await transport.close()

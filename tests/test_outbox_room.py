@@ -1,0 +1,170 @@
+"""An outbox whose disk is full."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from mqhooks.outbox.room import RESERVE, Room
+from tests.outboxes import StoreCase, deliveries
+
+
+class RoomTests(SynchronousTestCase):
+    def setUp(self):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        self.path = str(directory / "outbox")
+        self.reserve = Path(f"{self.path}.reserve")
+        self.room = Room(self.path)
+
+    def nothing(self):
+        return 0
+
+    def test_reserve_takes_room_and_nobody_else_may_read_it(self):
+        self.assertTrue(self.room.make())
+        found = self.reserve.stat()
+        self.assertEqual((found.st_size, found.st_mode & 0o777), (RESERVE, 0o600))
+        self.assertGreaterEqual(found.st_blocks * 512, RESERVE)
+
+    def test_spent_once_and_renewed(self):
+        self.room.make()
+        self.assertTrue(self.room.enough(1000, self.nothing))
+        self.assertTrue(self.room.spend())
+        self.assertFalse(self.room.spend())
+        self.assertFalse(self.reserve.exists())
+        self.assertFalse(self.room.enough(1000, self.nothing))
+        self.room.renew(0)
+        self.assertTrue(self.reserve.exists())
+        self.assertTrue(self.room.enough(1000, self.nothing))
+
+    def full(self, free):
+        class Found:
+            f_frsize = 1
+            f_bavail = free
+
+        self.patch(os, "statvfs", lambda _: Found)
+
+    def test_room_within_the_file_is_as_good_as_a_reserve(self):
+        self.full(0)
+        self.assertFalse(self.room.make())
+        self.room.renew(RESERVE - 1)
+        self.assertTrue(self.room.spent)
+        self.room.renew(RESERVE)
+        self.assertFalse(self.room.spent)
+
+    def test_what_is_written_has_to_be_moved_out_of_the_log_as_well(self):
+        Path(f"{self.path}-wal").write_bytes(bytes(3000))
+        self.full(5000)
+        self.assertTrue(self.room.enough(1000, self.nothing))
+        self.assertFalse(Room(self.path).enough(1001, self.nothing))
+        self.assertTrue(Room(self.path).enough(2000, lambda: 2000))
+        self.assertFalse(Room(self.path).enough(5001, lambda: 1 << 30))
+
+    def test_symbolic_link_is_not_followed(self):
+        target = Path(f"{self.path}.target")
+        target.write_text("mine")
+        self.reserve.symlink_to(target)
+        self.room.make()
+        self.assertEqual(target.read_text(), "mine")
+
+
+class DiskTests(StoreCase):
+    """A file system of a few MiB, filled to its last byte."""
+
+    def mount(self, size):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}M", "none", str(directory)], capture_output=True, check=False
+        )
+        if mounted.returncode:
+            raise SkipTest("no file system may be mounted here")
+        self.addCleanup(subprocess.run, ["umount", "-l", str(directory)], check=False)
+        self.path = str(directory / "outbox")
+
+    def fill(self):
+        """Append until nothing is accepted any more; return what was accepted."""
+        accepted, number = [], 0
+        waiting = None
+        for _ in range(20_000):
+            waiting = self.outbox.append(deliveries(10, number, size=1000))
+            self.turn()
+            if not waiting.called:
+                self.clock.pump([1] * 3)
+            if not waiting.called:
+                break
+            accepted += range(number, number + 10)
+            number += 10
+        self.assertIsInstance(waiting, Deferred)
+        return accepted, waiting, number
+
+    def check(self, size, foreign=False):
+        self.mount(size)
+        store = self.open()
+        accepted, waiting, number = self.fill()
+        self.assertGreater(len(accepted) * 1000, size << 17)
+        self.assertEqual(self.pending(), len(accepted))
+        if foreign:
+            # Somebody else takes what is left.
+            with open(f"{self.path}.foreign", "wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(4096)):
+                        pass
+                except OSError:
+                    pass
+        self.clock.pump([1] * 5)
+        self.assertFalse(waiting.called)
+        # A restart loses nothing, and sends nothing that has arrived.
+        claimed = self.claim()
+        self.assertEqual([delivery.timestamp for delivery in claimed], accepted)
+        half = len(claimed) // 2
+        self.outbox.acknowledge(claimed[:half])
+        self.turn()
+        self.clock.pump([1] * 3)
+        self.successResultOf(waiting)
+        accepted += range(number, number + 10)
+        self.kill(store)
+        store = self.open()
+        claimed = self.claim()
+        self.assertEqual([delivery.timestamp for delivery in claimed], accepted[half:])
+        again = self.outbox.append(deliveries(10, number + 10, size=1000))
+        for start in range(0, len(claimed), 50):
+            self.outbox.acknowledge(claimed[start : start + 50])
+            self.turn()
+        self.clock.pump([1] * 5)
+        self.successResultOf(again)
+        self.assertEqual([delivery.timestamp for delivery in self.claim()], list(range(number + 10, number + 20)))
+        self.assertIsNone(store.failing)
+        self.assertEqual((self.pending(), self.outbox.counts.resumed), (10, len(accepted) - half))
+
+    def test_3_mib(self):
+        self.check(3)
+
+    def test_6_mib(self):
+        self.check(6)
+
+    def test_20_mib(self):
+        self.check(20)
+
+    def test_what_has_waited_is_accepted_bit_by_bit(self):
+        # All of it at once would not find room in the log of writes.
+        self.mount(6)
+        self.open()
+        _, waiting, number = self.fill()
+        more = [self.outbox.append(deliveries(10, number + start, size=10_000)) for start in range(10, 400, 10)]
+        self.clock.pump([1] * 5)
+        claimed = self.claim()
+        for _ in range(200):
+            self.outbox.acknowledge(claimed)
+            self.clock.pump([0, 0.005, 0.5, 0.5])
+            claimed = self.claim()
+        self.successResultOf(waiting)
+        for accepted in more:
+            self.successResultOf(accepted)
+        self.assertEqual(self.pending(), 0)
+        self.check_counts()
+
+    def test_20_mib_and_others_take_what_is_left(self):
+        self.check(20, foreign=True)

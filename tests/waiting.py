@@ -1,0 +1,24 @@
+"""Waiting on conditions."""
+
+from inspect import getsource
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+
+async def until(condition, seconds=20.0):
+    """
+    Wait until a condition holds, and return what it returned.
+
+    :param condition: called again and again; may be a coroutine function.
+    :param seconds: fail after so many.
+    """
+    end = reactor.seconds() + seconds
+    while True:
+        held = condition()
+        if hasattr(held, "__await__"):
+            held = await held
+        if held:
+            return held
+        assert reactor.seconds() < end, f"not within {seconds:g} s: {getsource(condition).strip()}"
+        await deferLater(reactor, 0.005)

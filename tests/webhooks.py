@@ -1,0 +1,143 @@
+"""What the tests of the webhook room share: a transport, an outbox and a sink that do as they are told."""
+
+import json
+from random import Random
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from zope.interface import implementer
+
+from mqhooks.delivery import Response
+from mqhooks.interfaces import IWebhookTransport
+from mqhooks.nanomq.settings import Rule
+from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.testing import make_event
+from mqhooks.webhook.settings import RetrySettings, WebhookSettings
+from mqhooks.webhook.sink import WebhookSink
+
+URL = "http://h/hook"
+
+
+def publish(client, number, **fields):
+    """An event whose body says its number."""
+    return make_event("on_publish", client_id=client, payload=str(number).encode(), topic="t", **fields)
+
+
+def respond(status, headers=(), body=b""):
+    """What an endpoint answers."""
+    return Response(status, list(headers), body, len(body), complete=True)
+
+
+class Attempt:
+    """A request that has no result yet."""
+
+    def __init__(self, request, answered):
+        self.request = request
+        self.id = dict(request.headers)["webhook-id"]
+        self._answered = answered
+
+    @property
+    def bodies(self):
+        """The JSON objects in it."""
+        content = self.request.body
+        if content.startswith(b"["):
+            return json.loads(content)
+        return [json.loads(line) for line in content.splitlines()]
+
+    @property
+    def body(self):
+        (body,) = self.bodies
+        return body
+
+    @property
+    def client(self):
+        return self.body["from_client_id"]
+
+    @property
+    def number(self):
+        return int(self.body["payload"])
+
+    def end(self, result):
+        """End it with a status, a response or an error."""
+        if isinstance(result, Exception):
+            self._answered.errback(result)
+        else:
+            self._answered.callback(respond(result) if isinstance(result, int) else result)
+
+
+@implementer(IWebhookTransport)
+class FakeTransport:
+    """Ends attempts when told, or at once."""
+
+    def __init__(self):
+        self.in_flight = []
+        self.closed = False
+        self.at_once = None
+
+    def send(self, request):
+        answered = Deferred()
+        attempt = Attempt(request, answered)
+        if self.at_once is None:
+            self.in_flight.append(attempt)
+        else:
+            attempt.end(self.at_once(attempt))
+        return answered
+
+    def end(self, result=200, index=0):
+        """End one attempt; returns it."""
+        attempt = self.in_flight.pop(index)
+        attempt.end(result)
+        return attempt
+
+    def close(self):
+        self.closed = True
+        return succeed(None)
+
+
+class DurableOutbox(MemoryOutbox):
+    """Says that it outlives the process."""
+
+    durable = True
+
+
+class SinkMixin:
+    """Makes a sink with a clock, a transport and an outbox that do as they are told."""
+
+    def make(self, outbox=None, **settings):
+        self.clock, self.transport = Clock(), FakeTransport()
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+        rules = settings.pop("rules", (Rule("on_message_publish"),))
+        self.outbox = outbox or MemoryOutbox()
+        self.sink = WebhookSink(
+            self.clock,
+            WebhookSettings("w", URL, rules, **{"merge_window": 0, "retry": RetrySettings(jitter=0)} | settings),
+            self.outbox,
+            self.transport,
+            random=Random(0),
+            now=self.clock.seconds,
+        )
+        self.sink.startService()
+        return self.sink
+
+    @property
+    def in_flight(self):
+        return self.transport.in_flight
+
+    def lines(self):
+        """The lines of the log."""
+        return [formatEvent(event) for event in self.logged]
+
+    def assert_identities(self):
+        """What every count has to keep."""
+        counters, counts = self.sink.counters, self.outbox.counts
+        self.assertEqual(counters.events, counters.filtered + counters.matched)
+        self.assertEqual(counters.attempts, counters.arrived + counters.refused + counters.failed)
+        self.assertEqual(counts.accepted, counts.delivered + counts.dead + counts.dropped + counts.pending)
+
+    def end_all(self, result=200):
+        """End attempts, and those that follow at once, until none is in flight."""
+        while self.in_flight:
+            self.transport.end(result)
