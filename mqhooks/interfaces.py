@@ -77,8 +77,8 @@ class IOutbox(Interface):
 
     def shelve(places: Iterable[int]) -> None:
         """
-        Note that only the places of claimed deliveries are kept: they are recalled before anybody sends them. Of what is claimed,
-        only such deliveries may be dropped for want of room.
+        Note that only the places of claimed deliveries are kept: they are recalled before anybody sends them. Of what is
+        claimed, only such deliveries may be dropped for want of room.
 
         :param places: each delivery's ``place``.
         """
