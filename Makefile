@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
+JOBS := 2
 SECONDS :=
 BENCH :=
 
@@ -30,7 +31,7 @@ demo: $(RUN)
 	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
 
 test: $(DEV) $(if $(filter tests tests.test_admin_page%,$(TESTS)),browser)
-	$(BIN)/python -m twisted.trial $(TESTS)
+	$(BIN)/python -m twisted.trial -j$(JOBS) $(TESTS)
 
 # The tests of the status page drive a browser. Where none is to be had they are skipped and say so; nothing else depends on it.
 browser:

@@ -143,6 +143,15 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.assertEqual([self.transport.end().body["topic"] for _ in range(100)], [f"t/{n}" for n in range(100)])
         self.assert_identities()
 
+    def test_answers_are_timed_whatever_they_are(self):
+        sink = self.make()
+        for result in (200, 422, DeliveryTimeout("late")):
+            sink.receive([publish("c", 1)])
+            self.clock.advance(0.2)
+            self.transport.end(result)
+        self.assertEqual(sink.counters.answers.count, 2)
+        self.assertAlmostEqual(sink.counters.answers.sum, 0.4)
+
     def test_2xx_is_delivered(self):
         sink = self.make()
         for status in (200, 201, 204, 299):

@@ -24,12 +24,10 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.http import names
 from mqhooks.http.connection import Exchange, HTTPConnection
-from mqhooks.http.limits import ANSWERS
 from mqhooks.http.request import Renderer, target
 from mqhooks.http.sockets import Channel, Sockets, sockets
 from mqhooks.http.tls import TLSChannel, TLSSettings, client_context
 from mqhooks.interfaces import IWebhookTransport
-from mqhooks.support.histogram import Histogram
 
 CLOSING_TIME = 1.0
 """How many seconds connections get to close before they are aborted."""
@@ -58,7 +56,6 @@ class PooledTransport:
     :param by: makes the connections' sockets; ``None`` for the fastest that the reactor can do.
     :param endpoint: connects; ``None`` for the URL's host and port.
     :raises mqhooks.errors.ConfigError: when a TLS file does not serve.
-    :ivar answers: how long answers took, the wait for a connection included.
     :ivar known: short answers that keep coming, by their bytes: they are not parsed again.
     """
 
@@ -74,7 +71,6 @@ class PooledTransport:
         by: Sockets | None = None,
         endpoint: IStreamClientEndpoint | None = None,
     ) -> None:
-        self.answers = Histogram(ANSWERS)
         self.known: dict[bytes, Response] = {}
         at = target(url)
         self._target = at
@@ -111,15 +107,16 @@ class PooledTransport:
         if request.head is not renderer.head:
             renderer = self._renderer = Renderer(request.head)
         answered: Deferred[Response] = Deferred()
-        exchange = Exchange(renderer.render(request), answered, self._seconds())
+        since = self._seconds()
+        exchange = Exchange(renderer.render(request), answered, since)
         if request.method == "HEAD" or renderer.asks_for_head:
             exchange.bodiless = True
-        if self._closed is not None:
-            self._refuse(exchange)
-            return answered
-        connection = self._free(exchange.since) if self._idle else None
+        connection = self._free(since) if self._idle else None
         if connection is not None:
             connection.start(exchange)
+        elif self._closed is not None:
+            self._refuse(exchange)
+            return answered
         else:
             self._waiting.append(exchange)
             self._open()
@@ -154,6 +151,7 @@ class PooledTransport:
                 connection.channel.abort()
             else:
                 connection.channel.close()
+        self._idle.clear()
         late = self._clock.callLater(CLOSING_TIME, self._abort)
         assert self._closed is not None
         self._closed.addCallback(lambda _: late.cancel() if late.active() else None)
@@ -173,7 +171,6 @@ class PooledTransport:
             self._idle.append(connection)
         else:
             connection.channel.close()
-        self.answers.observe(now - exchange.since)
         exchange.answered.callback(response)
 
     def ended(self, exchange: Exchange, result: Response | DeliveryError) -> None:
@@ -181,7 +178,6 @@ class PooledTransport:
         if isinstance(result, DeliveryError):
             exchange.answered.errback(result)
         else:
-            self.answers.observe(self._seconds() - exchange.since)
             exchange.answered.callback(result)
 
     def unfit(self, connection: HTTPConnection) -> None:

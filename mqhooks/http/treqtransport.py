@@ -28,12 +28,11 @@ from zope.interface import implementer
 from mqhooks.delivery import Request, Response
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.http import names
-from mqhooks.http.limits import ANSWERS, KEEP, MAX_BODY
+from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.request import origin_form, target
 from mqhooks.http.tls import TLSSettings
 from mqhooks.interfaces import IWebhookTransport
-from mqhooks.support.histogram import Histogram
 
 _NOT_CONNECTED = (internet.ConnectError, internet.DNSLookupError, internet.UnsupportedAddressFamily)
 _ENDED = (internet.ConnectionDone, internet.ConnectionLost, internet.ConnectionAborted, SSL.Error, CancelledError)
@@ -52,7 +51,6 @@ class TreqTransport:
     :param tls: for Twisted's agent.
     :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
     :raises mqhooks.errors.ConfigError: when a TLS file does not serve.
-    :ivar answers: how long answers took.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class TreqTransport:
         tls: TLSSettings | None = None,
         endpoint: IStreamClientEndpoint | None = None,
     ) -> None:
-        self.answers = Histogram(ANSWERS)
         at = target(url)
         self._target = at
         self._name = at.origin
@@ -96,7 +93,6 @@ class TreqTransport:
         fields = Headers()
         for name, value in (*head.headers, *request.headers):
             fields.addRawHeader(name, value)
-        since = self._clock.seconds()
         attempt = _Attempt(self._explain)
         self._under_way.add(attempt)
         late = DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s")
@@ -106,8 +102,6 @@ class TreqTransport:
             self._under_way.discard(attempt)
             if timer.active():
                 timer.cancel()
-            if isinstance(result, Response):
-                self.answers.observe(self._clock.seconds() - since)
             return result
 
         attempt.result.addBoth(over)

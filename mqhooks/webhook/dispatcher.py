@@ -334,7 +334,9 @@ class Dispatcher:
         if not breaker.well or breaker.failing:
             self._note_arrival(deliveries)
         settle(ARRIVED)
-        self._go_on()
+        # While a claim waits, what comes wakes the pump by itself.
+        if self._claim is None or self._share.held > GRAIN or self.settled is not None:
+            self._go_on()
 
     def _note_arrival(self, deliveries: list[Delivery]) -> None:
         if self._outcomes.arrived(deliveries):
@@ -370,7 +372,6 @@ class Dispatcher:
         self._go_on()
 
     def _go_on(self) -> None:
-        # While a claim waits, what comes wakes the pump by itself.
         if self._claim is None and self._lanes.load <= self._low:
             self._pump()
         elif self._share.held > GRAIN:

@@ -86,12 +86,12 @@ class Lanes:
 
     def push(self, deliveries: Sequence[Delivery]) -> None:
         """Put deliveries at the end of their lanes."""
-        key, count = self.key, len(self._lanes)
+        count = len(self._lanes)
         self.load += len(deliveries)
+        self.size += sum([len(delivery.body) for delivery in deliveries])
         groups: defaultdict[int, list[Delivery]] = defaultdict(list)
-        for delivery in deliveries:
-            self.size += len(delivery.body)
-            groups[crc32(key(delivery).encode()) % count].append(delivery)
+        for delivery, key in zip(deliveries, map(self.key, deliveries), strict=True):
+            groups[crc32(key.encode()) % count].append(delivery)
         for lane, group in groups.items():
             self._lanes[lane].push(group)
 
@@ -166,12 +166,13 @@ class Lane:
         self._settle_current = self._settle
         # How many at the front of the queue are tried together: the halves of a batch that was refused.
         self._parts: list[int] = []
+        self._single = lanes.batch.size == 1
         self._since = 0.0
         self._timer: IDelayedCall | None = None
 
     def push(self, deliveries: Iterable[Delivery]) -> None:
         """Put deliveries at the end."""
-        if not self._queue and self._all.batch.linger:
+        if not self._single and not self._queue:
             self._since = self._all.clock.seconds()
         self._queue.extend(deliveries)
         # While the timer runs, only a full batch is due.
@@ -251,9 +252,14 @@ class Lane:
             if lanes.in_flight >= lanes.limit:
                 lanes.idle[self] = None
                 break
-            if lanes.batch.linger and not self._due():
+            if self._single and not self._parked and not self._parts:
+                # The usual case: nobody is parked, so these are deliveries, and each has a request of its own.
+                first: Any = self._queue.popleft()
+                batch: list[Delivery] = [first]
+            elif lanes.batch.linger and not self._due():
                 break
-            batch = self._collect()
+            else:
+                batch = self._collect()
             if batch:
                 self._current = batch
                 lanes.in_flight += 1
@@ -278,14 +284,10 @@ class Lane:
         self.run()
 
     def _collect(self) -> list[Delivery]:
-        lanes, queue, parked = self._all, self._queue, self._parked
+        lanes, queue = self._all, self._queue
         limits = lanes.batch
         part = bool(self._parts)
         room = self._parts.pop() if part else limits.size
-        if room == 1 and not parked:
-            # Nobody is parked: then these are deliveries, and to be tried.
-            first: Any = queue.popleft()
-            return [first]
         batch: list[Delivery] = []
         size = 0
         while queue and room:

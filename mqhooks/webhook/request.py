@@ -57,7 +57,8 @@ class RequestMaker:
         if self._together:
             return self._batch(deliveries)
         delivery = deliveries[0]
-        request = Request(self.head, self.identify(delivery.id, delivery.body), delivery.body)
+        headers = [(ID, delivery.id)] if self._signer is None else self.identify(delivery.id, delivery.body)
+        request = Request(self.head, headers, delivery.body)
         variation = delivery.variation
         if variation is not None:
             request.method, request.path = variation.method, variation.path

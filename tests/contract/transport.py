@@ -12,7 +12,6 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.interfaces import IWebhookTransport
-from mqhooks.support.histogram import Histogram
 from tests.endpoints import Endpoint
 from tests.waiting import until
 
@@ -50,7 +49,6 @@ class TransportContract:
     async def test_interface(self):
         transport = self.start()
         verifyObject(IWebhookTransport, transport)
-        self.assertIsInstance(transport.answers, Histogram)
 
     async def test_request_arrives_as_it_is(self):
         transport = self.start(query="?a=1")
@@ -218,15 +216,6 @@ class TransportContract:
         cancelled.addErrback(lambda failure: None)
         cancelled.cancel()
         self.assertEqual(await self.status(transport), 200)
-
-    async def test_answers_are_counted(self):
-        transport = self.start()
-        for _ in range(3):
-            await self.result(transport)
-        self.assertEqual(transport.answers.count, 3)
-        transport.answers = other = Histogram([1.0])
-        await self.result(transport)
-        self.assertEqual((transport.answers, other.count), (other, 1))
 
     async def test_long_request_arrives(self):
         transport = self.start()
