@@ -35,7 +35,7 @@ CLOSING_TIME = 1.0
 MAX_AGE = 300.0
 """How many seconds a connection is used, so that a DNS change takes effect without a restart."""
 
-QUIET = 0.05
+QUIET = 0.02
 """How many seconds the first connection to an endpoint has to stay quiet before it is used."""
 
 LONG_IDLE = 1.0

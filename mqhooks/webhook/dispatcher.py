@@ -293,8 +293,12 @@ class Dispatcher:
         # A disk that is full must not stop what would free it.
         return now if since is None else max(since, now - LONGEST_COMMIT)
 
+    def _held(self) -> int:
+        """How many bytes of bodies are in memory."""
+        return self._lanes.size if self._merge is None else self._lanes.size + self._merge.size
+
     def _note_held(self) -> None:
-        self._share.hold(self._lanes.size + (0 if self._merge is None else self._merge.size))
+        self._share.hold(self._held())
 
     def _tick(self) -> None:
         self._merge_timer = None
@@ -374,7 +378,7 @@ class Dispatcher:
     def _go_on(self) -> None:
         if self._claim is None and self._lanes.load <= self._low:
             self._pump()
-        elif self._share.held > GRAIN:
+        elif self._share.held - self._held() > GRAIN:
             self._note_held()
         if self.settled is not None:
             self.settled()
