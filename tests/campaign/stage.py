@@ -232,7 +232,7 @@ class Stage:
 
     def _settled(self):
         counters = self.counters()
-        if any(pending for *_, pending in counters.values()):
+        if self.handed_over() or any(pending for *_, pending in counters.values()):
             return False
         whole = self.producer.whole
         expected = sum(self.producer.sent[life] for life in whole)
@@ -271,6 +271,11 @@ class Stage:
         """Each webhook's counters as they were committed last, and what is pending."""
         with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
             return _counters(connection)
+
+    def handed_over(self):
+        """How much another process has handed over that the bridge has not taken yet."""
+        with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM inbox").fetchone()[0]
 
     def audit(self):
         """Compare the counters of a file that nobody uses with its rows. The file itself is left alone."""
