@@ -125,8 +125,8 @@ def _ask(options: Namespace) -> Iterator[str]:
             yield f"{options.action}: there are no dead letters{whose}{which}"
             return
         count = letters.ask(options.action, numbers)
-        when = "done within a second by the mqhooks that has the outbox, or when one starts"
-        yield f"{options.action}: asked for {count}; {when}"
+        when = "done within a second by the mqhooks that owns the outbox, or when one starts"
+        yield f"{options.action}: requested for {count}; {when}"
 
 
 def _numbers(letters: Letters, options: Namespace) -> list[int]:

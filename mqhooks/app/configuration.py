@@ -51,7 +51,7 @@ def load(path: str) -> Settings:
         raise different[0] if len(different) == 1 else ConfigErrors(different)
     for key in ("sidecar", "outbox", "admin"):
         if key in document.others:
-            root.warn(key, f"belongs into the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
+            root.warn(key, f"belongs in the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
     return replace(settings, warnings=tuple(warnings))
 
 

@@ -61,7 +61,7 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
         block = several.block(name)
         if block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
-                beside = "there is a webhook block beside, which has this name: call this one something else"
+                beside = "the webhook block already has this name: call this one something else"
                 root.fail(several.error(name, beside))
             yield from _read(root, block, name, defaults)
 
@@ -146,7 +146,7 @@ def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str]
     headers: dict[str, tuple[str, str]] = {}
     for name, value in block.members():
         if not _TOKEN.fullmatch(name):
-            block.fail(block.error(name, "is not a header's name: those are of letters, digits and hyphens"))
+            block.fail(block.error(name, "is not a header name: use letters, digits and hyphens"))
         elif name.lower() in _OURS:
             block.fail(block.error(name, "is set by mqhooks itself: remove it"))
         if name.lower() == "content-encoding" and batch is not None and batch.compression != "none":

@@ -144,7 +144,7 @@ class HTTPConnection:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._status = 0
-            self._finish(BadAnswer("it answered with another protocol than HTTP"))
+            self._finish(BadAnswer("it switched to a protocol other than HTTP"))
         except HttpParserError as error:
             self._doubtful(error)
         else:
@@ -199,9 +199,9 @@ class HTTPConnection:
             body = b"".join(self._body)[:KEEP]
             result = Response(status, self._headers, body, self._length, self._complete and len(body) == self._length)
         elif status:
-            result = error = BadAnswer(f"it answered with status {status:03}, which HTTP does not know")
+            result = error = BadAnswer(f"it answered with status {status:03}, which is not an HTTP status")
         elif error is None:
-            result = error = BadAnswer("it answered with status 000, which HTTP does not know")
+            result = error = BadAnswer("it answered with status 000, which is not an HTTP status")
         reusable = self._reusable and error is None
         self._reset()
         self._received, self._raw = 0, b""

@@ -173,7 +173,7 @@ def handshake_problem(reason: str, host: str, port: int) -> str:
     if any(name in reason for name in _NOT_TLS):
         return not_tls(host, port)
     if any(name in reason for name in _VERSIONS):
-        return f"{at(host, port)} speaks no version of TLS that is safe: it takes 1.2 or 1.3"
+        return f"{at(host, port)} supports no safe version of TLS: 1.2 or 1.3 is needed"
     if refuses_client(reason):
         return f"{at(host, port)} does not accept our client certificate, or demands one: check tls.certfile ({spell(reason)})"
     return f"the TLS handshake with {at(host, port)} failed: {spell(reason)}"

@@ -207,7 +207,7 @@ class _Attempt(Protocol):
 
     def _head_came(self, response: Any) -> None:
         if not 200 <= response.code < 600:
-            self._end(BadAnswer(f"it answered with status {response.code:03}, which HTTP does not know"))
+            self._end(BadAnswer(f"it answered with status {response.code:03}, which is not an HTTP status"))
         unwanted = self.result.called
         self._response = response
         response.deliverBody(self)

@@ -161,12 +161,12 @@ class _Files:
         except (FileNotFoundError, NotADirectoryError) as error:
             if required:
                 raise ConfigError(f"cannot be read: {error.strerror}", path) from None
-            self._warnings.append(f"{path}: does not exist; what it was to be included for is missing")
+            self._warnings.append(f"{path}: does not exist, so the settings it was to provide are missing")
             return None
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", path) from None
         except ValueError:
-            raise ConfigError("is no name that a file can have", repr(path)) from None
+            raise ConfigError("is not a valid file name", repr(path)) from None
         self._opened += 1
         if self._opened > FILES:
             raise ConfigError(f"cannot be read: more than {FILES} files are included", path)

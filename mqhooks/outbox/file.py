@@ -173,7 +173,7 @@ class OutboxFile:
         try:
             return [bytes.decode(row[0]) for row in rows]
         except (TypeError, UnicodeDecodeError):
-            raise OutboxDamaged("a name in webhook is no text") from None
+            raise OutboxDamaged("a name in table webhook is not text") from None
 
     def load(self, webhook: str, *, alone: bool = False) -> Kept:
         """
@@ -197,13 +197,11 @@ class OutboxFile:
         row = connection.execute(question, (webhook,)).fetchone()
         if row is None:
             if connection.execute("SELECT max(id) FROM webhook").fetchone()[0] == WEBHOOKS - 1:
-                raise OutboxError(
-                    f"{self.path}: cannot take in webhook {webhook}: {WEBHOOKS - 1} is the most that one file holds"
-                )
+                raise OutboxError(f"{self.path}: cannot add webhook {webhook}: one file holds at most {WEBHOOKS - 1}")
             connection.execute("INSERT INTO webhook (name) VALUES (?)", (webhook,))
             row = connection.execute(question, (webhook,)).fetchone()
         if row is None or not all(type(value) is int and 0 <= value < 1 << 62 for value in row) or row[0] >= WEBHOOKS:
-            raise OutboxDamaged(f"row {webhook} of webhook is not as it was written")
+            raise OutboxDamaged(f"the row of {webhook} in table webhook is not as it was written")
         key, accepted, delivered, dead, dropped, size, assigned = row
         base = key << KEY_BITS
         ends = base + 1, base + (1 << KEY_BITS) - 1
@@ -233,7 +231,7 @@ class OutboxFile:
                 for id_, version, count, check, deliveries, settled, settled_check in rows:
                     number = id_ - base
                     if not after < number <= upto:
-                        raise OutboxDamaged("rows of batch stand in no order")
+                        raise OutboxDamaged("the rows of table batch are out of order")
                     after = number
                     sound = isinstance(settled, bytes) and checksum(id_, VERSION, settled) == settled_check
                     yield StoredRow(id_, number, version, count, check, deliveries, settled if sound else None)
@@ -257,7 +255,7 @@ class OutboxFile:
             try:
                 for id_, count, size, settled in rows:
                     if not (type(count) is int and 0 < count < 1 << 16 and type(size) is int):
-                        raise OutboxDamaged(f"row {id_} of batch is not as it was written")
+                        raise OutboxDamaged(f"row {id_} of table batch is not as it was written")
                     sound = isinstance(settled, bytes) and len(settled) == (count + 7) // 8
                     yield id_ - base, count, size, settled if sound else None
             finally:
@@ -387,7 +385,7 @@ def _write(connection: sqlite3.Connection, changes: Changes) -> None:
         connection.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)", progress)
     if _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", base, changes.finished) != len(changes.finished):
         # Else they would be counted as settled, and found and sent again when the file is repaired.
-        raise sqlite3.DatabaseError("rows of batch cannot be found")
+        raise sqlite3.DatabaseError("rows of table batch are missing")
     _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", base, changes.marked)
     if changes.resolved:
         connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in changes.resolved])

@@ -65,7 +65,7 @@ class Lock:
                 self._write()
                 return
             os.close(descriptor)
-        raise OutboxError(f"{self._path}: is removed again and again; something else uses this name")
+        raise OutboxError(f"{self._path}: keeps being removed; something else uses this name")
 
     def _open(self) -> int:
         try:
@@ -86,7 +86,7 @@ class Lock:
         """
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise OutboxError(f"{self._path}: is no regular file; remove it, or give outbox.path another name")
+            raise OutboxError(f"{self._path}: is not a regular file; remove it, or give outbox.path another name")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

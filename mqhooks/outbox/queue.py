@@ -620,7 +620,7 @@ class SqliteOutbox:
             self._around.unreadable(error)
         if self._around.complaints.allow(("dropped", self.name)) is not None:
             self.log.warn(
-                "{path}: webhook {name} is full (outbox.max_size): the oldest make room, {dropped} are dropped so far",
+                "{path}: webhook {name} is full (outbox.max_size): the oldest deliveries are dropped, {dropped} so far",
                 path=self._around.path,
                 name=self.name,
                 dropped=ledger.counts.dropped,
@@ -635,7 +635,7 @@ class SqliteOutbox:
 
     def _without_too_long(self, deliveries: Sequence[Delivery]) -> tuple[list[Delivery], int]:
         longest = self._around.limits.longest
-        problem = f"a body has {longest} bytes at most"
+        problem = f"a body may have at most {longest} bytes"
         self._refuse(self._new, [(delivery, problem) for delivery in deliveries if len(delivery.body) > longest])
         kept = [delivery for delivery in deliveries if len(delivery.body) <= longest]
         return kept, sum([len(delivery.body) for delivery in kept])
@@ -675,7 +675,7 @@ class SqliteOutbox:
         self._resolved.difference_update(gone)
         if self._around.complaints.allow(("forgotten", self.name)) is not None:
             self.log.warn(
-                "{path}: webhook {name}: the oldest dead letters make room (outbox.dead_max), {forgotten} are forgotten so far",
+                "{path}: webhook {name}: the oldest dead letters are discarded (outbox.dead_max), {forgotten} so far",
                 path=self._around.path,
                 name=self.name,
                 forgotten=self._ledger.forgotten,
@@ -686,14 +686,14 @@ class SqliteOutbox:
         ledger = self._ledger
         if ledger.empty:
             if ledger.pending and not ledger.settled:
-                raise OutboxDamaged("rows of batch cannot be found")
+                raise OutboxDamaged("rows of table batch are missing")
             if ledger.size:
                 ledger.size = 0
                 self.release()
         if ledger.surplus > self._surplus:
             self._surplus = ledger.surplus
             self.log.critical(
-                "{path}: has lost what was settled of webhook {name}: {again} deliveries were sent once more",
+                "{path}: lost track of what was settled for webhook {name}: {again} deliveries were sent again",
                 path=self._around.path,
                 name=self.name,
                 again=self._surplus,

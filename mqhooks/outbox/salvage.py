@@ -45,7 +45,7 @@ def salvage(damaged: str, outbox: str) -> str:
     """
     damaged, outbox = os.path.realpath(damaged), os.path.realpath(outbox)
     if damaged not in aside.damaged_files(outbox):
-        raise OutboxError(f"{damaged}: is no damaged file of {outbox}, or was taken over already")
+        raise OutboxError(f"{damaged}: is not a damaged file of {outbox}, or was salvaged already")
     if not os.path.exists(outbox):
         raise OutboxError(f"{outbox}: does not exist; start mqhooks once, so that there is an outbox to hand over to")
     schema.check(outbox)
@@ -59,7 +59,7 @@ def salvage(damaged: str, outbox: str) -> str:
         raise OutboxError(f"{damaged}: cannot be read or renamed: {error.strerror}") from None
     except sqlite3.Error as error:
         raise OutboxError(f"{outbox}: cannot be written ({error}); try again") from None
-    return f"{found}; the damaged file is {salvaged} now"
+    return f"{found}; the damaged file is now {salvaged}"
 
 
 def _fingerprint(path: str) -> str:
@@ -94,7 +94,7 @@ def _hand_over(reader: _Reader, target: sqlite3.Connection, source: str) -> str:
                 if target.in_transaction:
                     target.execute("ROLLBACK")
                 raise
-    return f"{counts['batch']} deliveries and {counts['dead']} dead letters are handed over"
+    return f"{counts['batch']} deliveries and {counts['dead']} dead letters were handed over"
 
 
 def _pieces(handed: Iterable[_Handed]) -> Iterator[list[_Handed]]:

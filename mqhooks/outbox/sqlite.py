@@ -29,14 +29,12 @@ from mqhooks.outbox.file import OutboxFile
 from mqhooks.outbox.lock import Lock
 from mqhooks.outbox.queue import Limits, OnFull, SqliteOutbox, Surroundings
 from mqhooks.outbox.room import Room
-from mqhooks.outbox.store import UNWRITTEN, Store
+from mqhooks.outbox.store import TOO_FULL, UNWRITTEN, Store
 from mqhooks.outbox.stored import LONGEST, VERSION, checksum, decode_handed, decode_row
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
 """How many seconds stopping waits for the last transaction."""
-
-TOO_FULL = "the disk has too little room"
 
 REQUESTS = 50
 """How many requests of other processes go into one transaction."""
@@ -108,13 +106,13 @@ class SqliteStore(Service):
                 try:
                     outbox.load(self._file.load(name))
                 except (OutboxUnavailable, OutboxDamaged) as error:
-                    raise OutboxError(f"{self.path}: cannot take in webhook {name} ({error})") from None
+                    raise OutboxError(f"{self.path}: cannot add webhook {name} ({error})") from None
             self._outboxes[name] = outbox
         return self._outboxes[name]
 
     @property
     def failing(self) -> str | None:
-        """Why nothing is accepted: the last transaction failed, or the disk has too little room; ``None`` when all is well."""
+        """Why nothing is accepted: the last transaction failed, or the disk is too full; ``None`` when all is well."""
         return self._store.failing or (TOO_FULL if self._store.holding else None)
 
     @property
@@ -168,7 +166,7 @@ class SqliteStore(Service):
         except OutboxDamaged as error:
             self._close()
             if not self._lock.known:
-                problem = f"is no outbox of mqhooks ({error}); give outbox.path another name"
+                problem = f"is not an mqhooks outbox ({error}); give outbox.path another name"
                 raise OutboxError(f"{self.path}: {problem}") from None
             self._set_aside(error)
             # From here on a crash finds no file, or a new one.
@@ -180,7 +178,7 @@ class SqliteStore(Service):
         self._room.make()
         if left:
             self.log.warn(
-                "{path}: damaged files wait to be taken over: {files}; run mqhooks outbox salvage FILE",
+                "{path}: damaged files have not been salvaged: {files}; run mqhooks outbox salvage FILE",
                 path=self.path,
                 files=", ".join(left),
             )
@@ -239,7 +237,7 @@ class SqliteStore(Service):
         return succeed(None)
 
     def _give_up(self) -> None:
-        self.log.critical("{path}: stopped without having been written to; what was not accepted yet is lost", path=self.path)
+        self.log.critical("{path}: stopped before the last commit; what was not yet accepted is lost", path=self.path)
         self._store.give_up()
 
     def _close(self) -> None:
@@ -366,11 +364,11 @@ class SqliteStore(Service):
     def _do(self, action: Any, dead: Any) -> None:
         try:
             if type(dead) is int and self._resolve([dead], replay=action == "replay"):
-                self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
+                self.log.info("dead letter {dead}: {action} done as requested", dead=dead, action=action)
         except (OutboxUnavailable, OutboxDamaged):
             raise
         except OutboxError as error:
-            self.log.error("{path}: {action} was asked for, but {error}", path=self.path, action=action, error=error)
+            self.log.error("{path}: {action} was requested, but {error}", path=self.path, action=action, error=error)
 
     def _inbox(self, file: OutboxFile) -> list[int]:
         """Take over what another process has handed over, as long as there is room for it."""

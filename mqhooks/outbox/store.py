@@ -29,6 +29,8 @@ RETRY = 1.0
 LITTLE = 256 << 10
 """How many bytes of bodies a disk has to have room for, or nothing new is written."""
 
+TOO_FULL = "the disk has too little free space"
+
 UNWRITTEN = 8 << 20
 """How many bytes of bodies wait for the end of a turn, unless a single append brings more."""
 
@@ -111,7 +113,7 @@ class Store:
 
     @property
     def holding(self) -> bool:
-        """Whether nothing new is written because the disk has too little room."""
+        """Whether nothing new is written because the disk has too little free space."""
         return self._held
 
     def seconds(self) -> float:
@@ -190,7 +192,7 @@ class Store:
             while not self._room.enough(allowed, self.file.free):
                 if allowed <= LITTLE:
                     self._held = True
-                    self._failed(OutboxNoRoom("the disk has too little room"))
+                    self._failed(OutboxNoRoom(TOO_FULL))
                     return 0
                 allowed = max(allowed // 2, LITTLE)
         except OutboxError:

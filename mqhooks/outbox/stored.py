@@ -61,7 +61,7 @@ def decode_delivery(webhook: str, version: object, check: object, data: object) 
     :raises ValueError: when it is damaged.
     """
     if version != VERSION or not isinstance(data, bytes) or checksum(0, VERSION, webhook, data) != check:
-        raise ValueError("its checksum is wrong")
+        raise ValueError("its checksum does not match")
     try:
         return _decode_one(data)
     except _UNDECODABLE as error:

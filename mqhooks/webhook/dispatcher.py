@@ -397,7 +397,7 @@ class Dispatcher:
         if parked:
             attempts = max(delivery.attempts for delivery in parked)
             self._complain(
-                reason, "attempt {attempts}, the next in {delay:.1f} s", attempts=max(attempts, 1), delay=outcome.delay
+                reason, "attempt {attempts}, retrying in {delay:.1f} s", attempts=max(attempts, 1), delay=outcome.delay
             )
             self._later(outcome.delay, tuple(dict.fromkeys(map(self._lanes.key, parked))))
         if outcome.fates[0] is HALVE:
@@ -428,7 +428,7 @@ class Dispatcher:
             )
         elif outcome.opened:
             self.log.error("webhook {name}: the endpoint is down: {reason}", name=name, reason=hide(reason, self._settings.url))
-        self._complain(reason, "the next probe in {delay:.1f} s", delay=delay)
+        self._complain(reason, "probing in {delay:.1f} s", delay=delay)
         self._held_at = self._seconds()
         self._probe_due = self._held_at + delay
         self._early = outcome.early

@@ -443,7 +443,7 @@ class SidecarFactory(ServerFactory):
             self._forget_to_tell()
             if self.counters.paused:
                 self.counters.paused = False
-                self.log.info("VerneMQ is being read again")
+                self.log.info("backpressure is over: VerneMQ is being read again")
             self._brake(braked=False)
 
     def _brake(self, *, braked: bool) -> None:
@@ -465,7 +465,7 @@ class SidecarFactory(ServerFactory):
         self._telling = None
         self.counters.pauses += 1
         self.counters.paused = True
-        self.log.warn("VerneMQ is not being read: the sinks are full")
+        self.log.warn("backpressure: VerneMQ is not being read, the sinks are full")
 
     def oversized(self, protocol: SidecarProtocol, length: int) -> None:
         """Count a frame that is longer than ``max_frame``."""
