@@ -107,10 +107,6 @@ class ConnectFailed(DeliveryError):
     """No connection to the endpoint: it got no byte of the request."""
 
 
-class CertificateRefused(ConnectFailed):
-    """The endpoint's certificate does not name its host: it got no byte of the request."""
-
-
 class ConnectionBroken(DeliveryError):
     """The connection ended before a whole answer had come."""
 

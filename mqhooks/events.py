@@ -94,7 +94,7 @@ class Unsubscribe(Message, frozen=True, gc=False):
     session_id: str = ""
 
 
-class _Delivery(Message, frozen=True, gc=False):
+class _ToSubscriber(Message, frozen=True, gc=False):
     username: str = ""
     client_id: str = ""
     mountpoint: str = ""
@@ -107,11 +107,11 @@ class _Delivery(Message, frozen=True, gc=False):
     session_id: str = ""
 
 
-class Deliver(_Delivery, frozen=True, gc=False):
+class Deliver(_ToSubscriber, frozen=True, gc=False):
     """A message was sent to a client."""
 
 
-class DeliveryComplete(_Delivery, frozen=True, gc=False):
+class DeliveryComplete(_ToSubscriber, frozen=True, gc=False):
     """A client has acknowledged a message."""
 
 

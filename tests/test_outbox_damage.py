@@ -243,7 +243,7 @@ class RowTests(DamagedCase):
         self.second()
         self.check_counts()
         self.assertEqual((self.outbox.counts.delivered, self.pending()), (6, 0))
-        self.assertIn("2 deliveries were sent once more", self.log())
+        self.assertIn("2 deliveries were sent again", self.log())
 
     def test_lost_bits_beside_a_thinned_row_cost_nothing(self):
         self.append(400, size=500)

@@ -85,13 +85,13 @@ class _Creator:
         if not sound:
             self._policy.note(certificate_problem(code, f"OpenSSL's error {code}", self._host, self._port))
             return False
-        if depth == 0 and not names(certificate, self._host):
+        if depth == 0 and not matches_host(certificate, self._host):
             self._policy.note(certificate_problem(_WRONG_NAME, "", self._host, self._port))
             return False
         return True
 
 
-def names(certificate: crypto.X509, host: str) -> bool:
+def matches_host(certificate: crypto.X509, host: str) -> bool:
     """Say whether a certificate is for a host. Whatever is not a positive match is none."""
     try:
         if is_address(host):

@@ -164,19 +164,20 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAIL
 def certificate_problem(code: int, message: str, host: str, port: int) -> str:
     """Say in words what is wrong with an endpoint's certificate, by OpenSSL's number and text for it."""
     verdict = VERDICTS.get(code, f"cannot be trusted: {message}")
-    return f"the certificate of {at(host, port)} " + verdict.format(host=host)
+    return f"the certificate of {host_and_port(host, port)} " + verdict.format(host=host)
 
 
 def handshake_problem(reason: str, host: str, port: int) -> str:
     """Say in words why a handshake failed, by OpenSSL's name of the reason."""
     reason = reason.upper().replace(" ", "_")
+    peer = host_and_port(host, port)
     if any(name in reason for name in _NOT_TLS):
         return not_tls(host, port)
     if any(name in reason for name in _VERSIONS):
-        return f"{at(host, port)} supports no safe version of TLS: 1.2 or 1.3 is needed"
+        return f"{peer} supports no safe version of TLS: 1.2 or 1.3 is needed"
     if refuses_client(reason):
-        return f"{at(host, port)} does not accept our client certificate, or demands one: check tls.certfile ({spell(reason)})"
-    return f"the TLS handshake with {at(host, port)} failed: {spell(reason)}"
+        return f"{peer} does not accept our client certificate, or demands one: check tls.certfile ({spell(reason)})"
+    return f"the TLS handshake with {peer} failed: {spell(reason)}"
 
 
 def is_handshake_problem(reason: str) -> bool:
@@ -187,7 +188,7 @@ def is_handshake_problem(reason: str) -> bool:
 
 def not_tls(host: str, port: int) -> str:
     """Say in words that there is no TLS."""
-    return f"this port does not speak TLS: {at(host, port)} may be meant for http://"
+    return f"this port does not speak TLS: {host_and_port(host, port)} may be meant for http://"
 
 
 def refuses_client(reason: str) -> bool:
@@ -195,7 +196,7 @@ def refuses_client(reason: str) -> bool:
     return "ALERT" in reason and any(name in reason for name in _CLIENT_ALERTS)
 
 
-def at(host: str, port: int) -> str:
+def host_and_port(host: str, port: int) -> str:
     """Write host and port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -300,7 +301,7 @@ class TLSChannel:
     def lost(self, reason: str, *, refused: bool = False) -> None:
         """Note that the channel is closed."""
         if not self._problem and self._opened is not None:
-            self._problem = f"{at(self._host, self._port)} ended the connection during the TLS handshake: {reason}"
+            self._problem = f"{host_and_port(self._host, self._port)} ended the connection during the TLS handshake: {reason}"
         self.receiver.lost(self._problem or reason, refused=self._refused or refused)
 
     def _decrypted(self) -> bytes:

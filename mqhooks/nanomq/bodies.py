@@ -60,13 +60,13 @@ class _Ended(msgspec.Struct, gc=False):
     action: str
 
 
-class _Options(msgspec.Struct, gc=False):
+class _SubscribeOptions(msgspec.Struct, gc=False):
     qos: int
 
 
 class _Subscribed(msgspec.Struct, gc=False):
     topic: str
-    opts: _Options
+    opts: _SubscribeOptions
     username: str
     clientid: str
     action: str
@@ -219,7 +219,7 @@ class Bodies:
         return 5 if event.hook == "on_register" and event.message.user_properties else self._proto_ver
 
     def _subscribed(self, event: Event, info: Any, action: str) -> bytes:
-        body = _Subscribed(info.topic, _Options(info.qos), event.username or UNDEFINED, event.client_id, action)
+        body = _Subscribed(info.topic, _SubscribeOptions(info.qos), event.username or UNDEFINED, event.client_id, action)
         return self._finish(event, body, acl=info.matched_acl)
 
     def _delivered(self, event: Event, action: str) -> bytes:

@@ -51,7 +51,7 @@ def salvage(damaged: str, outbox: str) -> str:
     schema.check(outbox)
     try:
         source = _fingerprint(damaged)
-        with closing(_Reader(damaged)) as reader, closing(schema.connect(outbox)) as target:
+        with closing(_DamagedFile(damaged)) as reader, closing(schema.connect(outbox)) as target:
             target.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
             found = _hand_over(reader, target, source)
         salvaged = aside.note_salvaged(damaged)
@@ -73,7 +73,7 @@ def _fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def _hand_over(reader: _Reader, target: sqlite3.Connection, source: str) -> str:
+def _hand_over(reader: _DamagedFile, target: sqlite3.Connection, source: str) -> str:
     target.execute("INSERT OR IGNORE INTO salvage VALUES (?, 0, 0)", (source,))
     batch, dead = target.execute("SELECT batch, dead FROM salvage WHERE source = ?", (source,)).fetchone()
     taken = {row[0] for row in target.execute("SELECT name FROM webhook")}
@@ -110,7 +110,7 @@ def _pieces(handed: Iterable[_Handed]) -> Iterator[list[_Handed]]:
         yield piece
 
 
-class _Reader:
+class _DamagedFile:
     """What is left of a damaged file."""
 
     def __init__(self, path: str) -> None:

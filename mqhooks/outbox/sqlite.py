@@ -25,10 +25,10 @@ from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import aside, schema
 from mqhooks.outbox.deadletters import count_dead, list_dead
+from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import OutboxFile
 from mqhooks.outbox.lock import Lock
 from mqhooks.outbox.queue import Limits, OnFull, SqliteOutbox, Surroundings
-from mqhooks.outbox.room import Room
 from mqhooks.outbox.store import TOO_FULL, UNWRITTEN, Store
 from mqhooks.outbox.stored import LONGEST, VERSION, checksum, decode_handed, decode_row
 from mqhooks.support.ratelimit import RateLimit
@@ -82,7 +82,7 @@ class SqliteStore(Service):
         self._around = Surroundings(self._limits, self._milliseconds, path, self._complaints, self._unreadable)
         self._store = Store(reactor, damaged=self._damaged, failed=self._failed)
         self._lock = Lock(path)
-        self._room = Room(path)
+        self._space = DiskSpace(path)
         self._file: OutboxFile | None = None
         self._threads: ThreadPool | None = None
         self._outboxes: dict[str, SqliteOutbox] = {}
@@ -155,7 +155,7 @@ class SqliteStore(Service):
             self._threads = ThreadPool(1, 1, "outbox")
             self._threads.start()
         assert self._file is not None
-        self._store.open(self._file, self._room, self._threads)
+        self._store.open(self._file, self._space, self._threads)
         self._poll = self._reactor.callLater(1.0, self._look)
 
     def _open_or_begin(self) -> None:
@@ -175,7 +175,7 @@ class SqliteStore(Service):
         except OSError as error:
             raise OutboxError(f"{self.path}: cannot be used ({error})") from None
         self._lock.note_use()
-        self._room.make()
+        self._space.make()
         if left:
             self.log.warn(
                 "{path}: damaged files have not been salvaged: {files}; run mqhooks outbox salvage FILE",

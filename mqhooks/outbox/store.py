@@ -20,8 +20,8 @@ from twisted.python.threadpool import ThreadPool
 
 from mqhooks.delivery import Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxNoRoom, Unstorable
+from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import Changes, OutboxFile
-from mqhooks.outbox.room import Room
 
 RETRY = 1.0
 """Seconds before a transaction that failed is written again."""
@@ -75,7 +75,7 @@ class Store:
         self._damaged = damaged
         self._failed = failed
         self._threads: ThreadPool | None = None
-        self._room: Room | None = None
+        self._space: DiskSpace | None = None
         self._held = False
         self._dirty: dict[Queue, None] = {}
         self._timer: IDelayedCall | None = None
@@ -89,9 +89,9 @@ class Store:
         self._flushing: list[Deferred[None]] = []
         self._flushed: list[Deferred[None]] = []
 
-    def open(self, file: OutboxFile, room: Room, threads: ThreadPool | None) -> None:
+    def open(self, file: OutboxFile, space: DiskSpace, threads: ThreadPool | None) -> None:
         """Begin to write a file; ``threads``: in one of these."""
-        self.file, self._room, self._threads = file, room, threads
+        self.file, self._space, self._threads = file, space, threads
         if self._dirty:
             self._schedule(0.0)
 
@@ -168,13 +168,13 @@ class Store:
 
     def look(self) -> None:
         """Once a second: see whether there is room again."""
-        if not self._held or self._changes is not None or self.file is None or self._room is None:
+        if not self._held or self._changes is not None or self.file is None or self._space is None:
             return
         try:
             self.file.shrink_log()
-            if self._room.spent:
-                self._room.renew(self.file.free())
-            self._held = not self._room.enough(min(self._unwritten(), LITTLE), self.file.free)
+            if self._space.spent:
+                self._space.renew(self.file.free())
+            self._held = not self._space.enough(min(self._unwritten(), LITTLE), self.file.free)
         except OutboxError:
             return
         if not self._held and self._dirty:
@@ -185,11 +185,11 @@ class Store:
 
     def _allowed(self) -> int:
         """Work out how many bytes of new bodies there is room for now; 0 when what is new has to wait."""
-        if self._held or self._room is None or self.file is None:
+        if self._held or self._space is None or self.file is None:
             return 0
         allowed = max(self._unwritten(), 1)
         try:
-            while not self._room.enough(allowed, self.file.free):
+            while not self._space.enough(allowed, self.file.free):
                 if allowed <= LITTLE:
                     self._held = True
                     self._failed(OutboxNoRoom(TOO_FULL))
@@ -305,10 +305,10 @@ class Store:
 
         :returns: whether anything has changed by that.
         """
-        if self._room is None:
+        if self._space is None:
             return False
         held, self._held = self._held, True
-        spent = self._room.spend()
+        spent = self._space.spend()
         if not held:
             self._put_off()
         return spent or not held

@@ -61,22 +61,22 @@ def decode(frame: bytes) -> Event:
     return read(message, timestamp)
 
 
-def _open(frame: bytes) -> tuple[_Reader, bytes]:
+def _open(frame: bytes) -> tuple[_Parser, bytes]:
     """Have protobuf take an envelope apart."""
     try:
         envelope = AnyMessage.FromString(frame)
     except ProtobufError:
         raise MalformedFrame("not a protobuf Any") from None
     name = envelope.type_url.rpartition("/")[2]
-    known = _READERS.get(name)
+    known = _PARSERS.get(name)
     if known is None:
         raise UnknownType(name)
     return known, envelope.value
 
 
-_Reader = tuple[type[Message], Callable[[bytes], Any], Callable[[Any, int], Event]]
-_READERS: dict[str, _Reader] = {
+_Parser = tuple[type[Message], Callable[[bytes], Any], Callable[[Any, int], Event]]
+_PARSERS: dict[str, _Parser] = {
     protobuf.DESCRIPTOR.full_name: (protobuf, protobuf.FromString, read) for _, protobuf, read in MESSAGES.values()
 }
 # Field 1 of google.protobuf.Any with its length and the type in it, and the tag of field 2.
-_BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): reader for name, reader in _READERS.items()}
+_BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): parser for name, parser in _PARSERS.items()}

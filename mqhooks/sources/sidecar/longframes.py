@@ -27,7 +27,7 @@ SHARES = 4
 """How many shares a frame has, so that a turn ends within 20 seconds at most while others wait."""
 
 
-class Reader(Protocol):
+class FrameReader(Protocol):
     """
     A connection that reads frames.
 
@@ -60,15 +60,15 @@ class LongFrames:
     def __init__(self, reactor: IReactorTime) -> None:
         self._clock = reactor
         self.held = 0
-        self._reading: Reader | None = None
-        self._waiting: dict[Reader, None] = {}
+        self._reading: FrameReader | None = None
+        self._waiting: dict[FrameReader, None] = {}
         self._came = 0.0
         self._brought = 0
         self._suspected = False
         self._braked: float | None = None
         self._watch: IDelayedCall | None = None
 
-    def note(self, reader: Reader, held: int) -> None:
+    def note(self, reader: FrameReader, held: int) -> None:
         """
         Take note of how much a connection holds now: less than before when its frame is whole, 0 when the connection has ended.
         """
@@ -100,7 +100,7 @@ class LongFrames:
             self._came += now - self._braked
             self._braked = None
 
-    def _wait(self, reader: Reader) -> None:
+    def _wait(self, reader: FrameReader) -> None:
         if self._reading is None:
             self._begin(reader)
         else:
@@ -108,7 +108,7 @@ class LongFrames:
             reader.waiting = True
             reader.regulate()
 
-    def _begin(self, reader: Reader) -> None:
+    def _begin(self, reader: FrameReader) -> None:
         self._reading = reader
         self._came = self._clock.seconds()
         self._brought = 0

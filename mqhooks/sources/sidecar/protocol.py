@@ -28,7 +28,7 @@ from mqhooks.interfaces import IEventSink
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.longframes import LONG, LongFrames
-from mqhooks.sources.sidecar.sessions import CONCERNED, SESSIONS, SIZE, SessionTable
+from mqhooks.sources.sidecar.sessions import CONCERNED, MAX_SESSIONS, MAX_SIZE, SessionTable
 from mqhooks.support.listening import address_name
 from mqhooks.support.ratelimit import RateLimit
 
@@ -301,8 +301,8 @@ class SidecarFactory(ServerFactory):
         sink: IEventSink,
         *,
         max_frame: int = 16 << 20,
-        max_sessions: int = SESSIONS,
-        max_sessions_size: int = SIZE,
+        max_sessions: int = MAX_SESSIONS,
+        max_sessions_size: int = MAX_SIZE,
         usernames: bool = True,
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
@@ -314,7 +314,7 @@ class SidecarFactory(ServerFactory):
         self._complaints = RateLimit(reactor)
         self.braked = False
         self._clock = reactor
-        self._telling: IDelayedCall | None = None
+        self._pause_warning: IDelayedCall | None = None
         self._unaccepted = 0
         self._gathered: list[Event] = []
         self._gathered_size = 0
@@ -350,7 +350,7 @@ class SidecarFactory(ServerFactory):
         self.counters.connections = len(self.connections)
         if self.braked:
             protocol.regulate()
-            self._tell_soon()
+            self._schedule_pause_warning()
         if len(self.connections) == 1:
             self.log.info("first sidecar connection, from {peer}", peer=protocol.peer)
 
@@ -364,7 +364,7 @@ class SidecarFactory(ServerFactory):
                 "the last sidecar connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
                 peer=protocol.peer,
             )
-            self._forget_to_tell()
+            self._cancel_pause_warning()
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)
@@ -434,13 +434,13 @@ class SidecarFactory(ServerFactory):
         )
         accepted.addCallback(self._accepted, size)
         if self._unaccepted > UNACCEPTED_LIMIT and not self.braked:
-            self._tell_soon()
+            self._schedule_pause_warning()
             self._brake(braked=True)
 
     def _accepted(self, _: None, size: int) -> None:
         self._unaccepted -= size
         if self.braked and self._unaccepted <= UNACCEPTED_LIMIT // 2:
-            self._forget_to_tell()
+            self._cancel_pause_warning()
             if self.counters.paused:
                 self.counters.paused = False
                 self.log.info("backpressure is over: VerneMQ is being read again")
@@ -452,17 +452,17 @@ class SidecarFactory(ServerFactory):
         for protocol in list(self.connections):
             protocol.regulate()
 
-    def _tell_soon(self) -> None:
-        if self._telling is None and not self.counters.paused:
-            self._telling = self._clock.callLater(PATIENCE, self._tell)
+    def _schedule_pause_warning(self) -> None:
+        if self._pause_warning is None and not self.counters.paused:
+            self._pause_warning = self._clock.callLater(PATIENCE, self._warn_of_pause)
 
-    def _forget_to_tell(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
+    def _cancel_pause_warning(self) -> None:
+        if self._pause_warning is not None:
+            self._pause_warning.cancel()
+            self._pause_warning = None
 
-    def _tell(self) -> None:
-        self._telling = None
+    def _warn_of_pause(self) -> None:
+        self._pause_warning = None
         self.counters.pauses += 1
         self.counters.paused = True
         self.log.warn("backpressure: VerneMQ is not being read, the sinks are full")

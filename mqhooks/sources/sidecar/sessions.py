@@ -21,10 +21,10 @@ _NAMELESS = _ENDS | {"on_client_offline", "on_client_wakeup", "on_offline_messag
 CONCERNED = _NAMELESS | {"on_register"}
 """The hooks whose events the table learns from or completes; it leaves all others as they are."""
 
-SESSIONS = 1_000_000
+MAX_SESSIONS = 1_000_000
 """How many sessions are remembered by default."""
 
-SIZE = 64 << 20
+MAX_SIZE = 64 << 20
 """How many bytes they may take by default: what 330,000 sessions take with names of 20 characters."""
 
 ENTRY = 72 + getsizeof(b"")
@@ -47,7 +47,7 @@ class SessionTable:
     :ivar used: how many bytes they take.
     """
 
-    def __init__(self, limit: int = SESSIONS, size: int = SIZE, *, needed: bool = True) -> None:
+    def __init__(self, limit: int = MAX_SESSIONS, size: int = MAX_SIZE, *, needed: bool = True) -> None:
         # The registration's time and the username share one bytes object: less than half of what a tuple of the two costs.
         self._sessions: dict[str | tuple[str, str], bytes] = {}
         self.used = 0

@@ -23,7 +23,7 @@ LEAST = 64 << 10
 """How many bytes are worth reserving."""
 
 
-class Room:
+class DiskSpace:
     """
     The room beside an outbox.
 
