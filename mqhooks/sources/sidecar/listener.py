@@ -1,5 +1,8 @@
 """
-Listening for VerneMQ.
+Listening for VerneMQ, and closing its connections at the end.
+
+The service starts last and stops first: what has been read still finds its sinks running. Connections are closed rather than
+left to the end of the process, so that VerneMQ notices at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """
-Who is behind a client id.
+Remembering the username behind each client id.
 
-The older encoder does not say whose connection ended, and neither encoder says whose session expired. The registration did, so
-it is remembered. The table is bounded by count and by bytes, because clients choose how long their names are.
+- VerneMQ's older encoder does not say which user's connection ended, and neither encoder says whose session expired. The
+  registration did, so its username is remembered.
+- The table is bounded by count and by bytes, because clients choose how long their names are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mqhooks.events import Event
 
 _ENDS = frozenset({"on_client_gone", "on_session_expired"})
 _NAMELESS = _ENDS | {"on_client_offline", "on_client_wakeup", "on_offline_message", "on_message_drop"}
-"""The hooks whose messages don't name the user, in both generations or in the older one."""
+"""The hooks whose messages don't name the user, in both generations of the encoder or in the older one."""
 
 CONCERNED = _NAMELESS | {"on_register"}
 """The hooks whose events the table learns from or completes; it leaves all others as they are."""
@@ -43,7 +44,7 @@ class SessionTable:
 
     :param limit: how many sessions are remembered at most; 0 for none.
     :param size: how many bytes they may take.
-    :param needed: whether anybody needs usernames; if not, nothing is remembered.
+    :param needed: whether any sink needs usernames; if not, nothing is remembered.
     :ivar used: how many bytes they take.
     """
 
@@ -54,7 +55,7 @@ class SessionTable:
         self.limit(limit, size, needed=needed)
 
     def limit(self, limit: int, size: int, *, needed: bool) -> None:
-        """Replace the bounds. What was not needed before was not remembered either."""
+        """Replace the bounds. Usernames that were not needed so far are unknown until the next registration."""
         self._limit = limit if needed else 0
         self._size = size
         self._shrink()
@@ -64,7 +65,7 @@ class SessionTable:
 
     def see(self, event: Event) -> Event:
         """
-        Learn from an event, and complete it.
+        Learn the username from a registration, or add it to an event that lacks it.
 
         :returns: the event, with its username when its message names none but the client's registration did.
         """
@@ -91,7 +92,7 @@ class SessionTable:
         older = sessions.pop(key, None)
         if older is not None:
             if int.from_bytes(older[:8], "big", signed=True) > event.timestamp:
-                # Read after the registration that followed it.
+                # This one was read after the registration that followed it.
                 entry = older
             self.used -= len(older)
             if entry is None:
