@@ -1,8 +1,8 @@
 """
-An outbox that forgets everything when the process ends.
+An outbox in memory, which is lost when the process ends.
 
-What is appended is always taken; while there is too little room its acceptance waits, until a quarter of the room is free. So
-an outbox exceeds its size by what its callers append meanwhile.
+Whatever is appended is taken; while there is too little room its acceptance waits, until a quarter of the room is free. So an
+outbox exceeds its size by what its callers append before backpressure takes effect.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ DELIVERY_SIZE = 320
 @implementer(IOutbox)
 class MemoryOutbox:
     """
-    Keeps what waits in memory, up to a size.
+    Keeps deliveries in memory, up to a size.
 
-    :param max_size: bytes of bodies and of what goes with them.
+    :param max_size: bytes of bodies and their overhead.
     :param dead_max: how many dead letters are kept; the oldest make room.
     :ivar dead_letters: those, oldest first.
     """
@@ -97,7 +97,7 @@ class MemoryOutbox:
         return claimed
 
     def shelve(self, places: Iterable[int]) -> None:
-        """Only the places of claimed deliveries are kept: here nothing is ever dropped for want of room."""
+        """Do nothing: nothing is ever dropped here to make room."""
 
     def recall(self, places: Iterable[int]) -> Sequence[Delivery]:
         """Hand out claimed deliveries once more."""
@@ -109,7 +109,7 @@ class MemoryOutbox:
         self._release()
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
-        """Make a dead letter of a delivery."""
+        """Turn a delivery into a dead letter."""
         if self._settle(delivery):
             self._dead += 1
             self._forgotten += len(self.dead_letters) == self.dead_letters.maxlen
@@ -123,14 +123,14 @@ class MemoryOutbox:
         return True
 
     def reclaim(self) -> None:
-        """Hand out anew what was claimed."""
+        """Hand out again what was claimed."""
         self._claim.cancel()
         self._abandoned = False
         self._waiting.extendleft(reversed(self._claimed.values()))
         self._claimed.clear()
 
     def abandon(self) -> None:
-        """Keep what is pending, and hold nobody up."""
+        """Keep what is pending, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
         self._release()

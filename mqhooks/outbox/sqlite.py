@@ -1,9 +1,10 @@
 """
 The outboxes of all webhooks, in one SQLite file: what was accepted survives the process.
 
-This is where the parts come together: the lock, the file, the store that commits, and a queue for each webhook. A file that is
-damaged is set aside at the start, and an empty one begins in its place; what the damaged one holds is handed over by ``mqhooks
-outbox salvage``, while the bridge runs. Damage that is found later ends the process.
+- This is where the parts come together: the lock, the file, the store that commits, and a queue for each webhook.
+- A damaged file is set aside at the start, and an empty one takes its place; ``mqhooks outbox salvage`` hands over what the
+  damaged one holds, while the bridge runs. Damage that is found later stops the process: there is only one way to repair.
+- Other processes put their requests into the file, which is polled once a second: no port, no second owner.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ REQUESTS = 50
 
 class SqliteStore(Service):
     """
-    All outboxes of one file. It has to be started before they are used, and stopped after them.
+    All outboxes of one file. It has to be started before they are used, and stopped after their sinks.
 
     :param reactor: tells the time, calls back, and has threads.
     :param path: the file; its directory has to exist.
-    :param sync: ``normal``: a power failure may take back the last seconds, the process's end takes nothing. ``full``: what is
+    :param sync: ``normal``: a power failure may undo the last seconds, the end of the process undoes nothing. ``full``: what is
         accepted is on the disk; the reactor does not wait for it.
     :param max_size: bytes of deliveries, for each webhook.
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
     :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
-    :param longest: how many bytes a body may have; a longer one is a dead letter without it.
+    :param longest: how many bytes a body may have; with a longer one, a delivery becomes a dead letter without its body.
     :param now: tells the time that is stored, in seconds since 1970.
     :param open_file: opens the file, as :class:`~mqhooks.outbox.file.OutboxFile` does.
     """
@@ -71,7 +72,7 @@ class SqliteStore(Service):
         now: Callable[[], float] = time,
         open_file: Callable[..., OutboxFile] = OutboxFile,
     ) -> None:
-        # Who comes by another name, through a link, has to find the same lock.
+        # A process that comes through a symbolic link has to find the same lock.
         self.path = path = os.path.realpath(path)
         self._reactor = reactor
         self._now = now
@@ -88,7 +89,7 @@ class SqliteStore(Service):
         self._outboxes: dict[str, SqliteOutbox] = {}
         self._poll: IDelayedCall | None = None
         self._more: IDelayedCall | None = None
-        # The last request and the last of what is handed over that were taken up.
+        # Numbers of the last request and of the last inbox row that were taken up.
         self._asked = self._taken = 0
         self._changed = True
         self._full_inbox = False
@@ -98,7 +99,7 @@ class SqliteStore(Service):
         Get the outbox of a webhook.
 
         :param name: the webhook's name; the outbox holds what was left under it.
-        :raises mqhooks.errors.OutboxError: when it is a new one, and the file, which is open, has no place for it.
+        :raises mqhooks.errors.OutboxError: when it is new, the file is open, and it cannot be added.
         """
         if name not in self._outboxes:
             outbox = SqliteOutbox(self._store, name, self._around)
@@ -117,7 +118,7 @@ class SqliteStore(Service):
 
     @property
     def damaged(self) -> list[str]:
-        """The damaged files beside this one that nobody has taken over yet: ``mqhooks outbox salvage`` does."""
+        """The damaged files beside this one that ``mqhooks outbox salvage`` has not handed over yet."""
         return aside.damaged_files(self.path)
 
     def resize(self, max_size: int, on_full: OnFull, dead_max: int) -> None:
@@ -130,9 +131,9 @@ class SqliteStore(Service):
 
     def startService(self) -> None:
         """
-        Open the file, or make it. A damaged one is set aside.
+        Open or create the file. A damaged one is set aside.
 
-        :raises mqhooks.errors.OutboxError: when it is in use, not ours, of another version or cannot be used.
+        :raises mqhooks.errors.OutboxError: when it is in use, not ours, of another version, or cannot be used.
         """
         wanted = set(self._outboxes)
         self._lock.take()
@@ -169,7 +170,7 @@ class SqliteStore(Service):
                 problem = f"is not an mqhooks outbox ({error}); give outbox.path another name"
                 raise OutboxError(f"{self.path}: {problem}") from None
             self._set_aside(error)
-            # From here on a crash finds no file, or a new one.
+            # After a crash from here on, the next start finds no file or a new one.
             self._lock.note_use()
             self._open()
         except OSError as error:
@@ -285,10 +286,10 @@ class SqliteStore(Service):
 
     def replay(self, numbers: Iterable[int]) -> int:
         """
-        Put dead letters back, behind what waits. Their ids stay, their age begins anew.
+        Replay dead letters: put them back behind what waits. Their ids stay, their age starts at zero.
 
         :returns: how many.
-        :raises mqhooks.errors.OutboxError: when one cannot be replayed; those before it are back.
+        :raises mqhooks.errors.OutboxError: when one cannot be replayed; those before it are replayed.
         """
         return self._resolve(numbers, replay=True)
 
@@ -329,11 +330,11 @@ class SqliteStore(Service):
         self._take_up()
 
     def _take_up(self) -> None:
-        """Do some of what other processes ask for; what is left is done when that is committed."""
+        """Carry out some requests of other processes; the rest follows when these are committed."""
         if self._store.undone or self._file is None:
             return
         try:
-            # Requests may be waiting from before, whatever the file says.
+            # Earlier requests may be waiting even if the file has not changed.
             self._changed = self._file.changed() or self._changed
             if not self._changed:
                 return
@@ -371,7 +372,7 @@ class SqliteStore(Service):
             self.log.error("{path}: {action} was requested, but {error}", path=self.path, action=action, error=error)
 
     def _inbox(self, file: OutboxFile) -> list[int]:
-        """Take over what another process has handed over, as long as there is room for it."""
+        """Take over what another process hands over, as long as there is room for it."""
         done: list[int] = []
         self._full_inbox = self._store.holding
         while not self._store.holding and self._unwritten() <= UNWRITTEN and len(done) < REQUESTS:
@@ -413,7 +414,7 @@ class SqliteStore(Service):
     def _unwritten(self) -> int:
         return sum([outbox.unwritten for outbox in self._outboxes.values()])
 
-    # What goes wrong.
+    # Failures.
 
     def _unreadable(self, error: OutboxError) -> None:
         if isinstance(error, OutboxDamaged):
@@ -422,13 +423,13 @@ class SqliteStore(Service):
             self.log.error("{path}: cannot be read ({error}); trying again", path=self.path, error=error)
 
     def _damaged(self, error: OutboxError) -> None:
-        """Stop the process: its next start sets the file aside."""
+        """Stop the process; the next start sets the file aside."""
         self._lock.note_damage()
         if self._complaints.allow("damaged") is not None:
             self.log.critical(
                 "{path}: is damaged ({error}); stopping, the next start sets it aside", path=self.path, error=error
             )
-            # It may be found while the sinks are started.
+            # Damage may be found while the sinks are being started.
             self._reactor.callWhenRunning(self._stop_process)
 
     def _stop_process(self) -> None:
