@@ -108,7 +108,7 @@ def _static() -> list[Route]:
 
 
 def _file(name: str, reply: Reply) -> Route:
-    # They show nothing of this bridge, and the page is where the token is entered.
+    # They reveal nothing about this bridge, and the page is where the token is entered.
     return Route("GET", ("",) if name == "page.html" else (name,), lambda _: reply, public=True)
 
 

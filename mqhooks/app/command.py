@@ -1,7 +1,7 @@
 """
-The ``mqhooks`` command: looks after an outbox, also while the bridge that owns it runs.
+The ``mqhooks`` command: looks after an outbox, even while the bridge that owns it runs.
 
-It needs no secret of the configuration, only the outbox's path.
+It needs only the outbox's path from the configuration, none of its secrets.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mqhooks.outbox.salvage import salvage
 from mqhooks.support.printable import printable
 
 NAME = 60
-"""How many characters of a name a list shows."""
+"""How many characters of a name are shown in a list."""
 
 DAMAGED = ".damaged-"
-"""What follows the outbox's name in that of a damaged file."""
+"""What separates the outbox's name from the time in a damaged file's name."""
 
 
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] = print) -> int:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
         for line in options.command(options):
             write(line)
     except BrokenPipeError:
-        # The reader has seen enough; without this, Python would fail to flush the rest at exit.
+        # The reader has gone; without this, Python would fail to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MqhooksError, sqlite3.Error, msgspec.MsgspecError, OverflowError) as error:
         sys.stderr.write(f"mqhooks: {error}\n")
@@ -130,7 +130,7 @@ def _ask(options: Namespace) -> Iterator[str]:
 
 
 def _numbers(letters: Letters, options: Namespace) -> list[int]:
-    """Say which dead letters are meant; each can be acted on."""
+    """List the numbers of the dead letters that are meant, all of which can be acted on."""
     numbers: list[int] = options.number
     replay = options.action == "replay"
     if options.all and numbers:
