@@ -1,7 +1,5 @@
 """Counting how long things take."""
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.support.histogram import Histogram
@@ -20,12 +18,3 @@ class HistogramTests(SynchronousTestCase):
         histogram = Histogram((1,))
         histogram.observe(-5.0)
         self.assertEqual((histogram.counts, histogram.sum), ([1, 0], -5.0))
-
-    @given(st.lists(st.floats(-1, 2), min_size=1, max_size=20))
-    def test_several_at_once(self, values):
-        one_by_one, together = Histogram((0.1, 1.0)), Histogram((0.1, 1.0))
-        for seconds in values:
-            one_by_one.observe(seconds)
-        together.observe_all(values)
-        self.assertEqual(together.counts, one_by_one.counts)
-        self.assertAlmostEqual(together.sum, one_by_one.sum)

@@ -118,7 +118,7 @@ class Reloader(Service):
 
 def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[str]]:
     """
-    Merge new settings into the current ones, as far as a running process can change.
+    Merge new settings into the current ones, as far as a running process can change them.
 
     :returns: the settings to run with, what changes besides the webhooks, and the keys that need a restart.
     """

@@ -62,8 +62,7 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
         block = several.block(name)
         if block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
-                beside = "the webhook block already has this name: call this one something else"
-                root.fail(several.error(name, beside))
+                root.fail(several.error(name, "the webhook block already has this name: call this one something else"))
             yield from _read(root, block, name, defaults)
 
 

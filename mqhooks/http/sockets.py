@@ -61,7 +61,7 @@ class Channel(Protocol):
     """
     An open connection that carries bytes.
 
-    :ivar receiver: who gets what comes; set by whoever connected, before anything can come.
+    :ivar receiver: gets what comes; set by whoever connects, before anything can come.
     :ivar full: whether there may be more to receive than what was just delivered; :meth:`pending` makes sure.
     """
 

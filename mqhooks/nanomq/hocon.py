@@ -120,7 +120,7 @@ class _Files:
 
     def members(self, path: str, *, required: bool, by: _File | None = None, foreign: bool = False) -> Iterator[_Found]:
         """
-        Read a file's members, and those of what it includes beside them.
+        Read a file's members, and those of the files it includes.
 
         :param by: what includes it.
         :param foreign: whether to read members other than ours, too.
@@ -268,7 +268,7 @@ class _Composer:
         known = [text for text in written if text != unset]
         if not any(map(str.strip, known)):
             return unset
-        # Text beside text is one string.
+        # Adjoining text is one string.
         return "".join(known).replace('\ue001""\ue000', "\ue001\ue000")
 
     def _bracketed(self, part: Part, file: _File, path: _Path) -> str:

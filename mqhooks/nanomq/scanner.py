@@ -271,7 +271,7 @@ class Scanner:
         return path
 
     def _value(self, *, keep: bool, within_list: bool) -> Iterator[Part]:
-        """Read the parts of one value, text that is beside text as one."""
+        """Read the parts of one value; adjoining text is one part."""
         text: list[str] = []
         quoted = False
         last: str | None = None  # the first character of the part before: of text, "t"

@@ -19,7 +19,7 @@ from mqhooks.interfaces import IOutbox
 from mqhooks.outbox.waiting import WaitingClaim
 
 DELIVERY_SIZE = 320
-"""About how many bytes a delivery costs beside its body."""
+"""About how many bytes a delivery takes besides its body."""
 
 
 @implementer(IOutbox)
@@ -66,7 +66,7 @@ class MemoryOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether somebody waits for room."""
+        """Whether callers of append() are waiting for room."""
         return bool(self._unaccepted)
 
     def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:

@@ -179,7 +179,7 @@ class SqliteOutbox:
         self._acknowledged: list[Delivery] = []
         self._asked = _NOTHING
         self._dead: list[DeadLetter] = []
-        # Numbers of dead letters to delete, and those of them that no transaction has been told of.
+        # Numbers of dead letters to delete, and those of them that are in no transaction yet.
         self._resolved: set[int] = set()
         self._purged: list[int] = []
         self._sparse: list[Row] = []
@@ -240,7 +240,7 @@ class SqliteOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether somebody waits for room."""
+        """Whether callers of append() are waiting for room."""
         return bool(self._unaccepted)
 
     @property
@@ -554,7 +554,7 @@ class SqliteOutbox:
 
     def _load(self, stored: StoredRow) -> None:
         deliveries = self._decoded(stored)
-        # The checksum vouches for the deliveries, and nothing for the count beside them.
+        # The checksum vouches for the deliveries, but not for the count stored beside them.
         count = len(deliveries) if deliveries is not None else stored.counted if isinstance(stored.counted, int) else 0
         count = count if 0 <= count <= INDEX else 0
         size = len(stored.deliveries) if isinstance(stored.deliveries, bytes) else 0

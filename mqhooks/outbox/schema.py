@@ -3,7 +3,7 @@ The tables of an outbox's file, and the check that a file is one.
 
 - Each version of the tables is made from the one before it, when the file is opened; a newer version is refused, not guessed
   at.
-- An error that may pass is told from damage here, for every other module.
+- What tells an error that may pass from damage is decided here, for every other module.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CREATE TABLE batch (
     checksum INTEGER NOT NULL,
     deliveries BLOB NOT NULL
 ) STRICT;
--- Which deliveries of a batch are settled, a bit for each; a batch of which all are is deleted.
+-- Which deliveries of a batch are settled, a bit for each; once all are, the batch is deleted.
 CREATE TABLE progress (
     batch INTEGER PRIMARY KEY,
     checksum INTEGER NOT NULL,

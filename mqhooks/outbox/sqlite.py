@@ -280,7 +280,7 @@ class SqliteStore(Service):
         return self._opened.last_letter()
 
     def dead_letter(self, number: int) -> DeadLetter | None:
-        """Get one dead letter; ``None`` when there is none of that number."""
+        """Get one dead letter; ``None`` when there is none with that number."""
         found = self.dead_letters(after=number - 1, limit=1)
         return found[0] if found and found[0].number == number else None
 

@@ -146,7 +146,7 @@ class Store:
 
     @property
     def undone(self) -> bool:
-        """Whether what :meth:`done` was told of is not yet committed."""
+        """Whether what was passed to :meth:`done` is not yet committed."""
         return bool(self._requests or self._inbox or self._writing != ([], []))
 
     def flushed(self) -> Deferred[None]:

@@ -29,18 +29,6 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
 
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count several observations, at least one."""
-        counts, bounds = self.counts, self.bounds
-        first = bisect_left(bounds, min(values))
-        if first == bisect_left(bounds, max(values)):
-            # Observations made together mostly fall into one bucket.
-            counts[first] += len(values)
-        else:
-            for seconds in values:
-                counts[bisect_left(bounds, seconds)] += 1
-        self.sum += sum(values)
-
     @property
     def count(self) -> int:
         """How many observations were made."""

@@ -19,7 +19,7 @@ IN_A_ROW = 10
 """When this many deliveries of different clients fail with no success between them, the endpoint is down."""
 
 REMEMBERED = 1 << 16
-"""How many failing clients are told apart; beyond that, those that failed longest ago are forgotten."""
+"""How many failing clients are remembered; beyond that, those that failed longest ago are forgotten."""
 
 WHOLESALE = frozenset({*range(300, 400), 401, 403, 404, 405, 410})
 """

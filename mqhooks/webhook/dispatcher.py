@@ -92,7 +92,7 @@ class Dispatcher:
     :param budget: bounds what is held in memory.
     :param random: the source of jitter.
     :param now: the time of day, in seconds since 1970.
-    :ivar settled: called whenever an attempt has ended; ``None`` for nobody.
+    :ivar settled: called whenever an attempt has ended; ``None`` for no call.
     :ivar down_since: when the breaker opened, in seconds since 1970; ``None`` while it is closed.
     :ivar failure: the last failed attempt.
     :ivar refusal: the last failed attempt that got an answer.

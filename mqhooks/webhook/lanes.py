@@ -124,7 +124,7 @@ class Lanes:
         """
         Find the delivery that was accepted last, in lanes with nothing in flight.
 
-        :param known: says of which clients none is wanted.
+        :param known: says which clients to leave out.
         """
         found = [newest for lane in self._lanes if (newest := lane.newest(known)) is not None]
         return max(found, key=_place, default=None)

@@ -16,7 +16,7 @@ class SidecarCounters:
     """
     Counters of one sidecar listener, from its start.
 
-    ``frames = empty + unknown + malformed + events`` holds whenever no frame is under way.
+    ``frames = empty + unknown + malformed + events`` holds whenever no frame is unfinished.
 
     :ivar frames: how many frames arrived, complete or not.
     :ivar empty: frames of length zero, VerneMQ's answer to an event that it cannot encode.

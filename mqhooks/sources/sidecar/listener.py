@@ -67,7 +67,7 @@ class SidecarService(Service):
         """
         Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it.
 
-        What VerneMQ wrote and nobody read is lost. It notices the end and drops further events until it reconnects.
+        What VerneMQ has written and was not read is lost. It notices the end, and drops events until it reconnects.
         """
         super().stopService()
         ports, self._ports = self._ports, []

@@ -29,7 +29,7 @@ MAX_SIZE = 64 << 20
 """How many bytes they may take by default: what 330,000 sessions take with names of 20 characters."""
 
 ENTRY = 72 + getsizeof(b"")
-"""How many bytes a session takes beside its names: its place in the dict, between two of its growths, and a header."""
+"""How many bytes a session takes besides its names: its place in the dict, averaged over its growth, and a header."""
 
 
 class SessionTable:
