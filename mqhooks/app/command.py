@@ -21,15 +21,13 @@ from mqhooks.app.configuration import outbox_path
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
+from mqhooks.outbox.aside import ASIDE
 from mqhooks.outbox.deadletters import Letters
 from mqhooks.outbox.salvage import salvage
 from mqhooks.support.printable import printable
 
 NAME = 60
 """How many characters of a name are shown in a list."""
-
-DAMAGED = ".damaged-"
-"""What separates the outbox's name from the time in a damaged file's name."""
 
 
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] = print) -> int:
@@ -78,7 +76,7 @@ def _parser() -> ArgumentParser:
     description = "hand what a damaged outbox file still holds to the outbox that replaced it"
     action = outbox.add_parser("salvage", help=description, description=f"Outbox: {description}.")
     _add_outbox(action)
-    action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{DAMAGED}20260131T120000")
+    action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{ASIDE}20260131T120000")
     action.set_defaults(command=_salvage)
     return parser
 
@@ -94,7 +92,7 @@ def _outbox(options: Namespace, default: str = DEFAULTS.outbox.path) -> str:
 
 
 def _salvage(options: Namespace) -> Iterator[str]:
-    path = _outbox(options, options.file.rpartition(DAMAGED)[0] or DEFAULTS.outbox.path)
+    path = _outbox(options, options.file.rpartition(ASIDE)[0] or DEFAULTS.outbox.path)
     yield f"salvage: {salvage(options.file, path)}"
 
 

@@ -15,7 +15,6 @@ from mqhooks.app.settings import (
     DEFAULTS,
     OUTBOX_LETTERS,
     OUTBOX_SIZES,
-    OnFull,
     OutboxKind,
     OutboxSettings,
     Settings,
@@ -28,6 +27,7 @@ from mqhooks.nanomq.block import Block
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
+from mqhooks.outbox.queue import OnFull
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mqhooks.admin.settings import AdminSettings
+from mqhooks.outbox.queue import OnFull
 from mqhooks.webhook.settings import WebhookSettings
 
 OutboxKind = Literal["sqlite", "memory"]
 Sync = Literal["normal", "full"]
-OnFull = Literal["pause", "drop_oldest"]
 
 OUTBOX_KIND: OutboxKind = "sqlite"
 """The default kind of outbox."""

@@ -11,6 +11,9 @@ from contextlib import suppress
 from glob import escape, glob
 from time import strftime
 
+ASIDE = ".damaged-"
+"""What separates the outbox's name from the time in a damaged file's name."""
+
 BESIDE = ("-wal", "-shm")
 """The suffixes of the files that SQLite keeps beside a database."""
 
@@ -20,7 +23,7 @@ SALVAGED = ".salvaged"
 
 def damaged_files(path: str) -> list[str]:
     """List the damaged files of an outbox that were not yet salvaged, oldest first."""
-    found = glob(f"{escape(path)}.damaged-*")
+    found = glob(f"{escape(path + ASIDE)}*")
     return sorted(name for name in found if not name.endswith((SALVAGED, *BESIDE)))
 
 
@@ -80,7 +83,7 @@ def sync_directory(path: str) -> None:
 
 
 def _free_name(path: str) -> str:
-    aside = f"{path}.damaged-{strftime('%Y%m%dT%H%M%S')}"
+    aside = f"{path}{ASIDE}{strftime('%Y%m%dT%H%M%S')}"
     while glob(f"{escape(aside)}*"):
         aside += "+"
     return aside
