@@ -1,7 +1,7 @@
 """
 Deliveries, the requests that carry them, and what becomes of them.
 
-Everything here is a value: made in one room, handed to the next, and owned by whoever holds it.
+Everything here is a plain value: made in one room, handed to the next, and owned by its current holder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from mqhooks.errors import OutboxError
 
 class Variation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
-    What the request of one delivery has instead of, or beside, what its webhook says.
+    How the request of one delivery differs from those of its webhook's others.
 
     :param method: ``None`` for POST.
     :param path: path and query; ``None`` for the webhook's.
-    :param headers: sent beside the webhook's.
+    :param headers: sent in addition to the webhook's.
     """
 
     method: str | None = None
@@ -29,7 +29,7 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
     """
     A body on its way to one webhook.
 
-    :param id: unique among all deliveries of all webhooks, the same in every attempt: the ``webhook-id`` header.
+    :param id: unique among all deliveries of all webhooks and the same in every attempt: the idempotency key, ``webhook-id``.
     :param client: whose delivery it is.
     :param timestamp: when the event happened, in nanoseconds since 1970.
     :param body: the request's body, byte for byte.
@@ -53,7 +53,7 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
 
 class DeadLetter(msgspec.Struct, frozen=True):
     """
-    A delivery that nobody will try again unless asked to.
+    A delivery that is not tried again unless it is replayed.
 
     :param number: its number in the outbox; 0 until it has one.
     :param webhook: the webhook's name.
@@ -95,10 +95,10 @@ class Counts(msgspec.Struct, frozen=True):
     :param resumed: left by an earlier process.
     :param replayed: dead letters that were put back.
     :param delivered: those that have arrived.
-    :param dead: those that became dead letters, each time that they did.
-    :param dropped: those that had to make room or are lost.
-    :param pending: those that wait, or are under way.
-    :param forgotten: dead letters that had to make room for newer ones.
+    :param dead: those that became dead letters, counted each time.
+    :param dropped: those dropped to make room, or lost.
+    :param pending: those that wait, or are in flight.
+    :param forgotten: dead letters discarded to make room for newer ones.
     """
 
     appended: int
@@ -118,7 +118,7 @@ class Counts(msgspec.Struct, frozen=True):
 
 class Head(msgspec.Struct, frozen=True):
     """
-    What all requests of one webhook begin with.
+    What all requests of one webhook have in common.
 
     :param method: for example ``POST``.
     :param url: absolute.
@@ -134,7 +134,7 @@ class Request(msgspec.Struct, gc=False):
     """
     One attempt.
 
-    :param head: what its webhook's requests begin with.
+    :param head: what its webhook's requests have in common.
     :param headers: this attempt's own: ``webhook-id``, ``webhook-timestamp``, ``webhook-signature``, and a variation's.
     :param body: as it is sent.
     :param method: a variation's; ``None`` for the head's.

@@ -1,5 +1,5 @@
 """
-Everything that mqhooks raises for others to catch.
+Every exception that mqhooks raises for others to catch.
 
 Each message is one line that a person can act on: what is wrong, where, and what to do.
 """
@@ -36,7 +36,7 @@ class ConfigError(MqhooksError):
 
 class ConfigErrors(ConfigError):
     """
-    Several settings are missing or wrong. The text tells of the first, in one line.
+    Several settings are missing or wrong. The message is one line about the first.
 
     :param mistakes: what is wrong with each.
     """
@@ -68,11 +68,11 @@ class OutboxNoRoom(OutboxUnavailable):
 
 
 class OutboxDamaged(OutboxError):
-    """What is in it is not what was written."""
+    """Its content is not what was written."""
 
 
 class Unstorable(OutboxError):
-    """Something cannot be stored for its own sake, whatever the state of the file."""
+    """Something can never be stored, whatever the state of the file."""
 
 
 class DecodeError(MqhooksError):
@@ -96,19 +96,15 @@ class UnknownType(DecodeError):
 
 
 class BadSignature(MqhooksError):
-    """A request is not signed as it has to be."""
+    """A request's signature is missing or wrong."""
 
 
 class DeliveryError(MqhooksError):
-    """An attempt got no answer: nothing is known of what the endpoint did with the request."""
+    """An attempt got no answer, so nobody knows what the endpoint did with the request."""
 
 
 class ConnectFailed(DeliveryError):
     """No connection to the endpoint: it got no byte of the request."""
-
-
-class CertificateRefused(ConnectFailed):
-    """The endpoint's certificate does not name its host: it got no byte of the request."""
 
 
 class ConnectionBroken(DeliveryError):
@@ -120,4 +116,4 @@ class DeliveryTimeout(DeliveryError):
 
 
 class BadAnswer(DeliveryError):
-    """The endpoint answered something that is not HTTP, or more of it than anyone should."""
+    """The endpoint answered with something that is not HTTP, or with far too much of it."""

@@ -1,9 +1,9 @@
 """
 Events: what VerneMQ's hooks report, as plain values.
 
-Every way in makes these, and every sink gets them. They know nothing of the wire: how a message looks there, and how it becomes
-one of these values, is the source's business. The messages have VerneMQ's fields in the order of their numbers and with
-protobuf's defaults, so an absent field is the empty string, 0 or ``False``.
+Every source makes these, and every sink receives them. They know nothing of a wire format; decoding is the source's business.
+The messages have VerneMQ's fields in the order of their numbers and with protobuf's defaults, so an absent field is the empty
+string, 0 or ``False``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """What one call of any hook reports. The timestamp is in nanoseconds since 1970, negative before."""
+    """What any hook reports in one call. The timestamp is in nanoseconds since 1970, negative before."""
 
     timestamp: int = 0
 
@@ -94,7 +94,7 @@ class Unsubscribe(Message, frozen=True, gc=False):
     session_id: str = ""
 
 
-class _Delivery(Message, frozen=True, gc=False):
+class _ToSubscriber(Message, frozen=True, gc=False):
     username: str = ""
     client_id: str = ""
     mountpoint: str = ""
@@ -107,11 +107,11 @@ class _Delivery(Message, frozen=True, gc=False):
     session_id: str = ""
 
 
-class Deliver(_Delivery, frozen=True, gc=False):
+class Deliver(_ToSubscriber, frozen=True, gc=False):
     """A message was sent to a client."""
 
 
-class DeliveryComplete(_Delivery, frozen=True, gc=False):
+class DeliveryComplete(_ToSubscriber, frozen=True, gc=False):
     """A client has acknowledged a message."""
 
 
@@ -148,7 +148,7 @@ class ClientOffline(_Disconnect, frozen=True, gc=False):
 
 
 class ClientGone(_Disconnect, frozen=True, gc=False):
-    """A client has disconnected and its session has ended with that; :func:`reason_name` names the reason."""
+    """A client has disconnected, which ended its session; :func:`reason_name` names the reason."""
 
 
 class SessionExpired(Message, frozen=True, gc=False):

@@ -1,7 +1,8 @@
 """
-What the rooms know of each other.
+The interfaces through which the rooms know each other.
 
-An event goes ``sidecar`` → :class:`IEventSink` → :class:`IOutbox` → endpoint; nothing flows back but "I have it" and "wait".
+An event goes source → :class:`IEventSink` → :class:`IOutbox` → :class:`IWebhookTransport` → endpoint; only "accepted" and
+"wait" (backpressure) flow back.
 """
 
 from __future__ import annotations
@@ -26,13 +27,12 @@ class IEventSink(IService):
         """
         Accept events.
 
-        A sink never raises and never fails for the events' sake: it takes what it is given, and what it cannot use it counts.
-        Whoever calls may go on calling before an earlier batch was accepted; it stops reading its source while too much is
-        unaccepted.
+        A sink never raises or fails because of an event: it takes what it is given, and counts what it cannot use. The caller
+        may pass further batches before an earlier one is accepted; it stops reading its source while too much is unaccepted.
 
         :param events: a batch, usually what one turn of the reactor has read, in the order read. It may be empty. The sink must
             not change it.
-        :returns: ``None`` when the batch was accepted at once, else a ``Deferred`` that fires with ``None`` when it was. For a
+        :returns: ``None`` when the batch was accepted at once, else a ``Deferred`` that fires with ``None`` once it is. For a
             durable sink "accepted" means committed to disk.
         """
 
@@ -41,20 +41,20 @@ class IOutbox(Interface):
     """
     What one webhook has accepted and not yet delivered.
 
-    ``accepted = delivered + dead + dropped + pending`` at every moment: the outbox counts, and nobody else does. Any answer may
-    come later, for the storage may be a server elsewhere.
+    ``accepted = delivered + dead + dropped + pending`` at every moment: only the outbox counts. A delivery arrives at least
+    once. What returns a ``Deferred`` may answer later, since the storage may be a remote server.
     """
 
     durable: bool = Attribute("Whether what is pending outlives the process.")
     counts: Counts = Attribute("What was accepted since the process began and what became of it: a snapshot.")
     oldest: int | None = Attribute("About when the oldest pending delivery was accepted, in milliseconds since 1970.")
     waiting_since: float | None = Attribute(
-        "When the oldest delivery was appended that is not committed and so cannot be claimed yet, in the reactor's seconds."
+        "When the oldest delivery that is not committed, and so cannot be claimed yet, was appended; in the reactor's seconds."
     )
     used: int = Attribute("How many bytes are used.")
     max_size: int = Attribute("How many bytes may be used.")
     letters: int = Attribute("How many dead letters are kept.")
-    full: bool = Attribute("Whether append() holds somebody up for want of room.")
+    full: bool = Attribute("Whether callers of append() are waiting for room: backpressure.")
 
     def append(deliveries: Sequence[Delivery]) -> Deferred[None] | None:
         """
@@ -66,29 +66,29 @@ class IOutbox(Interface):
 
     def claim(limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Hand out what was appended and not claimed, oldest first. A claimed delivery stays pending until it is acknowledged or
-        buried. One claim may wait at a time.
+        Hand out deliveries that were appended and not yet claimed, oldest first. A claimed delivery stays pending until it is
+        acknowledged or buried. One claim may wait at a time.
 
         :param limit: how many at most; 1 or more.
         :param size: about how many bytes of bodies; the first delivery is handed out however long it is.
-        :returns: at least one delivery; when none is there, a ``Deferred`` that fires with at least one as soon as there are
-            some. It may be cancelled: then it fails with ``CancelledError``, and nothing is claimed.
+        :returns: at least one delivery, or a ``Deferred`` that fires with at least one as soon as there is one. It may be
+            cancelled: then it fails with ``CancelledError``, and nothing is claimed.
         """
 
     def shelve(places: Iterable[int]) -> None:
         """
-        Note that only the places of claimed deliveries are kept: they are recalled before anybody sends them. Of what is
-        claimed, only such deliveries may be dropped for want of room.
+        Note that the caller keeps only the places of these claimed deliveries, and recalls them before it sends them. Of all
+        claimed deliveries, only shelved ones may be dropped to make room.
 
         :param places: each delivery's ``place``.
         """
 
     def recall(places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Hand out claimed deliveries once more, in this order, for whoever kept only their places.
+        Hand out claimed deliveries once more, in this order, to a caller that kept only their places.
 
         :param places: each delivery's ``place``.
-        :returns: the deliveries. One that is missing is no longer pending: it was dropped for want of room, or is lost.
+        :returns: the deliveries. One that is missing is no longer pending: it was dropped to make room, or is lost.
         :raises mqhooks.errors.OutboxError: when they cannot be read now; try again later. A ``Deferred`` may fail with it.
         """
 
@@ -96,12 +96,12 @@ class IOutbox(Interface):
         """
         Forget claimed deliveries that have arrived. What is no longer pending is left as it is.
 
-        The write is repeated until it succeeds; after a crash before that they are sent again.
+        The write is repeated until it succeeds. After a crash before that, they are sent again: at least once.
         """
 
     def bury(delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """
-        Make a dead letter of a claimed delivery: nobody will try it again. What is no longer pending is left as it is.
+        Turn a claimed delivery into a dead letter: it is not tried again. What is no longer pending is left as it is.
 
         :param url: where it was to go.
         :param reason: why it is given up.
@@ -112,13 +112,13 @@ class IOutbox(Interface):
 
     def reclaim() -> None:
         """
-        Hand out anew what was claimed and is still pending, in the order in which it was appended and before anything else.
-        Whoever claimed it before must not acknowledge or bury it any more; a claim that waits is cancelled.
+        Hand out again what was claimed and is still pending, in the order in which it was appended and before anything else.
+        Whoever claimed it before must no longer acknowledge or bury it. A waiting claim is cancelled.
         """
 
     def abandon() -> None:
         """
-        Nobody will claim for now: cancel the claim that waits, and until :meth:`reclaim` let nobody wait for room.
+        Note that nobody claims until :meth:`reclaim`: cancel the waiting claim, and let nobody wait for room meanwhile.
         """
 
 
@@ -131,7 +131,7 @@ class IWebhookTransport(Interface):
 
         :returns: a ``Deferred`` that may have fired already. It fires with the response, whatever its status, or fails with a
             :class:`~mqhooks.errors.DeliveryError`: ``ConnectFailed`` when the endpoint got no byte of the request (no route,
-            refused, a failed TLS handshake, the transport closed before it was sent), ``DeliveryTimeout``,
+            connection refused, a failed TLS handshake, the transport closed before sending), ``DeliveryTimeout``,
             ``ConnectionBroken`` or ``BadAnswer``.
         """
 
@@ -155,7 +155,7 @@ class ISinkPlugin(Interface):
 
     def build(reactor: object, /, *args: str, **kwargs: str) -> IEventSink:
         """
-        Make the sink that a description asks for. Nothing is opened or connected before the sink is started.
+        Make the sink of a description. Nothing is opened or connected before the sink is started.
 
         :param reactor: for timers, connections and listening.
         :param args: the description's positional parts, unescaped.

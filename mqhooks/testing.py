@@ -157,4 +157,4 @@ async def _all_accepted(waiting: Sequence[Deferred[Any]]) -> None:
     for accepted in waiting:
         result = await accepted
         if result is not None:
-            raise AssertionError(f"an acceptance had the result {result!r}; it has to be None")
+            raise AssertionError(f"acceptance fired with {result!r}; it has to fire with None")

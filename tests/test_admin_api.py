@@ -276,7 +276,7 @@ class LetterTests(AdminCase):
         self.assertEqual(seen, sorted(seen))
         self.assertEqual(len(seen), 6)
         purge = "/api/dead-letters/purge"
-        self.assertEqual(await self.json(purge, "POST", body={"webhook": "audit", "reason": "410"}), {"count": 1})
+        self.assertEqual(await self.json(purge, "POST", body={"webhook": "audit", "reason": "answered 410"}), {"count": 1})
         self.assertEqual(await self.json(purge, "POST", body={"reason": "answered 422"}), {"count": 4})
         (left,) = (await self.json("/api/dead-letters"))["letters"]
         self.assertEqual((left["webhook"], left["status"]), ("billing", 410))

@@ -187,7 +187,7 @@ class WholeFileTests(ConfigCase):
     def test_misplaced(self):
         (warning,) = self.load("sidecar { max_frame = 1MiB }").warnings
         self.assertEqual(
-            warning, f"{self.path}: sidecar: belongs into the mqhooks block and is ignored here: mqhooks {{ sidecar {{ … }} }}"
+            warning, f"{self.path}: sidecar: belongs in the mqhooks block and is ignored here: mqhooks {{ sidecar {{ … }} }}"
         )
 
     def test_unknown_keys_of_ours(self):
@@ -410,7 +410,7 @@ class WebhookTests(ConfigCase):
         self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = [1]"))
         self.assertEqual(
             self.webhook_mistake('headers { "a b" = 1 }'),
-            "headers.a b: is not a header's name: those are of letters, digits and hyphens",
+            "headers.a b: is not a header name: use letters, digits and hyphens",
         )
         self.assertIn("headers: 5 is not a block", self.webhook_mistake("headers = 5"))
         self.assertEqual(self.webhook('headers.x = " ö "').headers, (("x", "ö"),))

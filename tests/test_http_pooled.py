@@ -93,7 +93,7 @@ class PooledContract(TransportContract):
         self.endpoint.on_connect = lambda connection: connection.reply(200)
         results = await gatherResults([self.defer(self.result(transport)) for _ in range(12)])
         self.assertEqual({type(result) for result in results}, {ConnectFailed})
-        self.assertIn("before it was asked", str(results[0]))
+        self.assertIn("before any request", str(results[0]))
         self.assertEqual(self.endpoint.requests, [])
 
     async def test_endpoint_that_closes_at_once_got_no_request(self):

@@ -181,7 +181,7 @@ class TLSContract(FilesMixin):
         await self.assert_refused("localhost", self.endpoint.port.getHost().port, "this port does not speak TLS")
 
     async def test_old_version(self):
-        await self.assert_refused("localhost", self.serve(newest=SSL.TLS1_1_VERSION), "no version of TLS that is safe")
+        await self.assert_refused("localhost", self.serve(newest=SSL.TLS1_1_VERSION), "no safe version of TLS")
 
     async def test_version_1_2(self):
         port = self.serve(newest=SSL.TLS1_2_VERSION)

@@ -80,7 +80,7 @@ class DeadTests(SynchronousTestCase):
         self.assertNotIn("\x1b", text)
 
     def test_replay(self):
-        self.assertIn("asked for 2", self.run_command("replay", "1", "3")[0])
+        self.assertIn("requested for 2", self.run_command("replay", "1", "3")[0])
         self.clock.advance(1)
         self.clock.advance(0)
         outbox = self.store.outbox("billing")
@@ -198,10 +198,10 @@ class CommandTests(SynchronousTestCase):
         lines = []
         self.assertEqual(main(["outbox", "salvage", str(damaged)], lines.append), 0, self.stderr.getvalue())
         self.assertEqual(len(lines), 1)
-        self.assertIn("salvage: 3 deliveries and 0 dead letters are handed over", lines[0])
+        self.assertIn("salvage: 3 deliveries and 0 dead letters were handed over", lines[0])
         self.assertFalse(damaged.exists())
         self.assertEqual(main(["outbox", "salvage", str(damaged), "--outbox", str(path)], lines.append), 1)
-        self.assertIn("is no damaged file of", self.stderr.getvalue())
+        self.assertIn("is not a damaged file of", self.stderr.getvalue())
         self.assertEqual(self.stderr.getvalue().count("\n"), 1)
 
 

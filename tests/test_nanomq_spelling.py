@@ -296,7 +296,7 @@ class IncludeTests(SpellingCase):
                 self.assertEqual(self.mistake(text), f"{name}: cannot be read: it is not a regular file")
         self.assertIn("cannot be read: Is a directory", self.mistake('include "."'))
         self.assertIn("only files are included", self.mistake('include package("a:b")'))
-        self.assertIn("is no name that a file can have", self.mistake('include "a\0b"'))
+        self.assertIn("is not a valid file name", self.mistake('include "a\0b"'))
 
     def test_the_file_itself_has_to_be_one(self):
         os.mkfifo(self.directory / "fifo")

@@ -83,7 +83,7 @@ class SetAsideTests(DamagedCase):
             before = len(self.lines())
             self.store = self.open()
             (line,) = self.lines()[before:]
-            self.assertIn(f"damaged files wait to be taken over: {damaged}; run mqhooks outbox salvage", line)
+            self.assertIn(f"damaged files have not been salvaged: {damaged}; run mqhooks outbox salvage", line)
             self.assertEqual((self.store.damaged, self.pending()), ([damaged], 3))
             self.kill(self.store)
 
@@ -119,7 +119,7 @@ class SetAsideTests(DamagedCase):
         self.append(6)
         self.change("DELETE FROM batch")
         self.assertEqual(self.start(), [])
-        self.assertIn("is damaged (rows of batch cannot be found); stopping, the next start sets it aside", self.log())
+        self.assertIn("is damaged (rows of table batch are missing); stopping, the next start sets it aside", self.log())
         self.assertIn("is damaged (found when it was read): set aside", self.log())
         self.assertEqual((self.pending(), len(self.store.damaged)), (0, 1))
 
@@ -243,7 +243,7 @@ class RowTests(DamagedCase):
         self.second()
         self.check_counts()
         self.assertEqual((self.outbox.counts.delivered, self.pending()), (6, 0))
-        self.assertIn("2 deliveries were sent once more", self.log())
+        self.assertIn("2 deliveries were sent again", self.log())
 
     def test_lost_bits_beside_a_thinned_row_cost_nothing(self):
         self.append(400, size=500)
@@ -345,7 +345,7 @@ class RequestTests(DamagedCase):
         self.store = self.open()
         self.ask("replay", [1])
         self.clock.pump([1, 0, 0])
-        self.assertIn("replay was asked for, but dead letter 1 cannot be replayed", self.log())
+        self.assertIn("replay was requested, but dead letter 1 cannot be replayed", self.log())
         self.assertEqual((self.count("request"), self.outbox.letters), (0, 1))
 
 
@@ -384,7 +384,7 @@ class SalvageTests(DamagedCase):
         self.append(2, 1000)
         line = salvage(damaged, self.path)
         self.assertEqual(
-            line, f"{len(left) + 1} deliveries and 10 dead letters are handed over; the damaged file is {damaged}.salvaged now"
+            line, f"{len(left) + 1} deliveries and 10 dead letters were handed over; the damaged file is now {damaged}.salvaged"
         )
         self.take_over()
         self.assertEqual([delivery.timestamp for delivery in self.claim()], [1000, 1001, *left])
@@ -483,7 +483,7 @@ class SalvageTests(DamagedCase):
     def test_what_is_no_damaged_file_of_the_outbox(self):
         for path in ("/etc/passwd", self.path, f"{self.path}.damaged-1"):
             error = self.assertRaises(OutboxError, salvage, path, self.path)
-            self.assertIn("is no damaged file of", str(error))
+            self.assertIn("is not a damaged file of", str(error))
         self.assertTrue(Path("/etc/passwd").exists())
 
     def test_waits_in_the_inbox_while_the_outbox_is_full(self):

@@ -66,7 +66,7 @@ class LockTests(SynchronousTestCase):
 
     def test_fifo_does_not_hang(self):
         os.mkfifo(self.file)
-        self.refused("is no regular file")
+        self.refused("is not a regular file")
 
     def test_directory(self):
         self.file.mkdir()
@@ -112,4 +112,4 @@ class LockTests(SynchronousTestCase):
             self.file.write_text("")
 
         self.patch(fcntl, "flock", replaced)
-        self.refused("is removed again and again")
+        self.refused("keeps being removed")

@@ -146,7 +146,7 @@ class ReclaimTests(StoreCase):
             connection.execute("BEGIN IMMEDIATE")
             error = self.assertRaises(OutboxError, self.store.outbox, "new")
             connection.execute("ROLLBACK")
-        self.assertIn("cannot take in webhook new (database is locked)", str(error))
+        self.assertIn("cannot add webhook new (database is locked)", str(error))
         self.store.outbox("new").append(deliveries(1))
         self.turn()
         self.assertEqual(len(self.claim(outbox=self.store.outbox("new"))), 1)

@@ -207,7 +207,7 @@ class SqliteOutboxTests(StoreCase):
         self.append(20, 110, size=800)
         self.second()
         self.assertEqual(self.outbox.counts.dropped, 100)
-        self.assertIn("the oldest make room, 100 are dropped so far", self.log())
+        self.assertIn("the oldest deliveries are dropped, 100 so far", self.log())
         places = [delivery.place for delivery in claimed]
         self.assertEqual([delivery.timestamp for delivery in self.outbox.recall(places)], list(range(100, 110)))
         self.outbox.acknowledge(claimed)
@@ -414,9 +414,9 @@ class FailureTests(StoreCase):
 
     def test_a_foreign_file(self):
         Path(self.path).write_text("my diary, page one\n" * 100)
-        self.assertIn("is no outbox of mqhooks", self.refused())
+        self.assertIn("is not an mqhooks outbox", self.refused())
         # The first attempt must not make it ours.
-        self.assertIn("is no outbox of mqhooks", self.refused())
+        self.assertIn("is not an mqhooks outbox", self.refused())
         self.assertIn("my diary", Path(self.path).read_text())
 
     def test_a_foreign_database(self):
@@ -472,7 +472,7 @@ class FailureTests(StoreCase):
         self.assertEqual((store.failing, store.replay([1])), (None, 1))
         self.turn()
         self.assertEqual((store.failing, last.counts.pending), (None, 2))
-        self.assertIn("cannot take in webhook more", str(self.assertRaises(OutboxError, store.outbox, "more")))
+        self.assertIn("cannot add webhook more", str(self.assertRaises(OutboxError, store.outbox, "more")))
 
     def test_the_256th_webhook(self):
         store = self.open()

@@ -65,13 +65,13 @@ class CountTests(StoreCase):
         self.turn()
         self.assertEqual((self.outbox.letters, self.outbox.counts.forgotten, self.outbox.counts.dead), (2, 3, 5))
         self.assertEqual(self.store.count_dead("w"), 2)
-        self.assertIn("webhook w: the oldest dead letters make room (outbox.dead_max), 3 are forgotten so far", self.log())
+        self.assertIn("webhook w: the oldest dead letters are discarded (outbox.dead_max), 3 so far", self.log())
         self.store.purge([5])
         self.append(1, 9)
         self.bury(*self.claim())
         self.turn()
         self.assertEqual((self.outbox.letters, self.store.count_dead()), (2, 2))
-        self.assertEqual(len([line for line in self.lines() if "forgotten" in line]), 1)
+        self.assertEqual(len([line for line in self.lines() if "discarded" in line]), 1)
 
     def test_letter_that_is_forgotten_while_it_is_replayed(self):
         self.reopen(dead_max=1)

@@ -176,7 +176,7 @@ class Promises(SynchronousTestCase):
         self.assertEqual(retried, {408, 425, 429, *range(500, 600)} - {501, 505})
         for page in ("delivery.rst", "configuration.rst"):
             self.assertIn("408, 425, 429, ", (DOCS / page).read_text())
-            self.assertIn("500 to 599 without 501 and 505", (DOCS / page).read_text())
+            self.assertIn("500 to 599 except 501 and 505", (DOCS / page).read_text())
 
     def test_verification_shown_accepts_our_signatures(self) -> None:
         secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

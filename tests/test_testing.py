@@ -153,7 +153,7 @@ class VerifySinkTests(SynchronousTestCase):
 
     def test_acceptance_carries_a_value(self) -> None:
         verified = verify_sink(Answering(lambda events: succeed(len(events))))
-        self.assertIn("the result 0", str(self.failureResultOf(verified, AssertionError).value))
+        self.assertIn("fired with 0", str(self.failureResultOf(verified, AssertionError).value))
 
     def test_acceptance_fails(self) -> None:
         failing: Deferred[None] = fail(RuntimeError("broken"))

@@ -607,7 +607,7 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             self.transport.end(503)
             self.clock.advance(20)
         (first,) = [line for line in self.lines() if "answered 503" in line]
-        self.assertIn("webhook w: http://h/hook answered 503; attempt 1, the next in 1.0 s", first)
+        self.assertIn("webhook w: http://h/hook answered 503; attempt 1, retrying in 1.0 s", first)
 
     def test_stopping_waits_for_everything_in_memory(self):
         sink = self.make(pool_size=1)

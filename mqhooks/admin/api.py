@@ -1,5 +1,5 @@
 """
-The handlers of the API.
+The API's handlers.
 """
 
 from __future__ import annotations

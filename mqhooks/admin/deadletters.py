@@ -30,7 +30,7 @@ BODY_LIMIT = 1 << 20
 
 class DeadLetters:
     """
-    The dead letters of a bridge. An outbox in memory keeps none that could be listed.
+    The dead letters of a bridge. Those of an outbox in memory cannot be listed.
 
     :param bridge: the bridge.
     :param clock: long work yields to the reactor through it.
@@ -113,7 +113,7 @@ class DeadLetters:
         store = self._bridge.store
         if store is None:
             return 0
-        # A replayed delivery may become a dead letter again meanwhile: it is not replayed twice.
+        # A replayed delivery may meanwhile become a dead letter again, which is not replayed.
         last = store.last_dead()
         after = count = 0
         while after < last:

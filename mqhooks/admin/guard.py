@@ -1,9 +1,9 @@
 """
 Who may make requests, and the security headers of responses.
 
-A page of another site can make a browser send requests here. It must neither read a response nor change anything. So a request
-has to name this host (against DNS rebinding), and one that changes something needs a custom header, which a foreign page can
-set only after a CORS preflight; none is ever allowed.
+Another site's page can make a browser send requests here. It must neither read a response nor change anything. So a request has
+to name this host (against DNS rebinding), and one that changes something needs a custom header, which a foreign page can set
+only after a CORS preflight, and preflights are never allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from twisted.web.http import Request
 from mqhooks.admin.replies import Refused
 
 HEADER = "X-Mqhooks"
-"""The header that a request which changes something has to have, with any value."""
+"""The header that every request that changes something needs, with any value."""
 
 RESPONSE_HEADERS = {
     "Cache-Control": "no-store",
@@ -67,9 +67,9 @@ class Guard:
             raise Refused(403, "this is not the host that the request is for: add its name to mqhooks.admin.hosts")
         origin = _header(request, "origin")
         if origin and origin.partition("://")[2].lower() != netloc.lower():
-            raise Refused(403, "requests of pages from elsewhere are not answered")
+            raise Refused(403, "requests from other sites' pages are refused")
         if request.method not in (b"GET", b"HEAD") and not request.requestHeaders.hasHeader(HEADER):
-            raise Refused(403, f"what changes something needs the header {HEADER}: 1")
+            raise Refused(403, f"a request that changes something needs the header {HEADER}: 1")
         if self._token is not None and not public and not self._knows(request):
             challenge = {"WWW-Authenticate": 'Bearer realm="mqhooks"'}
             raise Refused(401, "the token is missing or wrong: send Authorization: Bearer and mqhooks.admin.token", challenge)

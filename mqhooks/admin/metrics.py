@@ -129,10 +129,10 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
     accepted = CounterMetricFamily("mqhooks_deliveries_accepted", taken, labels=("webhook", "source"))
     delivered = CounterMetricFamily("mqhooks_deliveries_delivered", "Deliveries that the endpoint accepted.", labels=WEBHOOK)
     dead = CounterMetricFamily("mqhooks_deliveries_dead", "Deliveries that became dead letters.", labels=WEBHOOK)
-    dropped = CounterMetricFamily("mqhooks_deliveries_dropped", "Deliveries dropped for want of room, or lost.", labels=WEBHOOK)
+    dropped = CounterMetricFamily("mqhooks_deliveries_dropped", "Deliveries dropped to make room, or lost.", labels=WEBHOOK)
     attempts = CounterMetricFamily("mqhooks_delivery_attempts", "Delivery attempts, by outcome.", labels=("webhook", "outcome"))
     up = GaugeMetricFamily(
-        "mqhooks_webhook_up", "Whether the circuit breaker is closed: the endpoint is up, as far as is known.", labels=WEBHOOK
+        "mqhooks_webhook_up", "Whether the circuit breaker is closed: the endpoint counts as up.", labels=WEBHOOK
     )
     paused = GaugeMetricFamily("mqhooks_webhook_paused", "Whether an operator has paused the webhook.", labels=WEBHOOK)
     for name, sink, counts in webhooks:

@@ -23,7 +23,7 @@ def plain(settings: object) -> Any:
         return {
             field.name: _shown(field.name, getattr(settings, field.name), secret=not field.repr)
             for field in fields(settings)
-            # A field that does not compare says where a setting was read, and is no setting.
+            # A field that is not compared says where a setting was read; it is not a setting itself.
             if field.compare
         }
     if isinstance(settings, (tuple, list)):

@@ -108,7 +108,7 @@ def _static() -> list[Route]:
 
 
 def _file(name: str, reply: Reply) -> Route:
-    # They show nothing of this bridge, and the page is where the token is entered.
+    # They reveal nothing about this bridge, and the page is where the token is entered.
     return Route("GET", ("",) if name == "page.html" else (name,), lambda _: reply, public=True)
 
 
@@ -182,7 +182,7 @@ def _send(request: HTTPRequest, reply: Reply) -> None:
     request.finish()
 
 
-class _Request(Request):
+class _LimitedRequest(Request):
     """A request whose body is limited to :data:`MAX_BODY`."""
 
     oversized = False
@@ -210,7 +210,7 @@ class AdminFactory(ClosingFactory):
     """
 
     def __init__(self, clock: IReactorTime, root: Root) -> None:
-        super().__init__(clock, _AdminSite(root, requestFactory=_Request, reactor=clock))
+        super().__init__(clock, _AdminSite(root, requestFactory=_LimitedRequest, reactor=clock))
 
     def buildProtocol(self, addr: Any) -> Any:
         """Make the protocol of a connection; none when too many are open."""

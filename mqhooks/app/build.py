@@ -1,8 +1,8 @@
 """
 Builds the bridge: the service tree that ``twistd mqhooks`` runs, from settings and a reactor.
 
-A ``.tac`` file that calls :func:`build` gets the same tree: durable outbox, status page, summary and SIGHUP included. The
-children start in the order in which they need each other, with the listener last, and stop in the reverse order.
+- A ``.tac`` file that calls :func:`build` gets the same tree: durable outbox, status page, summary and SIGHUP included.
+- The children start in the order in which they need each other, with the listener last, and stop in the reverse order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BridgeService(OrderedService):
     """
     The whole bridge as one service; :func:`build` makes it.
 
-    :ivar bridge: its parts, as the status page reads them.
+    :ivar bridge: its parts, for the status page.
     :ivar reloader: reloads the configuration.
     :ivar admin: the status page; ``None`` when there is none.
     """
@@ -70,7 +70,7 @@ def build(
     store = _store(settings, reactor)
     outbox = _refuse if store is None else store.outbox
     webhooks = WebhookGroup(reactor, settings.webhooks, outbox, drain_time=settings.shutdown_timeout)
-    # Without a webhook now, a reload may bring one.
+    # A reload may add a webhook even if there is none now.
     receivers = [webhooks, *sinks] if settings.webhooks or load is not None else list(sinks)
     if not receivers:
         raise ConfigError("there is neither a webhook nor a sink: events would go nowhere")
@@ -90,7 +90,7 @@ def build(
     admin = _admin(settings, reactor, bridge)
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, usernames)
     summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
-    # SIGHUP ends a process that does not handle it: the reloader starts first and stops last.
+    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
     children = [child for child in (reloader, file, summary, sink, admin, listener) if child is not None]
     return BridgeService(children, bridge, reloader, admin)
 

@@ -1,7 +1,7 @@
 """
-The ``mqhooks`` command: looks after an outbox, also while the bridge that owns it runs.
+The ``mqhooks`` command: looks after an outbox, even while the bridge that owns it runs.
 
-It needs no secret of the configuration, only the outbox's path.
+It needs only the outbox's path from the configuration, none of its secrets.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from mqhooks.app.configuration import outbox_path
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
+from mqhooks.outbox.aside import ASIDE
 from mqhooks.outbox.deadletters import Letters
 from mqhooks.outbox.salvage import salvage
 from mqhooks.support.printable import printable
 
 NAME = 60
-"""How many characters of a name a list shows."""
-
-DAMAGED = ".damaged-"
-"""What follows the outbox's name in that of a damaged file."""
+"""How many characters of a name are shown in a list."""
 
 
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] = print) -> int:
@@ -45,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
         for line in options.command(options):
             write(line)
     except BrokenPipeError:
-        # The reader has seen enough; without this, Python would fail to flush the rest at exit.
+        # The reader has gone; without this, Python would fail to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MqhooksError, sqlite3.Error, msgspec.MsgspecError, OverflowError) as error:
         sys.stderr.write(f"mqhooks: {error}\n")
@@ -78,7 +76,7 @@ def _parser() -> ArgumentParser:
     description = "hand what a damaged outbox file still holds to the outbox that replaced it"
     action = outbox.add_parser("salvage", help=description, description=f"Outbox: {description}.")
     _add_outbox(action)
-    action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{DAMAGED}20260131T120000")
+    action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{ASIDE}20260131T120000")
     action.set_defaults(command=_salvage)
     return parser
 
@@ -94,7 +92,7 @@ def _outbox(options: Namespace, default: str = DEFAULTS.outbox.path) -> str:
 
 
 def _salvage(options: Namespace) -> Iterator[str]:
-    path = _outbox(options, options.file.rpartition(DAMAGED)[0] or DEFAULTS.outbox.path)
+    path = _outbox(options, options.file.rpartition(ASIDE)[0] or DEFAULTS.outbox.path)
     yield f"salvage: {salvage(options.file, path)}"
 
 
@@ -125,12 +123,12 @@ def _ask(options: Namespace) -> Iterator[str]:
             yield f"{options.action}: there are no dead letters{whose}{which}"
             return
         count = letters.ask(options.action, numbers)
-        when = "done within a second by the mqhooks that has the outbox, or when one starts"
-        yield f"{options.action}: asked for {count}; {when}"
+        when = "done within a second by the mqhooks that owns the outbox, or when one starts"
+        yield f"{options.action}: requested for {count}; {when}"
 
 
 def _numbers(letters: Letters, options: Namespace) -> list[int]:
-    """Say which dead letters are meant; each can be acted on."""
+    """List the numbers of the dead letters that are meant, all of which can be acted on."""
     numbers: list[int] = options.number
     replay = options.action == "replay"
     if options.all and numbers:

@@ -15,7 +15,6 @@ from mqhooks.app.settings import (
     DEFAULTS,
     OUTBOX_LETTERS,
     OUTBOX_SIZES,
-    OnFull,
     OutboxKind,
     OutboxSettings,
     Settings,
@@ -28,6 +27,7 @@ from mqhooks.nanomq.block import Block
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
+from mqhooks.outbox.queue import OnFull
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 
@@ -51,13 +51,13 @@ def load(path: str) -> Settings:
         raise different[0] if len(different) == 1 else ConfigErrors(different)
     for key in ("sidecar", "outbox", "admin"):
         if key in document.others:
-            root.warn(key, f"belongs into the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
+            root.warn(key, f"belongs in the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
     return replace(settings, warnings=tuple(warnings))
 
 
 def outbox_path(path: str) -> str:
     """
-    Read where the outbox is, and nothing else: the variables that hold secrets need not be set.
+    Read where the outbox is, and nothing else, so that variables with secrets need not be set.
 
     :raises mqhooks.errors.ConfigError: when the file cannot be read, or the path needs a variable that is not set.
     """
@@ -71,9 +71,9 @@ def outbox_path(path: str) -> str:
 
 def compose(root: Block) -> Settings:
     """
-    Make settings of what a whole file says.
+    Make settings from a whole file.
 
-    :raises mqhooks.errors.ConfigError: when that is not possible; smaller mistakes are noted with ``root``.
+    :raises mqhooks.errors.ConfigError: when that is not possible; other mistakes are noted with ``root``.
     """
     ours = root.block("mqhooks")
     enabled = tuple(webhooks(root, shared(ours, SharedSettings())))
@@ -132,7 +132,7 @@ def _host(block: Block, host: object) -> str:
     if not isinstance(host, str):
         raise block.error("hosts", "is not a list of host names, like [mqhooks.example]")
     with suppress(ValueError):
-        # Spelled as browsers spell it, or it never matches.
+        # Written as browsers write it; otherwise it would never match.
         return str(ip_address(host.strip("[]")))
     if re.fullmatch(r".*:\d+", host):
         raise block.error("hosts", f"{host[:80]!r} has a port, and any will do: leave it out")
@@ -145,7 +145,7 @@ def for_url(url: str) -> Settings:
     """
     Make settings that send all of NanoMQ's events to one address.
 
-    :raises mqhooks.errors.ConfigError: when the address is no URL that can be sent to.
+    :raises mqhooks.errors.ConfigError: when requests cannot be sent to the address.
     """
     try:
         checked = check_url(url)

@@ -1,9 +1,9 @@
 """
 The webhooks of a configuration, which a reload adds, replaces and removes while events flow.
 
-A webhook whose settings change gets another sink on the same outbox and counters. The new sink accepts events at once, and
-starts to deliver when the old one has finished what is in flight, beginning with what the old one left in the outbox. So
-nothing is lost, sent twice or overtaken.
+A webhook whose settings change gets a new sink on the same outbox and counters. The new sink accepts events at once, but starts
+to deliver only when the old one has finished what is in flight, beginning with what the old one left in the outbox. So nothing
+is lost, sent twice or overtaken.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class WebhookGroup(FanOut):
 
     def plan(self, settings: Iterable[WebhookSettings]) -> Plan:
         """
-        Make the sinks that other settings need; nothing changes before :meth:`apply`.
+        Make the sinks that new settings need; nothing changes before :meth:`apply`.
 
         :raises mqhooks.errors.ConfigError: when the certificates of a webhook cannot be used.
         :raises mqhooks.errors.OutboxError: when a new webhook cannot get its outbox.
@@ -160,7 +160,7 @@ class _Slot:
             self.sink.startService()
 
     def put(self, sink: WebhookSink, version: Version) -> None:
-        """Let another sink take over."""
+        """Have a new sink take over."""
         old, self.sink, self.version = self.sink, sink, version
         if old is not None:
             if old.paused:
@@ -173,13 +173,13 @@ class _Slot:
         """Accept nothing more."""
         old, self.sink, self.version = self.sink, None, None
         if old is not None:
-            # Nobody is going to make room in this outbox.
+            # Without a sink nothing makes room in this outbox.
             self._outbox.abandon()
             self._retire(old)
 
     def _retire(self, old: WebhookSink) -> None:
         retired = old.retire()
-        # Behind a sink that is still finishing, this one has not begun: it has nothing in flight.
+        # While an earlier sink is still finishing, this one has not started: it has nothing in flight.
         if self._retiring is None:
             self._retiring = old
             retired.addCallback(self._retired)
@@ -195,7 +195,7 @@ class _Slot:
                     pending=pending,
                 )
         elif self._running or not self._outbox.durable:
-            # While stopping, only what would be lost with the process is still delivered.
+            # During a stop, only what would be lost with the process is still delivered.
             self._begin(self.sink)
 
     def _begin(self, sink: WebhookSink) -> None:

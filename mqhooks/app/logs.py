@@ -1,5 +1,5 @@
 """
-Writes the log as JSON lines, to where twistd would write it.
+Writes the log as JSON lines, wherever twistd would write it.
 """
 
 from __future__ import annotations

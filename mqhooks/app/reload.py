@@ -1,10 +1,10 @@
 """
 Reloads the configuration of a running process.
 
-SIGHUP changes what can change without losing a connection of VerneMQ's or an event: the webhooks with their secrets and
-certificates, who may see the status page, and the limits of the outbox and of the sidecar's stream. Everything else needs a
-restart, and one line says so.
-The new configuration is checked as a whole first: a wrong one changes nothing.
+- SIGHUP changes whatever can change without losing an event or one of VerneMQ's connections: the webhooks with their secrets
+  and certificates, who may see the status page, and the limits of the outbox and of the sidecar's stream. Everything else needs
+  a restart, and the log says so in one line.
+- The new configuration is checked as a whole first: a wrong one changes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RELOADABLE = {
     "outbox": ("max_size", "on_full", "dead_max"),
     "admin": ("token", "hosts"),
 }
-"""What of the ``mqhooks`` block a reload changes."""
+"""The keys of the ``mqhooks`` block that a reload changes."""
 
 
 class Reloader(Service):
@@ -37,11 +37,11 @@ class Reloader(Service):
 
     :param reactor: reloads between two of its turns.
     :param load: reads the configuration; ``None`` when there is none, and SIGHUP is left to sinks with files.
-    :param bridge: what the status page reads; it is told of what changes.
+    :param bridge: what the status page reads; its settings and webhooks are replaced.
     :param webhooks: its webhooks.
     :param resize: replaces the limits of the outbox.
     :param admin: the status page; ``None`` when there is none.
-    :param usernames: tells for settings whether anything needs the usernames of clients that leave.
+    :param usernames: says of settings whether any sink needs remembered usernames.
     """
 
     log = Logger()
@@ -66,7 +66,7 @@ class Reloader(Service):
         self._forget: Callable[[], None] | None = None
 
     def privilegedStartService(self) -> None:
-        """Handle SIGHUP before the log's first line: whoever waits for that line may send the signal."""
+        """Handle SIGHUP before the log's first line, since whoever waits for that line may send the signal."""
         self._forget = on_hangup(lambda: self._reactor.callFromThread(self.reload))
 
     def startService(self) -> None:
@@ -118,7 +118,7 @@ class Reloader(Service):
 
 def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[str]]:
     """
-    Apply to settings what can change in a running process.
+    Merge new settings into the current ones, as far as a running process can change them.
 
     :returns: the settings to run with, what changes besides the webhooks, and the keys that need a restart.
     """
@@ -128,7 +128,7 @@ def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[st
     for part, reloadable in RELOADABLE.items():
         before, after = getattr(old, part), getattr(wanted, part)
         different = [field.name for field in fields(before) if getattr(before, field.name) != getattr(after, field.name)]
-        # The limits of another kind of outbox are not meant for this one.
+        # With another kind of outbox, the new limits are not meant for the current one.
         live = [] if "kind" in different else [name for name in different if name in reloadable]
         new = replace(new, **{part: replace(before, **{name: getattr(after, name) for name in live})})
         changes += [f"{part}.{name} changed" for name in live]

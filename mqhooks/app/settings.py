@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mqhooks.admin.settings import AdminSettings
+from mqhooks.outbox.queue import OnFull
 from mqhooks.webhook.settings import WebhookSettings
 
 OutboxKind = Literal["sqlite", "memory"]
 Sync = Literal["normal", "full"]
-OnFull = Literal["pause", "drop_oldest"]
 
 OUTBOX_KIND: OutboxKind = "sqlite"
 """The default kind of outbox."""
@@ -30,7 +30,7 @@ class SidecarSettings:
     How VerneMQ's stream is read.
 
     :param max_frame: bytes; longer frames are skipped.
-    :param max_sessions: of how many clients the username is remembered.
+    :param max_sessions: for how many clients the username is remembered.
     :param max_sessions_size: how many bytes that may take.
     """
 
@@ -46,7 +46,7 @@ class OutboxSettings:
 
     :param kind: ``sqlite`` survives the end of the process, ``memory`` does not.
     :param path: the file of ``sqlite``.
-    :param sync: ``full``: each commit of ``sqlite`` waits for the disk; ``normal``: the kernel writes it when it likes.
+    :param sync: ``full``: each commit of ``sqlite`` waits for the disk; ``normal``: the kernel writes it in its own time.
     :param max_size: how many bytes may wait for each webhook.
     :param on_full: what happens then: ``pause`` stops reading (backpressure), ``drop_oldest`` makes room.
     :param dead_max: how many dead letters are kept for each webhook.
@@ -67,7 +67,7 @@ class Settings:
 
     :param webhooks: those that are enabled.
     :param shutdown_timeout: how many seconds a stop waits for deliveries.
-    :param warnings: oddities of the file that are no mistakes, one line each.
+    :param warnings: what is odd in the file but not wrong, one line each.
     """
 
     webhooks: tuple[WebhookSettings, ...] = ()

@@ -1,8 +1,8 @@
 """
-Logs what has flowed, in one line a minute.
+Logs the events and deliveries of each minute, in one line.
 
-The numbers are those of the outboxes and counters, as ``/metrics`` and the page show them; the summary keeps none of its own,
-only what they were a minute ago.
+The numbers are those of the outboxes and counters, as ``/metrics`` and the page show them; the summary counts nothing itself
+and keeps only what they were a minute ago.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Counted(Protocol):
 
 class SummaryService(Service):
     """
-    Logs one line about what has flowed since the last one; nothing when nothing did.
+    Logs one line about events and deliveries since the last line; nothing when there were none.
 
     :param clock: for the interval.
     :param sidecar: what came in.
@@ -63,7 +63,7 @@ class SummaryService(Service):
         self._loop.start(INTERVAL, now=False)
 
     def stopService(self) -> None:
-        """Log what has flowed since the last summary."""
+        """Log what has happened since the last summary."""
         super().stopService()
         if self._loop.running:
             self._loop.stop()

@@ -106,7 +106,7 @@ def _make(reactor: Any, options: Options) -> IService:
     sinks = [sinkFromString(reactor, description) for description in options["sink"]]
     reload = None
     if options["config"] is not None:
-        # By the time of a reload the process may run in another directory.
+        # At the time of a reload the process may run in another directory.
         reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
     elif not settings.webhooks and not sinks:
         sinks = [LogSink(reactor)]
@@ -160,7 +160,7 @@ def _settings(options: Options, config: str | None, directory: str) -> Settings:
 
 
 def _directory(twistd: Mapping[str, Any]) -> str:
-    """Say what relative paths start from: where twistd is going to run, "" when that is the current directory."""
+    """Say what relative paths are relative to: where twistd is going to run, "" for the current directory."""
     directory = twistd.get("rundir") or "."
     if directory == ".":
         return "/" if twistd.get("chroot") else ""

@@ -50,8 +50,9 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
     Read ``webhook {}`` and what ``webhooks {}`` holds; those that are not enabled are left out.
 
     :param root: the whole file.
-    :param defaults: what goes where a block doesn't say otherwise.
-    :raises mqhooks.errors.ConfigError: when a block is none; other mistakes are noted with ``root``, if it takes notes.
+    :param defaults: used where a block doesn't say otherwise.
+    :raises mqhooks.errors.ConfigError: when there is no block in a block's place; other mistakes are noted with ``root``, if it
+        takes notes.
     """
     single = root.block("webhook", "; several webhooks have a name each: webhooks { billing { … }, audit { … } }")
     if single.boolean("enable", default=True) and "webhook" in root:
@@ -61,8 +62,7 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
         block = several.block(name)
         if block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
-                beside = "there is a webhook block beside, which has this name: call this one something else"
-                root.fail(several.error(name, beside))
+                root.fail(several.error(name, "the webhook block already has this name: call this one something else"))
             yield from _read(root, block, name, defaults)
 
 
@@ -77,8 +77,8 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
     """
     Read one block.
 
-    :param name: how logs and counters will call it.
-    :param defaults: what goes where the block doesn't say otherwise.
+    :param name: its name in logs and counters.
+    :param defaults: used where the block doesn't say otherwise.
     :raises mqhooks.errors.ConfigError: at the first mistake.
     """
     block.boolean("enable", default=True)
@@ -113,9 +113,9 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
 
 def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
     """
-    Read what a webhook's block may say, and the ``mqhooks`` block for all of them.
+    Read the settings that both a webhook's block and, for all webhooks, the ``mqhooks`` block may have.
 
-    :param defaults: what goes where it doesn't.
+    :param defaults: used where the block doesn't say otherwise.
     :raises mqhooks.errors.ConfigError: at the first mistake.
     """
     return SharedSettings(
@@ -146,13 +146,13 @@ def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str]
     headers: dict[str, tuple[str, str]] = {}
     for name, value in block.members():
         if not _TOKEN.fullmatch(name):
-            block.fail(block.error(name, "is not a header's name: those are of letters, digits and hyphens"))
+            block.fail(block.error(name, "is not a header name: use letters, digits and hyphens"))
         elif name.lower() in _OURS:
             block.fail(block.error(name, "is set by mqhooks itself: remove it"))
         if name.lower() == "content-encoding" and batch is not None and batch.compression != "none":
             block.fail(block.error(name, f"is set by batch.compression = {batch.compression}: remove one of the two"))
         text = _header_value(block, name, value)
-        # Every nanomq.conf says this, of bodies that are one JSON value.
+        # Every nanomq.conf has this header, meant for bodies that are one JSON value.
         if name.lower() == "content-type" and _JSON.match(text) and batch is not None and batch.format == "ndjson":
             block.warn(name, "application/x-ndjson is sent instead, since batch.format is ndjson")
             continue

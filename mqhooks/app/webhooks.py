@@ -27,7 +27,7 @@ def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None 
     Make the transport that a webhook's settings ask for.
 
     :param agent: sends instead of mqhooks' own connections; its owner closes it.
-    :raises mqhooks.errors.ConfigError: when nothing can be sent to the URL, or a TLS file cannot be used.
+    :raises mqhooks.errors.ConfigError: when requests cannot be sent to the URL, or a TLS file cannot be used.
     """
     try:
         url = check_url(settings.url)
@@ -49,7 +49,7 @@ class StoredWebhook(OrderedService):
     :param path: the outbox's file; its directory has to exist. Relative to the directory in which the service starts.
     :param agent: see :func:`transport_for`.
     :ivar settings: the webhook's.
-    :raises mqhooks.errors.ConfigError: when nothing can be sent to the URL, or a TLS file cannot be used.
+    :raises mqhooks.errors.ConfigError: when requests cannot be sent to the URL, or a TLS file cannot be used.
     """
 
     def __init__(self, reactor: Any, settings: WebhookSettings, path: str, agent: IAgent | None = None) -> None:
@@ -63,7 +63,7 @@ class StoredWebhook(OrderedService):
     def startService(self) -> None:
         """Open the outbox and start to deliver."""
         if self._sink is None:
-            # Only now, since twistd changes the directory after its services are made.
+            # Only now, since twistd changes its directory after the services are made.
             store = SqliteStore(self._reactor, self._path)
             self._sink = WebhookSink(self._reactor, self.settings, store.outbox(self.settings.name), self._transport)
             for child in (store, self._sink):

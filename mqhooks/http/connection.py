@@ -1,11 +1,11 @@
 """
-One persistent HTTP/1.1 connection, with one request under way at a time.
+One persistent HTTP/1.1 connection, with one request in flight at a time.
 
-- An answer counts from its status line on. What becomes of its body, or is wrong with its headers, ends the connection and does
-  not undo the status: the endpoint has the request, and sending it again would only double it.
-- Bytes that nobody asked for count for nothing. A connection that brings any is not used again: what follows could not be told
-  from the answer to the next request.
-- Most endpoints give the same short answer all the time, so such answers are remembered by their bytes.
+- An answer counts as soon as its status line has come. Trouble with its headers or body closes the connection but does not undo
+  the status: the endpoint has the request, and sending it again would only duplicate it.
+- Unsolicited bytes are not an answer. A connection that brings any is not used again: what follows could not be told from the
+  answer to the next request.
+- Most endpoints keep giving the same short answer, so such answers are remembered by their bytes and not parsed again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KNOWN_LENGTH = 1024
 """The longest answer that is remembered, in bytes, its head included."""
 
 KNOWN = 64
-"""How many answers are remembered; then all are forgotten, as a time in them may have gone on."""
+"""How many answers are remembered; then all are forgotten, since a ``Date`` header makes old ones useless."""
 
 _STATUS_LINE = re.compile(rb"(?:\r?\n)*HTTP/1\.[0-9] +([0-9]{3})(?: [^\r\n]*)?(?=\r?\n)")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -40,7 +40,7 @@ class Exchange(msgspec.Struct, gc=False):
     A request, and who waits for its answer.
 
     :param request: its bytes.
-    :param answered: fires with the answer, or with why there is none.
+    :param answered: fires with the answer, or fails with the reason that there is none.
     :param since: when it was asked for, in the reactor's seconds.
     :param bodiless: whether its answer has no body whatever its headers say, as for ``HEAD``.
     :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
@@ -66,16 +66,16 @@ class Owner(Protocol):
         """Note the answer to an exchange, and that the connection is free for another one."""
 
     def ended(self, exchange: Exchange, result: Response | DeliveryError) -> None:
-        """Note what came of an exchange whose connection can serve no other."""
+        """Note the result of an exchange whose connection cannot be used again."""
 
     def unfit(self, connection: HTTPConnection) -> None:
-        """Note that something came on a connection without a request."""
+        """Note that unsolicited bytes came on a connection."""
 
     def lost(self, connection: HTTPConnection, reason: str) -> None:
         """Note that the connection is gone, and why."""
 
     def resend(self, exchange: Exchange) -> None:
-        """Send a request again that a closed connection swallowed."""
+        """Send a request again that was lost on a closed connection."""
 
 
 class HTTPConnection:
@@ -86,8 +86,8 @@ class HTTPConnection:
     :param channel: carries the bytes.
     :param now: when it was connected, in the reactor's seconds.
     :ivar born: the same.
-    :ivar expires: when it gets too old to be used.
-    :ivar exchange: what is under way.
+    :ivar expires: when it is too old to be used.
+    :ivar exchange: what is in flight.
     :ivar idle_since: when its last answer came.
     """
 
@@ -101,7 +101,7 @@ class HTTPConnection:
         self._send = channel.send
         self._parser = HttpResponseParser(self)
         self._used = False
-        # Bytes of the answer under way, interim ones included; of them, what its head may need to be read by hand.
+        # How many bytes of the current answer have come, interim ones included; and those that read_head() may need.
         self._received = 0
         self._raw = b""
         self._reset()
@@ -120,7 +120,7 @@ class HTTPConnection:
         self._send(exchange.request)
 
     def abandon(self, error: DeliveryError) -> None:
-        """End the exchange without waiting for more of its answer, and the connection with it."""
+        """Give up the exchange without waiting for the rest of its answer, and close the connection."""
         self._finish(error)
 
     def received(self, data: bytes) -> None:
@@ -144,7 +144,7 @@ class HTTPConnection:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._status = 0
-            self._finish(BadAnswer("it answered with another protocol than HTTP"))
+            self._finish(BadAnswer("it switched to a protocol other than HTTP"))
         except HttpParserError as error:
             self._doubtful(error)
         else:
@@ -166,14 +166,14 @@ class HTTPConnection:
             self.channel.hurry()
 
     def _doubtful(self, error: HttpParserError) -> None:
-        """Take from an answer that the parser rejects what is clear all the same, and use the connection no more."""
+        """Use what is clear of an answer that the parser rejects, and stop using the connection."""
         if not self._status:
             self._status, self._headers, self._body = read_head(self._raw)
             self._length = sum(map(len, self._body))
         self._finish(BadAnswer(f"its answer is not HTTP: {error}"))
 
     def lost(self, reason: str, *, refused: bool = False) -> None:
-        """End the exchange that was under way, if any."""
+        """End the exchange that was in flight, if any."""
         exchange = self.exchange
         self._owner.lost(self, reason)
         if exchange is None:
@@ -182,7 +182,7 @@ class HTTPConnection:
             self.exchange = None
             self._owner.ended(exchange, ConnectFailed(reason))
         elif self._used and not self._received and not exchange.resent:
-            # An idle connection that the endpoint closed just when it was needed: RFC 9110, section 9.2.2.
+            # The endpoint closed an idle connection just when it was needed: RFC 9110, section 9.2.2.
             self.exchange = None
             exchange.resent = True
             self._owner.resend(exchange)
@@ -199,9 +199,9 @@ class HTTPConnection:
             body = b"".join(self._body)[:KEEP]
             result = Response(status, self._headers, body, self._length, self._complete and len(body) == self._length)
         elif status:
-            result = error = BadAnswer(f"it answered with status {status:03}, which HTTP does not know")
+            result = error = BadAnswer(f"it answered with status {status:03}, which is not an HTTP status")
         elif error is None:
-            result = error = BadAnswer("it answered with status 000, which HTTP does not know")
+            result = error = BadAnswer("it answered with status 000, which is not an HTTP status")
         reusable = self._reusable and error is None
         self._reset()
         self._received, self._raw = 0, b""
@@ -216,7 +216,7 @@ class HTTPConnection:
         self._owner.ended(exchange, result)
 
     def _remember(self, data: bytes) -> None:
-        # The parser is back at a beginning: the same bytes would lead it to the same answer, and back there.
+        # The parser is back in its initial state, so the same bytes would give the same answer again.
         if self._reusable and self._received == len(data) <= KNOWN_LENGTH and 200 <= self._status < 600:
             known = self._owner.known
             if len(known) >= KNOWN:
@@ -224,7 +224,7 @@ class HTTPConnection:
             body = b"".join(self._body)
             known[data] = Response(self._status, self._headers, body, self._length, complete=True)
 
-    # The parser's callbacks. It wraps what they raise, so they only take notes.
+    # The parser's callbacks. It wraps whatever they raise, so they only take notes.
 
     def on_message_begin(self) -> None:
         """Note that an answer begins."""
@@ -232,7 +232,7 @@ class HTTPConnection:
             self._reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header, unless it belongs to an answer that nobody asked for."""
+        """Note a header, unless it belongs to an unsolicited answer."""
         if not self._complete:
             self._headers.append((name, value))
 
@@ -250,7 +250,7 @@ class HTTPConnection:
         self._length += len(data)
 
     def on_message_complete(self) -> None:
-        """Note that the answer is whole, unless it is an interim one."""
+        """Note that the answer is complete, unless it is an interim one."""
         if self._complete:
             return
         if 100 <= self._status < 200:
@@ -262,10 +262,10 @@ class HTTPConnection:
 
 def read_head(raw: bytes) -> tuple[int, list[tuple[bytes, bytes]], list[bytes]]:
     """
-    Read an answer's head as leniently as it can be understood: any line ends, folded headers, blanks, control characters.
+    Read an answer's head as leniently as possible: any line ends, folded headers, blanks, control characters.
 
-    :param raw: the answer's first bytes; interim answers may come before it.
-    :returns: the status, or 0 when there is no clear status line; the headers; and what has come behind them.
+    :param raw: the answer's first bytes; interim answers may precede it.
+    :returns: the status, or 0 when there is no clear status line; the headers; and what has come after them.
     """
     while (line := _STATUS_LINE.match(raw)) is not None:
         status = int(line[1])

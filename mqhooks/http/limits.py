@@ -1,11 +1,13 @@
 """
-The limits that every transport keeps.
+Limits on responses that every transport keeps.
+
+They bound memory and time whatever an endpoint sends; a response that exceeds them costs its connection, not its status.
 """
 
 from __future__ import annotations
 
 KEEP = 1024
-"""How many bytes of a response's body are kept, for whoever wants to know why a request was refused."""
+"""How many bytes of a response's body are kept, to show why a request was refused."""
 
 MAX_HEAD = 64 << 10
 """How many bytes a response may have besides its body: status line, headers, framing."""

@@ -1,9 +1,9 @@
 """
-Name resolution that cannot hold up other endpoints.
+Name look-ups that cannot hold up other endpoints.
 
-- The reactor resolves names in ten threads that everybody shares; a few dozen connections to one name whose server is silent
-  fill them. Here each transport makes one look-up at a time, in a daemon thread of its own, and shares the result among all
-  who wait. The system's call cannot be interrupted, so waiters give up before it does.
+- The reactor looks names up in ten shared threads, which a few dozen connections to one name whose server is silent use up.
+  Here each transport makes one look-up at a time, in a daemon thread of its own, and shares the result among all who wait. The
+  system's call cannot be interrupted, so waiters give up before it does.
 - Names go to the resolver as they are written. ``HostnameEndpoint`` by itself rejects names that IDNA does not allow, such as
   ``my_consumer``, which Docker Compose gives.
 """
@@ -55,7 +55,7 @@ def endpoint(reactor: Any, host: str, port: int, timeout: float, by: LookUp = lo
     """
     Make an endpoint that connects to the first of a host's addresses that answers.
 
-    :param timeout: seconds of a request, of which connecting gets :data:`SHARE`.
+    :param timeout: the request's timeout in seconds, of which connecting gets :data:`SHARE`.
     :param by: looks the name up, in a thread.
     """
     timeout *= SHARE
@@ -66,7 +66,7 @@ def endpoint(reactor: Any, host: str, port: int, timeout: float, by: LookUp = lo
 
 @implementer(IStreamClientEndpoint)
 class _Endpoint:
-    """Twisted's endpoint for names, with a look-up of our own that ends with it."""
+    """Twisted's endpoint for names, with our own look-up, which is cancelled when connecting fails."""
 
     def __init__(self, reactor: Any, lookup: NameLookup, port: int, timeout: float) -> None:
         self._lookup = lookup
@@ -87,7 +87,7 @@ class _Endpoint:
 
 @implementer(IReactorPluggableNameResolver)
 class _Reactor:
-    """A reactor with a resolver of our own."""
+    """A reactor with our own resolver."""
 
     def __init__(self, reactor: Any, resolver: NameLookup) -> None:
         self._reactor = reactor
@@ -103,7 +103,7 @@ class _Reactor:
 @implementer(IHostnameResolver)
 class NameLookup:
     """
-    Looks up one name, whichever it is asked for.
+    Looks up one name, no matter which it is asked for.
 
     :param reactor: tells the time, and takes the results over from the thread.
     :param host: the name.
@@ -149,7 +149,7 @@ class NameLookup:
         try:
             found = self._by(self._host)
         except (OSError, UnicodeError):
-            # An empty result says the same.
+            # The result stays empty.
             pass
         finally:
             self._reactor.callFromThread(self._take, found)
@@ -190,7 +190,7 @@ class _Resolution:
 
 
 def connect_problem(error: BaseException | None, host: str) -> str:
-    """Say in words why no connection came about."""
+    """Explain why connecting failed."""
     if isinstance(error, DNSLookupError):
         return f"no address was found for {host}: the name is unknown, or its name server does not answer"
     return str(error) or type(error).__name__

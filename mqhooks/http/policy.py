@@ -1,9 +1,9 @@
 """
-TLS for Twisted's agent, which refuses the same certificates as the pooled transport.
+TLS for Twisted's agent, which refuses the same certificates as the pooled transport does.
 
-Twisted's own check fails open: it catches one class of service_identity's errors and accepts the certificate on all others, so
-one that names no host gets in. Here only a positive match passes. Anything else is a refusal during the handshake, before any
-byte of a request is sent.
+- Twisted's own check fails open: it catches one class of service_identity's errors and accepts the certificate on all others,
+  so one that names no host gets in. Here only a positive match passes.
+- Anything else is refused during the handshake, before any byte of a request is sent.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class VerifyingPolicy:
         return _Creator(self, self._options.getContext(), hostname.decode("ascii").strip("[]"), port)
 
     def note(self, problem: str) -> None:
-        """Keep in mind why a certificate was refused."""
+        """Remember why a certificate was refused."""
         self._problem = problem
 
     def explain(self, error: SSL.Error, host: str, port: int) -> tuple[str, bool]:
         """
-        Say in words why a TLS connection failed, and whether the endpoint can have got nothing because of it.
+        Explain why a TLS connection failed, and say whether that proves that the endpoint got nothing.
 
         :param error: pyOpenSSL's.
         """
@@ -81,18 +81,18 @@ class _Creator:
         return connection
 
     def _verify(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, sound: int) -> bool:
-        # Never raise here: what the library makes of that is not ours to say.
+        # Never raise here: what the library would do then is not ours to decide.
         if not sound:
             self._policy.note(certificate_problem(code, f"OpenSSL's error {code}", self._host, self._port))
             return False
-        if depth == 0 and not names(certificate, self._host):
+        if depth == 0 and not matches_host(certificate, self._host):
             self._policy.note(certificate_problem(_WRONG_NAME, "", self._host, self._port))
             return False
         return True
 
 
-def names(certificate: crypto.X509, host: str) -> bool:
-    """Say whether a certificate is for a host. Whatever is not a positive match is none."""
+def matches_host(certificate: crypto.X509, host: str) -> bool:
+    """Say whether a certificate is for a host. Whatever is not a positive match counts as a mismatch."""
     try:
         if is_address(host):
             verify_certificate_ip_address(certificate.to_cryptography(), host)
@@ -113,7 +113,7 @@ def is_address(host: str) -> bool:
 
 
 def _options(settings: TLSSettings) -> CertificateOptions:
-    # Finds all mistakes in the files.
+    # Reports every mistake in the files.
     client_context(settings)
     trust_root: Any = platformTrust()
     if settings.cacertfile is not None:

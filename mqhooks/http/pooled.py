@@ -1,12 +1,12 @@
 """
 The default transport: a bounded pool of persistent connections to one endpoint.
 
-- Requests go out in order, each as soon as a connection is free. One timer watches all deadlines, so a request fails at most a
-  twentieth of its timeout late.
+- Requests go out in order, each as soon as a connection is free. One timer watches all deadlines, so a timeout is at most a
+  twentieth late.
 - Work is shared between requests: the head is rendered once, sockets are read together (:mod:`mqhooks.http.sockets`), and
-  short answers that keep coming are not parsed again.
-- An endpoint that speaks before it is asked must not have that taken for an answer. So the first connection to an endpoint is
-  watched for a moment before it is used; once one has stayed quiet, later ones are used at once.
+  recurring short answers are not parsed again.
+- What an endpoint sends before it is asked must not be taken for an answer. So the first connection to an endpoint is watched
+  for a moment before it is used; once one has stayed quiet, later ones are used at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ QUIET = 0.02
 """How many seconds the first connection to an endpoint has to stay quiet before it is used."""
 
 LONG_IDLE = 1.0
-"""How many seconds a connection may have been idle and still be used without checking its socket."""
+"""A connection that has been idle for less than this many seconds is used without checking its socket."""
 
 
 @implementer(IWebhookTransport)
@@ -53,10 +53,10 @@ class PooledTransport:
     :param timeout: seconds that a request may take, the wait for a connection included.
     :param tls: for ``https``; ``None`` for the system's authorities and no client certificate.
     :param max_age: seconds that a connection is used.
-    :param by: makes the connections' sockets; ``None`` for the fastest that the reactor can do.
+    :param by: makes the connections' sockets; ``None`` for the fastest that the reactor supports.
     :param endpoint: connects; ``None`` for the URL's host and port.
-    :raises mqhooks.errors.ConfigError: when a TLS file does not serve.
-    :ivar known: short answers that keep coming, by their bytes: they are not parsed again.
+    :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
+    :ivar known: recurring short answers, by their bytes: they are not parsed again.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class PooledTransport:
     # What connections report.
 
     def answered(self, connection: HTTPConnection, exchange: Exchange, response: Response) -> None:
-        """Use a free connection for what waits, or keep it; hand its answer over."""
+        """Hand over an answer, and use its connection for what waits, or keep it."""
         now = self._seconds()
         connection.idle_since = now
         if now > connection.expires:
@@ -174,17 +174,17 @@ class PooledTransport:
         exchange.answered.callback(response)
 
     def ended(self, exchange: Exchange, result: Response | DeliveryError) -> None:
-        """Hand over what came of an exchange whose connection can serve no other."""
+        """Hand over the result of an exchange whose connection cannot be used again."""
         if isinstance(result, DeliveryError):
             exchange.answered.errback(result)
         else:
             exchange.answered.callback(result)
 
     def unfit(self, connection: HTTPConnection) -> None:
-        """Stop using a connection that brought bytes nobody had asked for."""
+        """Stop using a connection that brought unsolicited bytes."""
         self._quiet = False
         if connection in self._opening:
-            self._refusals[connection] = "it sent something before it was asked for anything"
+            self._refusals[connection] = "it sent something before any request"
         elif connection in self._idle:
             self._idle.remove(connection)
 
@@ -203,7 +203,7 @@ class PooledTransport:
             self._check_closed()
 
     def resend(self, exchange: Exchange) -> None:
-        """Send a request again, before those that wait."""
+        """Send a request again, ahead of those that wait."""
         if self._closed is not None:
             self._refuse(exchange)
         else:

@@ -1,5 +1,7 @@
 """
-Where requests go, and their bytes.
+Where requests go, and their bytes on the wire.
+
+The bytes that all requests of a webhook share are rendered once: that is most of them.
 """
 
 from __future__ import annotations
@@ -31,17 +33,17 @@ class Target(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """The URL without path and query: who is spoken to, for messages."""
+        """The URL without path and query, for messages."""
         return f"{self.scheme}://{self.authority}"
 
     @property
     def url(self) -> str:
-        """The URL that is asked for."""
+        """The whole URL."""
         return self.origin + self.path
 
 
 def target(url: str) -> Target:
-    """Take a checked URL apart. Its path is never empty (RFC 9112, section 3.2.1)."""
+    """Split a checked URL. Its path is never empty (RFC 9112, section 3.2.1)."""
     parts = urlsplit(url)
     authority = parts.netloc.rpartition("@")[2]
     path = origin_form(parts.path + (f"?{parts.query}" if parts.query else ""))
@@ -56,7 +58,7 @@ def origin_form(path: str) -> str:
 
 class Renderer:
     """
-    Writes out the requests that share a head, whose constant bytes are made here, once.
+    Renders the requests that share a head, whose constant bytes are made here, once.
 
     :param head: what they share.
     :ivar asks_for_head: whether its method is ``HEAD``.
@@ -72,7 +74,7 @@ class Renderer:
         self.asks_for_head = head.method == "HEAD"
 
     def render(self, request: Request) -> bytes:
-        """Write a request out."""
+        """Render a request."""
         headers, body = request.headers, request.body
         if request.method is None and request.path is None:
             start, bodiless = self._start, self._bodiless

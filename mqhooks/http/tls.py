@@ -4,7 +4,7 @@ TLS for the pooled transport, and the certificate files of every transport.
 - OpenSSL itself checks the host name during the handshake, so nothing is sent to an endpoint that it does not match.
 - Bytes go through the standard library's ``ssl.SSLObject`` and memory BIOs: 2.2 microseconds for a request and its answer,
   where pyOpenSSL takes 5.7.
-- A failed handshake is told in plain words; those words stand here and in the troubleshooting guide.
+- A failed handshake is explained in plain words, which the troubleshooting guide repeats.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ def client_context(settings: TLSSettings | None) -> ssl.SSLContext:
     :raises mqhooks.errors.ConfigError: when a file cannot be read or is not what it should be.
     """
     settings = settings or TLSSettings()
+    # PROTOCOL_TLS_CLIENT demands a certificate and checks that it names the host.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Otherwise a certificate without a subjectAltName passes on its subject's common name.
+    # Otherwise a certificate without a subjectAltName would pass by its subject's common name.
     context.hostname_checks_common_name = False
     # Private authorities often leave out what RFC 5280 demands, key identifiers for example.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -162,40 +163,41 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAIL
 
 
 def certificate_problem(code: int, message: str, host: str, port: int) -> str:
-    """Say in words what is wrong with an endpoint's certificate, by OpenSSL's number and text for it."""
+    """Explain what is wrong with an endpoint's certificate, by OpenSSL's number and text for it."""
     verdict = VERDICTS.get(code, f"cannot be trusted: {message}")
-    return f"the certificate of {at(host, port)} " + verdict.format(host=host)
+    return f"the certificate of {host_and_port(host, port)} " + verdict.format(host=host)
 
 
 def handshake_problem(reason: str, host: str, port: int) -> str:
-    """Say in words why a handshake failed, by OpenSSL's name of the reason."""
+    """Explain why a handshake failed, by OpenSSL's name of the reason."""
     reason = reason.upper().replace(" ", "_")
+    peer = host_and_port(host, port)
     if any(name in reason for name in _NOT_TLS):
         return not_tls(host, port)
     if any(name in reason for name in _VERSIONS):
-        return f"{at(host, port)} speaks no version of TLS that is safe: it takes 1.2 or 1.3"
+        return f"{peer} supports no safe version of TLS: 1.2 or 1.3 is needed"
     if refuses_client(reason):
-        return f"{at(host, port)} does not accept our client certificate, or demands one: check tls.certfile ({spell(reason)})"
-    return f"the TLS handshake with {at(host, port)} failed: {spell(reason)}"
+        return f"{peer} does not accept our client certificate, or demands one: check tls.certfile ({spell(reason)})"
+    return f"the TLS handshake with {peer} failed: {spell(reason)}"
 
 
 def is_handshake_problem(reason: str) -> bool:
-    """Say whether a reason is one for which a handshake fails, so that nothing else can have been said before."""
+    """Say whether only a handshake fails for this reason, so that the endpoint has got nothing."""
     reason = reason.upper().replace(" ", "_")
     return refuses_client(reason) or any(name in reason for name in (*_NOT_TLS, *_VERSIONS, "CERTIFICATE_VERIFY", "HANDSHAKE"))
 
 
 def not_tls(host: str, port: int) -> str:
-    """Say in words that there is no TLS."""
-    return f"this port does not speak TLS: {at(host, port)} may be meant for http://"
+    """Explain that the port does not speak TLS."""
+    return f"this port does not speak TLS: {host_and_port(host, port)} may be meant for http://"
 
 
 def refuses_client(reason: str) -> bool:
-    """Say whether a reason is an alert about our certificate, or the want of one: then the other side has taken nothing."""
+    """Say whether a reason is an alert about our certificate, or its absence: then the endpoint has got nothing."""
     return "ALERT" in reason and any(name in reason for name in _CLIENT_ALERTS)
 
 
-def at(host: str, port: int) -> str:
+def host_and_port(host: str, port: int) -> str:
     """Write host and port."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -250,7 +252,7 @@ class TLSChannel:
             self._channel.send(self._outgoing.read())
 
     def pending(self) -> bool:
-        """See :class:`~mqhooks.http.sockets.Channel`. It may be nothing but a ticket for another session."""
+        """See :class:`~mqhooks.http.sockets.Channel`. It may be only a session ticket."""
         return self._ended or self._channel.pending()
 
     def hurry(self) -> None:
@@ -300,7 +302,7 @@ class TLSChannel:
     def lost(self, reason: str, *, refused: bool = False) -> None:
         """Note that the channel is closed."""
         if not self._problem and self._opened is not None:
-            self._problem = f"{at(self._host, self._port)} ended the connection during the TLS handshake: {reason}"
+            self._problem = f"{host_and_port(self._host, self._port)} ended the connection during the TLS handshake: {reason}"
         self.receiver.lost(self._problem or reason, refused=self._refused or refused)
 
     def _decrypted(self) -> bytes:
@@ -317,7 +319,7 @@ class TLSChannel:
                 room = LONG
             self._ended = True
         except ssl.SSLWantReadError:
-            # A key update, for example, has to be answered.
+            # A key update, for example, needs an answer.
             self._flush()
         except ssl.SSLError as error:
             self._ended = True

@@ -1,8 +1,9 @@
 """
-The transport for everything rare: it sends through treq, over any agent that Twisted or treq knows.
+The transport for the rare cases: it sends through treq, over any agent of Twisted's or treq's, for example through a proxy.
 
-It costs many times what the pooled one does, and keeps the same rules: one response or typed failure, no redirects, no
-cookies, bounded bodies, a status that stands once it has come.
+- It costs many times as much as the pooled transport and keeps the same contract: one response or typed failure, no redirects,
+  no cookies, bounded bodies, a status that stands once it has come.
+- treq never sees the real URL: it cannot cope with IPv6 addresses or names with an underscore. The agent is given it instead.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ class TreqTransport:
     """
     Sends each request through an agent.
 
-    :param reactor: tells the time; without an agent it connects, too.
+    :param reactor: tells the time, and connects when no agent is given.
     :param url: where requests go, for messages.
-    :param agent: sends; whoever made it closes it. ``None`` for Twisted's own, made of ``size`` and ``tls``.
+    :param agent: sends; its owner closes it. ``None`` for Twisted's own, made from ``size`` and ``tls``.
     :param timeout: seconds that a request may take.
     :param size: how many idle connections Twisted's agent keeps.
     :param tls: for Twisted's agent.
     :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
-    :raises mqhooks.errors.ConfigError: when a TLS file does not serve.
+    :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class TreqTransport:
         return attempt.result
 
     def close(self) -> Deferred[None]:
-        """See :class:`~mqhooks.interfaces.IWebhookTransport`. The connections of an agent that was given are its owner's."""
+        """See :class:`~mqhooks.interfaces.IWebhookTransport`. A given agent's connections are left to its owner."""
         self._closed = True
         under_way = list(self._under_way)
         for attempt in under_way:
@@ -121,7 +122,7 @@ class TreqTransport:
             return succeed(None)
         closed: Deferred[None] = self._pool.closeCachedConnections()
         if under_way:
-            # Theirs are closed in the next turn.
+            # Their connections are closed in the next turn.
             closed.addCallback(lambda _: deferLater(self._clock, 0))
         return closed.addCallback(lambda _: None)
 
@@ -142,7 +143,7 @@ class TreqTransport:
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
-    """Leads everywhere to one endpoint."""
+    """Leads every request to the same endpoint."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, policy: VerifyingPolicy | None) -> None:
         self._endpoint = endpoint
@@ -157,7 +158,7 @@ class _Endpoints:
 
 @implementer(IAgent)
 class _Exactly:
-    """Asks for the URL as it is: treq knows no IPv6 addresses and no names with an underscore."""
+    """Requests the URL as it is: treq accepts neither IPv6 addresses nor names with an underscore."""
 
     def __init__(self, agent: IAgent, url: bytes) -> None:
         self._agent = agent
@@ -171,10 +172,10 @@ class _Exactly:
 
 class _Attempt(Protocol):
     """
-    One request under way, and the reader of its answer's body.
+    One request in flight, and the reader of its answer's body.
 
-    :param explain: makes our error of the agent's.
-    :ivar result: fires with what came of it.
+    :param explain: turns the agent's failure into our error.
+    :ivar result: fires with the response, or fails.
     """
 
     def __init__(self, explain: Callable[[Failure], DeliveryError]) -> None:
@@ -191,7 +192,7 @@ class _Attempt(Protocol):
         requesting.addCallbacks(self._head_came, self._failed)
 
     def give_up(self, error: DeliveryError) -> None:
-        """Wait no longer. A status stands all the same."""
+        """Stop waiting. A status that has come still counts."""
         if self._response is None:
             self._end(error)
             if self._requesting is not None:
@@ -201,7 +202,7 @@ class _Attempt(Protocol):
 
     def _head_came(self, response: Any) -> None:
         if not 200 <= response.code < 600:
-            self._end(BadAnswer(f"it answered with status {response.code:03}, which HTTP does not know"))
+            self._end(BadAnswer(f"it answered with status {response.code:03}, which is not an HTTP status"))
         unwanted = self.result.called
         self._response = response
         response.deliverBody(self)
@@ -246,7 +247,7 @@ class _Attempt(Protocol):
 
 
 def _root(failure: Failure) -> BaseException | None:
-    """Find what an agent's failure was wrapped around."""
+    """Find the error that an agent's failure wraps."""
     reasons: list[Failure] = list(getattr(failure.value, "reasons", None) or [])
     if not reasons:
         return failure.value

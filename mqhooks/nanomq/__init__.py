@@ -1,1 +1,1 @@
-"""NanoMQ's webhook contract: its configuration block, its rules and its JSON bodies. Nothing here needs a reactor."""
+"""NanoMQ's webhook contract: its configuration format, its rules and its JSON bodies. Nothing here needs a reactor."""

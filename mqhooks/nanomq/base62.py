@@ -10,7 +10,7 @@ ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 _PAIRS = tuple(high + low for high in ALPHABET for low in ALPHABET)
 _SCHOOLBOOK = 9
-"""Up to this level the interpreter's own division is the faster one; above it, multiplying by a reciprocal is."""
+"""Up to this level the interpreter's own division is faster; above it, multiplying by a reciprocal is."""
 _GUARD = 32
 """How many bits more than needed a reciprocal has, so that its error does not grow from level to level."""
 
@@ -45,7 +45,7 @@ def encode(data: bytes) -> str:
 
 def prepare(size: int = 65_536) -> None:
     """
-    Work out the reciprocals beforehand that payloads up to a size need.
+    Work out in advance the reciprocals that payloads up to a size need.
 
     :param size: bytes; 64 KiB take some 60 ms.
     """
@@ -87,6 +87,6 @@ def _power(level: int) -> tuple[int, int]:
     half, estimate = _power(level - 1)
     power = half * half
     scale = 2 * power.bit_length() + (1 << level) + _GUARD
-    # The square of the half as long reciprocal has half of the bits right; one of Newton's steps gives the others.
+    # The square of the half-length reciprocal has half of the bits right; one Newton step gives the rest.
     estimate = estimate * estimate >> 4 * half.bit_length() + (1 << level) + 2 * _GUARD - scale
     return power, estimate + (estimate * ((1 << scale) - power * estimate) >> scale)

@@ -1,5 +1,5 @@
 """
-Values out of a configuration, checked.
+Reading values from a configuration, with checks.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ T = TypeVar("T")
 
 
 class Literal(str):
-    """Text in quotes with ``${`` in it, which is not substituted there."""
+    """Quoted text that contains ``${``, where nothing is substituted."""
 
     __slots__ = ()
 
     def form(self, *, secret: bool = False) -> str:
         """
-        Write it so that it is substituted, without what may be secret in it.
+        Write it so that it would be substituted, leaving out what may be secret.
 
-        :param secret: whether all of it may be.
+        :param secret: whether all of it may be secret.
         """
         first = _LITERAL.search(self)
         if first is None:
@@ -73,7 +73,7 @@ class Literal(str):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """
-    Suggest what a misspelt name may have been meant to be.
+    Suggest what a misspelt name was probably meant to be.
 
     :returns: text to append to a message; empty when nothing known is similar.
     """
@@ -83,14 +83,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 class Block:
     """
-    The settings between two braces. Each is read once, by its key and as the type it has to be; the keys that nobody asked for
-    are unknown.
+    The settings between two braces. Each is read by its key and checked for its type; keys that were never read are unknown.
 
     :param values: what the braces hold.
-    :param where: the file. It is an attribute, and so is ``asked``: the paths of all keys that were asked for, inner ones too.
+    :param where: the file. It is an attribute, and so is ``asked``: the paths of all keys that were read, inner ones too.
     :param path: the block's own key; empty for the file itself.
-    :param warnings: gets what is odd but no mistake.
-    :param errors: gets values that are wrong, and the default is read instead; without it the first one is raised.
+    :param warnings: collects what is odd but not wrong.
+    :param errors: collects wrong values, for which the default is returned; without it the first error is raised.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class Block:
         return isinstance(value, dict) and value.get(inner) is not None
 
     def path(self, key: str) -> str:
-        """Write out where a key stands."""
+        """Get the full path of a key."""
         return f"{self._path}.{key}" if self._path else key
 
     def error(self, key: str, message: str) -> ConfigError:
@@ -122,13 +121,13 @@ class Block:
         return ConfigError(message, self.where, self.path(key))
 
     def fail(self, error: ConfigError) -> None:
-        """Note an error, or raise it when nobody takes notes."""
+        """Note an error, or raise it when errors are not collected."""
         if self._errors is None:
             raise error
         self._errors.append(error)
 
     def warn(self, key: str, message: str) -> None:
-        """Note something that is odd but no mistake."""
+        """Note something that is odd but not wrong."""
         self._warnings.append(f"{self.where}: {self.path(key)}: {message}")
 
     def string(self, key: str, default: T) -> str | T:
@@ -192,8 +191,8 @@ class Block:
         Read a duration.
 
         :param unit: what a plain number counts, for example ``ms``.
-        :param zero: whether it may be nothing.
-        :param plain: seconds; a plain number that makes less than this is probably meant to be something else.
+        :param zero: whether it may be 0.
+        :param plain: seconds; a plain number that makes less than this was probably meant in another unit.
         :returns: seconds.
         """
         value = self._get(key)
@@ -220,7 +219,7 @@ class Block:
         return int(size)
 
     def choice(self, key: str, default: str, choices: Iterable[str]) -> str:
-        """Read one of some names, in any case."""
+        """Read one of several names, in any case."""
         value = self.string(key, default)
         if value.lower() not in choices:
             self.fail(self.error(key, f"{value!r} is not one of {', '.join(choices)}{suggest(value, choices)}"))
@@ -229,9 +228,9 @@ class Block:
 
     def block(self, key: str, remedy: str = "") -> Block:
         """
-        Open a block within this one; an empty one when it is not there.
+        Open a block within this one; an empty one if it is missing.
 
-        :param remedy: is appended to the error when something else is there.
+        :param remedy: appended to the error when something else is there.
         """
         value = self._get(key)
         if value is None:
@@ -242,7 +241,7 @@ class Block:
 
     def blocks(self, key: str, example: str) -> list[Block]:
         """
-        Open the blocks of a list, or those that have a name each, as in ``events.1 { … }``; none when it is not there.
+        Open the blocks of a list, or named ones, as in ``events.1 { … }``; none if it is missing.
 
         :param example: what one looks like.
         """
@@ -261,33 +260,33 @@ class Block:
         return [self._inner(name, item) for name, item in named]
 
     def entries(self, key: str) -> list[Any] | None:
-        """Read a list; what stands alone is one of its own."""
+        """Read a list; a single value counts as a list of one."""
         value = self._get(key)
         entries = value if isinstance(value, list) or value is None else [value]
         return None if entries is None else [self._meant(key, entry) for entry in entries]
 
     def secret(self, key: str) -> str | None:
-        """Read text that nobody else must know."""
+        """Read a secret."""
         self._refuse_literals(key)
         return self.string(key, None)
 
     def secrets(self, key: str) -> list[Any] | None:
-        """Read a list of text that nobody else must know; what stands alone is one of its own."""
+        """Read a list of secrets; a single one counts as a list of one."""
         self._refuse_literals(key)
         return self.entries(key)
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Read all that is not ``null``, in the file's order; the keys of blocks within the block are joined by dots."""
+        """Read everything that is not ``null``, in the file's order; keys of blocks within the block are joined by dots."""
         self._known.update(self._values)
         for key, value in _flat(self._values):
             yield key, self._meant(key, value)
 
     def names(self) -> list[str]:
-        """List the keys that are there, in the file's order."""
+        """List the keys, in the file's order."""
         return [key for key, value in self._values.items() if value is not None]
 
     def close(self) -> None:
-        """Warn of keys that nobody asked for."""
+        """Warn of keys that were never read."""
         for key in self._values:
             if key not in self._known:
                 self.warn(key, f"unknown, ignored{suggest(key, self._known)}")

@@ -1,7 +1,7 @@
 """
 The JSON bodies: NanoMQ's, byte for byte, and those in VerneMQ's own words.
 
-The Structs' fields stand in the order of NanoMQ's keys.
+The fields of the Structs are in the order of NanoMQ's keys.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from mqhooks.nanomq import base62
 from mqhooks.nanomq.settings import BodySettings, Encoding
 
 UNDEFINED = "undefined"
-"""What stands for a username that nobody gave."""
+"""What NanoMQ writes for a missing username."""
 
 BASE62_LIMIT = 128 << 10
-"""How many bytes of a payload are written in base62 at most. Much longer ones would hold everything else up for seconds."""
+"""How many bytes of a payload are written in base62 at most. Much longer ones would block everything else for seconds."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -60,13 +60,13 @@ class _Ended(msgspec.Struct, gc=False):
     action: str
 
 
-class _Options(msgspec.Struct, gc=False):
+class _SubscribeOptions(msgspec.Struct, gc=False):
     qos: int
 
 
 class _Subscribed(msgspec.Struct, gc=False):
     topic: str
-    opts: _Options
+    opts: _SubscribeOptions
     username: str
     clientid: str
     action: str
@@ -109,7 +109,7 @@ class _ACL(msgspec.Struct, gc=False):
 
 
 class _Further(msgspec.Struct, omit_defaults=True):
-    """What follows NanoMQ's keys, where there is something to say."""
+    """What is appended to NanoMQ's keys; empty values are left out."""
 
     ts: int | None = None
     mountpoint: str = ""
@@ -125,7 +125,7 @@ class Bodies:
     """
     Makes the bodies that NanoMQ's events have.
 
-    :param settings: how payloads are encoded, what stands for what the stream doesn't carry, and whether details follow.
+    :param settings: how payloads are encoded, what is reported where the stream has no value, and whether details follow.
     """
 
     def __init__(self, settings: BodySettings) -> None:
@@ -219,7 +219,7 @@ class Bodies:
         return 5 if event.hook == "on_register" and event.message.user_properties else self._proto_ver
 
     def _subscribed(self, event: Event, info: Any, action: str) -> bytes:
-        body = _Subscribed(info.topic, _Options(info.qos), event.username or UNDEFINED, event.client_id, action)
+        body = _Subscribed(info.topic, _SubscribeOptions(info.qos), event.username or UNDEFINED, event.client_id, action)
         return self._finish(event, body, acl=info.matched_acl)
 
     def _delivered(self, event: Event, action: str) -> bytes:
@@ -307,4 +307,4 @@ _PAYLOADS: dict[Encoding, Callable[[bytes], tuple[str, str | None]]] = {
     "base64": _base64,
     "base62": _base62,
 }
-"""What makes a string of a payload, and says how when it is not as asked for."""
+"""Make a string from a payload, and name the encoding if it is not the configured one."""

@@ -1,5 +1,5 @@
 """
-NanoMQ's webhook events, and which of VerneMQ's hooks cause them.
+NanoMQ's webhook events, and the VerneMQ hooks that cause them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """
-Reads configuration files: what of them is ours, with what that includes and refers to.
+Reads our part of configuration files, with whatever it includes and refers to.
 
-The format is HOCON, https://github.com/lightbend/config/blob/main/HOCON.md, as NanoMQ spells it. The scanner cuts the blocks
-that are ours out of the files, and whatever ``${…}`` in them names; pyhocon merges them and substitutes. A broker's other
-blocks are never parsed, and what they include is never opened.
+The format is HOCON, https://github.com/lightbend/config/blob/main/HOCON.md, as NanoMQ writes it.
 
-pyhocon makes numbers, durations and truth values of whatever looks like one. So it gets to see no text, only places in a
-table of ours, and no key, only its number: ``k-1 { k-2 = "<17>"${k-3.k-4} }``. Its answer is filled in again.
+- The scanner cuts our blocks out of the files, and whatever ``${…}`` in them names; pyhocon merges them and substitutes. A
+  broker's other blocks are never parsed, and what they include is never opened.
+- pyhocon turns whatever looks like one into a number, a duration or a boolean. So it never sees text, only positions in a table
+  of ours, and never keys, only their numbers: ``k-1 { k-2 = "<17>"${k-3.k-4} }``. Its result is filled in afterwards.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mqhooks.nanomq.scanner import (
 )
 
 OURS = frozenset({"webhook", "webhooks", "mqhooks"})
-"""The first keys of what is ours, in lower case."""
+"""The top-level keys of our blocks, in lower case."""
 
 SIZE = 32 << 20
 """How many bytes a file has at most, together with what it includes."""
@@ -69,8 +69,8 @@ class Document:
 
     :param values: our blocks: dictionaries and lists, of text as it is written and of ``None`` for ``null``. Keys are in lower
         case, except for the names of webhooks and headers.
-    :param others: the first keys of everything else.
-    :param warnings: what is odd but no mistake.
+    :param others: the top-level keys of everything else.
+    :param warnings: what is odd but not wrong.
     """
 
     values: dict[str, Any]
@@ -93,7 +93,7 @@ def read(path: str, environ: Mapping[str, str] = os.environ, *, required: bool =
     """
     Read a file, with what it includes and refers to.
 
-    :param environ: what ``${…}`` stands for when no key has its name.
+    :param environ: the variables that ``${…}`` refers to when no key has its name.
     :param required: whether these variables have to be set; without that, ``${NAME}`` stands for itself, as a
         :class:`~mqhooks.nanomq.block.Literal`.
     :raises mqhooks.errors.ConfigError: when that is not possible, for whatever reason.
@@ -120,10 +120,10 @@ class _Files:
 
     def members(self, path: str, *, required: bool, by: _File | None = None, foreign: bool = False) -> Iterator[_Found]:
         """
-        Read a file's members, and those of what it includes beside them.
+        Read a file's members, and those of the files it includes.
 
         :param by: what includes it.
-        :param foreign: read other members than ours, too.
+        :param foreign: whether to read members other than ours, too.
         """
         file = self._open(path, by, required=required)
         if file is None:
@@ -161,12 +161,12 @@ class _Files:
         except (FileNotFoundError, NotADirectoryError) as error:
             if required:
                 raise ConfigError(f"cannot be read: {error.strerror}", path) from None
-            self._warnings.append(f"{path}: does not exist; what it was to be included for is missing")
+            self._warnings.append(f"{path}: does not exist, so the settings it was to provide are missing")
             return None
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", path) from None
         except ValueError:
-            raise ConfigError("is no name that a file can have", repr(path)) from None
+            raise ConfigError("is not a valid file name", repr(path)) from None
         self._opened += 1
         if self._opened > FILES:
             raise ConfigError(f"cannot be read: more than {FILES} files are included", path)
@@ -179,7 +179,7 @@ class _Files:
         return _File(path, Scanner(text), (*chain, real), _OLD.search(text) is not None)
 
     def _read(self, path: str) -> bytes:
-        # Opening a FIFO would wait for whoever writes into it.
+        # Opening a FIFO would block until someone writes to it.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if S_ISDIR(mode):
@@ -194,7 +194,7 @@ class _Files:
 
 
 class _Composer:
-    """Writes what is ours, and what it refers to, for pyhocon, and reads its answer."""
+    """Writes our blocks, and what they refer to, for pyhocon, and reads its result."""
 
     def __init__(self, path: str, found: list[_Found], files: _Files, environ: Mapping[str, str], *, required: bool) -> None:
         self._required = required
@@ -228,7 +228,7 @@ class _Composer:
         except RecursionError:
             raise
         except Exception as error:
-            # The parser's own, for text that it accepts and then cannot make sense of.
+            # pyhocon's own errors, for text that it parses but cannot make sense of.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(f"cannot be understood: {self._named(reason)}", self._path) from None
         return {self._keys[key]: self._plain(value) for key, value in tree.items() if self._keys[key] in OURS}
@@ -241,7 +241,7 @@ class _Composer:
         path = _folded((*within, *member.path))
         text = self._value(member.value, file, path)
         if member.append:
-            # pyhocon would look for the list among the first keys only, so it is written again, and only there.
+            # pyhocon would look for the list only among the top-level keys, so it is written out again.
             before, place, index = self._values.get(path, ("", written, -1))
             text = f"{before} {text if isinstance(member.value[0], Items) else f'[{text}]'}"
             if index >= 0:
@@ -268,7 +268,7 @@ class _Composer:
         known = [text for text in written if text != unset]
         if not any(map(str.strip, known)):
             return unset
-        # Text beside text is one string.
+        # Adjoining text is one string.
         return "".join(known).replace('\ue001""\ue000', "\ue001\ue000")
 
     def _bracketed(self, part: Part, file: _File, path: _Path) -> str:
@@ -362,7 +362,7 @@ def _not_set(reference: Reference, file: _File) -> ConfigError:
 
 
 def _folded(path: _Path) -> _Path:
-    """Have keys of ours in lower case, which has no meaning in them, except for the names of webhooks and headers."""
+    """Write our keys in lower case, since their case has no meaning, except for the names of webhooks and headers."""
     first = path[0].lower()
     if first not in OURS:
         return path
@@ -380,7 +380,7 @@ def _refers(found: _Found) -> bool:
 
 
 def _check_format(found: list[_Found], warnings: list[str]) -> None:
-    """Find settings in the format of NanoMQ before 0.11, which looks like HOCON where its values are in quotes."""
+    """Find settings in NanoMQ's format before 0.11, which looks like HOCON when its values are in quotes."""
     old = next((file for member, file in found if member.path[:2] == ("web", "hook")), None)
     if old is None:
         return
@@ -398,7 +398,7 @@ class _Leaf:
 
 
 def _check_twice(found: list[_Found]) -> None:
-    """Find webhooks that are there twice: which of two values counts depends on who reads them."""
+    """Find webhooks that are there twice: NanoMQ takes the first of two values, HOCON the last."""
     seen: dict[_Path, _Leaf] = {}
     names: dict[str, str] = {}
     for member, file in found:
@@ -445,7 +445,7 @@ def _leaves(member: Member, file: _File, within: _Path) -> Iterator[tuple[_Path,
 
 
 def _spelt(part: Part) -> Any:
-    """Make something of a value that is equal for what means the same."""
+    """Normalise a value, so that values that mean the same are equal."""
     if isinstance(part, Text):
         return part.text
     if isinstance(part, Reference):

@@ -22,9 +22,9 @@ _Matcher = Callable[[str], bool]
 
 class Rules:
     """
-    What one webhook wants to hear of, worked out beforehand for each hook.
+    What one webhook wants, worked out in advance for each hook.
 
-    :param settings: what its block says.
+    :param settings: the webhook's rules, and how its bodies are made.
     :raises mqhooks.errors.ConfigError: when a topic filter is not valid.
     """
 
@@ -34,7 +34,7 @@ class Rules:
 
     def bodies(self, event: Event) -> Iterable[bytes]:
         """
-        Make the bodies of the requests that tell of an event.
+        Make the bodies that an event causes.
 
         :returns: one for each NanoMQ event that the hook causes and a rule wants, in the order of
             :data:`~mqhooks.nanomq.events.CAUSES` (of a subscription's events, one for each topic); then the event in VerneMQ's

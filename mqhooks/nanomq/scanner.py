@@ -1,13 +1,14 @@
 """
-Reads the spelling of a configuration file: HOCON as NanoMQ writes it.
+Parses a configuration file: HOCON as NanoMQ writes it.
 
 The two disagree on white space, which joins in HOCON and separates in NanoMQ: ``[ {…} {…} ]`` are two elements there, and
 ``event = "x" topic = "y"`` are two members. Here it separates two blocks of a list, and a value from a key that ``=``, ``:`` or
 ``{`` follows. Text beside text or beside ``${…}`` is joined, as in HOCON.
 
-Two decisions. A value that nobody asked for is stepped over by its brackets and quotes alone: a broker's thousands of access
-rules cost little, however they are spelt. And text stays as it stands in the file, so that whoever asks for ``007`` or ``5m-x``
-gets just that. Nothing here opens a file or resolves anything, and the time it takes is linear in the text.
+- A value that is not wanted is skipped by its brackets and quotes alone: a broker's thousands of access rules cost little,
+  however they are written.
+- Text stays as it is in the file, so that ``007`` or ``5m-x`` is read as just that.
+- Nothing here opens a file or resolves anything, and the time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from itertools import accumulate
 from mqhooks.errors import ConfigError
 
 NESTING = "nested too deeply, or it includes itself"
-"""What is said of a file that has no end."""
+"""The message for a file that never ends."""
 
 DEPTH = 50
 """How many brackets may be open at once."""
 
 CONFIDENTIAL = re.compile(r"(whsec_|secret|password|authorization|token|key|://[^/\s]*@).*", re.IGNORECASE)
-"""From where on a line, or the name of a key, says something that must not be shown."""
+"""From where on a line, or a key's name, holds something that must not be shown."""
 
 _QUOTES = '; text that has "=" or ":" in it goes into quotes: x = "a=b"'
 _SEPARATE = "; put the text into quotes, or a comma before a key that begins here"
@@ -66,7 +67,7 @@ _CLOSING = {"{": "}", "[": "]"}
 @dataclass(frozen=True, slots=True)
 class Text:
     """
-    Text, or a number, or whatever else is no block, list or ``${…}``.
+    Text, a number, or whatever else is not a block, a list or ``${…}``.
 
     :param text: as it is meant: white space within it kept, escapes resolved.
     :param quoted: whether some of it stood in quotes.
@@ -108,7 +109,7 @@ class Members:
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """
-    A block or a list that was stepped over.
+    A block or a list that was skipped.
 
     :param start: where it begins.
     """
@@ -118,7 +119,7 @@ class Skipped:
 
 Part = Text | Reference | Items | Members | Skipped
 Value = tuple[Part, ...]
-"""What stands behind a key: more than one part when they are to be joined."""
+"""What follows a key: more than one part when they are to be joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class Scanner:
         """
         Read the file's members.
 
-        :param wanted: says of a first key whether its value is to be read. Of others, blocks and lists are :class:`Skipped`.
+        :param wanted: says of a top-level key whether to read its value. Other blocks and lists are :class:`Skipped`.
         :raises mqhooks.errors.ConfigError: when they cannot be read: what, in which line, and what to write. It does not
             name the file.
         """
@@ -187,7 +188,7 @@ class Scanner:
 
     def unskipped(self, member: Member) -> Member:
         """
-        Read a member that was stepped over.
+        Read a member that was skipped.
 
         :raises mqhooks.errors.ConfigError: as :meth:`members` does.
         """
@@ -270,7 +271,7 @@ class Scanner:
         return path
 
     def _value(self, *, keep: bool, within_list: bool) -> Iterator[Part]:
-        """Read the parts of one value, text that is beside text as one."""
+        """Read the parts of one value; adjoining text is one part."""
         text: list[str] = []
         quoted = False
         last: str | None = None  # the first character of the part before: of text, "t"
@@ -323,7 +324,7 @@ class Scanner:
             return True
         if _SEPARATOR.match(self._text, self._at):
             if plain and CONFIDENTIAL.search(self._key) and _ASSIGNED.match(self._text, self._at):
-                # It would cut credentials in two.
+                # This would cut credentials in two.
                 raise self._error(start, _SEPARATE)
             return True
         if piece.quoted or not _TIGHT.match(piece.text):
@@ -430,5 +431,5 @@ class Scanner:
 def _unescaped(escape: re.Match[str]) -> str:
     if escape["units"] is None:
         return _ESCAPED.get(escape[0][1], escape[0])
-    # What has no place among the first 65,536 characters is written as two halves; one alone is no character.
+    # A character beyond the first 65,536 is written as two surrogates; one alone is not a character.
     return bytes.fromhex(escape["units"].replace("\\u", "")).decode("utf-16-be", "replace")

@@ -1,5 +1,5 @@
 """
-What the rules and bodies of one webhook are made from.
+The settings of one webhook's rules and bodies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BodySettings:
 
     :param rules: at least one for anything to be sent.
     :param encoding: how a message's payload becomes a JSON string.
-    :param details: append what else VerneMQ knows to NanoMQ's keys.
+    :param details: whether what else VerneMQ knows is appended to NanoMQ's keys.
     :param proto_ver: the protocol version to report where the stream does not carry it.
     :param keepalive: the keep-alive time to report, in seconds; the stream never carries it.
     """

@@ -38,9 +38,9 @@ def compile_filter(*filters: str) -> Callable[[str], bool]:
     Compile topic filters into one function.
 
     :param filters: one filter or several.
-    :returns: what tells whether a topic matches one of them. A filter that begins with a wildcard matches no topic that begins
-        with ``$`` (section 4.7.2).
-    :raises mqhooks.errors.ConfigError: when one is not valid; the message alone.
+    :returns: says whether a topic matches any of them. A filter that begins with a wildcard matches no topic that begins with
+        ``$`` (section 4.7.2).
+    :raises mqhooks.errors.ConfigError: when one is not valid; only the message is set.
     """
     distinct = sorted(set(filters))
     for text in distinct:

@@ -1,1 +1,1 @@
-"""What was accepted and is not yet delivered."""
+"""The outbox: what was accepted and is not yet settled, and dead letters."""

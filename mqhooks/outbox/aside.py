@@ -1,7 +1,7 @@
 """
-Setting a damaged outbox aside, so that another can begin in its place.
+Setting a damaged outbox aside, so that an empty one can take its place.
 
-The file is renamed first, and what SQLite has beside it after that: wherever this is interrupted, the next start ends it.
+The file is renamed first, then what SQLite keeps beside it: wherever this is interrupted, the next start finishes it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from contextlib import suppress
 from glob import escape, glob
 from time import strftime
 
+ASIDE = ".damaged-"
+"""What separates the outbox's name from the time in a damaged file's name."""
+
 BESIDE = ("-wal", "-shm")
-"""What SQLite has beside a file."""
+"""The suffixes of the files that SQLite keeps beside a database."""
 
 SALVAGED = ".salvaged"
-"""What the name of a file ends with that was taken over."""
+"""The suffix of a damaged file that was salvaged."""
 
 
 def damaged_files(path: str) -> list[str]:
-    """List the damaged files of an outbox that were not taken over, oldest first."""
-    found = glob(f"{escape(path)}.damaged-*")
+    """List the damaged files of an outbox that were not yet salvaged, oldest first."""
+    found = glob(f"{escape(path + ASIDE)}*")
     return sorted(name for name in found if not name.endswith((SALVAGED, *BESIDE)))
 
 
@@ -38,7 +41,7 @@ def set_aside(path: str) -> str:
 
 
 def finish(path: str) -> None:
-    """Rename what was left of an outbox that was set aside."""
+    """Rename what is left of an outbox that was set aside."""
     if os.path.exists(path):
         return
     left = [suffix for suffix in BESIDE if os.path.exists(path + suffix)]
@@ -46,7 +49,7 @@ def finish(path: str) -> None:
         return
     aside = next(reversed(damaged_files(path)), None)
     if aside is None or any(os.path.exists(aside + suffix) for suffix in left):
-        # The file itself was moved away by somebody else.
+        # Someone else moved the file itself away.
         aside = _free_name(path)
     for suffix in left:
         os.rename(path + suffix, aside + suffix)
@@ -55,13 +58,13 @@ def finish(path: str) -> None:
 
 def note_salvaged(aside: str) -> str:
     """
-    Rename a damaged file that was taken over.
+    Rename a damaged file that was salvaged.
 
     :returns: its name now.
     :raises OSError: when it cannot be.
     """
     salvaged = aside + SALVAGED
-    # The file first: without its log of writes it would be another.
+    # The file first: its write-ahead log belongs to it.
     for suffix in ("", *BESIDE):
         if os.path.exists(aside + suffix):
             os.rename(aside + suffix, salvaged + suffix)
@@ -70,7 +73,7 @@ def note_salvaged(aside: str) -> str:
 
 
 def sync_directory(path: str) -> None:
-    """Have the disk know the names beside a file."""
+    """Sync the directory of a file, so that renames survive a power failure."""
     with suppress(OSError):
         directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -80,7 +83,7 @@ def sync_directory(path: str) -> None:
 
 
 def _free_name(path: str) -> str:
-    aside = f"{path}.damaged-{strftime('%Y%m%dT%H%M%S')}"
+    aside = f"{path}{ASIDE}{strftime('%Y%m%dT%H%M%S')}"
     while glob(f"{escape(aside)}*"):
         aside += "+"
     return aside

@@ -1,5 +1,8 @@
 """
-Dead letters, also seen from outside the process that owns the outbox.
+Reading dead letters, also from outside the process that owns the outbox.
+
+- A damaged dead letter hides no other: it is listed, with its damage, so that it can be purged.
+- Another process only reads. What it wants done it writes into a table, and the owner does it: no port, no second owner.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ def _ours() -> Iterator[None]:
 
 
 def _one_by_one(reader: sqlite3.Connection, webhook: str | None, after: int, reason: str | None) -> Iterator[Sequence[Any]]:
-    """Go through them as their index has them: one that cannot be read hides no other."""
+    """Go through dead letters by their index, so that an unreadable one hides no other."""
     question = "SELECT id, webhook FROM dead INDEXED BY dead_webhook WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) ORDER BY id"
     for number, name in reader.execute(question, (after, webhook)).fetchall():
         row: Sequence[Any] | None
@@ -98,11 +101,11 @@ class Letters:
     """
     The dead letters in a file that another process may be using.
 
-    What is asked for is done by that process within a second, or by the next one that opens the file.
+    Requests are carried out by that process within a second, or by the next one that opens the file.
 
     :param path: the outbox.
-    :ivar reader: reads it.
-    :raises mqhooks.errors.OutboxError: when there is none.
+    :ivar reader: a connection to it.
+    :raises mqhooks.errors.OutboxError: when there is no outbox, or it cannot be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -134,7 +137,7 @@ class Letters:
         """
         Get one.
 
-        :raises mqhooks.errors.OutboxError: when there is none of that number.
+        :raises mqhooks.errors.OutboxError: when there is none with that number.
         """
         found = list_dead(self.reader, None, number - 1, 1)
         if not found or found[0].number != number:

@@ -1,9 +1,10 @@
 """
-The outbox's file: SQLite and nothing else.
+The outbox's file: SQL, and nothing but SQL.
 
-It knows webhooks by their keys, rows by their numbers, and neither what is due nor why. One transaction at a time is written,
-in whichever thread; where a thread writes, questions go over a connection of their own. Errors come out as ours: not available
-now, no room, damaged, or the fault of what is to be written.
+- It knows webhooks by their keys and rows by their numbers, but not what is due, or why.
+- One transaction at a time is written, in whichever thread; when that is not the reactor's, reading has a connection of its
+  own.
+- SQLite's errors are translated into ours: unavailable for now, no room, damaged, or unstorable.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ KEY_BITS = 40
 """A row's id is its webhook's key and these bits: its number. Keys have 16 bits, so that ids stay within SQLite's 63."""
 
 WEBHOOKS = 1 << 16
-"""Below this are the webhooks' keys."""
+"""Webhooks' keys are below this."""
 
 LONGEST_ROW = 1_000_000_000
-"""How many bytes a row may have: what SQLite takes by itself."""
+"""How many bytes a row may have: SQLite's own limit."""
 
 ROW = "id, version, count, checksum, deliveries"
 LETTER = "webhook, version, checksum, url, reason, status, answer, died, damage, delivery"
@@ -38,10 +39,10 @@ _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 class StoredRow(NamedTuple):
     """
-    A row of deliveries as it is in the file; nothing in it need be what was written.
+    A row of deliveries as the file has it, unverified.
 
-    :param id: what its checksum covers beside the deliveries.
-    :param settled: its bits; ``None`` where it has none or they are damaged.
+    :param id: covered by its checksum, like the deliveries.
+    :param settled: its bits; ``None`` when it has none or they are damaged.
     """
 
     id: int
@@ -61,9 +62,9 @@ class Kept(NamedTuple):
     :param accepted: how many deliveries were accepted since the file was made; likewise ``delivered``, ``dead`` (and not
         replayed) and ``dropped``.
     :param size: the bytes of its rows.
-    :param assigned: the last number that was given to a row.
-    :param first: the number before that of its oldest row.
-    :param last: the number of its newest one.
+    :param assigned: the last number given to a row.
+    :param first: one less than the number of its oldest row.
+    :param last: the number of its newest row.
     :param letters: how many dead letters there are.
     """
 
@@ -82,9 +83,9 @@ class Kept(NamedTuple):
 @dataclass(slots=True)
 class NewRow:
     """
-    A row that is to be written.
+    A row to be written.
 
-    :ivar deliveries: ``None`` in the place of one that turned out not to be storable.
+    :ivar deliveries: ``None`` in the place of one that proved unstorable.
     :ivar settled: a bit for each of those; ``None`` when there are none.
     """
 
@@ -100,15 +101,15 @@ class Changes:
     What one transaction writes for one webhook.
 
     :ivar rows: new ones.
-    :ivar finished: numbers of rows that are to go.
+    :ivar finished: numbers of rows to delete.
     :ivar marked: those of them that have bits.
     :ivar progress: the bits of other rows, by number.
-    :ivar thinned: rows that are written anew, by number.
+    :ivar thinned: rows to rewrite, by number.
     :ivar letters: new dead letters.
     :ivar letters_max: how many dead letters are kept.
-    :ivar resolved: numbers of dead letters that are to go.
+    :ivar resolved: numbers of dead letters to delete.
     :ivar counters: accepted, delivered, dead, dropped, size, assigned: as :class:`Kept` has them.
-    :ivar forgotten: how many dead letters had to make room; known once it is written.
+    :ivar forgotten: how many dead letters were discarded to make room; known once it is written.
     """
 
     key: int
@@ -129,7 +130,7 @@ class OutboxFile:
     """
     An open file that :func:`~mqhooks.outbox.schema.prepare` found good.
 
-    :param full: whether each commit waits until the disk has it. :meth:`write` is for a thread then.
+    :param full: whether each commit waits for the disk. Then :meth:`write` should run in a thread.
     :param longest: how many bytes a row may have.
     :raises mqhooks.errors.OutboxError: when it cannot be opened.
     """
@@ -160,27 +161,27 @@ class OutboxFile:
         except sqlite3.DatabaseError as error:
             raise _translated(error) from None
 
-    # Questions.
+    # Reading.
 
     def webhooks(self) -> list[str]:
         """
-        List the webhooks that have something in the file, or had.
+        List the webhooks that have, or once had, something in the file.
 
-        :raises mqhooks.errors.OutboxDamaged: when a name is none.
+        :raises mqhooks.errors.OutboxDamaged: when a name is not text.
         """
         with self._ours():
             rows = self.reader.execute("SELECT CAST(name AS BLOB) FROM webhook ORDER BY id").fetchall()
         try:
             return [bytes.decode(row[0]) for row in rows]
         except (TypeError, UnicodeDecodeError):
-            raise OutboxDamaged("a name in webhook is no text") from None
+            raise OutboxDamaged("a name in table webhook is not text") from None
 
     def load(self, webhook: str, *, alone: bool = False) -> Kept:
         """
-        Get what the file holds for a webhook, and make a place for it if there is none.
+        Get what the file holds for a webhook, which is added if it is new.
 
-        :param alone: no thread can be in the middle of a transaction.
-        :raises mqhooks.errors.OutboxError: when there is no place left, or the file cannot be written.
+        :param alone: whether no thread can be in the middle of a transaction.
+        :raises mqhooks.errors.OutboxError: when the file has no place for another webhook, or cannot be written.
         """
         with self._ours():
             if alone:
@@ -197,13 +198,11 @@ class OutboxFile:
         row = connection.execute(question, (webhook,)).fetchone()
         if row is None:
             if connection.execute("SELECT max(id) FROM webhook").fetchone()[0] == WEBHOOKS - 1:
-                raise OutboxError(
-                    f"{self.path}: cannot take in webhook {webhook}: {WEBHOOKS - 1} is the most that one file holds"
-                )
+                raise OutboxError(f"{self.path}: cannot add webhook {webhook}: one file holds at most {WEBHOOKS - 1}")
             connection.execute("INSERT INTO webhook (name) VALUES (?)", (webhook,))
             row = connection.execute(question, (webhook,)).fetchone()
         if row is None or not all(type(value) is int and 0 <= value < 1 << 62 for value in row) or row[0] >= WEBHOOKS:
-            raise OutboxDamaged(f"row {webhook} of webhook is not as it was written")
+            raise OutboxDamaged(f"the row of {webhook} in table webhook is not as it was written")
         key, accepted, delivered, dead, dropped, size, assigned = row
         base = key << KEY_BITS
         ends = base + 1, base + (1 << KEY_BITS) - 1
@@ -217,9 +216,9 @@ class OutboxFile:
         """
         Go through rows of a webhook.
 
-        :param after: with higher numbers than this.
-        :param upto: and none higher than that.
-        :raises mqhooks.errors.OutboxDamaged: when they stand in no order.
+        :param after: only rows with higher numbers than this.
+        :param upto: and numbers no higher than this.
+        :raises mqhooks.errors.OutboxDamaged: when they are out of order.
         """
         base = key << KEY_BITS
         with self._ours():
@@ -233,7 +232,7 @@ class OutboxFile:
                 for id_, version, count, check, deliveries, settled, settled_check in rows:
                     number = id_ - base
                     if not after < number <= upto:
-                        raise OutboxDamaged("rows of batch stand in no order")
+                        raise OutboxDamaged("the rows of table batch are out of order")
                     after = number
                     sound = isinstance(settled, bytes) and checksum(id_, VERSION, settled) == settled_check
                     yield StoredRow(id_, number, version, count, check, deliveries, settled if sound else None)
@@ -242,9 +241,9 @@ class OutboxFile:
 
     def sizes(self, key: int, after: int, upto: int) -> Generator[tuple[int, int, int, bytes | None]]:
         """
-        Go through rows as :meth:`rows` does, without what is in them.
+        Go through rows as :meth:`rows` does, without their content.
 
-        :returns: for each its number, how many deliveries it has, its bytes and its bits.
+        :returns: for each row its number, how many deliveries it has, its size in bytes, and its bits.
         :raises mqhooks.errors.OutboxDamaged: when a value cannot be what was written.
         """
         base = key << KEY_BITS
@@ -257,7 +256,7 @@ class OutboxFile:
             try:
                 for id_, count, size, settled in rows:
                     if not (type(count) is int and 0 < count < 1 << 16 and type(size) is int):
-                        raise OutboxDamaged(f"row {id_} of batch is not as it was written")
+                        raise OutboxDamaged(f"row {id_} of table batch is not as it was written")
                     sound = isinstance(settled, bytes) and len(settled) == (count + 7) // 8
                     yield id_ - base, count, size, settled if sound else None
             finally:
@@ -269,7 +268,7 @@ class OutboxFile:
             return int(self.reader.execute("SELECT coalesce(max(id), 0) FROM dead").fetchone()[0])
 
     def has_letter(self, number: int) -> bool:
-        """Say whether there is a dead letter of a number."""
+        """Say whether there is a dead letter with this number."""
         with self._ours():
             return bool(self.reader.execute("SELECT count(*) FROM dead WHERE id = ?", (number,)).fetchone()[0])
 
@@ -281,7 +280,7 @@ class OutboxFile:
         return changed
 
     def requests(self, after: int, limit: int) -> list[tuple[int, Any, Any]]:
-        """Get what other processes ask for: numbers, actions, dead letters."""
+        """Get the requests of other processes: numbers, actions, dead letters."""
         with self._ours():
             question = "SELECT id, action, dead FROM request WHERE id > ? ORDER BY id LIMIT ?"
             return self.reader.execute(question, (after, limit)).fetchall()
@@ -294,7 +293,7 @@ class OutboxFile:
             return row
 
     def free(self) -> int:
-        """Work out how many bytes of the file are free."""
+        """Work out how many bytes within the file are free."""
         with self._ours():
             pages, size = (self.reader.execute(f"PRAGMA {what}").fetchone()[0] for what in ("freelist_count", "page_size"))
         return int(pages * size)
@@ -303,10 +302,10 @@ class OutboxFile:
 
     def write(self, changes: Sequence[Changes], requests: Sequence[int] = (), inbox: Sequence[int] = ()) -> None:
         """
-        Write all of it or nothing.
+        Write everything in one transaction.
 
         :param requests: numbers of requests that are done.
-        :param inbox: numbers of what was taken over.
+        :param inbox: numbers of the inbox's rows that were taken over.
         """
         connection = self._writer
         try:
@@ -326,10 +325,10 @@ class OutboxFile:
 
     def leave_out(self, changes: Changes) -> list[tuple[Delivery, str]]:
         """
-        Find what cannot be stored, writing each delivery alone, and take it out; nothing is kept of what is written for that.
+        Find and take out what is unstorable, by writing each delivery alone and rolling back.
 
-        :returns: the deliveries that were taken out of their rows, and why. A dead letter that cannot be stored is replaced by
-            one without its body.
+        :returns: the deliveries that were taken out of their rows, and why. An unstorable dead letter is replaced by one
+            without its body.
         """
         connection, found = self._writer, []
         with self._ours():
@@ -356,12 +355,12 @@ class OutboxFile:
         return found
 
     def checkpoint(self) -> None:
-        """Move what stands in the log of writes into the file, where there may be room that the log cannot grow into."""
+        """Move the write-ahead log into the file, which may have free pages when the disk has no room for the log to grow."""
         with suppress(sqlite3.DatabaseError):
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def shrink_log(self) -> None:
-        """Move the log of writes into the file, and give its room back; no transaction may be under way."""
+        """Move the write-ahead log into the file, and truncate it; no transaction may be open."""
         with suppress(sqlite3.DatabaseError):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -386,8 +385,8 @@ def _write(connection: sqlite3.Connection, changes: Changes) -> None:
         progress = [(base + number, checksum(base + number, VERSION, bits), bits) for number, bits in changes.progress]
         connection.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)", progress)
     if _delete(connection, "DELETE FROM batch WHERE id BETWEEN ? AND ?", base, changes.finished) != len(changes.finished):
-        # Else they would be counted as settled, and found and sent again when the file is repaired.
-        raise sqlite3.DatabaseError("rows of batch cannot be found")
+        # Otherwise they would count as settled, and be found and sent again when the file is salvaged.
+        raise sqlite3.DatabaseError("rows of table batch are missing")
     _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", base, changes.marked)
     if changes.resolved:
         connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in changes.resolved])
@@ -419,7 +418,7 @@ def _write_letter(connection: sqlite3.Connection, webhook: str, letter: DeadLett
 
 
 def _fault(connection: sqlite3.Connection, write: Callable[..., None], *what: object) -> str | None:
-    """Try to write something alone: say why it cannot be."""
+    """Try to write something alone; say why it is unstorable, ``None`` if it is not."""
     connection.execute("SAVEPOINT alone")
     try:
         write(connection, *what)
@@ -432,9 +431,9 @@ def _fault(connection: sqlite3.Connection, write: Callable[..., None], *what: ob
 
 def _delete(connection: sqlite3.Connection, statement: str, base: int, numbers: list[int]) -> int:
     """
-    Delete by ranges: that is a third of the cost of doing it one by one.
+    Delete rows in ranges, which costs a third of deleting them one by one.
 
-    :returns: how many were there.
+    :returns: how many there were.
     """
     found = 0
     for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):

@@ -1,10 +1,11 @@
 """
-What one webhook has accepted and not yet settled: rows, a bit for each delivery, and counts.
+The ledger: what one webhook has accepted and not yet settled, as rows, a bit for each delivery, and counts.
 
-Pure: no SQL, no reactor, no Deferred. Deliveries that are committed together are a row. Rows are handed out in the order of
-their numbers and leave storage as a whole, when all of their deliveries are settled: arrived, buried or dropped. Only the rows
-that are claimed or come next are here; those behind them are unread: they stay in storage and are known by their number alone,
-so that a backlog of any length costs no memory.
+- Pure: no SQL, no reactor, no Deferred.
+- Deliveries that are committed together are a row. Rows are handed out in the order of their numbers, and are deleted as a
+  whole when all of their deliveries are settled: arrived, buried or dropped.
+- Only the rows that are claimed or come next are in memory. Those behind them are unread: they stay in storage and are known
+  only by their numbers, so that a backlog of any length costs no memory.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ INDEX_BITS = 16
 INDEX = (1 << INDEX_BITS) - 1
 
 READY = 4096
-"""How many unclaimed deliveries are kept in memory, about; the rows behind them stay unread."""
+"""About how many unclaimed deliveries are kept in memory; the rows behind them stay unread."""
 
 READY_BYTES = 8 << 20
-"""How many bytes their bodies may have, about."""
+"""About how many bytes their bodies may have."""
 
 THINNED = 100
-"""How many rows are thinned each second, at most; while there is room, of the oldest so many are looked at."""
+"""How many rows are thinned each second at most; while there is room, only this many of the oldest are considered."""
 
 THIN_SIZE = 4096
 """A row of fewer bytes is not worth thinning while there is room."""
@@ -110,13 +111,13 @@ class Ledger:
     """
     The rows of one webhook.
 
-    :param first: the number before that of the oldest row in storage.
-    :param last: the number of the newest one.
+    :param first: one less than the number of the oldest row in storage.
+    :param last: the number of the newest row.
     :param pending: how many deliveries storage holds that are not settled.
     :param size: how many bytes all rows have.
-    :param ready: how many unclaimed deliveries are kept in memory, about; the rows behind them stay unread.
-    :ivar size: how many bytes the rows have of which not all deliveries are settled.
-    :ivar surplus: how many more deliveries were settled than were pending: bits were lost, and the deliveries came once more.
+    :param ready: about how many unclaimed deliveries are kept in memory; the rows behind them stay unread.
+    :ivar size: how many bytes the unsettled rows have.
+    :ivar surplus: how many more deliveries were found than were pending: bits were lost, so these are delivered again.
     """
 
     def __init__(self, first: int = 0, last: int = 0, pending: int = 0, size: int = 0, ready: int = READY) -> None:
@@ -129,15 +130,15 @@ class Ledger:
         self._resumed = pending
         self._appended = self._replayed = self._delivered = self._dead = self._dropped = 0
         self._rows: dict[int, Row] = {}
-        # How many of their deliveries are not settled.
+        # How many deliveries of these rows are not settled.
         self._left = 0
-        # What is unclaimed and in memory: row by row, what is left of each, and the bytes of its bodies.
+        # Unclaimed deliveries in memory: each row, what is left of it, and the bytes of its bodies.
         self._ready: deque[tuple[Row, list[Delivery], int]] = deque()
         self._ready_count = self._ready_bytes = 0
         self._again: deque[int] = deque()
         self._touched: dict[int, Row] = {}
         self._finished: list[Row] = []
-        # What thinning can free, as it was found when there was too little room.
+        # How many bytes thinning can free, as found when there was too little room.
         self._spare = 0
 
     # Counts.
@@ -171,7 +172,7 @@ class Ledger:
 
     @property
     def behind(self) -> bool:
-        """Whether there are rows that are to be read, for the first time or once more."""
+        """Whether there are rows to read, for the first time or again."""
         return bool(self._again) or self._read < self._last
 
     @property
@@ -191,11 +192,11 @@ class Ledger:
         self._resumed += resumed
         self._dead += dead
 
-    # Rows come.
+    # New rows.
 
     def add(self, number: int, deliveries: list[Delivery | None], size: int, settled: bytes | None = None) -> None:
         """
-        Take a row that was committed just now.
+        Add a row that was just committed.
 
         :param number: higher than any before.
         :param deliveries: ``None`` in the places of those that are settled.
@@ -224,11 +225,11 @@ class Ledger:
 
     @property
     def wants_more(self) -> bool:
-        """Whether unread rows are to be read, from the first one on."""
+        """Whether the next unread row is to be read."""
         return not self._again and self._read < self._last and self._has_room()
 
     def again(self) -> int | None:
-        """Get the number of a row to read once more, before any unread one; ``None`` when there is none to read now."""
+        """Get the number of a row to read again, before any unread one; ``None`` when there is none to read now."""
         return self._again[0] if self._again and self._has_room() else None
 
     def _has_room(self) -> bool:
@@ -236,7 +237,7 @@ class Ledger:
 
     def load(self, row: Row, deliveries: Sequence[Delivery | None] | None) -> int:
         """
-        Take a row that was read.
+        Add a row that was read.
 
         :param row: as storage has it.
         :param deliveries: ``None`` when they are lost.
@@ -244,23 +245,23 @@ class Ledger:
         """
         if self._again and self._again[0] == row.number:
             self._again.popleft()
-            # What was settled since it was read may not be written yet.
+            # What was settled since it was first read may not be written yet.
             row = self._rows.get(row.number, row)
         self._read = max(self._read, row.number)
         if deliveries is not None and len(deliveries) == row.count:
             self._put(row, deliveries)
             self._balance()
             return 0
-        # What a damaged row says of itself may be wrong.
+        # A damaged row's own count may be wrong.
         return self._drop(row)
 
     def read_up(self) -> None:
-        """Note that storage has no more rows than were read."""
+        """Note that all rows in storage have been read."""
         self._read = self._last
 
     def gone(self, number: int) -> int:
         """
-        Note that storage has lost a row that is to be read once more.
+        Note that storage has lost a row that was to be read again.
 
         :returns: how many deliveries are lost.
         """
@@ -325,16 +326,16 @@ class Ledger:
         return claimed
 
     def reclaim(self) -> None:
-        """Have everything that is in memory handed out anew; it has to be read once more."""
+        """Have everything in memory handed out again; it has to be read again."""
         self._ready.clear()
         self._ready_count = self._ready_bytes = 0
-        # In this order they were read, and were committed.
+        # They are in the order in which they were committed.
         self._again = deque(self._rows)
         for row in self._rows.values():
             row.shelved = 0
 
     def shelve(self, places: Iterable[int]) -> None:
-        """Note that claimed deliveries are recalled before they are sent: these may be dropped for want of room."""
+        """Note that claimed deliveries are recalled before they are sent, so that they may be dropped to make room."""
         for place in places:
             row = self._rows.get(place >> INDEX_BITS)
             if row is not None:
@@ -356,7 +357,7 @@ class Ledger:
         row = self._rows.get(place >> INDEX_BITS)
         return row is not None and row.holds(place & INDEX)
 
-    # Deliveries are settled.
+    # Settling deliveries.
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
         """Settle deliveries that have arrived; what is not pending is left out."""
@@ -390,7 +391,7 @@ class Ledger:
         if not ordered:
             return 0
         first = ordered[0]
-        # Those of one row, in order, are the usual case where deliveries go out together.
+        # Neighbours of one row, in order, are the usual case when events share requests.
         if ordered[-1] - first != len(ordered) - 1 or ordered != list(range(first, first + len(ordered))):
             ordered = sorted(set(ordered))
         at = count = 0
@@ -426,19 +427,19 @@ class Ledger:
     def _balance(self) -> None:
         surplus = self._left - self.pending
         if surplus > 0:
-            # More is there than was counted: what was settled has been forgotten, and is delivered once more.
+            # There is more than was counted: settled bits were lost, and these are delivered again.
             self._resumed += surplus
             self.surplus += surplus
 
-    # What storage is told.
+    # What to write.
 
     @property
     def settled(self) -> bool:
-        """Whether there is something to tell."""
+        """Whether there is anything to write."""
         return bool(self._finished or self._touched)
 
     def finished(self) -> list[Row]:
-        """Take the rows that are to be deleted."""
+        """Take the rows to delete."""
         finished, self._finished = self._finished, []
         return finished
 
@@ -449,15 +450,14 @@ class Ledger:
             row.marked = True
         return [(number, row.bits) for number, row in touched.items()]
 
-    # Room.
-
+    # Making room.
     def excess(self, max_size: int) -> int:
-        """Work out how many bytes too many there are, beside those that thinning has found to free."""
+        """Work out by how many bytes the limit is exceeded, not counting what thinning is going to free."""
         return self.size - self._spare - max_size
 
     def sparse(self, max_size: int) -> list[Row]:
         """
-        Find rows of which a few deliveries keep many settled ones: those of clients that wait long for their retries.
+        Find sparse rows, in which a few deliveries in retry keep many settled ones in storage.
 
         :returns: some that are worth thinning; :meth:`thinned` is called for those that were.
         """
@@ -469,21 +469,21 @@ class Ledger:
         return [row for row in nlargest(THINNED, self._rows.values(), key=lambda row: row.spare) if row.spare]
 
     def thinned(self, row: Row, size: int) -> None:
-        """Note that a row is being written anew, without its settled deliveries."""
+        """Note that a row is being rewritten without its settled deliveries."""
         self._spare = max(self._spare - row.spare, 0)
         self.size -= row.size - size
         row.size = size
         row.kept = row.left
-        # Without its bits the row would be taken for one that was damaged.
+        # Without its bits the row would count as damaged.
         self._touched[row.number] = row
 
     def drop_oldest(self, excess: int, unread: Iterable[Row]) -> int:
         """
-        Drop deliveries until there is room, the oldest first: what is shelved, then unclaimed rows. Whoever has shelved them
-        finds out when recalling. What is about to be sent stays.
+        Drop deliveries until there is room: shelved ones first, then unclaimed rows, each oldest first. Whoever has shelved
+        them finds out when recalling. What is about to be sent stays.
 
         :param excess: how many bytes to free.
-        :param unread: the rows that are unread, in order, as storage has them; taken one by one.
+        :param unread: the unread rows, in order, as storage has them; consumed one by one.
         :returns: how many deliveries were dropped.
         """
         dropped = 0
@@ -517,7 +517,7 @@ class Ledger:
         return count
 
     def _droppable(self, unread: Iterable[Row]) -> Iterator[Row]:
-        """Take rows out of what may be claimed, one by one."""
+        """Take unclaimed rows, one by one."""
         ready = self._ready
         claimed_in_part = int(bool(ready) and len(ready[0][1]) < ready[0][0].left)
         while len(ready) > claimed_in_part:
@@ -538,7 +538,7 @@ class Ledger:
 
 
 def chunks(deliveries: Sequence[Delivery], size: int) -> Iterator[Sequence[Delivery]]:
-    """Cut what is committed together into rows; ``size`` is how many bytes the bodies have."""
+    """Split deliveries that are committed together into rows; ``size`` is how many bytes their bodies have."""
     if size <= ROW_BYTES:
         for start in range(0, len(deliveries), ROW):
             yield deliveries[start : start + ROW]

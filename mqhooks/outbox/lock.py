@@ -1,8 +1,9 @@
 """
-The file beside an outbox that says who uses it.
+The lock file beside an outbox: one process owns an outbox at a time.
 
-It stays when nobody does: it says that the file beside it is an outbox, whether that was ever in use, and whether it was found
-damaged. Whoever has locked it makes sure that its name still leads to it: a lock on a file that was removed keeps nobody away.
+- The file stays when no process holds the lock: it says that the file beside it is an outbox, whether the outbox was ever in
+  use, and whether it was found damaged.
+- Whoever has locked it checks that its name still leads to it: a lock on a file that was removed keeps nobody out.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from contextlib import suppress
 from mqhooks.errors import OutboxError
 
 USED = b"used"
-"""What it says when the outbox was in use: one that is empty then is damaged."""
+"""The word for an outbox that was in use: if it is empty, it is damaged."""
 
 DAMAGED = b"damaged"
-"""What it says when the outbox was found damaged and is not set aside yet."""
+"""The word for an outbox that was found damaged and is not yet set aside."""
 
 SIZE = 64
-"""How many bytes of it are read."""
+"""How many bytes of the lock file are read."""
 
 TRIES = 10
-"""How often a lock is taken whose file was removed meanwhile."""
+"""How often to try again when the lock file was removed meanwhile."""
 
 
 class Lock:
@@ -33,9 +34,9 @@ class Lock:
     Keeps other processes away from an outbox.
 
     :param path: the outbox.
-    :ivar known: whether there was a lock before.
+    :ivar known: whether there was a lock file before.
     :ivar used: whether the outbox was in use before.
-    :ivar damaged: whether it was found damaged, and is not set aside.
+    :ivar damaged: whether the outbox was found damaged, and is not set aside.
     """
 
     def __init__(self, path: str) -> None:
@@ -46,9 +47,9 @@ class Lock:
 
     def take(self) -> None:
         """
-        Take it.
+        Take the lock.
 
-        :raises mqhooks.errors.OutboxError: when another process has it, or the file cannot be used.
+        :raises mqhooks.errors.OutboxError: when another process holds it, or the file cannot be used.
         """
         for _ in range(TRIES):
             self.known = os.path.lexists(self._path)
@@ -65,7 +66,7 @@ class Lock:
                 self._write()
                 return
             os.close(descriptor)
-        raise OutboxError(f"{self._path}: is removed again and again; something else uses this name")
+        raise OutboxError(f"{self._path}: keeps being removed; something else uses this name")
 
     def _open(self) -> int:
         try:
@@ -80,13 +81,13 @@ class Lock:
 
     def _locked(self, descriptor: int) -> bool:
         """
-        Lock it.
+        Lock the file.
 
-        :returns: whether its name leads to it.
+        :returns: whether its name still leads to it.
         """
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise OutboxError(f"{self._path}: is no regular file; remove it, or give outbox.path another name")
+            raise OutboxError(f"{self._path}: is not a regular file; remove it, or give outbox.path another name")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -103,12 +104,12 @@ class Lock:
         return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
 
     def note_use(self) -> None:
-        """Leave word that the outbox is in use, and that it is not damaged."""
+        """Note in the file that the outbox is in use, and not damaged."""
         self.used, self.damaged = True, False
         self._write()
 
     def note_damage(self) -> None:
-        """Leave word for whoever takes it next."""
+        """Note in the file that the outbox is damaged, for its next owner."""
         self.damaged = True
         self._write()
 
@@ -116,21 +117,21 @@ class Lock:
         words = [b"%d" % os.getpid(), *[word for word, said in ((USED, self.used), (DAMAGED, self.damaged)) if said], b""]
         content = b"\n".join(words)
         if self._descriptor is not None:
-            # On a disk without room the word is lost: what is damaged will be found again.
+            # On a full disk the note is lost: the damage will be found again.
             with suppress(OSError):
                 os.pwrite(self._descriptor, content, 0)
                 os.ftruncate(self._descriptor, len(content))
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def withdraw(self) -> None:
-        """Let others have it, and say nothing of an outbox that was none before."""
+        """Release the lock, and remove the file if the outbox was not one before."""
         if not self.known and self._descriptor is not None:
-            # While it is locked: whoever waits for it sees that its name is gone.
+            # Before it is released: the next one to lock it sees that its name is gone.
             with suppress(OSError):
                 os.unlink(self._path)
         self.release()

@@ -1,8 +1,8 @@
 """
-An outbox that forgets everything when the process ends.
+An outbox in memory, which is lost when the process ends.
 
-What is appended is always taken; while there is too little room its acceptance waits, until a quarter of the room is free. So
-an outbox exceeds its size by what its callers append meanwhile.
+Whatever is appended is taken; while there is too little room its acceptance waits, until a quarter of the room is free. So an
+outbox exceeds its size by what its callers append before backpressure takes effect.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mqhooks.interfaces import IOutbox
 from mqhooks.outbox.waiting import WaitingClaim
 
 DELIVERY_SIZE = 320
-"""About how many bytes a delivery costs beside its body."""
+"""About how many bytes a delivery takes besides its body."""
 
 
 @implementer(IOutbox)
 class MemoryOutbox:
     """
-    Keeps what waits in memory, up to a size.
+    Keeps deliveries in memory, up to a size.
 
-    :param max_size: bytes of bodies and of what goes with them.
+    :param max_size: bytes of bodies and their overhead.
     :param dead_max: how many dead letters are kept; the oldest make room.
     :ivar dead_letters: those, oldest first.
     """
@@ -66,7 +66,7 @@ class MemoryOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether somebody waits for room."""
+        """Whether callers of append() are waiting for room."""
         return bool(self._unaccepted)
 
     def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
@@ -97,7 +97,7 @@ class MemoryOutbox:
         return claimed
 
     def shelve(self, places: Iterable[int]) -> None:
-        """Only the places of claimed deliveries are kept: here nothing is ever dropped for want of room."""
+        """Do nothing: nothing is ever dropped here to make room."""
 
     def recall(self, places: Iterable[int]) -> Sequence[Delivery]:
         """Hand out claimed deliveries once more."""
@@ -109,7 +109,7 @@ class MemoryOutbox:
         self._release()
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
-        """Make a dead letter of a delivery."""
+        """Turn a delivery into a dead letter."""
         if self._settle(delivery):
             self._dead += 1
             self._forgotten += len(self.dead_letters) == self.dead_letters.maxlen
@@ -123,14 +123,14 @@ class MemoryOutbox:
         return True
 
     def reclaim(self) -> None:
-        """Hand out anew what was claimed."""
+        """Hand out again what was claimed."""
         self._claim.cancel()
         self._abandoned = False
         self._waiting.extendleft(reversed(self._claimed.values()))
         self._claimed.clear()
 
     def abandon(self) -> None:
-        """Keep what is pending, and hold nobody up."""
+        """Keep what is pending, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
         self._release()

@@ -1,9 +1,9 @@
 """
 Reading a damaged SQLite file page by page.
 
-SQLite gives a table up at the first page that it cannot read; this reads all pages that are left. It follows a table's tree as
-far as it goes; when a page of the tree is lost, what hung on it is looked for among the pages that belong to nothing else.
-Whoever reads the rows has to prove each of them by a checksum of their own.
+- SQLite gives up on a table at the first page that it cannot read; this reads all pages that are left. It follows a table's
+  tree as far as it goes; what hung below a lost page is looked for among the pages that belong to nothing else.
+- Nothing here is proof: the caller has to verify each row by a checksum of its own.
 
 The format: https://www.sqlite.org/fileformat2.html
 """
@@ -25,7 +25,7 @@ MOST_COLUMNS = 100
 """More than any table here has."""
 
 Value = int | bytes | None
-"""A column's value; a text is what its bytes are."""
+"""A column's value; text is left as bytes."""
 
 _INTS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
     :param id: its number.
     :param page: the page that it begins on.
-    :param at: where on the page.
+    :param at: its offset on the page.
     """
 
     id: int
@@ -45,14 +45,14 @@ class Cell(NamedTuple):
 
 
 class DamagedPage(Exception):
-    """Something is not as SQLite writes it."""
+    """A page is not as SQLite writes it."""
 
 
 class Pages:
     """
-    The pages of a file, with what its log of writes has of them.
+    The pages of a file, in the newest version that its write-ahead log has.
 
-    :param path: the file; its log of writes may stand beside it.
+    :param path: the file; its write-ahead log may be beside it.
     :raises OSError: when it cannot be read.
     """
 
@@ -76,7 +76,7 @@ class Pages:
             os.close(self._log)
 
     def _read_log(self, log: int) -> None:
-        """Take the pages of all transactions that the log has whole."""
+        """Take the pages of all transactions that are complete in the log."""
         header = os.pread(log, 32, 0)
         if len(header) < 32 or int.from_bytes(header[8:12], "big") != PAGE_SIZE:
             return
@@ -97,7 +97,7 @@ class Pages:
             pending[number] = at + 24
             at += 24 + PAGE_SIZE
             if size:
-                # The last one of a transaction.
+                # The last frame of a transaction.
                 self._logged.update(pending)
                 self.count = max(self.count, size)
                 pending = {}
@@ -107,7 +107,7 @@ class Pages:
         Read a page.
 
         :param number: from 1 on.
-        :raises DamagedPage: when there is none.
+        :raises DamagedPage: when it is not there or cannot be read.
         """
         if not 0 < number <= self.count:
             raise DamagedPage(f"there is no page {number}")
@@ -127,8 +127,8 @@ class Pages:
         """
         Follow a tree.
 
-        :param root: its first page.
-        :param seen: pages of trees; those of this one are added.
+        :param root: its root page.
+        :param seen: pages of trees so far; those of this one are added.
         :returns: the pages with rows; 0 for each page that is lost.
         """
         left = [root]
@@ -187,7 +187,7 @@ class Pages:
             return
 
     def cells(self, number: int) -> Iterator[Cell]:
-        """List the rows of a page, as far as they can be made out."""
+        """List the rows of a page, as far as they can be found."""
         try:
             page = self.page(number)
             for at in _cells(page, _start(number)):
@@ -256,7 +256,7 @@ def _log_checksum(words: str, data: bytes, sums: tuple[int, int]) -> tuple[int, 
 
 
 def _start(number: int) -> int:
-    # The first page begins with the header of the file.
+    # The first page begins with the file's header.
     return 100 if number == 1 else 0
 
 

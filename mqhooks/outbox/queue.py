@@ -1,9 +1,11 @@
 """
 The durable :class:`~mqhooks.interfaces.IOutbox` of one webhook.
 
-It puts the ledger and the store together: what the ledger says is settled goes into the store's next transaction, and what the
-transaction has committed comes into the ledger. Deliveries are counted when they are committed, not before. What has arrived is
-only listed when it is acknowledged, and worked into the ledger when somebody looks or a transaction is planned.
+It connects the ledger and the store: what the ledger has settled goes into the store's next transaction, and what a transaction
+has committed goes into the ledger.
+
+- Deliveries are counted when they are committed, not before.
+- An acknowledgement only adds to a list, which is worked into the ledger when somebody asks or a transaction is planned.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from mqhooks.outbox.waiting import WaitingClaim
 from mqhooks.support.ratelimit import RateLimit
 
 NOTED = 0.005
-"""How many seconds after an acknowledgement it is committed at the latest: a commit for each would cost as much as all else."""
+"""How many seconds after an acknowledgement it is committed at the latest: a commit for each would double all other costs."""
 
 UNNOTED = 64
-"""How many deliveries are acknowledged, about, before that is committed at once: a kill has so many sent again."""
+"""After about how many acknowledgements they are committed at once: that many are sent again after a kill."""
 
-# What acknowledge() has asked the store for since the last transaction.
+# How soon acknowledge() has asked the store to commit since the last transaction.
 _NOTHING, _SOON, _NOW = range(3)
 
 OnFull = Literal["pause", "drop_oldest"]
@@ -43,7 +45,7 @@ OnFull = Literal["pause", "drop_oldest"]
 @dataclass
 class Limits:
     """
-    What the outboxes of one file share.
+    Limits that the outboxes of one file share.
 
     :param max_size: bytes of deliveries, for each webhook.
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
@@ -61,10 +63,10 @@ class Surroundings:
     """
     What an outbox needs besides the store.
 
-    :param limits: shared by all.
+    :param limits: shared by all outboxes of the file.
     :param now: tells the time in milliseconds since 1970.
     :param path: the file, for the log.
-    :param complaints: holds back what would be said too often.
+    :param complaints: rate-limits the log.
     :param unreadable: called with the error when something cannot be read.
     """
 
@@ -86,16 +88,16 @@ class Surroundings:
 @dataclass(slots=True)
 class _New:
     """
-    What waits for the next transaction, and is accepted by it.
+    What waits for the next transaction, which accepts it.
 
     :ivar deliveries: those to be written, oldest first.
     :ivar size: bytes of their bodies.
     :ivar replayed: how many of them were dead letters.
     :ivar resumed: how many of them another process has handed over.
     :ivar resolved: numbers of the dead letters that are replayed.
-    :ivar refused: dead letters of deliveries that cannot be stored.
+    :ivar refused: dead letters of unstorable deliveries.
     :ivar letters: dead letters that another process has handed over.
-    :ivar accepting: wait for it, each with the number of deliveries up to its last.
+    :ivar accepting: the callers that wait for it, each with the number of deliveries up to its last one.
     :ivar since: when the oldest was appended, in the reactor's seconds.
     """
 
@@ -113,7 +115,7 @@ class _New:
         return bool(self.accepting or self.deliveries or self.refused or self.letters)
 
     def then(self, later: _New) -> _New:
-        """Put what came later behind."""
+        """Append what came later."""
         count = len(self.deliveries)
         return _New(
             self.deliveries + later.deliveries,
@@ -123,14 +125,14 @@ class _New:
             self.resolved + later.resolved,
             self.refused + later.refused,
             self.letters + later.letters,
-            # Those that turned out not to be storable are gone.
+            # Unstorable ones have been taken out.
             [(accepted, min(upto, count)) for accepted, upto in self.accepting]
             + [(accepted, upto + count) for accepted, upto in later.accepting],
             later.since if self.since is None else self.since,
         )
 
     def split(self, most: int) -> tuple[_New, _New]:
-        """Take the first deliveries apart, with about so many bytes of bodies; the first one is taken however long it is."""
+        """Split off the first deliveries, about ``most`` bytes of bodies; the first one is taken however long it is."""
         if self.size <= most or self.replayed or self.resumed:
             return self, _New()
         count = size = 0
@@ -165,19 +167,19 @@ class SqliteOutbox:
         self._around = surroundings
         self._ledger = Ledger()
         self._key = 0
-        # The file's counters when it was opened: accepted, delivered, dead, dropped. And the last number given to a row.
+        # The file's counters when it was opened: accepted, delivered, dead, dropped.
         self._base = (0, 0, 0, 0)
         self._resumed = 0
         self._assigned = 0
         self._letters = 0
         self._new = _New()
-        # Of the transaction that is being written: what is new, and the file's counters without that.
+        # Of the transaction being written: what is new in it, and the file's counters without that.
         self._writing: _New | None = None
         self._planned = (0, 0, 0, 0, 0)
         self._acknowledged: list[Delivery] = []
         self._asked = _NOTHING
         self._dead: list[DeadLetter] = []
-        # Numbers of dead letters that are to go, and those that no transaction knows of yet.
+        # Numbers of dead letters to delete, and those of them that are in no transaction yet.
         self._resolved: set[int] = set()
         self._purged: list[int] = []
         self._sparse: list[Row] = []
@@ -188,14 +190,14 @@ class SqliteOutbox:
         self._claim = WaitingClaim(self._take)
 
     def load(self, kept: Kept) -> None:
-        """Take up what the file holds for this webhook."""
+        """Begin with what the file holds for this webhook."""
         self._key, self._assigned, self._letters = kept.key, kept.assigned, kept.letters
         settled = kept.delivered + kept.dead + kept.dropped
         self._resumed = max(kept.accepted - settled, 0)
         self._base = settled + self._resumed, kept.delivered, kept.dead, kept.dropped
         self._ledger = Ledger(kept.first, kept.last, self._resumed, kept.size)
 
-    # What it says of itself.
+    # State.
 
     @property
     def counts(self) -> Counts:
@@ -217,12 +219,12 @@ class SqliteOutbox:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest delivery was appended that is not committed; the reactor's seconds."""
+        """When the oldest delivery that is not committed was appended; the reactor's seconds."""
         return self._new.since if self._writing is None or self._writing.since is None else self._writing.since
 
     @property
     def used(self) -> int:
-        """How many bytes the rows take of which not all deliveries are settled."""
+        """How many bytes the unsettled rows take."""
         self._take_up()
         return self._ledger.size
 
@@ -238,7 +240,7 @@ class SqliteOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether somebody waits for room."""
+        """Whether callers of append() are waiting for room."""
         return bool(self._unaccepted)
 
     @property
@@ -270,7 +272,7 @@ class SqliteOutbox:
         return self._claim(limit, size)
 
     def shelve(self, places: Iterable[int]) -> None:
-        """Only the places of claimed deliveries are kept: these may be dropped."""
+        """Note that only the places of these deliveries are kept, so that they may be dropped."""
         self._ledger.shelve(places)
 
     def recall(self, places: Iterable[int]) -> list[Delivery]:
@@ -293,11 +295,11 @@ class SqliteOutbox:
         return recalled
 
     def _recent(self, number: int) -> Sequence[Delivery | None]:
-        """Read a row, unless it was the last one: a client's parked deliveries are recalled one by one."""
+        """Read a row, unless it is the last one read: a client's parked deliveries are recalled one by one."""
         if number != self._recalled[0]:
             row = self._read(number) or ()
             size = sum(len(delivery.body) for delivery in row if delivery is not None)
-            # A row with a longer body has no other.
+            # A row this long holds a single long body.
             if size > ROW_BYTES:
                 return row
             self._recalled = (number, row)
@@ -315,7 +317,7 @@ class SqliteOutbox:
             self._store.commit(self, 0.0)
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
-        """Make a dead letter of a delivery."""
+        """Turn a delivery into a dead letter."""
         self._take_up()
         if self._ledger.bury(delivery.place):
             self._letters += 1
@@ -323,19 +325,19 @@ class SqliteOutbox:
             self._store.commit(self, 0.0)
 
     def reclaim(self) -> None:
-        """Hand out anew what was claimed."""
+        """Hand out again what was claimed."""
         self._claim.cancel()
         self._take_up()
         self._abandoned = False
         self._ledger.reclaim()
 
     def abandon(self) -> None:
-        """Keep what is pending, and hold nobody up."""
+        """Keep what is pending, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
         self.release()
 
-    # What the store's owner asks for.
+    # For the owner of the store.
 
     def take_over(self, deliveries: Sequence[Delivery]) -> None:
         """Accept deliveries that another process has handed over."""
@@ -351,7 +353,7 @@ class SqliteOutbox:
 
     def resolve(self, letter: DeadLetter, *, replay: bool) -> bool:
         """
-        Remove a dead letter, and accept its delivery anew if it is to be replayed.
+        Remove a dead letter, and accept its delivery again if it is replayed.
 
         :returns: whether it was still there.
         """
@@ -373,9 +375,9 @@ class SqliteOutbox:
 
     def look(self) -> None:
         """
-        Once a second: make room, and try again to read what could not be read.
+        Make room, and retry what could not be read. Called once a second.
 
-        :raises mqhooks.errors.OutboxDamaged: when the file has lost rows without a word.
+        :raises mqhooks.errors.OutboxDamaged: when the file has silently lost rows.
         """
         self._take_up()
         limits, ledger = self._around.limits, self._ledger
@@ -394,7 +396,7 @@ class SqliteOutbox:
             self._compare()
 
     def release(self) -> None:
-        """Tell that there is room, if there is."""
+        """Release callers of append() if there is room."""
         limits = self._around.limits
         room = self._ledger.size <= limits.max_size or limits.on_full == "drop_oldest"
         if self._unaccepted and (room or self._abandoned):
@@ -406,9 +408,9 @@ class SqliteOutbox:
 
     def plan(self, most: int) -> Changes:
         """
-        Say what is to be written now; :meth:`written` is called when it was.
+        Say what to write now; :meth:`written` is called afterwards.
 
-        :param most: about how many bytes of new bodies; 0 for nothing that takes more room.
+        :param most: about how many bytes of new bodies at most; 0 for nothing that takes more room.
         """
         changes = Changes(self._key, self.name, letters_max=self._around.limits.dead_max)
         self._asked = _NOTHING
@@ -458,7 +460,7 @@ class SqliteOutbox:
         accepted, delivered, dead, dropped, size = self._planned
         new = self._writing
         if new is not None:
-            # A replayed one was accepted before, and is dead no more.
+            # A replayed one was accepted before, and is no longer dead.
             dying = len(new.refused) + len(new.letters)
             accepted += len(new.deliveries) - new.replayed + dying
             dead += dying - new.replayed
@@ -466,7 +468,7 @@ class SqliteOutbox:
         changes.counters = accepted, delivered, dead, dropped, size, self._assigned
 
     def postpone(self, changes: Changes) -> None:
-        """Take back what is new, for another transaction."""
+        """Take back what is new, for a later transaction."""
         new, self._writing = self._writing, None
         if new is not None:
             theirs = {id(letter) for letter in new.refused + new.letters}
@@ -477,14 +479,14 @@ class SqliteOutbox:
             self._count(changes)
 
     def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
-        """Bury deliveries of a transaction that cannot be stored."""
+        """Bury a transaction's unstorable deliveries."""
         assert self._writing is not None
         changes.letters += self._refuse(self._writing, deliveries)
         changes.rows = [row for row in changes.rows if any(row.deliveries)]
         self._count(changes)
 
     def written(self, changes: Changes) -> None:
-        """Go on after a transaction."""
+        """Go on after a transaction was committed."""
         new, self._writing = self._writing, None
         ledger = self._ledger
         if new is not None:
@@ -502,10 +504,10 @@ class SqliteOutbox:
         self.release()
         self._claim.serve()
 
-    # How it is done.
+    # Internals.
 
     def _take_up(self) -> None:
-        """Work into the ledger what was acknowledged."""
+        """Settle in the ledger what was acknowledged."""
         if self._acknowledged:
             acknowledged, self._acknowledged = self._acknowledged, []
             self._ledger.acknowledge(acknowledged)
@@ -522,7 +524,7 @@ class SqliteOutbox:
         return claimed
 
     def _fill(self) -> None:
-        """Read what comes next."""
+        """Read the next rows into the ledger."""
         file, ledger = self._store.file, self._ledger
         if file is None:
             return
@@ -552,7 +554,7 @@ class SqliteOutbox:
 
     def _load(self, stored: StoredRow) -> None:
         deliveries = self._decoded(stored)
-        # The checksum speaks for the deliveries, and nothing for the count that stands beside them.
+        # The checksum vouches for the deliveries, but not for the count stored beside them.
         count = len(deliveries) if deliveries is not None else stored.counted if isinstance(stored.counted, int) else 0
         count = count if 0 <= count <= INDEX else 0
         size = len(stored.deliveries) if isinstance(stored.deliveries, bytes) else 0
@@ -565,7 +567,7 @@ class SqliteOutbox:
 
     def _read(self, number: int) -> Sequence[Delivery | None] | None:
         """
-        Read a row once more.
+        Read a row again.
 
         :returns: its deliveries; ``None`` when it is gone or damaged.
         :raises mqhooks.errors.OutboxError: when it cannot be read now.
@@ -593,7 +595,7 @@ class SqliteOutbox:
             )
 
     def _thin(self, changes: Changes) -> None:
-        """Write rows anew without what is settled in them."""
+        """Rewrite rows without what is settled in them."""
         rows, self._sparse = self._sparse, []
         for row in rows:
             try:
@@ -606,7 +608,7 @@ class SqliteOutbox:
                 self._ledger.thinned(row, len(data))
 
     def _drop(self, coming: int) -> None:
-        """Let the oldest make room; ``coming`` bytes are about to be written."""
+        """Drop the oldest deliveries to make room; ``coming`` bytes are about to be written."""
         limits, ledger = self._around.limits, self._ledger
         if limits.on_full != "drop_oldest":
             return
@@ -620,7 +622,7 @@ class SqliteOutbox:
             self._around.unreadable(error)
         if self._around.complaints.allow(("dropped", self.name)) is not None:
             self.log.warn(
-                "{path}: webhook {name} is full (outbox.max_size): the oldest make room, {dropped} are dropped so far",
+                "{path}: webhook {name} is full (outbox.max_size): the oldest deliveries are dropped, {dropped} so far",
                 path=self._around.path,
                 name=self.name,
                 dropped=ledger.counts.dropped,
@@ -635,13 +637,13 @@ class SqliteOutbox:
 
     def _without_too_long(self, deliveries: Sequence[Delivery]) -> tuple[list[Delivery], int]:
         longest = self._around.limits.longest
-        problem = f"a body has {longest} bytes at most"
+        problem = f"a body may have at most {longest} bytes"
         self._refuse(self._new, [(delivery, problem) for delivery in deliveries if len(delivery.body) > longest])
         kept = [delivery for delivery in deliveries if len(delivery.body) <= longest]
         return kept, sum([len(delivery.body) for delivery in kept])
 
     def _refuse(self, new: _New, deliveries: list[tuple[Delivery, str]]) -> list[DeadLetter]:
-        """Make dead letters of deliveries that cannot be stored."""
+        """Turn unstorable deliveries into dead letters."""
         letters = []
         for delivery, problem in deliveries:
             bare = DeadLetter(0, self.name, delivery, "", "", 0, b"", self._around.now())
@@ -664,7 +666,7 @@ class SqliteOutbox:
     def _forget(self, count: int) -> None:
         self._ledger.forgotten += count
         self._letters -= count
-        # Some of them may have been resolved while the transaction was under way: they were counted twice.
+        # Some of them may have been resolved during the transaction, and so counted twice.
         file = self._store.file
         try:
             gone = [] if file is None else [number for number in self._resolved if not file.has_letter(number)]
@@ -675,25 +677,25 @@ class SqliteOutbox:
         self._resolved.difference_update(gone)
         if self._around.complaints.allow(("forgotten", self.name)) is not None:
             self.log.warn(
-                "{path}: webhook {name}: the oldest dead letters make room (outbox.dead_max), {forgotten} are forgotten so far",
+                "{path}: webhook {name}: the oldest dead letters are discarded (outbox.dead_max), {forgotten} so far",
                 path=self._around.path,
                 name=self.name,
                 forgotten=self._ledger.forgotten,
             )
 
     def _compare(self) -> None:
-        """See that nothing is counted as pending when there is nothing."""
+        """Check that nothing counts as pending when no rows are left."""
         ledger = self._ledger
         if ledger.empty:
             if ledger.pending and not ledger.settled:
-                raise OutboxDamaged("rows of batch cannot be found")
+                raise OutboxDamaged("rows of table batch are missing")
             if ledger.size:
                 ledger.size = 0
                 self.release()
         if ledger.surplus > self._surplus:
             self._surplus = ledger.surplus
             self.log.critical(
-                "{path}: has lost what was settled of webhook {name}: {again} deliveries were sent once more",
+                "{path}: lost track of what was settled for webhook {name}: {again} deliveries were sent again",
                 path=self._around.path,
                 name=self.name,
                 again=self._surplus,

@@ -1,9 +1,10 @@
 """
-Taking over what a damaged outbox holds, after it was set aside.
+Recovering what a damaged outbox holds, after it was set aside.
 
-What its checksums prove is handed to the outbox that has taken its place, through a table of that: the process that runs takes
-it up within a second, or the next one does. It goes there in pieces, each with a note of how far it is, so that this may be
-interrupted at any time and called again. The damaged file is only read, and renamed at the end.
+- Whatever its checksums prove is handed to the outbox that has taken its place, through the table ``inbox``: the running
+  process takes it over within a second, or the next one does.
+- It is handed over piece by piece, each in one transaction with a note of the progress, so that the command may be interrupted
+  at any time and run again. The damaged file is only read, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from mqhooks.outbox.pages import Cell, Pages, Value
 from mqhooks.outbox.stored import VERSION, checksum, decode_delivery, decode_row, encode, encode_handed
 
 PIECE = 4 << 20
-"""How many bytes are handed over in one transaction, about."""
+"""About how many bytes are handed over in one transaction."""
 
 PATIENCE = 30.0
-"""How many seconds a transaction waits for those of the process that has the outbox."""
+"""How many seconds a transaction waits for those of the process that owns the outbox."""
 
 _Handed = tuple[int, str, int, bytes, int]
 """A row or a dead letter: its number, its webhook, whether it is a letter, its content, and how many deliveries it has."""
@@ -36,22 +37,22 @@ _Handed = tuple[int, str, int, bytes, int]
 
 def salvage(damaged: str, outbox: str) -> str:
     """
-    Hand over what can be proved of a damaged file, in order and under the ids and the webhooks that it had.
+    Hand over what the checksums of a damaged file prove, in order and with the same ids and webhooks.
 
-    :param damaged: a file that a start has set aside.
+    :param damaged: a file that was set aside at a start.
     :param outbox: the outbox that has taken its place; a process may be using it.
-    :returns: what was handed over, in a line.
-    :raises mqhooks.errors.OutboxError: when one cannot be read, or the outbox cannot be written; it may be called again then.
+    :returns: what was handed over, in one line.
+    :raises mqhooks.errors.OutboxError: when a file cannot be read, or the outbox cannot be written; then call it again.
     """
     damaged, outbox = os.path.realpath(damaged), os.path.realpath(outbox)
     if damaged not in aside.damaged_files(outbox):
-        raise OutboxError(f"{damaged}: is no damaged file of {outbox}, or was taken over already")
+        raise OutboxError(f"{damaged}: is not a damaged file of {outbox}, or was salvaged already")
     if not os.path.exists(outbox):
         raise OutboxError(f"{outbox}: does not exist; start mqhooks once, so that there is an outbox to hand over to")
     schema.check(outbox)
     try:
         source = _fingerprint(damaged)
-        with closing(_Reader(damaged)) as reader, closing(schema.connect(outbox)) as target:
+        with closing(_DamagedFile(damaged)) as reader, closing(schema.connect(outbox)) as target:
             target.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
             found = _hand_over(reader, target, source)
         salvaged = aside.note_salvaged(damaged)
@@ -59,11 +60,11 @@ def salvage(damaged: str, outbox: str) -> str:
         raise OutboxError(f"{damaged}: cannot be read or renamed: {error.strerror}") from None
     except sqlite3.Error as error:
         raise OutboxError(f"{outbox}: cannot be written ({error}); try again") from None
-    return f"{found}; the damaged file is {salvaged} now"
+    return f"{found}; the damaged file is now {salvaged}"
 
 
 def _fingerprint(path: str) -> str:
-    """Make a name of what a file holds, whatever it is called."""
+    """Hash what a file holds, which identifies it under any name."""
     digest = blake2b(digest_size=16)
     for name in (path, f"{path}-wal"):
         if os.path.exists(name):
@@ -73,7 +74,7 @@ def _fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def _hand_over(reader: _Reader, target: sqlite3.Connection, source: str) -> str:
+def _hand_over(reader: _DamagedFile, target: sqlite3.Connection, source: str) -> str:
     target.execute("INSERT OR IGNORE INTO salvage VALUES (?, 0, 0)", (source,))
     batch, dead = target.execute("SELECT batch, dead FROM salvage WHERE source = ?", (source,)).fetchone()
     taken = {row[0] for row in target.execute("SELECT name FROM webhook")}
@@ -94,7 +95,7 @@ def _hand_over(reader: _Reader, target: sqlite3.Connection, source: str) -> str:
                 if target.in_transaction:
                     target.execute("ROLLBACK")
                 raise
-    return f"{counts['batch']} deliveries and {counts['dead']} dead letters are handed over"
+    return f"{counts['batch']} deliveries and {counts['dead']} dead letters were handed over"
 
 
 def _pieces(handed: Iterable[_Handed]) -> Iterator[list[_Handed]]:
@@ -110,7 +111,7 @@ def _pieces(handed: Iterable[_Handed]) -> Iterator[list[_Handed]]:
         yield piece
 
 
-class _Reader:
+class _DamagedFile:
     """What is left of a damaged file."""
 
     def __init__(self, path: str) -> None:
@@ -118,7 +119,7 @@ class _Reader:
         roots = _roots() | self._own_roots()
         seen: set[int] = set()
         leaves = {name: list(self._pages.tree(root, seen)) for name, root in roots.items()}
-        # Of the table, or of its index, which may have outlived it.
+        # From the table, or from its index, which may have outlived it.
         self._names = self._index_names(leaves["sqlite_autoindex_webhook_1"]) | self._table_names(leaves["webhook"])
         lost = any(0 in pages for pages in leaves.values())
         orphans = list(self._pages.orphans(seen)) if lost else []
@@ -131,13 +132,13 @@ class _Reader:
         self._pages.close()
 
     def _own_roots(self) -> dict[str, int]:
-        """Get the first pages of tables and indices, as far as the file says."""
+        """Get the root pages of tables and indices, as far as the file tells."""
         rows = [self._pages.row(cell) for page in self._pages.tree(1, set()) if page for cell in self._pages.cells(page)]
         found = {_text(row[1]): row[3] for row in rows if row is not None and len(row) == 5}
         return {name: root for name, root in found.items() if name is not None and isinstance(root, int)}
 
     def _cells(self, leaves: list[int], orphans: list[int]) -> dict[int, list[Cell]]:
-        """Find rows by their numbers. The pages that hung on a lost one may be any table's."""
+        """Find rows by their numbers. The pages below a lost one may be any table's."""
         cells: dict[int, list[Cell]] = {}
         for page in (*leaves, *orphans):
             for cell in self._pages.cells(page) if page else ():
@@ -161,7 +162,7 @@ class _Reader:
         Go through what is pending.
 
         :param after: rows with higher numbers.
-        :param taken: names that are not to be invented for a webhook whose name is lost.
+        :param taken: names that must not be invented for a webhook whose own name is lost.
         """
         names = dict(self._names)
         for id_ in sorted(id_ for id_ in self._batches if id_ > after):
@@ -222,7 +223,7 @@ def _text(value: Value) -> str | None:
 
 
 def _roots() -> dict[str, int]:
-    """Get the first pages of the tables and indices of a new file."""
+    """Get the root pages of the tables and indices of a new file."""
     with TemporaryDirectory() as directory:
         path = os.path.join(directory, "new")
         schema.prepare(path)

@@ -1,5 +1,9 @@
 """
-The tables of an outbox's file, and whether a file is one.
+The tables of an outbox's file, and the check that a file is one.
+
+- Each version of the tables is made from the one before it, when the file is opened; a newer version is refused, not guessed
+  at.
+- What tells an error that may pass from damage is decided here, for every other module.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from pathlib import Path
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 
 APPLICATION_ID = 0x6D716877
-"""What the file's header says of who made it: ``mqhw``."""
+"""SQLite's application id in the file's header: ``mqhw``."""
 
 MAGIC = b"SQLite format 3\0"
 
@@ -40,7 +44,7 @@ CREATE TABLE batch (
     checksum INTEGER NOT NULL,
     deliveries BLOB NOT NULL
 ) STRICT;
--- Which deliveries of a batch are settled, a bit for each; a batch of which all are is deleted.
+-- Which deliveries of a batch are settled, a bit for each; once all are, the batch is deleted.
 CREATE TABLE progress (
     batch INTEGER PRIMARY KEY,
     checksum INTEGER NOT NULL,
@@ -85,7 +89,7 @@ CREATE TABLE salvage (
 ) STRICT;
 """
 ]
-"""What makes each version of the tables of the one before it; the first makes :data:`FIRST` of an empty file."""
+"""The SQL that makes each version of the tables from the one before it; the first makes :data:`FIRST` from an empty file."""
 
 
 def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
@@ -97,21 +101,21 @@ def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.1)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        # Debian's SQLite overwrites with zeros what is deleted, unless told otherwise: half of what settling costs.
+        # Debian's SQLite overwrites what is deleted with zeros by default, which doubles the cost of settling.
         connection.execute("PRAGMA secure_delete = OFF")
         connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
     except BaseException:
-        # One that is closed later could take the log of writes of another file for its own.
+        # A connection closed only later could take another file's write-ahead log for its own.
         connection.close()
         raise
-    # A damaged text must not hide the row in which it stands.
+    # Damaged text must not hide the rest of its row.
     connection.text_factory = lambda data: data.decode(errors="replace")
     return connection
 
 
 def passing(error: BaseException) -> bool:
-    """Say whether an error may pass by itself, as that of a full disk does: others mean that the file is damaged."""
-    # A table or a value that is not there is an OperationalError too.
+    """Say whether an error may pass by itself, as on a full disk. All others mean that the file is damaged."""
+    # A missing table or column is an OperationalError too, with SQLITE_ERROR.
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
 
@@ -133,7 +137,7 @@ def prepare(path: str) -> None:
     if head and head != MAGIC:
         raise OutboxDamaged("file is not a database")
     try:
-        # The bodies are nobody else's business; SQLite gives the files beside it the same permissions.
+        # Bodies are private; SQLite gives the files beside this one the same permissions.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
         connection = connect(path)
     except OSError as error:
@@ -172,9 +176,9 @@ def check(path: str) -> None:
 
 def _check(path: str, connection: sqlite3.Connection) -> int:
     """
-    See whose file it is.
+    Check whose file it is.
 
-    :returns: the version of its tables; the one before the first when it has none.
+    :returns: the version of its tables; one below the first when it has none.
     """
     application, version, tables = (
         connection.execute(question).fetchone()[0]

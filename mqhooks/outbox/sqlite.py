@@ -1,9 +1,10 @@
 """
 The outboxes of all webhooks, in one SQLite file: what was accepted survives the process.
 
-This is where the parts come together: the lock, the file, the store that commits, and a queue for each webhook. A file that is
-damaged is set aside at the start, and an empty one begins in its place; what the damaged one holds is handed over by ``mqhooks
-outbox salvage``, while the bridge runs. Damage that is found later ends the process.
+- This is where the parts come together: the lock, the file, the store that commits, and a queue for each webhook.
+- A damaged file is set aside at the start, and an empty one takes its place; ``mqhooks outbox salvage`` hands over what the
+  damaged one holds, while the bridge runs. Damage that is found later stops the process: there is only one way to repair.
+- Other processes put their requests into the file, which is polled once a second: no port, no second owner.
 """
 
 from __future__ import annotations
@@ -25,18 +26,16 @@ from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import aside, schema
 from mqhooks.outbox.deadletters import count_dead, list_dead
+from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import OutboxFile
 from mqhooks.outbox.lock import Lock
 from mqhooks.outbox.queue import Limits, OnFull, SqliteOutbox, Surroundings
-from mqhooks.outbox.room import Room
-from mqhooks.outbox.store import UNWRITTEN, Store
+from mqhooks.outbox.store import TOO_FULL, UNWRITTEN, Store
 from mqhooks.outbox.stored import LONGEST, VERSION, checksum, decode_handed, decode_row
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
 """How many seconds stopping waits for the last transaction."""
-
-TOO_FULL = "the disk has too little room"
 
 REQUESTS = 50
 """How many requests of other processes go into one transaction."""
@@ -44,16 +43,16 @@ REQUESTS = 50
 
 class SqliteStore(Service):
     """
-    All outboxes of one file. It has to be started before they are used, and stopped after them.
+    All outboxes of one file. It has to be started before they are used, and stopped after their sinks.
 
     :param reactor: tells the time, calls back, and has threads.
     :param path: the file; its directory has to exist.
-    :param sync: ``normal``: a power failure may take back the last seconds, the process's end takes nothing. ``full``: what is
+    :param sync: ``normal``: a power failure may undo the last seconds, the end of the process undoes nothing. ``full``: what is
         accepted is on the disk; the reactor does not wait for it.
     :param max_size: bytes of deliveries, for each webhook.
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
     :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
-    :param longest: how many bytes a body may have; a longer one is a dead letter without it.
+    :param longest: how many bytes a body may have; with a longer one, a delivery becomes a dead letter without its body.
     :param now: tells the time that is stored, in seconds since 1970.
     :param open_file: opens the file, as :class:`~mqhooks.outbox.file.OutboxFile` does.
     """
@@ -73,7 +72,7 @@ class SqliteStore(Service):
         now: Callable[[], float] = time,
         open_file: Callable[..., OutboxFile] = OutboxFile,
     ) -> None:
-        # Who comes by another name, through a link, has to find the same lock.
+        # A process that comes through a symbolic link has to find the same lock.
         self.path = path = os.path.realpath(path)
         self._reactor = reactor
         self._now = now
@@ -84,13 +83,13 @@ class SqliteStore(Service):
         self._around = Surroundings(self._limits, self._milliseconds, path, self._complaints, self._unreadable)
         self._store = Store(reactor, damaged=self._damaged, failed=self._failed)
         self._lock = Lock(path)
-        self._room = Room(path)
+        self._space = DiskSpace(path)
         self._file: OutboxFile | None = None
         self._threads: ThreadPool | None = None
         self._outboxes: dict[str, SqliteOutbox] = {}
         self._poll: IDelayedCall | None = None
         self._more: IDelayedCall | None = None
-        # The last request and the last of what is handed over that were taken up.
+        # Numbers of the last request and of the last inbox row that were taken up.
         self._asked = self._taken = 0
         self._changed = True
         self._full_inbox = False
@@ -100,7 +99,7 @@ class SqliteStore(Service):
         Get the outbox of a webhook.
 
         :param name: the webhook's name; the outbox holds what was left under it.
-        :raises mqhooks.errors.OutboxError: when it is a new one, and the file, which is open, has no place for it.
+        :raises mqhooks.errors.OutboxError: when it is new, the file is open, and it cannot be added.
         """
         if name not in self._outboxes:
             outbox = SqliteOutbox(self._store, name, self._around)
@@ -108,18 +107,18 @@ class SqliteStore(Service):
                 try:
                     outbox.load(self._file.load(name))
                 except (OutboxUnavailable, OutboxDamaged) as error:
-                    raise OutboxError(f"{self.path}: cannot take in webhook {name} ({error})") from None
+                    raise OutboxError(f"{self.path}: cannot add webhook {name} ({error})") from None
             self._outboxes[name] = outbox
         return self._outboxes[name]
 
     @property
     def failing(self) -> str | None:
-        """Why nothing is accepted: the last transaction failed, or the disk has too little room; ``None`` when all is well."""
+        """Why nothing is accepted: the last transaction failed, or the disk is too full; ``None`` when all is well."""
         return self._store.failing or (TOO_FULL if self._store.holding else None)
 
     @property
     def damaged(self) -> list[str]:
-        """The damaged files beside this one that nobody has taken over yet: ``mqhooks outbox salvage`` does."""
+        """The damaged files beside this one that ``mqhooks outbox salvage`` has not handed over yet."""
         return aside.damaged_files(self.path)
 
     def resize(self, max_size: int, on_full: OnFull, dead_max: int) -> None:
@@ -132,9 +131,9 @@ class SqliteStore(Service):
 
     def startService(self) -> None:
         """
-        Open the file, or make it. A damaged one is set aside.
+        Open or create the file. A damaged one is set aside.
 
-        :raises mqhooks.errors.OutboxError: when it is in use, not ours, of another version or cannot be used.
+        :raises mqhooks.errors.OutboxError: when it is in use, not ours, of another version, or cannot be used.
         """
         wanted = set(self._outboxes)
         self._lock.take()
@@ -157,7 +156,7 @@ class SqliteStore(Service):
             self._threads = ThreadPool(1, 1, "outbox")
             self._threads.start()
         assert self._file is not None
-        self._store.open(self._file, self._room, self._threads)
+        self._store.open(self._file, self._space, self._threads)
         self._poll = self._reactor.callLater(1.0, self._look)
 
     def _open_or_begin(self) -> None:
@@ -168,19 +167,19 @@ class SqliteStore(Service):
         except OutboxDamaged as error:
             self._close()
             if not self._lock.known:
-                problem = f"is no outbox of mqhooks ({error}); give outbox.path another name"
+                problem = f"is not an mqhooks outbox ({error}); give outbox.path another name"
                 raise OutboxError(f"{self.path}: {problem}") from None
             self._set_aside(error)
-            # From here on a crash finds no file, or a new one.
+            # After a crash from here on, the next start finds no file or a new one.
             self._lock.note_use()
             self._open()
         except OSError as error:
             raise OutboxError(f"{self.path}: cannot be used ({error})") from None
         self._lock.note_use()
-        self._room.make()
+        self._space.make()
         if left:
             self.log.warn(
-                "{path}: damaged files wait to be taken over: {files}; run mqhooks outbox salvage FILE",
+                "{path}: damaged files have not been salvaged: {files}; run mqhooks outbox salvage FILE",
                 path=self.path,
                 files=", ".join(left),
             )
@@ -239,7 +238,7 @@ class SqliteStore(Service):
         return succeed(None)
 
     def _give_up(self) -> None:
-        self.log.critical("{path}: stopped without having been written to; what was not accepted yet is lost", path=self.path)
+        self.log.critical("{path}: stopped before the last commit; what was not yet accepted is lost", path=self.path)
         self._store.give_up()
 
     def _close(self) -> None:
@@ -281,16 +280,16 @@ class SqliteStore(Service):
         return self._opened.last_letter()
 
     def dead_letter(self, number: int) -> DeadLetter | None:
-        """Get one dead letter; ``None`` when there is none of that number."""
+        """Get one dead letter; ``None`` when there is none with that number."""
         found = self.dead_letters(after=number - 1, limit=1)
         return found[0] if found and found[0].number == number else None
 
     def replay(self, numbers: Iterable[int]) -> int:
         """
-        Put dead letters back, behind what waits. Their ids stay, their age begins anew.
+        Replay dead letters: put them back behind what waits. Their ids stay, their age starts at zero.
 
         :returns: how many.
-        :raises mqhooks.errors.OutboxError: when one cannot be replayed; those before it are back.
+        :raises mqhooks.errors.OutboxError: when one cannot be replayed; those before it are replayed.
         """
         return self._resolve(numbers, replay=True)
 
@@ -331,11 +330,11 @@ class SqliteStore(Service):
         self._take_up()
 
     def _take_up(self) -> None:
-        """Do some of what other processes ask for; what is left is done when that is committed."""
+        """Carry out some requests of other processes; the rest follows when these are committed."""
         if self._store.undone or self._file is None:
             return
         try:
-            # Requests may be waiting from before, whatever the file says.
+            # Earlier requests may be waiting even if the file has not changed.
             self._changed = self._file.changed() or self._changed
             if not self._changed:
                 return
@@ -366,14 +365,14 @@ class SqliteStore(Service):
     def _do(self, action: Any, dead: Any) -> None:
         try:
             if type(dead) is int and self._resolve([dead], replay=action == "replay"):
-                self.log.info("dead letter {dead}: {action} as asked for", dead=dead, action=action)
+                self.log.info("dead letter {dead}: {action} done as requested", dead=dead, action=action)
         except (OutboxUnavailable, OutboxDamaged):
             raise
         except OutboxError as error:
-            self.log.error("{path}: {action} was asked for, but {error}", path=self.path, action=action, error=error)
+            self.log.error("{path}: {action} was requested, but {error}", path=self.path, action=action, error=error)
 
     def _inbox(self, file: OutboxFile) -> list[int]:
-        """Take over what another process has handed over, as long as there is room for it."""
+        """Take over what another process hands over, as long as there is room for it."""
         done: list[int] = []
         self._full_inbox = self._store.holding
         while not self._store.holding and self._unwritten() <= UNWRITTEN and len(done) < REQUESTS:
@@ -415,7 +414,7 @@ class SqliteStore(Service):
     def _unwritten(self) -> int:
         return sum([outbox.unwritten for outbox in self._outboxes.values()])
 
-    # What goes wrong.
+    # Failures.
 
     def _unreadable(self, error: OutboxError) -> None:
         if isinstance(error, OutboxDamaged):
@@ -424,13 +423,13 @@ class SqliteStore(Service):
             self.log.error("{path}: cannot be read ({error}); trying again", path=self.path, error=error)
 
     def _damaged(self, error: OutboxError) -> None:
-        """Stop the process: its next start sets the file aside."""
+        """Stop the process; the next start sets the file aside."""
         self._lock.note_damage()
         if self._complaints.allow("damaged") is not None:
             self.log.critical(
                 "{path}: is damaged ({error}); stopping, the next start sets it aside", path=self.path, error=error
             )
-            # It may be found while the sinks are started.
+            # Damage may be found while the sinks are being started.
             self._reactor.callWhenRunning(self._stop_process)
 
     def _stop_process(self) -> None:

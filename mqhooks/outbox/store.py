@@ -1,10 +1,11 @@
 """
-When to commit, and what a commit that failed means.
+When to commit, and what a failed commit means.
 
-Whoever has something to write asks with a time limit; what several ask for until then is one transaction. With ``sync = full``
-a thread writes it, and the reactor goes on. A transaction that fails is written again each second, unchanged but for what is at
-fault: what cannot be stored is taken out, and when the disk is full what is new is put off, so that what has arrived can be
-noted with the room that was kept for that. Damage is reported to the owner, who ends the process.
+- A queue that has something to write asks for a commit with a time limit; whatever is asked for until then goes into one
+  transaction. With ``sync = full`` a thread writes it, and the reactor goes on.
+- A failed transaction is retried each second, without what is at fault: what is unstorable is taken out, and when the disk is
+  full, what is new is postponed, so that acknowledgements fit into the reserve.
+- Damage is reported to the owner, who stops the process.
 """
 
 from __future__ import annotations
@@ -20,37 +21,39 @@ from twisted.python.threadpool import ThreadPool
 
 from mqhooks.delivery import Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxNoRoom, Unstorable
+from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import Changes, OutboxFile
-from mqhooks.outbox.room import Room
 
 RETRY = 1.0
-"""Seconds before a transaction that failed is written again."""
+"""Seconds before a failed transaction is retried."""
 
 LITTLE = 256 << 10
-"""How many bytes of bodies a disk has to have room for, or nothing new is written."""
+"""Unless the disk has room for this many bytes of bodies, nothing new is written."""
+
+TOO_FULL = "the disk has too little free space"
 
 UNWRITTEN = 8 << 20
-"""How many bytes of bodies wait for the end of a turn, unless a single append brings more."""
+"""How many bytes of bodies may wait for the end of a turn, unless a single append brings more."""
 
 
 class Queue(Protocol):
-    """Who has something to write."""
+    """What has something to write: the outbox of one webhook."""
 
     @property
     def unwritten(self) -> int:
         """How many bytes of bodies wait for the next transaction."""
 
     def plan(self, most: int) -> Changes:
-        """Say what is to be written now, with about ``most`` bytes of new bodies; 0: with nothing that takes more room."""
+        """Say what to write now, with about ``most`` bytes of new bodies; 0: nothing that takes more room."""
 
     def written(self, changes: Changes) -> None:
-        """Go on after the transaction."""
+        """Go on after the transaction was committed."""
 
     def postpone(self, changes: Changes) -> None:
-        """Take back what is new, for another transaction."""
+        """Take back what is new, for a later transaction."""
 
     def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
-        """Bury deliveries that cannot be stored, in this transaction, for the reasons given."""
+        """Bury unstorable deliveries in this transaction, for the reasons given."""
 
 
 class Store:
@@ -59,7 +62,7 @@ class Store:
 
     :param reactor: tells the time, calls back, and has threads.
     :param damaged: called with the error when a transaction finds the file damaged.
-    :param failed: called with the error when one fails otherwise.
+    :param failed: called with the error when a transaction fails in another way.
     :ivar failing: why the last transaction failed; ``None`` when it did not.
     :ivar file: the file while it is open.
     """
@@ -73,23 +76,23 @@ class Store:
         self._damaged = damaged
         self._failed = failed
         self._threads: ThreadPool | None = None
-        self._room: Room | None = None
+        self._space: DiskSpace | None = None
         self._held = False
         self._dirty: dict[Queue, None] = {}
         self._timer: IDelayedCall | None = None
         self._due = 0.0
         self._changes: list[tuple[Queue, Changes]] | None = None
-        # Requests and what was taken over: for the next transaction, and of the one that is being written.
+        # Numbers of requests and of inbox rows that are done: for the next transaction, and of the one being written.
         self._requests: list[int] = []
         self._inbox: list[int] = []
         self._writing: tuple[list[int], list[int]] = ([], [])
-        # Who waits for the transaction that is being written, and for the next one.
+        # Callers of flushed() that wait for the transaction being written, and for the next one.
         self._flushing: list[Deferred[None]] = []
         self._flushed: list[Deferred[None]] = []
 
-    def open(self, file: OutboxFile, room: Room, threads: ThreadPool | None) -> None:
-        """Begin to write a file; ``threads``: in one of these."""
-        self.file, self._room, self._threads = file, room, threads
+    def open(self, file: OutboxFile, space: DiskSpace, threads: ThreadPool | None) -> None:
+        """Start writing to a file, in one of the threads if there are any."""
+        self.file, self._space, self._threads = file, space, threads
         if self._dirty:
             self._schedule(0.0)
 
@@ -111,7 +114,7 @@ class Store:
 
     @property
     def holding(self) -> bool:
-        """Whether nothing new is written because the disk has too little room."""
+        """Whether nothing new is written because the disk has too little free space."""
         return self._held
 
     def seconds(self) -> float:
@@ -127,7 +130,7 @@ class Store:
         """
         self._dirty[queue] = None
         if self._changes is not None:
-            # What comes now is in the next one, which follows at once.
+            # This goes into the next transaction, which follows at once.
             return
         if queue.unwritten > UNWRITTEN and self._threads is None and self.file is not None and not self._held:
             self._unschedule()
@@ -136,14 +139,14 @@ class Store:
             self._schedule(within)
 
     def done(self, *, requests: list[int] | None = None, inbox: list[int] | None = None) -> None:
-        """Note requests that are done and what was taken over, for the transaction that says so."""
+        """Have the next transaction delete requests and inbox rows that are done."""
         self._requests += requests or []
         self._inbox += inbox or []
         self._schedule(0.0)
 
     @property
     def undone(self) -> bool:
-        """Whether what was noted as done is not committed."""
+        """Whether what was passed to :meth:`done` is not yet committed."""
         return bool(self._requests or self._inbox or self._writing != ([], []))
 
     def flushed(self) -> Deferred[None]:
@@ -159,20 +162,20 @@ class Store:
         return flushed
 
     def give_up(self) -> None:
-        """Let nobody wait any longer."""
+        """Release everyone who waits for a commit."""
         self._flushing += self._flushed
         self._flushed = []
         self._tell_flushed()
 
     def look(self) -> None:
-        """Once a second: see whether there is room again."""
-        if not self._held or self._changes is not None or self.file is None or self._room is None:
+        """Check whether there is room again. Called once a second."""
+        if not self._held or self._changes is not None or self.file is None or self._space is None:
             return
         try:
             self.file.shrink_log()
-            if self._room.spent:
-                self._room.renew(self.file.free())
-            self._held = not self._room.enough(min(self._unwritten(), LITTLE), self.file.free)
+            if self._space.spent:
+                self._space.renew(self.file.free())
+            self._held = not self._space.enough(min(self._unwritten(), LITTLE), self.file.free)
         except OutboxError:
             return
         if not self._held and self._dirty:
@@ -183,18 +186,18 @@ class Store:
 
     def _allowed(self) -> int:
         """Work out how many bytes of new bodies there is room for now; 0 when what is new has to wait."""
-        if self._held or self._room is None or self.file is None:
+        if self._held or self._space is None or self.file is None:
             return 0
         allowed = max(self._unwritten(), 1)
         try:
-            while not self._room.enough(allowed, self.file.free):
+            while not self._space.enough(allowed, self.file.free):
                 if allowed <= LITTLE:
                     self._held = True
-                    self._failed(OutboxNoRoom("the disk has too little room"))
+                    self._failed(OutboxNoRoom(TOO_FULL))
                     return 0
                 allowed = max(allowed // 2, LITTLE)
         except OutboxError:
-            # Writing will show what is wrong.
+            # Writing will tell what is wrong.
             pass
         return allowed
 
@@ -282,7 +285,7 @@ class Store:
         self._timer = self._reactor.callLater(again, self._flush)
 
     def _leave_out(self) -> bool:
-        """Find what the transaction cannot store, so that the rest of it can be."""
+        """Take out what is unstorable, so that the rest of the transaction can be committed."""
         assert self.file is not None
         found = False
         for queue, changes in self._changes or ():
@@ -290,7 +293,7 @@ class Store:
             try:
                 deliveries = self.file.leave_out(changes)
             except OutboxError:
-                # It will be found again.
+                # The retry finds it.
                 continue
             if deliveries:
                 queue.refuse(changes, deliveries)
@@ -299,14 +302,14 @@ class Store:
 
     def _spend(self) -> bool:
         """
-        Give the reserve up, and put off what is new.
+        Give up the reserve, and postpone what is new.
 
-        :returns: whether anything has changed by that.
+        :returns: whether that changed anything.
         """
-        if self._room is None:
+        if self._space is None:
             return False
         held, self._held = self._held, True
-        spent = self._room.spend()
+        spent = self._space.spend()
         if not held:
             self._put_off()
         return spent or not held

@@ -1,7 +1,8 @@
 """
-What deliveries and dead letters look like in storage: MessagePack, with a version and a checksum beside it.
+How deliveries and dead letters are stored: as MessagePack, with a version and a checksum beside it.
 
-The checksum covers where a row belongs as well: a page that a disk has put in the wrong place is damage too.
+- The checksum covers the place of a row as well: a page that a disk has put in the wrong place is damage too.
+- What is unstorable, a body that is too long for example, becomes a dead letter without its body rather than an error.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import msgspec
 from mqhooks.delivery import DeadLetter, Delivery
 
 VERSION = 1
-"""The version of what is written."""
+"""The version of the format."""
 
 LONGEST = 990_000_000
-"""How many bytes a body may have: SQLite takes no row of more than a thousand million."""
+"""How many bytes a body may have: SQLite takes no row of more than 1,000,000,000."""
 
 LONGEST_CLIENT = 1 << 16
-"""How many characters of a client's name a dead letter without its body keeps; an MQTT client's has no more bytes."""
+"""How many characters of a client id a dead letter without its body keeps; in MQTT it has no more bytes."""
 
 UNENCODABLE = (OverflowError, ValueError, TypeError)
 """What :func:`encode` raises for a delivery that cannot be encoded."""
@@ -42,9 +43,9 @@ def checksum(number: int, version: int, *parts: bytes | str) -> int:
 
 def decode_row(number: int, version: object, check: object, data: object) -> Sequence[Delivery | None] | None:
     """
-    Take the deliveries of a row.
+    Decode the deliveries of a row.
 
-    :returns: ``None`` for those that were taken out when they were settled; ``None`` for all when the row is damaged.
+    :returns: ``None`` in the places of settled ones that were thinned out; a single ``None`` when the row is damaged.
     """
     if version != VERSION or not isinstance(data, bytes) or checksum(number, VERSION, data) != check:
         return None
@@ -56,12 +57,12 @@ def decode_row(number: int, version: object, check: object, data: object) -> Seq
 
 def decode_delivery(webhook: str, version: object, check: object, data: object) -> Delivery:
     """
-    Take the delivery of a dead letter.
+    Decode the delivery of a dead letter.
 
     :raises ValueError: when it is damaged.
     """
     if version != VERSION or not isinstance(data, bytes) or checksum(0, VERSION, webhook, data) != check:
-        raise ValueError("its checksum is wrong")
+        raise ValueError("its checksum does not match")
     try:
         return _decode_one(data)
     except _UNDECODABLE as error:
@@ -90,9 +91,9 @@ def encode_handed(letter: DeadLetter) -> bytes:
 
 def decode_handed(webhook: str, data: bytes) -> DeadLetter:
     """
-    Take a dead letter that another process has handed over.
+    Decode a dead letter that another process has handed over.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when it cannot be decoded.
     """
     try:
         url, reason, status, answer, died, damage, delivery = _decode_handed(data)
@@ -102,7 +103,7 @@ def decode_handed(webhook: str, data: bytes) -> DeadLetter:
 
 
 def encodable(delivery: Delivery) -> str | None:
-    """Say why a delivery cannot be encoded; ``None`` when it can."""
+    """Say why a delivery cannot be encoded; ``None`` if it can."""
     try:
         encode(delivery)
     except UNENCODABLE as error:

@@ -1,5 +1,5 @@
 """
-A claim that waits until there is something to hand out.
+A claim that waits until there is something to hand out; every outbox needs one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ class WaitingClaim:
     """
     Answers claims, at once or when :meth:`serve` finds something; one may wait at a time.
 
-    :param take: takes deliveries out of what was not claimed, at most a number of them and about so many bytes; none when there
-        are none.
+    :param take: called with a number of deliveries and about how many bytes of bodies; returns unclaimed deliveries, or none.
     """
 
     def __init__(self, take: Take) -> None:
@@ -43,7 +42,7 @@ class WaitingClaim:
         return waiting
 
     def serve(self) -> None:
-        """Answer the claim that waits, if there is something for it."""
+        """Answer the waiting claim, if there is something for it."""
         waiting = self._waiting
         if waiting is None:
             return
@@ -53,7 +52,7 @@ class WaitingClaim:
             waiting.callback(claimed)
 
     def cancel(self) -> None:
-        """Cancel the claim that waits."""
+        """Cancel the waiting claim, if any."""
         if self._waiting is not None:
             self._waiting.cancel()
 

@@ -1,5 +1,5 @@
 """
-Appending lines to a file that may be rotated, or to a descriptor.
+Appending lines to a file that may be rotated, or to an open descriptor.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Recording frames with their times, in a file that the simulator can replay.
+The ``capture`` sink: records frames with their times, in a file that the simulator can replay.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class _Selection(MultiService):
 
 class FilterSink(_Selection):
     """
-    Passes on the events that match every criterion given. A criterion is one string or several, one of which has to match.
+    Passes on the events that match every criterion given. A criterion is one string, or several of which one has to match.
 
     :param sink: gets the events that match.
     :param hooks: hooks by VerneMQ's names, for example ``on_publish``.

@@ -1,1 +1,1 @@
-"""The ways in: each makes events of what comes and hands them to one sink."""
+"""Sources: each decodes what arrives into events and hands these to one sink."""

@@ -1,1 +1,1 @@
-"""Small helpers that several rooms use and that know nothing of webhooks."""
+"""Small helpers that several rooms use and that know nothing about webhooks."""

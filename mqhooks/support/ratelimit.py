@@ -27,7 +27,7 @@ class RateLimit:
         """
         Ask whether to log something now.
 
-        :param key: what it is about.
+        :param key: what the line is about.
         :returns: how often it was suppressed since it was last allowed; ``None`` to suppress it now.
         """
         now = self._clock.seconds()

@@ -57,7 +57,7 @@ class OrderedService(MultiService):
             raise error if isinstance(error, StartFailed) else StartFailed(f"mqhooks: {error}") from None
 
     def _stop_started(self) -> None:
-        # A thread that goes on would keep the process from ending. The reactor does not run: nobody can wait.
+        # A running thread would keep the process alive. The reactor does not run, so nobody can wait for the children.
         self.running = 0
         for child in reversed([child for child in self if getattr(child, "running", False)]):
             maybeDeferred(child.stopService).addErrback(self._not_stopped, child)
@@ -70,7 +70,7 @@ class OrderedService(MultiService):
         """
         Stop all children, the last one first.
 
-        :returns: a ``Deferred`` that fires when all have stopped. A failure is logged, and the others stop nevertheless.
+        :returns: a ``Deferred`` that fires when all have stopped. A failure is logged, and the others are still stopped.
         """
         self.running = 0
         for child in reversed(list(self)):

@@ -25,7 +25,7 @@ def secret_key(secret: str) -> bytes:
     Decode a secret: ``whsec_`` and the key in base64.
 
     :returns: the key, 24 to 64 bytes.
-    :raises mqhooks.errors.ConfigError: when it is not a secret; the message holds nothing of it.
+    :raises mqhooks.errors.ConfigError: when it is not a secret; the message does not reveal any of it.
     """
     if not secret.startswith(SECRET_PREFIX):
         raise ConfigError(f"does not begin with {SECRET_PREFIX}: make one with echo {SECRET_PREFIX}$(openssl rand -base64 24)")

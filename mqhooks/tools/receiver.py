@@ -214,7 +214,7 @@ class Console:
             self._when_closed()
 
 
-class Receiver(Service):
+class ReceiverService(Service):
     """
     Listens, and writes its tally when it stops.
 
@@ -362,7 +362,7 @@ def makeService(options: Options) -> IService:
         raise SystemExit(f"mqhooks-receive: {error}") from None
 
 
-def from_options(reactor: Any, options: Options, stream: BinaryIO) -> Receiver:
+def from_options(reactor: Any, options: Options, stream: BinaryIO) -> ReceiverService:
     """
     Make the receiver of the options.
 
@@ -386,5 +386,5 @@ def from_options(reactor: Any, options: Options, stream: BinaryIO) -> Receiver:
         tally=Tally(),
         show=None if options["quiet"] else show,
     )
-    receiver = Receiver(reactor, description, factory, tally, console.write, quiet=options["quiet"])
+    receiver = ReceiverService(reactor, description, factory, tally, console.write, quiet=options["quiet"])
     return receiver

@@ -1,5 +1,5 @@
 """
-What the receiver was sent and what it answered, in numbers and in lines for people.
+What the receiver was sent and what it answered, as counts and as readable lines.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Tally:
         self.open -= 1
 
     def describe(self) -> str:
-        """Sum it all up in one line."""
+        """Sum up the counts in one line."""
         parts = [f"{count} answered {status}" for status, count in sorted(self.answers.items())]
         if self.forged:
             parts.append(f"{self.forged} with a wrong signature")

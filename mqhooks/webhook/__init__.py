@@ -1,1 +1,1 @@
-"""The way out: bodies become HTTP requests that are tried until they arrive."""
+"""The webhook sink: bodies become HTTP requests, which are retried until they arrive."""

@@ -1,9 +1,11 @@
 """
 Telling an endpoint that fails from deliveries that fail.
 
-Two things look alike at first: an endpoint that is down, and clients whose messages a healthy endpoint cannot take. What
-decides is whether others still succeed. So a client that has failed before says nothing new by failing again, and while the
-endpoint seems to be down, the next probe is a client that has never failed.
+Two things look alike at first: an endpoint that is down, and clients whose poisoned messages a healthy endpoint cannot take.
+
+- What decides is whether other clients still succeed. So a client that has failed before says nothing new by failing again, and
+  while the endpoint seems to be down, the next probe is a client that has never failed.
+- A refusal counts like a failure only if it says more about the endpoint than about the delivery (:data:`WHOLESALE`).
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from mqhooks.delivery import Delivery
 from mqhooks.errors import ConnectFailed
 
 IN_A_ROW = 10
-"""This many deliveries of different clients that fail, with no success between them, are the endpoint's failure."""
+"""When this many deliveries of different clients fail with no success between them, the endpoint is down."""
 
 REMEMBERED = 1 << 16
-"""How many failing clients are told apart; beyond that, those that failed longest ago are forgotten."""
+"""How many failing clients are remembered; beyond that, those that failed longest ago are forgotten."""
 
 WHOLESALE = frozenset({*range(300, 400), 401, 403, 404, 405, 410})
 """
-Refusals that say more about the endpoint than about a delivery: an expired token, a missing route, a redirect. When it answers
-nothing else, the endpoint is failing.
+Refusals that say more about the endpoint than about a delivery: an expired token, a missing route, a redirect. When an endpoint
+answers nothing else, it counts as down.
 """
 
 
@@ -32,7 +34,7 @@ class Breaker:
 
     While it is open, one attempt at a time goes out, a probe. Once a probe has succeeded, each success doubles the number.
 
-    :param most: how many attempts may be in flight when all is well.
+    :param most: how many attempts may be in flight while the endpoint works.
     :ivar down: whether the breaker is open.
     :ivar refusing: whether it is open because the endpoint refuses everything.
     :ivar probes: how many probes have failed since it opened.
@@ -48,7 +50,7 @@ class Breaker:
         self.limit = most
         self.well = True
         self._most = most
-        # Deliveries of clients that had not failed before, since the last success.
+        # Deliveries that failed since the last success, of clients that had not failed before.
         self._failed: set[str] = set()
         self._refused: set[str] = set()
         self._refused_clients: set[str] = set()
@@ -67,7 +69,7 @@ class Breaker:
 
     def answered(self) -> bool:
         """
-        Note an answer that shows that the endpoint works, though it may not be a success; not while it refuses everything.
+        Note an answer that shows that the endpoint works, even if it is no success. Not for while it refuses everything.
 
         :returns: whether the breaker was open before.
         """
@@ -87,7 +89,7 @@ class Breaker:
 
     def failed(self, delivery: Delivery, result: object) -> bool:
         """
-        Note an attempt that failed in a way that another attempt may not.
+        Note an attempt whose failure may be temporary.
 
         :returns: whether the breaker is open. Then the attempt says nothing about the delivery, and nothing more is sent before
             :meth:`probe`.
@@ -106,7 +108,7 @@ class Breaker:
         Note one of the :data:`WHOLESALE` refusals.
 
         :param deliveries: what was refused together, in one request.
-        :param waiting: says whether another client than these has something waiting. Then the refusals of a few are their own.
+        :param waiting: says whether any client other than these has something waiting. If so, refusals of a few are their own.
         :returns: whether the breaker is open. Then the refusal says nothing about the deliveries.
         """
         self.well = False

@@ -1,9 +1,9 @@
 """
 Bounding what all webhooks together hold in memory.
 
-What waits is in the outbox; a webhook claims only as many bytes of bodies as it may hold in its merge window and lanes. Its
-share is an equal part of the whole. A single body may exceed it, but nobody claims anything while the whole is exceeded: so all
-of them together hold at most the limit and one body.
+- Deliveries wait in the outbox; a webhook claims only as many bytes of bodies as it may hold in its merge window and lanes.
+- Its share is an equal part of the whole. A single body may exceed it, but nobody claims anything while the whole is exceeded,
+  so all of them together hold at most the limit and one body.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Budget:
 
     def join(self, wake: Callable[[], object]) -> Share:
         """
-        Take part.
+        Get a share.
 
-        :param wake: called when others have made room after all of it was taken.
+        :param wake: called when others have made room after the budget was used up.
         """
         share = Share(self, wake)
         self._shares.add(share)
         return share
 
     def leave(self, share: Share) -> None:
-        """Take part no longer."""
+        """Give a share back."""
         self.hold(share, 0)
         self._shares.discard(share)
 
@@ -85,5 +85,5 @@ class Share:
             self._budget.hold(self, held)
 
     def leave(self) -> None:
-        """Give all of it back, for good."""
+        """Give everything back, for good."""
         self._budget.leave(self)

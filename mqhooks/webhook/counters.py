@@ -1,7 +1,8 @@
 """
-What one webhook's sink counts: only what nobody else knows.
+Counters of one webhook's sink: only what nobody else counts.
 
-What was accepted, delivered, dead, dropped and pending is counted by the outbox (:class:`mqhooks.delivery.Counts`).
+The outbox counts what is accepted, delivered, dead, dropped and pending (:class:`mqhooks.delivery.Counts`), so that these
+numbers always add up.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from mqhooks.support.histogram import Histogram
 
 FAILURES = ("status", "timeout", "connect", "broken", "answer")
 """
-Why an attempt failed: the endpoint answered that it may be tried again, did not answer in time, could not be reached, broke the
-connection, or answered something that is not HTTP.
+Why an attempt failed: the endpoint answered with a status that is retried, did not answer in time, could not be reached, broke
+the connection, or answered with something that is not HTTP.
 """
 
 AGES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 259200.0)

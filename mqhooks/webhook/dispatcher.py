@@ -3,9 +3,9 @@ From the outbox through the merge window and the lanes to the transport, and bac
 
 - One place decides how much is in flight: deliveries are claimed only when the lanes have room, and the circuit breaker sets
   how many requests there may be.
-- Accepted first, ordered after: window, lanes and parked clients are in memory only, and a restart begins with the outbox.
-- While the breaker is open, one probe at a time stands for all lanes. It is the client that was heard of last among those that
-  never failed: poisoned messages of some clients must not keep the others waiting.
+- Accept first, order afterwards: window, lanes and parked clients are in memory only, and a restart begins with the outbox.
+- While the circuit breaker is open, one probe at a time stands for all lanes: the most recent client that has never failed,
+  since the poisoned messages of some clients must not keep the others waiting.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ WINDOW = 4096
 """How many deliveries are claimed and neither settled nor parked; further ones stay in the outbox."""
 
 MOST = 1 << 14
-"""The most that :data:`WINDOW` grows to when it takes more to fill all batches that may be in flight."""
+"""The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
 
 LONG = 4096
 """While the breaker is open, waiting deliveries with bodies of more bytes are kept by their places only."""
 
 LONGEST_COMMIT = 1.0
-"""The merge window waits this many seconds for a commit, not longer."""
+"""How many seconds the merge window waits for a commit at most."""
 
 FRESH_PROBE = 1.0
 """
-The longest wait for a probe, in seconds, while a client waits that has never failed. An endpoint that cannot be reached, or has
-said when to come back, is not probed early.
+How many seconds at most until the next probe when a client that has never failed is waiting. An endpoint that cannot be
+reached, or that has sent a ``Retry-After``, is not probed early.
 """
 
 UNREADABLE = 1.0
 """Seconds before parked deliveries that could not be read are recalled again."""
 
 GRAIN = 1 << 20
-"""A webhook that holds fewer bytes tells the budget only when it claims."""
+"""A webhook that holds fewer bytes than this updates the budget only when it claims."""
 
 NEVER = float("inf")
 
 
 class LastFailure:
     """
-    The last attempt that did not deliver.
+    The last failed attempt.
 
     :ivar at: when, in seconds since 1970.
     :ivar reason: why.
@@ -92,10 +92,10 @@ class Dispatcher:
     :param budget: bounds what is held in memory.
     :param random: the source of jitter.
     :param now: the time of day, in seconds since 1970.
-    :ivar settled: called whenever an attempt has ended; ``None`` for nobody.
+    :ivar settled: called whenever an attempt has ended; ``None`` for no call.
     :ivar down_since: when the breaker opened, in seconds since 1970; ``None`` while it is closed.
-    :ivar failure: the last attempt that did not deliver.
-    :ivar refusal: the last of those that was answered.
+    :ivar failure: the last failed attempt.
+    :ivar refusal: the last failed attempt that got an answer.
     """
 
     log = Logger()
@@ -161,7 +161,7 @@ class Dispatcher:
 
     @property
     def paused(self) -> bool:
-        """Whether nothing is sent because somebody wants it so."""
+        """Whether an operator has paused it."""
         return self._paused
 
     @property
@@ -209,11 +209,11 @@ class Dispatcher:
     # From the outbox through the merge window into the lanes.
 
     def _pump(self) -> None:
-        # An attempt that ends at once comes back here: what it makes room for must not go before what is being pushed.
+        # An attempt that ends at once comes back here; what it makes room for must not overtake what is being pushed.
         if not self._running or self._pumping:
             return
         self._pumping = True
-        # What has been delivered since has made room.
+        # Deliveries since the last time have made room.
         self._note_held()
         try:
             while self._release() or self._claim_more():
@@ -245,7 +245,7 @@ class Dispatcher:
 
     def _left(self) -> int:
         """How many bytes of bodies may be claimed."""
-        # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
+        # What is in lanes is not dropped when the outbox is full: half of the outbox stays droppable.
         return min(self._share.left, self.outbox.max_size // 2 - self._share.held)
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
@@ -264,7 +264,7 @@ class Dispatcher:
         held = [delivery for delivery in claimed if delivery.window]
         if len(held) < len(claimed):
             self._lanes.push([delivery for delivery in claimed if not delivery.window])
-        # What a backlog holds was accepted at different times: only what comes within the window of it is waited for.
+        # A backlog was accepted at different times: each delivery waits for the window from its own acceptance on.
         now, wall = self._seconds(), int(self._now() * 1000)
         groups = [held] if held and held[0].accepted == held[-1].accepted else _by_acceptance(held)
         for group in groups:
@@ -273,24 +273,24 @@ class Dispatcher:
             self._merge.push(group, arrival)
 
     def _release(self) -> bool:
-        """Let the merge window go what it has held long enough; returns whether there was some."""
+        """Release what the merge window has held long enough; returns whether there was any."""
         merge = self._merge
         if merge is None or not len(merge) or self._lanes.load > self._low:
             return False
         released = merge.release(self._horizon(), self._window - self._lanes.load)
         if not released and (len(merge) >= self._window or self._left() <= 0) and not self._lanes.load:
-            # More came within the window than it holds: its first part has to go.
+            # More came within the window's time than may be held: release the first half early.
             released = merge.release(NEVER, max(len(merge) // 2, 1))
         self._counters.late = merge.late
         self._lanes.push(released)
         return bool(released)
 
     def _horizon(self) -> float:
-        """Work out until when everything that was accepted has been claimed."""
+        """Work out up to what time everything accepted has also been claimed."""
         if self._claim is None:
             return self._last_arrival
         now, since = self._seconds(), self.outbox.waiting_since
-        # A disk that is full must not stop what would free it.
+        # A full disk must not stop the deliveries that would free it.
         return now if since is None else max(since, now - LONGEST_COMMIT)
 
     def _held(self) -> int:
@@ -402,7 +402,7 @@ class Dispatcher:
         if parked:
             attempts = max(delivery.attempts for delivery in parked)
             self._complain(
-                reason, "attempt {attempts}, the next in {delay:.1f} s", attempts=max(attempts, 1), delay=outcome.delay
+                reason, "attempt {attempts}, retrying in {delay:.1f} s", attempts=max(attempts, 1), delay=outcome.delay
             )
             self._later(outcome.delay, tuple(dict.fromkeys(map(self._lanes.key, parked))))
         if outcome.fates[0] is HALVE:
@@ -417,7 +417,7 @@ class Dispatcher:
     # The breaker.
 
     def _hold(self, outcome: Outcome, delay: float, reason: str) -> None:
-        """Send nothing more before a probe."""
+        """Send nothing more before the next probe."""
         self._lanes.limit = 0
         if self.down_since is None:
             self.down_since = self._now()
@@ -433,14 +433,14 @@ class Dispatcher:
             )
         elif outcome.opened:
             self.log.error("webhook {name}: the endpoint is down: {reason}", name=name, reason=hide(reason, self._settings.url))
-        self._complain(reason, "the next probe in {delay:.1f} s", delay=delay)
+        self._complain(reason, "probing in {delay:.1f} s", delay=delay)
         self._held_at = self._seconds()
         self._probe_due = self._held_at + delay
         self._early = outcome.early
         self._probe_timer = self._clock.callLater(min(delay, FRESH_PROBE) if outcome.early else delay, self._probe)
 
     def _hurry(self) -> None:
-        """Probe soon when a client waits that has never failed."""
+        """Probe early when a client that has never failed is waiting."""
         timer, at = self._probe_timer, self._held_at + FRESH_PROBE
         if self._early and timer is not None and timer.getTime() > at and self._lanes.newest(self._breaker.knows) is not None:
             timer.reset(max(at - self._seconds(), 0))
@@ -460,7 +460,7 @@ class Dispatcher:
         self._admit()
 
     def _recovered(self) -> None:
-        """The breaker has closed."""
+        """Go on now that the breaker has closed."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None

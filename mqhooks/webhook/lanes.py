@@ -1,11 +1,11 @@
 """
 Keeping each client's deliveries in order while many requests are in flight.
 
-- A lane is a queue. All deliveries with one key stand in the same lane, and a lane has one request in flight, so they cannot
-  overtake each other. A request carries a list of deliveries: one of them, unless events share requests.
-- A delivery that waits for its retry parks its key: what comes later with this key waits behind it, and the lane goes on.
-- Of what is parked only the places in the outbox are kept. It is recalled when its turn comes; what the outbox had to drop
-  meanwhile is missing then.
+- A lane is a queue. All deliveries with the same key are in the same lane, and a lane has one request in flight, so they cannot
+  overtake each other. A request carries a list of deliveries: a single one, unless events share requests.
+- A delivery that waits for its retry parks its key: later ones with this key wait behind it, and the lane goes on.
+- Of parked deliveries only the places in the outbox are kept. They are recalled when their turn comes; any that the outbox had
+  to drop meanwhile are missing then.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Lanes:
     :param count: how many lanes.
     :param send: ``send(deliveries, settle)`` makes an attempt. It calls ``settle`` once, with what becomes of all of them or of
         each; possibly before it returns.
-    :param outbox: is told which deliveries are kept by their places only, and recalls them.
+    :param outbox: shelves and recalls deliveries of which only the places are kept.
     :param unreadable: called with a key whose deliveries could not be read: :meth:`unpark` it to try again.
     :param key: deliveries with the same key stay in order.
     :param clock: for lingering.
     :param batch: how many deliveries share a request; one each when ``None``.
-    :ivar load: how many deliveries stand in lanes or are in flight; those that are parked don't count.
+    :ivar load: how many deliveries are in lanes or in flight; parked ones don't count.
     :ivar size: bytes of their bodies.
     :ivar in_flight: how many requests have no result yet.
     :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
@@ -100,14 +100,14 @@ class Lanes:
         self._lane(key).unpark(key)
 
     def admit(self) -> None:
-        """Let lanes go on that the limit had stopped."""
+        """Resume lanes that the limit had stopped."""
         while self.idle and self.in_flight < self.limit:
             lane = next(iter(self.idle))
             del self.idle[lane]
             lane.run()
 
     def shelve(self) -> None:
-        """Park at once what waits in lanes behind a parked delivery, without waiting for its turn: that makes room."""
+        """Park what waits in lanes behind a parked delivery now rather than when its turn comes, to make room."""
         for lane in self._lanes:
             lane.shelve()
 
@@ -124,7 +124,7 @@ class Lanes:
         """
         Find the delivery that was accepted last, in lanes with nothing in flight.
 
-        :param known: says of which clients none is wanted.
+        :param known: says which clients to leave out.
         """
         found = [newest for lane in self._lanes if (newest := lane.newest(known)) is not None]
         return max(found, key=_place, default=None)
@@ -137,7 +137,7 @@ class Lanes:
         self.idle = {lane: None, **self.idle}
 
     def stop(self) -> None:
-        """Linger no longer."""
+        """Stop all lingering."""
         for lane in self._lanes:
             lane.stop()
 
@@ -154,7 +154,7 @@ class Lane:
 
     def __init__(self, lanes: Lanes) -> None:
         self._all = lanes
-        # A parked key that may go on stands in the queue by its name.
+        # Holds deliveries, and parked keys whose first delivery may be tried again.
         self._queue: deque[Delivery | str] = deque()
         # Places in the outbox, and how often each was tried, which the outbox does not know.
         self._parked: dict[str, deque[int]] = {}
@@ -180,7 +180,7 @@ class Lane:
             self.run()
 
     def unpark(self, key: str) -> None:
-        """Put a parked key at the end: one that fails again and again must not go before one that never had a turn."""
+        """Put a parked key at the end: one that keeps failing must not go before one that never had a turn."""
         if not self._queue:
             self._since = self._all.clock.seconds()
         self._queue.append(key)
@@ -331,7 +331,7 @@ class Lane:
         self._take(found, key)
         recalled = self._recalled.pop(key, None)
         if recalled is None:
-            # It was dropped; the next one behind it has its turn.
+            # It was dropped: the one behind it has its turn.
             self._queue.append(key)
         return recalled
 
@@ -381,7 +381,7 @@ class Lane:
             self._parts += [len(batch) - half, half]
         waiting: set[str] = set()
         back = 0
-        # The last one first: what is put at the front ends up in order.
+        # In reverse, so that what is put at the front ends up in order.
         for delivery, fate in zip(reversed(batch), reversed(fates), strict=True):
             if fate is PARK:
                 self._park(delivery)
@@ -396,11 +396,11 @@ class Lane:
             self._go_on(name for name in map(key, batch) if name not in waiting)
 
     def _go_on(self, keys: Iterable[str]) -> None:
-        """Let those go on that wait behind a delivery that is settled."""
+        """Resume the deliveries that waited behind settled ones."""
         for key in dict.fromkeys(keys):
             parked = self._parked.get(key)
             if parked:
-                # Behind other clients' that came meanwhile: a long queue of one client must not hold them up.
+                # At the end: a client's long queue must not hold up other clients.
                 self._queue.append(key)
             elif parked is not None:
                 self._free(key)
@@ -410,7 +410,7 @@ class Lane:
         self._all.parked -= 1
 
     def _park(self, delivery: Delivery) -> None:
-        """Let a delivery that has left wait before others with its key."""
+        """Park a delivery that has been tried, before others with its key."""
         key = self._all.key(delivery)
         parked = self._parked.get(key)
         if parked is None:
@@ -434,9 +434,9 @@ class Lane:
 
     def _put_back(self, delivery: Delivery, *, named: bool) -> int:
         """
-        Put a delivery where it was.
+        Put a delivery back at the front.
 
-        :param named: whether its key stands in the queue already, if it is parked.
+        :param named: whether its key is in the queue already, if it is parked.
         :returns: how much longer the queue is now.
         """
         key = self._all.key(delivery)

@@ -1,8 +1,9 @@
 """
-Putting each client's events back in the order in which they happened.
+The merge window: puts each client's events back in the order in which they happened.
 
-VerneMQ sends each event over a connection picked at random, so a client's events are read in another order than they happened,
-now and then, by some milliseconds.
+- VerneMQ sends each event over a connection picked at random, so now and then a client's events are read in the wrong order,
+  some milliseconds apart. Holding each for a moment and releasing the client's earliest by timestamp mends that.
+- Events are accepted before they are held here, so that waiting for order cannot lose any.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from typing import cast
 from mqhooks.delivery import Delivery
 
 REMEMBERED = 50_000
-"""Of how many clients the last delivery's timestamp is remembered at least, to know which of the next ones is late."""
+"""For at least how many clients the last delivery's timestamp is remembered, to know which later ones are late."""
 
 
 class MergeWindow:
     """
-    Holds deliveries for a time after they came, and lets them go by their events' timestamps.
+    Holds deliveries for a while, and releases them by their events' timestamps.
 
-    Whenever a client's delivery has been held long enough, the earliest that the client has here is let go: it, or one that
-    happened before it and came after it.
+    Whenever a client's delivery has been held long enough, the client's earliest here is released: that one, or one that
+    happened before it and arrived after it.
 
     :param window: seconds.
     :param late: how many were late before.
-    :ivar size: how many bytes the bodies have that are held.
-    :ivar late: deliveries let go after a later one of their client.
+    :ivar size: how many bytes the held bodies have.
+    :ivar late: deliveries released after a later one of their client.
     """
 
     def __init__(self, window: float, late: int = 0) -> None:
@@ -67,7 +68,7 @@ class MergeWindow:
             else:
                 newest[client] = before
                 slots[index] = client
-                # Until it is let go, nothing of this client is that is later.
+                # Nothing later of this client is released before it.
                 self.late += timestamp < self._last.get(client, timestamp)
                 insort(self._mixed.setdefault(client, _Mixed()).late, delivery, key=_timestamp)
         self.size += size
@@ -77,9 +78,9 @@ class MergeWindow:
 
     def release(self, now: float, limit: int) -> list[Delivery]:
         """
-        Let go what was held long enough.
+        Release what was held long enough.
 
-        :param now: seconds, of the same clock; later to let go more.
+        :param now: seconds, of the same clock; a later time releases more.
         :param limit: how many at most.
         """
         released: list[Delivery] = []
@@ -97,7 +98,7 @@ class MergeWindow:
         return released
 
     def _earliest(self, slots: list[Delivery | str]) -> list[Delivery]:
-        """Find the delivery that goes in each slot's place."""
+        """Find the delivery to release in each slot's place."""
         last = self._last
         recent = last.recent
         size = 0
@@ -129,10 +130,10 @@ class MergeWindow:
 
 class _Mixed:
     """
-    Deliveries of a client of which some came after one that had happened later.
+    A client's deliveries, some of which arrived after one that happened later.
 
-    :ivar late: those, in order.
-    :ivar displaced: others, in order, in whose places such have gone. They came before all that are late.
+    :ivar late: those that arrived too late, in order.
+    :ivar displaced: those whose places late ones have taken, in order. They arrived before all that are late.
     """
 
     __slots__ = ("displaced", "late")

@@ -1,10 +1,10 @@
 """
 What the result of an attempt means: arrived, try again, park the client, bury, or open the circuit breaker.
 
-No I/O and no timers: time and chance are given. Two decisions stand behind it:
+No I/O and no timers: time and randomness are passed in. Two decisions are behind it:
 
-- An attempt made while the endpoint is down says nothing about its delivery, so it counts against ``max_attempts`` of none.
-- A refusal is final for its delivery, unless the endpoint refuses everything: then it is the endpoint that fails.
+- An attempt made while the endpoint is down says nothing about its delivery, so it does not count towards ``max_attempts``.
+- A refusal is final for its delivery, unless the endpoint refuses everything: then the endpoint is at fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mqhooks.webhook.retry import RetryPolicy, retry_after
 from mqhooks.webhook.settings import RetrySettings
 
 CROWD = 8192
-"""When more clients than these are parked, it is the endpoint that fails rather than they."""
+"""When this many clients are parked, the endpoint is at fault rather than their messages."""
 
 
 class Fate(Enum):
@@ -31,16 +31,16 @@ class Fate(Enum):
     """It was acknowledged."""
 
     DEAD = "dead"
-    """It is a dead letter."""
+    """It becomes a dead letter."""
 
     PARK = "park"
     """It waits for its retry, and later deliveries of its client wait behind it."""
 
     AGAIN = "again"
-    """It stays where it is, the first to be tried when attempts are made again."""
+    """It stays first in its lane, to be tried when the breaker allows attempts again."""
 
     HALVE = "halve"
-    """It shared its request with others; half of them are tried together."""
+    """It shared its request with others, which are tried again in halves."""
 
 
 # Python 3.11 runs code of its own whenever a member is looked up.
@@ -56,7 +56,7 @@ class Outcome:
     :param reasons: why each is dead; ``None`` for the others.
     :param delay: seconds until those that are parked are tried again.
     :param probe: the breaker is open: seconds until the next probe. ``None`` when it is closed.
-    :param early: whether a probe may go out earlier for a client that has never failed.
+    :param early: whether the probe may go out early for a client that has never failed.
     :param opened: whether this attempt opened the breaker.
     :param closed: whether this attempt closed it.
     """
@@ -75,7 +75,7 @@ class Outcomes:
     Judges the attempts of one webhook.
 
     :param settings: when deliveries are tried again.
-    :param most: how many requests may be in flight when all is well.
+    :param most: how many requests may be in flight while the endpoint works.
     :param random: the source of jitter.
     :ivar breaker: says how many may be in flight now.
     """
@@ -114,7 +114,7 @@ class Outcomes:
         :param result: a response that is not 2xx, or why there is none.
         :param now: seconds since 1970.
         :param parked: how many clients are parked.
-        :param waits_beside: says whether another client than these has something waiting.
+        :param waits_beside: says whether any client other than these has something waiting.
         """
         breaker = self.breaker
         was_down = breaker.down
@@ -137,7 +137,7 @@ class Outcomes:
             deliveries[0].attempts += 1
             outcome = Outcome([DEAD], ["the endpoint refuses it"])
         if self.breaker.refusing:
-            # This delivery is to blame, and says nothing about the others.
+            # This delivery is at fault, which says nothing about the others.
             outcome.probe = 0.0
         elif not wholesale and not self.breaker.well:
             outcome.closed = self.breaker.answered()
@@ -153,14 +153,14 @@ class Outcomes:
         was_down: bool,
         crowded: bool,
     ) -> Outcome:
-        """Have deliveries wait for another attempt, or bury those that have waited long enough."""
+        """Have deliveries wait for another attempt, or give up those that have been tried for long enough."""
         reachable = not isinstance(result, ConnectFailed)
         pause = retry_after(result.headers, now) if isinstance(result, Response) else None
         reasons = []
         for delivery in deliveries:
             delivery.attempts += not down
             reasons.append(self._policy.exhausted(delivery.attempts, now - delivery.accepted / 1000))
-        # Another client's delivery is the next probe: were it always this one, it could keep a good endpoint down.
+        # Park it, so that the next probe is another client's: one poisoned message could keep a healthy endpoint down.
         waits = PARK if not down or (reachable and not crowded) else AGAIN
         outcome = Outcome([waits if reason is None else DEAD for reason in reasons], reasons, opened=down and not was_down)
         if down:

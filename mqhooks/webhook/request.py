@@ -1,8 +1,8 @@
 """
-A delivery, or several, become a request.
+Making the request of an attempt, from one delivery or several.
 
-What all requests of a webhook share is worked out once; an attempt adds its ids, its signature and the body. A signature covers
-the body before it is compressed, and the time of the attempt.
+- What all requests of a webhook share is worked out once; an attempt adds its ids, its signature and the body.
+- A signature covers the body before it is compressed, and the time of the attempt.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RequestMaker:
         return [(ID, webhook_id), (TIMESTAMP, str(timestamp)), (SIGNATURE, self._signer.sign(webhook_id, timestamp, body))]
 
     def _batch(self, deliveries: Sequence[Delivery]) -> Request:
-        """Put deliveries together, each with its id as its last member. The same ones in the same order have the same id."""
+        """Make one request of several deliveries, each with its id as its last member. A batch sent again has the same id."""
         digest = blake2b("\n".join([delivery.id for delivery in deliveries]).encode(), digest_size=12)
         members = [b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode()) for delivery in deliveries]
         body = b"\n".join([*members, b""]) if self._lines else b"[%b]" % b",".join(members)

@@ -1,5 +1,8 @@
 """
 The retry policy: which attempts are made again, and after what backoff.
+
+It only computes: randomness and time are passed in, and timers are the dispatcher's. A ``Retry-After`` is obeyed up to an hour,
+so that a mistake in it cannot stop a webhook for days.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from mqhooks.webhook.settings import RetrySettings
 
 MAX_RETRY_AFTER = 3600.0
 """The longest ``Retry-After`` that is obeyed, in seconds; a longer one counts as this."""
-
 
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
 # The three forms of RFC 9110, section 5.6.7. Names of days are not checked against the date.
@@ -66,7 +68,7 @@ class RetryPolicy:
 
     def exhausted(self, attempts: int, age: float) -> str | None:
         """
-        Say whether a delivery is given up although it might be tried again.
+        Say whether a delivery has been tried for too long, and is given up.
 
         :param attempts: how many were made.
         :param age: seconds since it was accepted.

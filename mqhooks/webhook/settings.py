@@ -1,8 +1,8 @@
 """
 The settings of one webhook, validated and frozen.
 
-:class:`WebhookSettings` is flat, as the API shows it. Rooms take the part that is theirs: NanoMQ's rules and bodies take
-:attr:`WebhookSettings.bodies`, the client takes ``tls``, the dispatcher ``retry`` and ``batch``.
+:class:`WebhookSettings` is flat, as the API shows it. Each part of the program takes what it needs: NanoMQ's rules and bodies
+take :attr:`WebhookSettings.bodies`, the transport ``tls``, the dispatcher ``retry`` and ``batch``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ class RetrySettings:
     When a delivery that did not arrive is tried again.
 
     :param initial: seconds before the second attempt.
-    :param multiplier: by how much each wait is longer than the one before it.
-    :param maximum: seconds that a wait never exceeds, but for its jitter.
-    :param jitter: the share of a wait by which it may be longer or shorter, so that what failed together is not tried together.
+    :param multiplier: the factor by which the backoff grows with each attempt.
+    :param maximum: the longest backoff in seconds, before jitter.
+    :param jitter: the share of a backoff by which it may be longer or shorter, so that deliveries that failed together are not
+        retried together.
     :param max_age: seconds after which a delivery is given up.
     :param max_attempts: how often a delivery is tried at most; 0 for no limit.
-    :param on: the answers after which it is tried again: statuses, and ``3xx``, ``4xx`` or ``5xx`` for a hundred of them.
+    :param on: the statuses after which it is tried again; ``3xx``, ``4xx`` and ``5xx`` stand for a hundred each.
     :param refusals: what happens when an endpoint refuses delivery after delivery with a status like 401, 404 or 410:
         ``hold`` keeps them and probes until the endpoint accepts one, ``bury`` makes dead letters of them.
     """
@@ -59,8 +60,8 @@ class BatchSettings:
 
     :param size: how many at most.
     :param linger: how many seconds the first of a request waits for others.
-    :param max_bytes: how many bytes the bodies of a request have at most, unless one alone has more.
-    :param format: ``array``: a JSON array. ``ndjson``: a JSON object a line.
+    :param max_bytes: how many bytes the bodies of a request have at most, unless a single one has more.
+    :param format: ``array``: a JSON array. ``ndjson``: one JSON object per line.
     :param compression: how the request's body is compressed.
     """
 
@@ -74,7 +75,7 @@ class BatchSettings:
 @dataclass(frozen=True, slots=True)
 class SharedSettings:
     """
-    What goes for every webhook whose own block does not say otherwise.
+    Defaults for every webhook whose own block does not say otherwise.
 
     :param retry: when deliveries are tried again.
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
@@ -91,7 +92,7 @@ class WebhookSettings:
     """
     One endpoint and what it receives.
 
-    :param name: how logs and counters call it: ``webhook`` for the block of that name, else its key under ``webhooks``.
+    :param name: its name in logs and counters: ``webhook`` for the block of that name, else its key under ``webhooks``.
     :param url: an absolute ``http`` or ``https`` URL.
     :param rules: at least one for anything to be sent.
     :param headers: sent with each request, in this order, names as they were written.
@@ -99,14 +100,14 @@ class WebhookSettings:
     :param pool_size: how many connections are open at most.
     :param cancel_timeout: seconds until a request without a whole answer is given up.
     :param tls: ``None`` for the system's authorities and no client certificate.
-    :param details: whether NanoMQ's bodies are followed by what else VerneMQ knows.
+    :param details: whether what else VerneMQ knows is appended to NanoMQ's bodies.
     :param proto_ver: what stands for the protocol version where the stream doesn't give it.
     :param keepalive: what stands for the keep-alive time in seconds, which the stream never gives.
     :param retry: when deliveries are tried again.
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
     :param batch: how several events share a request; ``None`` when each has one of its own.
-    :param secrets: requests are signed with each of them, as :func:`secret_key` wants them; not at all when there is none.
+    :param secrets: requests are signed with each of them, in the form of :func:`secret_key`; if there are none, not at all.
     :param transport: ``pooled`` sends over mqhooks' own connections, ``treq`` through treq and Twisted's ``Agent``.
     """
 
@@ -139,7 +140,7 @@ def check_url(url: str) -> str:
     Check where requests are to be sent.
 
     :returns: the URL, its scheme in lower case.
-    :raises mqhooks.errors.ConfigError: when that is no place; the message alone.
+    :raises mqhooks.errors.ConfigError: when requests cannot be sent there; only the message is set.
     """
     shown = re.sub(r"//[^/]*@", "//…@", url)
     if not url.isascii() or not url.isprintable() or " " in url:

@@ -1,8 +1,10 @@
 """
-The sink that makes events into webhooks: events become deliveries by the rules, deliveries go into the outbox, and a
-:class:`~mqhooks.webhook.dispatcher.Dispatcher` delivers what is there.
+The sink that turns events into webhooks: the rules make deliveries of events, the deliveries go into the outbox, and a
+:class:`~mqhooks.webhook.dispatcher.Dispatcher` delivers what the outbox holds.
 
-The body is made before the outbox: a retry, also one of tomorrow, is the same request byte for byte under the same id.
+- A body is made before it goes into the outbox, so that every retry, even tomorrow's, sends the same bytes under the same
+  idempotency key.
+- A sink never changes: when its settings do, another one takes over its outbox and counters (:mod:`mqhooks.app.group`).
 """
 
 from __future__ import annotations
@@ -39,14 +41,14 @@ class WebhookSink(Service):
 
     :param clock: for timers.
     :param settings: the endpoint and its rules.
-    :param outbox: holds what waits. It is opened before the sink is started, and closed after the sink has stopped.
+    :param outbox: holds the deliveries. It is opened before the sink is started, and closed after the sink has stopped.
     :param transport: sends the requests; the sink closes it when it stops.
     :param drain_time: how many seconds stopping waits: for what is in flight when the outbox outlives the process, else for
         everything that is pending.
     :param counters: those of the sink that this one replaces; ``None`` for new ones.
     :param budget: bounds what all webhooks hold in memory; ``None`` for one of its own.
     :param random: the source of jitter.
-    :param now: the time of day, in seconds since 1970; the clock's may be another.
+    :param now: the time of day, in seconds since 1970; the clock may count from elsewhere.
     """
 
     log = Logger()
@@ -119,7 +121,7 @@ class WebhookSink(Service):
             if accepted is not None:
                 waiting.append(accepted)
 
-    # The life cycle.
+    # Life cycle.
 
     def startService(self) -> None:
         """Begin to deliver, first of all what the outbox holds."""
@@ -131,9 +133,9 @@ class WebhookSink(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Finish what is in flight, or all that is pending when it would be lost otherwise, and close the connections.
+        Finish what is in flight, or everything pending if it would be lost otherwise, and close the connections.
 
-        :returns: a ``Deferred`` that fires when nothing is open any more, after ``drain_time`` and a little at the latest.
+        :returns: a ``Deferred`` that fires when nothing is open any more, shortly after ``drain_time`` at the latest.
         """
         if self.outbox.durable:
             self._dispatcher.stop_sending()
@@ -204,11 +206,11 @@ class WebhookSink(Service):
             )
         return self._transport.close()
 
-    # How it goes.
+    # State, for the status page and metrics.
 
     @property
     def paused(self) -> bool:
-        """Whether nothing is sent because somebody wants it so."""
+        """Whether an operator has paused it."""
         return self._dispatcher.paused
 
     @property
@@ -228,10 +230,10 @@ class WebhookSink(Service):
 
     @property
     def failure(self) -> LastFailure | None:
-        """The last attempt that did not deliver."""
+        """The last failed attempt."""
         return self._dispatcher.failure
 
     @property
     def refusal(self) -> LastFailure | None:
-        """The last attempt that did not deliver and was answered."""
+        """The last failed attempt that got an answer."""
         return self._dispatcher.refusal

@@ -1,1 +1,1 @@
-"""The way in: VerneMQ's events sidecar stream, decoded."""
+"""The source that reads VerneMQ's events sidecar stream."""

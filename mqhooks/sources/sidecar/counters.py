@@ -1,5 +1,7 @@
 """
-What has come in, by the numbers.
+Counters of what has come in.
+
+Events are counted when they are handed to the sink, all other frames when they are read.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ class SidecarCounters:
     """
     Counters of one sidecar listener, from its start.
 
-    ``frames = empty + unknown + malformed + events`` holds whenever no frame is under way.
+    ``frames = empty + unknown + malformed + events`` holds whenever no frame is unfinished.
 
-    :ivar frames: how many frames came, whole or not.
+    :ivar frames: how many frames arrived, complete or not.
     :ivar empty: frames of length zero, VerneMQ's answer to an event that it cannot encode.
     :ivar unknown: frames of a type that no hook sends, by the type's name.
     :ivar undecodable: frames that don't parse.
@@ -24,8 +26,8 @@ class SidecarCounters:
     :ivar truncated: frames cut off by the end of their connection, or skipped because they came too slowly while others waited.
     :ivar hooks: events by hook.
     :ivar connections: how many connections are open.
-    :ivar pauses: how often all connections were paused for a second or longer because the sinks were full.
-    :ivar paused: whether they are now.
+    :ivar pauses: how often backpressure paused all connections for a second or longer.
+    :ivar paused: whether it does so now.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """
-A frame's bytes become an :class:`~mqhooks.events.Event`.
+Decoding a frame into an :class:`~mqhooks.events.Event`.
 
 VerneMQ's envelope always begins with the type and ends with the value, so most are taken apart by looking at three bytes.
-Whatever does not look exactly like that is left to protobuf, whose verdict counts.
+Everything else is left to protobuf, whose verdict counts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def decode(frame: bytes) -> Event:
     :param frame: a serialised ``google.protobuf.Any`` without the length before it. Unknown fields are ignored.
     :returns: the event; its username is what the message says.
     :raises mqhooks.errors.UnknownType: no hook sends messages of this type, or the frame names none.
-    :raises mqhooks.errors.MalformedFrame: the bytes are not what they should be.
+    :raises mqhooks.errors.MalformedFrame: the bytes are not a protobuf ``Any``, or not the message that it names.
     """
     try:
         end = frame[1] + 3
@@ -52,7 +52,7 @@ def decode(frame: bytes) -> Event:
         message = parse(value)
     except ProtobufError:
         message = parse_lenient(protobuf, value)
-    # A long payload is there often enough: in the frame, in the message, and soon in the event.
+    # A long payload is in memory often enough: in the frame, in the message, and soon in the event.
     del value
     time = message.timestamp
     timestamp = time.seconds * 1_000_000_000 + time.nanos
@@ -61,22 +61,22 @@ def decode(frame: bytes) -> Event:
     return read(message, timestamp)
 
 
-def _open(frame: bytes) -> tuple[_Reader, bytes]:
+def _open(frame: bytes) -> tuple[_Parser, bytes]:
     """Have protobuf take an envelope apart."""
     try:
         envelope = AnyMessage.FromString(frame)
     except ProtobufError:
         raise MalformedFrame("not a protobuf Any") from None
     name = envelope.type_url.rpartition("/")[2]
-    known = _READERS.get(name)
+    known = _PARSERS.get(name)
     if known is None:
         raise UnknownType(name)
     return known, envelope.value
 
 
-_Reader = tuple[type[Message], Callable[[bytes], Any], Callable[[Any, int], Event]]
-_READERS: dict[str, _Reader] = {
+_Parser = tuple[type[Message], Callable[[bytes], Any], Callable[[Any, int], Event]]
+_PARSERS: dict[str, _Parser] = {
     protobuf.DESCRIPTOR.full_name: (protobuf, protobuf.FromString, read) for _, protobuf, read in MESSAGES.values()
 }
 # Field 1 of google.protobuf.Any with its length and the type in it, and the tag of field 2.
-_BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): reader for name, reader in _READERS.items()}
+_BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): parser for name, parser in _PARSERS.items()}

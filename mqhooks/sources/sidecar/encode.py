@@ -1,5 +1,7 @@
 """
-An event's message becomes a frame's bytes, as VerneMQ's encoder makes them.
+Encoding an event's message into a frame, as VerneMQ does: for captures, the simulator and tests.
+
+Only what decoding keeps is encoded, so that a capture replays as the same events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
-Parsing what protobuf refuses: messages whose strings are not UTF-8.
+Parsing messages whose strings are not UTF-8, which protobuf refuses.
 
-Erlang knows no strings, so a producer may send any bytes as a client id or a topic. On the wire ``string`` and ``bytes`` are
-the same: the messages are parsed once more through a twin of their definition that has ``bytes`` for every ``string``.
+Erlang has no string type, so VerneMQ may send any bytes as a client id or a topic. On the wire ``string`` and ``bytes`` are
+the same, so such a message is parsed once more, with a twin of its definition that has ``bytes`` for every ``string``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parse_lenient(message_class: type[Message], data: bytes | bytearray) -> Any:
     Parse a message, replacing by U+FFFD what is not UTF-8 in its strings.
 
     :returns: an instance of ``message_class``.
-    :raises mqhooks.errors.MalformedFrame: when more is wrong than the strings.
+    :raises mqhooks.errors.MalformedFrame: when more than the strings is wrong.
     """
     try:
         twin = _twin(message_class.DESCRIPTOR).FromString(data)

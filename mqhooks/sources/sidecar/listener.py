@@ -1,5 +1,8 @@
 """
-Listening for VerneMQ.
+Listening for VerneMQ, and closing its connections at the end.
+
+The service starts last and stops first: what has been read still finds its sinks running. Connections are closed rather than
+left to the end of the process, so that VerneMQ notices at once.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ class SidecarService(Service):
         """
         Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it.
 
-        What VerneMQ wrote and nobody read is lost. It notices the end and drops further events until it reconnects.
+        What VerneMQ has written and was not read is lost. It notices the end, and drops events until it reconnects.
         """
         super().stopService()
         ports, self._ports = self._ports, []

@@ -1,11 +1,10 @@
 """
-Keeping within bounds what long frames take that are not whole yet.
+Bounding the memory that unfinished long frames take.
 
-All connections together may hold some of them. Beyond that they take turns, each until its frame is whole; the others are
-paused as soon as they bring more of theirs. Short frames are never held up.
-
-A peer that is slow must not cost the others more than seconds: whoever has the turn must bring a share of its frame every few
-seconds as long as others wait, or that frame is skipped. The connection stays, and so does what is queued for it.
+- All connections together may hold a few MiB of them. Beyond that they take turns, each until its frame is complete; the others
+  are paused as soon as they bring more of theirs. Short frames are never held up.
+- A slow peer must not cost the others more than seconds: while others wait, the connection whose turn it is must bring a share
+  of its frame every few seconds, or that frame is skipped. The connection stays, and so does what is queued for it.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 LONG = 64 << 10
-"""A frame of at most so many bytes is not held against its connection."""
+"""A frame of at most this many bytes is short: it needs no turn."""
 
 HELD = 4 << 20
-"""How many bytes of unfinished long frames all connections together hold before they take turns."""
+"""How many bytes of unfinished long frames all connections together may hold before they take turns."""
 
 STALLED = 5.0
-"""In how many seconds a connection must bring a share of its frame while others wait."""
+"""How many seconds a connection has to bring a share of its frame while others wait."""
 
 SHARES = 4
 """How many shares a frame has, so that a turn ends within 20 seconds at most while others wait."""
 
 
-class Reader(Protocol):
+class FrameReader(Protocol):
     """
     A connection that reads frames.
 
@@ -51,7 +50,7 @@ class Reader(Protocol):
 
 class LongFrames:
     """
-    Gives connections their turns, each to its frame's end, while all of them together hold too much.
+    Gives connections their turns, each until its frame ends, while all of them together hold too much.
 
     :param reactor: tells the time.
     :ivar held: how many bytes of unfinished long frames all of them hold.
@@ -60,17 +59,17 @@ class LongFrames:
     def __init__(self, reactor: IReactorTime) -> None:
         self._clock = reactor
         self.held = 0
-        self._reading: Reader | None = None
-        self._waiting: dict[Reader, None] = {}
+        self._reading: FrameReader | None = None
+        self._waiting: dict[FrameReader, None] = {}
         self._came = 0.0
         self._brought = 0
         self._suspected = False
         self._braked: float | None = None
         self._watch: IDelayedCall | None = None
 
-    def note(self, reader: Reader, held: int) -> None:
+    def note(self, reader: FrameReader, held: int) -> None:
         """
-        Take note of how much a connection holds now: less than before when its frame is whole, 0 when the connection has ended.
+        Note how much a connection holds now: less than before when its frame is complete, 0 when the connection has ended.
         """
         grown = held - reader.held
         reader.held = held
@@ -85,14 +84,14 @@ class LongFrames:
         elif grown > 0 and self.held > HELD:
             self._wait(reader)
         elif not held and reader in self._waiting:
-            # TLS delivers what it has read already, even to a paused connection.
+            # TLS delivers what it has already read, even to a paused connection.
             del self._waiting[reader]
             reader.waiting = False
             reader.regulate()
         self._go_on()
 
     def brake(self, *, braked: bool) -> None:
-        """Note whether all connections are paused: nobody can be blamed for what does not come then."""
+        """Note whether backpressure pauses all connections: then nothing can arrive, and no connection is too slow."""
         now = self._clock.seconds()
         if braked:
             self._braked = now
@@ -100,7 +99,7 @@ class LongFrames:
             self._came += now - self._braked
             self._braked = None
 
-    def _wait(self, reader: Reader) -> None:
+    def _wait(self, reader: FrameReader) -> None:
         if self._reading is None:
             self._begin(reader)
         else:
@@ -108,7 +107,7 @@ class LongFrames:
             reader.waiting = True
             reader.regulate()
 
-    def _begin(self, reader: Reader) -> None:
+    def _begin(self, reader: FrameReader) -> None:
         self._reading = reader
         self._came = self._clock.seconds()
         self._brought = 0
@@ -136,6 +135,6 @@ class LongFrames:
             self._suspected = False
             self._reading.give_up()
             return
-        # Perhaps this process was busy: what has come meanwhile is read before the second look.
+        # This process may have been busy: what has arrived meanwhile is read before the second look.
         self._suspected = left <= 0
         self._watch = self._clock.callLater(max(0.0, left), self._look)

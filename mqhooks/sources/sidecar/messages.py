@@ -1,8 +1,8 @@
 """
-Each hook's protobuf message, and the values that it becomes.
+Each hook's protobuf message, and how it becomes an event.
 
-Reading a field of a protobuf message costs as much as all that Python does around it, so each field is read once, by a function
-of its own for each hook that builds the value from positional arguments.
+Reading a field of a protobuf message costs as much as everything that Python does around it. So each field is read only once,
+and each hook has a function of its own, which builds the value from positional arguments.
 """
 
 from __future__ import annotations

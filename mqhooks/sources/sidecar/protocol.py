@@ -3,11 +3,12 @@ The stream of one of VerneMQ's connections, and the factory that all of them sha
 
 Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever sent back.
 
-Short frames are cut by Twisted's own ``Int32StringReceiver``. It joins all it has with each piece that comes, which takes time
-quadratic in a long frame's length, so those are collected aside, and a fresh receiver goes on behind them.
-
-A bad frame costs only itself: closing a connection would cost all that VerneMQ has queued for it. It is closed only for a
-length that cannot be one, since nobody can tell then where the next frame begins.
+- Short frames are cut by Twisted's own ``Int32StringReceiver``. It joins everything it holds with each piece that arrives,
+  which takes time quadratic in a long frame's length, so long frames are collected separately, and a fresh receiver takes over
+  behind each.
+- A bad frame costs only itself: closing a connection would cost all that VerneMQ has queued for it. It is closed only for an
+  impossible length, since then there is no telling where the next frame begins.
+- Backpressure: while the sinks have not accepted more than a mebibyte of frames, no connection is read.
 """
 
 from __future__ import annotations
@@ -28,42 +29,42 @@ from mqhooks.interfaces import IEventSink
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.longframes import LONG, LongFrames
-from mqhooks.sources.sidecar.sessions import CONCERNED, SESSIONS, SIZE, SessionTable
+from mqhooks.sources.sidecar.sessions import CONCERNED, MAX_SESSIONS, MAX_SIZE, SessionTable
 from mqhooks.support.listening import address_name
 from mqhooks.support.ratelimit import RateLimit
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
-"""MQTT's largest payload and an envelope. A longer frame cannot be one: the bytes read as its length were something else."""
+"""MQTT's largest payload and an envelope. There are no longer frames: what was read as a length was something else."""
 
 UNACCEPTED_LIMIT = 1 << 20
 """How many bytes of frames may wait for the sinks to accept them before the connections are paused."""
 
 PATIENCE = 1.0
-"""Seconds of backpressure before a warning: what only waits for its commit is accepted sooner."""
+"""Seconds of backpressure before a warning: a batch that waits only for its commit is accepted sooner."""
 
 GATHERED = 1 << 16
-"""How many bytes of frames make a batch before the turn of the reactor is over."""
+"""How many bytes of frames are handed over as a batch without waiting for the end of the reactor's turn."""
 
 Watcher = Callable[[Sequence[Event]], object]
 
 
 class _ShortFrames(Int32StringReceiver):
     """
-    Twisted's receiver, of which nothing is changed, cutting one connection's short frames.
+    Twisted's receiver, unchanged, which cuts one connection's short frames.
 
-    It is of no use after a frame that is too long for it.
+    It cannot go on after a frame that is too long for it.
 
     :param connection: gets the frames, and the beginning of a long one.
     """
 
     def __init__(self, connection: SidecarProtocol) -> None:
         self._connection = connection
-        # The connection's own method: a call in between would cost each frame as much as finding out its hook.
+        # The connection's own method: one more call per frame would cost as much as finding out the hook.
         self.stringReceived = connection.stringReceived  # type: ignore[method-assign]
         self.limit(connection.factory.max_frame)
 
     def limit(self, max_frame: int) -> None:
-        """Leave longer frames to the connection, and those of more than :data:`LONG` bytes."""
+        """Leave frames longer than this, or than :data:`LONG` bytes, to the connection."""
         self.MAX_LENGTH = min(max_frame, LONG)
 
     def lengthLimitExceeded(self, length: int) -> None:
@@ -73,11 +74,11 @@ class _ShortFrames(Int32StringReceiver):
 
 class _LongFrame:
     """
-    A long frame that is not whole yet.
+    An unfinished long frame.
 
     :param length: how many bytes it has.
-    :param kept: whether its bytes are wanted.
-    :ivar missing: how many are still to come.
+    :param kept: whether its bytes are kept; if not, the frame is skipped.
+    :ivar missing: how many bytes are still to come.
     """
 
     def __init__(self, length: int, *, kept: bool) -> None:
@@ -87,7 +88,7 @@ class _LongFrame:
 
     def take(self, data: bytes) -> bytes:
         """
-        Add what came.
+        Add what has arrived.
 
         :returns: what follows the frame.
         """
@@ -98,25 +99,25 @@ class _LongFrame:
         return rest
 
     def discard(self) -> None:
-        """Forget what came, and what is still to come."""
+        """Skip the rest of the frame, and forget what has arrived of it."""
         self.kept = False
         self._content = bytearray()
 
     def join(self) -> bytes:
-        """Hand it out, once."""
+        """Hand out the whole frame, once."""
         content, self._content = self._content, bytearray()
         return bytes(content)
 
 
 class SidecarProtocol(Int32StringReceiver):
     """
-    Makes events of a stream's frames, and hands those of one read to the factory.
+    Decodes a stream's frames into events, and hands those of each read to the factory.
 
     Each frame goes through :meth:`stringReceived`, except for those longer than ``sidecar.max_frame``, which are not kept. A
     frame in any number of pieces costs time linear in its length.
 
     :ivar held: how many bytes of an unfinished long frame it holds.
-    :ivar waiting: whether it is paused because others are to read their long frames first.
+    :ivar waiting: whether it is paused until other connections have finished their long frames.
     """
 
     MAX_LENGTH = HARD_LIMIT
@@ -205,7 +206,7 @@ class SidecarProtocol(Int32StringReceiver):
             self.factory.long_frames.note(self, held)
 
     def regulate(self) -> None:
-        """Resume reading, or pause while the sinks are full or other connections have their turn."""
+        """Resume reading, or pause because of backpressure or because other connections have their turn."""
         if self.waiting or self.factory.braked:
             self.pauseProducing()
         else:
@@ -231,7 +232,7 @@ class SidecarProtocol(Int32StringReceiver):
 
     def stringReceived(self, string: bytes) -> None:
         """
-        Make an event of a frame. A bad one is counted and logged; nothing is raised.
+        Decode a frame into an event. A bad frame is counted and logged; nothing is raised.
         """
         factory = self.factory
         counters = factory.counters
@@ -250,14 +251,14 @@ class SidecarProtocol(Int32StringReceiver):
             counters.undecodable += 1
             factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
         except Exception:
-            # The base class would deliver frames twice after that.
+            # If this got out, the base class would deliver frames twice.
             counters.undecodable += 1
             factory.log.failure("{peer}: a frame of {size} bytes cannot be decoded", peer=self.peer, size=len(string))
         counters.frames += 1
 
     def lengthLimitExceeded(self, length: int) -> None:
         """
-        Abort the connection: no frame has this length, so nobody can tell where the next one begins.
+        Abort the connection: no frame has this length, so there is no telling where the next one begins.
         """
         self._lost = True
         self.factory.counters.frames += 1
@@ -280,16 +281,16 @@ class SidecarProtocol(Int32StringReceiver):
 
 class SidecarFactory(ServerFactory):
     """
-    What the connections share: the sink, the counters, the session table, and the brake.
+    What the connections share: the sink, the counters, the session table, and backpressure.
 
     :param reactor: a clock, whose ``callLater(0, …)`` ends a turn.
     :param sink: gets the events. It is not started or stopped here.
     :param max_frame: bytes; a longer frame is skipped and counted.
     :param max_sessions: how many clients' usernames are remembered at most.
     :param max_sessions_size: how many bytes these may take.
-    :param usernames: whether anybody needs them; if not, none is remembered.
-    :ivar braked: whether all connections are paused because the sinks have not accepted enough.
-    :ivar long_frames: decides which connections are read while they all hold too much of unfinished frames.
+    :param usernames: whether any sink needs them; if not, none are remembered.
+    :ivar braked: whether backpressure pauses all connections.
+    :ivar long_frames: decides which connections are read while unfinished frames take too much memory.
     """
 
     noisy = False
@@ -301,8 +302,8 @@ class SidecarFactory(ServerFactory):
         sink: IEventSink,
         *,
         max_frame: int = 16 << 20,
-        max_sessions: int = SESSIONS,
-        max_sessions_size: int = SIZE,
+        max_sessions: int = MAX_SESSIONS,
+        max_sessions_size: int = MAX_SIZE,
         usernames: bool = True,
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
@@ -314,7 +315,7 @@ class SidecarFactory(ServerFactory):
         self._complaints = RateLimit(reactor)
         self.braked = False
         self._clock = reactor
-        self._telling: IDelayedCall | None = None
+        self._pause_warning: IDelayedCall | None = None
         self._unaccepted = 0
         self._gathered: list[Event] = []
         self._gathered_size = 0
@@ -331,10 +332,10 @@ class SidecarFactory(ServerFactory):
 
     def watch(self, watcher: Watcher | None) -> None:
         """
-        Show each batch to somebody before the sink gets it.
+        Show each batch to a watcher before the sink gets it.
 
-        :param watcher: called with the batch, which it must not change; it must not raise. It takes the place of the one
-            before. ``None`` for nobody.
+        :param watcher: called with the batch, which it must not change; it must not raise. It replaces the previous one;
+            ``None`` for none.
         """
         self._watcher = watcher
 
@@ -350,7 +351,7 @@ class SidecarFactory(ServerFactory):
         self.counters.connections = len(self.connections)
         if self.braked:
             protocol.regulate()
-            self._tell_soon()
+            self._schedule_pause_warning()
         if len(self.connections) == 1:
             self.log.info("first sidecar connection, from {peer}", peer=protocol.peer)
 
@@ -364,14 +365,14 @@ class SidecarFactory(ServerFactory):
                 "the last sidecar connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
                 peer=protocol.peer,
             )
-            self._forget_to_tell()
+            self._cancel_pause_warning()
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)
 
     def when_empty(self) -> Deferred[None]:
         """
-        Wait for the connections' end.
+        Wait until all connections have ended.
 
         :returns: a ``Deferred`` that fires when no connection is open.
         """
@@ -384,10 +385,10 @@ class SidecarFactory(ServerFactory):
 
     def accept(self, events: list[Event], size: int) -> None:
         """
-        Hand events to the sink, those of all connections that are read in this turn of the reactor as one batch.
+        Hand events to the sink, as one batch for all connections that are read in this turn of the reactor.
 
-        A batch costs the sink and the outbox as much as several events: at 5,000 events a second over 100 connections, handing
-        them over connection by connection costs a sixth more.
+        A batch costs the sink and the outbox as much as several events: at 5,000 events a second over 100 connections, one
+        batch for each connection costs a sixth more.
 
         :param size: how many bytes the events' frames took.
         """
@@ -410,9 +411,9 @@ class SidecarFactory(ServerFactory):
 
     def _hand_over(self, events: list[Event], size: int) -> None:
         """
-        Pause all connections while the sink has not accepted more than :data:`UNACCEPTED_LIMIT` bytes.
+        Hand a batch to the sink. While more than :data:`UNACCEPTED_LIMIT` bytes are not accepted, pause all connections.
 
-        Events are counted here, not when they are read: so whoever looks in between finds that the sinks have counted as many.
+        Events are counted here rather than when they are read, so that these counters and the sinks' always agree.
         """
         counters = self.counters
         counters.frames += len(events)
@@ -434,16 +435,16 @@ class SidecarFactory(ServerFactory):
         )
         accepted.addCallback(self._accepted, size)
         if self._unaccepted > UNACCEPTED_LIMIT and not self.braked:
-            self._tell_soon()
+            self._schedule_pause_warning()
             self._brake(braked=True)
 
     def _accepted(self, _: None, size: int) -> None:
         self._unaccepted -= size
         if self.braked and self._unaccepted <= UNACCEPTED_LIMIT // 2:
-            self._forget_to_tell()
+            self._cancel_pause_warning()
             if self.counters.paused:
                 self.counters.paused = False
-                self.log.info("VerneMQ is being read again")
+                self.log.info("backpressure is over: VerneMQ is being read again")
             self._brake(braked=False)
 
     def _brake(self, *, braked: bool) -> None:
@@ -452,20 +453,20 @@ class SidecarFactory(ServerFactory):
         for protocol in list(self.connections):
             protocol.regulate()
 
-    def _tell_soon(self) -> None:
-        if self._telling is None and not self.counters.paused:
-            self._telling = self._clock.callLater(PATIENCE, self._tell)
+    def _schedule_pause_warning(self) -> None:
+        if self._pause_warning is None and not self.counters.paused:
+            self._pause_warning = self._clock.callLater(PATIENCE, self._warn_of_pause)
 
-    def _forget_to_tell(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
+    def _cancel_pause_warning(self) -> None:
+        if self._pause_warning is not None:
+            self._pause_warning.cancel()
+            self._pause_warning = None
 
-    def _tell(self) -> None:
-        self._telling = None
+    def _warn_of_pause(self) -> None:
+        self._pause_warning = None
         self.counters.pauses += 1
         self.counters.paused = True
-        self.log.warn("VerneMQ is not being read: the sinks are full")
+        self.log.warn("backpressure: VerneMQ is not being read, the sinks are full")
 
     def oversized(self, protocol: SidecarProtocol, length: int) -> None:
         """Count a frame that is longer than ``max_frame``."""

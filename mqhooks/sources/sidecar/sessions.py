@@ -1,8 +1,9 @@
 """
-Who is behind a client id.
+Remembering the username behind each client id.
 
-The older encoder does not say whose connection ended, and neither encoder says whose session expired. The registration did, so
-it is remembered. The table is bounded by count and by bytes, because clients choose how long their names are.
+- VerneMQ's older encoder does not say which user's connection ended, and neither encoder says whose session expired. The
+  registration did, so its username is remembered.
+- The table is bounded by count and by bytes, because clients choose how long their names are.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from mqhooks.events import Event
 
 _ENDS = frozenset({"on_client_gone", "on_session_expired"})
 _NAMELESS = _ENDS | {"on_client_offline", "on_client_wakeup", "on_offline_message", "on_message_drop"}
-"""The hooks whose messages don't name the user, in both generations or in the older one."""
+"""The hooks whose messages don't name the user, in both generations of the encoder or in the older one."""
 
 CONCERNED = _NAMELESS | {"on_register"}
 """The hooks whose events the table learns from or completes; it leaves all others as they are."""
 
-SESSIONS = 1_000_000
+MAX_SESSIONS = 1_000_000
 """How many sessions are remembered by default."""
 
-SIZE = 64 << 20
+MAX_SIZE = 64 << 20
 """How many bytes they may take by default: what 330,000 sessions take with names of 20 characters."""
 
 ENTRY = 72 + getsizeof(b"")
-"""How many bytes a session takes beside its names: its place in the dict, between two of its growths, and a header."""
+"""How many bytes a session takes besides its names: its place in the dict, averaged over its growth, and a header."""
 
 
 class SessionTable:
@@ -43,18 +44,18 @@ class SessionTable:
 
     :param limit: how many sessions are remembered at most; 0 for none.
     :param size: how many bytes they may take.
-    :param needed: whether anybody needs usernames; if not, nothing is remembered.
+    :param needed: whether any sink needs usernames; if not, nothing is remembered.
     :ivar used: how many bytes they take.
     """
 
-    def __init__(self, limit: int = SESSIONS, size: int = SIZE, *, needed: bool = True) -> None:
+    def __init__(self, limit: int = MAX_SESSIONS, size: int = MAX_SIZE, *, needed: bool = True) -> None:
         # The registration's time and the username share one bytes object: less than half of what a tuple of the two costs.
         self._sessions: dict[str | tuple[str, str], bytes] = {}
         self.used = 0
         self.limit(limit, size, needed=needed)
 
     def limit(self, limit: int, size: int, *, needed: bool) -> None:
-        """Replace the bounds. What was not needed before was not remembered either."""
+        """Replace the bounds. Usernames that were not needed so far are unknown until the next registration."""
         self._limit = limit if needed else 0
         self._size = size
         self._shrink()
@@ -64,7 +65,7 @@ class SessionTable:
 
     def see(self, event: Event) -> Event:
         """
-        Learn from an event, and complete it.
+        Learn the username from a registration, or add it to an event that lacks it.
 
         :returns: the event, with its username when its message names none but the client's registration did.
         """
@@ -91,7 +92,7 @@ class SessionTable:
         older = sessions.pop(key, None)
         if older is not None:
             if int.from_bytes(older[:8], "big", signed=True) > event.timestamp:
-                # Read after the registration that followed it.
+                # This one was read after the registration that followed it.
                 entry = older
             self.used -= len(older)
             if entry is None:

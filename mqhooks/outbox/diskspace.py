@@ -1,10 +1,12 @@
 """
-Whether the disk has room for more, and the room that is kept for the end.
+Whether the disk has space for more, and the reserve that lets a full disk drain.
 
-To note that a delivery has arrived takes room as well, and so does moving SQLite's log of writes into the file. An outbox that
-had filled its own disk could do neither, and would send everything again after each start. So nothing new is written when the
-disk would have too little left to move the log, and a file beside the outbox reserves some room, whatever else fills the disk.
-It is removed when a commit finds no room, and nothing new is written until it is back.
+Acknowledging a delivery takes disk space too, and so does moving SQLite's write-ahead log into the file. An outbox that had
+filled its own disk could do neither, and would send everything again after each start.
+
+- Nothing new is written when the disk would have too little left to move the log.
+- A file beside the outbox reserves some space, whatever else fills the disk. It is removed when a commit finds no space, and
+  nothing new is written until it is back.
 """
 
 from __future__ import annotations
@@ -14,21 +16,21 @@ from collections.abc import Callable
 from contextlib import suppress
 
 RESERVE = 4 << 20
-"""How many bytes are reserved, a quarter of what is free at most: about what the log grows to before it is moved."""
+"""How many bytes are reserved, but at most a quarter of what is free: about the size at which the log is moved."""
 
 ALLOWED = 8 << 20
-"""How many bytes are written before the disk is looked at again, a quarter of what is free at most."""
+"""How many bytes are written before the disk is checked again, but at most a quarter of what is free."""
 
 LEAST = 64 << 10
-"""How many bytes are worth reserving."""
+"""A reserve of fewer bytes is not worth having."""
 
 
-class Room:
+class DiskSpace:
     """
-    The room beside an outbox.
+    The disk space beside an outbox.
 
     :param path: the outbox.
-    :ivar spent: whether the reserve is given up, or could not be made.
+    :ivar spent: whether the reserve was given up, or could not be made.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,14 +52,14 @@ class Room:
         if size <= self._allowed:
             self._allowed -= size
             return True
-        # It grows the log, and what is in the log then grows the file.
+        # What is written grows the log first, and then the file.
         needed, free = 2 * size + self._log_size(), self._free()
         self._allowed = min(max((free - needed) // 4, 0), ALLOWED)
         return free >= needed or (free >= size and free + free_inside() >= needed)
 
     def make(self) -> bool:
         """
-        Reserve room, if there is some.
+        Reserve space, if there is any.
 
         :returns: whether there was.
         """
@@ -80,9 +82,9 @@ class Room:
 
     def spend(self) -> bool:
         """
-        Give the reserve up.
+        Give up the reserve.
 
-        :returns: whether it was not yet.
+        :returns: whether there was one.
         """
         spent, self.spent, self._allowed = self.spent, True, 0
         self._remove()
@@ -90,9 +92,9 @@ class Room:
 
     def renew(self, free_inside: int) -> None:
         """
-        Reserve room anew.
+        Reserve space again.
 
-        :param free_inside: how many bytes are free within the outbox's own file: as good as a reserve when they are enough.
+        :param free_inside: how many bytes are free within the outbox's own file: enough of them are as good as a reserve.
         """
         if not self.make() and free_inside >= RESERVE:
             self.spent = False
@@ -111,6 +113,6 @@ class Room:
             return 0
 
     def _remove(self) -> None:
-        # What cannot be removed frees nothing: so be it.
+        # A reserve that cannot be removed frees nothing, which the next commit notices.
         with suppress(OSError):
             os.unlink(self._reserve)

@@ -7,37 +7,37 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from mqhooks.outbox.room import RESERVE, Room
+from mqhooks.outbox.diskspace import RESERVE, DiskSpace
 from tests.outboxes import StoreCase, deliveries
 
 
-class RoomTests(SynchronousTestCase):
+class DiskSpaceTests(SynchronousTestCase):
     def setUp(self):
         directory = Path(self.mktemp()).resolve()
         directory.mkdir()
         self.path = str(directory / "outbox")
         self.reserve = Path(f"{self.path}.reserve")
-        self.room = Room(self.path)
+        self.space = DiskSpace(self.path)
 
     def nothing(self):
         return 0
 
     def test_reserve_takes_room_and_nobody_else_may_read_it(self):
-        self.assertTrue(self.room.make())
+        self.assertTrue(self.space.make())
         found = self.reserve.stat()
         self.assertEqual((found.st_size, found.st_mode & 0o777), (RESERVE, 0o600))
         self.assertGreaterEqual(found.st_blocks * 512, RESERVE)
 
     def test_spent_once_and_renewed(self):
-        self.room.make()
-        self.assertTrue(self.room.enough(1000, self.nothing))
-        self.assertTrue(self.room.spend())
-        self.assertFalse(self.room.spend())
+        self.space.make()
+        self.assertTrue(self.space.enough(1000, self.nothing))
+        self.assertTrue(self.space.spend())
+        self.assertFalse(self.space.spend())
         self.assertFalse(self.reserve.exists())
-        self.assertFalse(self.room.enough(1000, self.nothing))
-        self.room.renew(0)
+        self.assertFalse(self.space.enough(1000, self.nothing))
+        self.space.renew(0)
         self.assertTrue(self.reserve.exists())
-        self.assertTrue(self.room.enough(1000, self.nothing))
+        self.assertTrue(self.space.enough(1000, self.nothing))
 
     def full(self, free):
         class Found:
@@ -48,25 +48,25 @@ class RoomTests(SynchronousTestCase):
 
     def test_room_within_the_file_is_as_good_as_a_reserve(self):
         self.full(0)
-        self.assertFalse(self.room.make())
-        self.room.renew(RESERVE - 1)
-        self.assertTrue(self.room.spent)
-        self.room.renew(RESERVE)
-        self.assertFalse(self.room.spent)
+        self.assertFalse(self.space.make())
+        self.space.renew(RESERVE - 1)
+        self.assertTrue(self.space.spent)
+        self.space.renew(RESERVE)
+        self.assertFalse(self.space.spent)
 
     def test_what_is_written_has_to_be_moved_out_of_the_log_as_well(self):
         Path(f"{self.path}-wal").write_bytes(bytes(3000))
         self.full(5000)
-        self.assertTrue(self.room.enough(1000, self.nothing))
-        self.assertFalse(Room(self.path).enough(1001, self.nothing))
-        self.assertTrue(Room(self.path).enough(2000, lambda: 2000))
-        self.assertFalse(Room(self.path).enough(5001, lambda: 1 << 30))
+        self.assertTrue(self.space.enough(1000, self.nothing))
+        self.assertFalse(DiskSpace(self.path).enough(1001, self.nothing))
+        self.assertTrue(DiskSpace(self.path).enough(2000, lambda: 2000))
+        self.assertFalse(DiskSpace(self.path).enough(5001, lambda: 1 << 30))
 
     def test_symbolic_link_is_not_followed(self):
         target = Path(f"{self.path}.target")
         target.write_text("mine")
         self.reserve.symlink_to(target)
-        self.room.make()
+        self.space.make()
         self.assertEqual(target.read_text(), "mine")
 
 
