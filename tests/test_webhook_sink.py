@@ -342,6 +342,16 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.assertIn("webhook w: the endpoint is up again, 99 deliveries are waiting", self.lines())
         self.assert_identities()
 
+    def test_refusals_let_more_and_more_go_out_again(self):
+        sink = self.make(pool_size=8)
+        sink.receive([publish(f"c{number}", number) for number in range(8)])
+        while self.in_flight:
+            self.transport.end(ConnectFailed("refused"))
+        self.clock.advance(1)
+        self.end_all(400)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        self.assertEqual(len(self.in_flight), 8)
+
     def test_many_that_fail_in_a_row_are_the_endpoints_failure(self):
         sink = self.make(pool_size=32)
         sink.receive([publish(f"c{number}", number) for number in range(60)])

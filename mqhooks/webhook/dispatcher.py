@@ -339,8 +339,7 @@ class Dispatcher:
     def _note_arrival(self, deliveries: list[Delivery]) -> None:
         if self._outcomes.arrived(deliveries):
             self._recovered()
-        else:
-            self._admit()
+        self._admit()
 
     def _failed(self, failure: Failure, deliveries: list[Delivery], settle: Settle, _since: float) -> None:
         error = failure.value
@@ -386,6 +385,9 @@ class Dispatcher:
             self._recovered()
         if outcome.probe is not None:
             self._hold(outcome, outcome.probe, reason)
+        else:
+            # A refusal shows that the endpoint works: there may be more in flight than before.
+            self._admit()
         status, body = (result.status, result.body) if isinstance(result, Response) else (0, b"")
         parked = []
         for delivery, fate, why in zip(deliveries, outcome.fates, outcome.reasons, strict=True):
@@ -465,7 +467,6 @@ class Dispatcher:
             name=self._settings.name,
             pending=self.outbox.counts.pending,
         )
-        self._admit()
 
     def _admit(self) -> None:
         if self._running and not self._paused:
