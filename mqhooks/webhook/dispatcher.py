@@ -250,7 +250,11 @@ class Dispatcher:
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
-        self._take(claimed)
+        pumping, self._pumping = self._pumping, True
+        try:
+            self._take(claimed)
+        finally:
+            self._pumping = pumping
         self._pump()
 
     def _not_claimed(self, failure: Failure) -> None:
