@@ -66,6 +66,17 @@ class SqliteOutboxTests(StoreCase):
         self.turn()
         self.assertTrue(appended[4].called)
 
+    def test_much_that_comes_when_another_webhook_hears_of_a_transaction(self):
+        other = self.open().outbox("other")
+        accepted = []
+        first = self.outbox.append(deliveries(1))
+        other.append(deliveries(3)).addCallback(lambda _: accepted.append("first"))
+        first.addCallback(lambda _: other.append(deliveries(9, 3, size=1 << 20)).addCallback(lambda _: accepted.append("more")))
+        self.second()
+        self.assertEqual(accepted, ["first", "more"])
+        self.assertEqual([delivery.id for delivery in self.claim(outbox=other)], [f"msg_{number}" for number in range(12)])
+        self.check_counts(other)
+
     def test_first_in_first_out(self):
         self.open()
         for number in range(0, 30, 10):

@@ -249,12 +249,12 @@ class Store:
 
     def _written(self, _: None) -> None:
         self.failing = None
-        written, self._changes = self._changes, None
         self._writing = ([], [])
-        if written is None or self.file is None:
-            return
-        for queue, changes in written:
-            queue.written(changes)
+        if self.file is not None:
+            # Whoever hears of it may have more to write at once: that must not begin before all queues have gone on.
+            for queue, changes in self._changes or ():
+                queue.written(changes)
+        self._changes = None
         if self._dirty or self._requests or self._inbox:
             self._schedule(RETRY if self._held else 0.0)
         self._tell_flushed()
