@@ -363,6 +363,19 @@ class BatchTests(LaneCase):
         self.clock.advance(1)
         self.assertEqual(self.names(), [["a-4"]])
 
+    def test_what_was_parked_keeps_to_the_limit_of_bytes(self):
+        lanes = self.make(max_bytes=25)
+        lanes.limit = 0
+        lanes.push([self.delivery(client, 1, 10) for client in "abcde"])
+        lanes.release_long(5)
+        lanes.limit = 1
+        lanes.admit()
+        for names in (["a-1", "b-1"], ["c-1", "d-1"], ["e-1"]):
+            self.assertEqual(self.names(), [names])
+            self.end()
+            self.clock.advance(1)
+        self.assert_empty()
+
     def test_a_batch_that_is_refused_is_tried_in_halves(self):
         lanes = self.make(size=4)
         lanes.push(self.deliveries("a-1", "b-1", "c-1", "d-1"))
@@ -414,7 +427,7 @@ class OrderTests(LaneCase):
     @settings(max_examples=400, deadline=None)
     @given(st.integers(1, 2), st.integers(1, 4), st.lists(st.integers(0, 3), max_size=30), st.data())
     def test_order_holds_whatever_fails(self, count, size, clients, data):
-        lanes = self.make(count, BatchSettings(size=size, linger=data.draw(st.sampled_from([0, 0.05]))))
+        lanes = self.make(count, BatchSettings(size=size, linger=data.draw(st.sampled_from([0, 0.05])), max_bytes=150))
         numbers, arrived = defaultdict(int), defaultdict(list)
         waiting, parked = [], set()
         for client in clients:
@@ -440,6 +453,7 @@ class OrderTests(LaneCase):
                 index = data.draw(st.integers(0, len(self.in_flight) - 1))
                 batch, settle = self.in_flight.pop(index)
                 self.assertLessEqual(len(batch), size)
+                self.assertLessEqual(sum(len(one.body) for one in batch), 150)
                 self.assertFalse(self.shelved & {one.place for one in batch}, "what is sent must not be dropped")
                 self.assertFalse(parked & {one.client for one in batch})
                 fate = data.draw(st.sampled_from([ARRIVED, ARRIVED, PARK, AGAIN, HALVE]))

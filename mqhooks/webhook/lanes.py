@@ -289,15 +289,17 @@ class Lane:
         batch: list[Delivery] = []
         size = 0
         while queue and room:
-            head = queue[0]
-            if batch and not isinstance(head, str) and size + len(head.body) > limits.max_bytes:
-                break
-            room -= 1
-            queue.popleft()
+            head = queue.popleft()
             delivery = self._resume(head) if isinstance(head, str) else self._unless_parked(head)
             if delivery is not None:
+                if batch and size + len(delivery.body) > limits.max_bytes:
+                    if isinstance(head, str):
+                        self._recalled[head] = delivery
+                    queue.appendleft(head)
+                    break
                 batch.append(delivery)
                 size += len(delivery.body)
+            room -= 1
         if part and room and queue:
             self._parts.append(room)
         if limits.linger:
