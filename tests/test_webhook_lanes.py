@@ -308,9 +308,9 @@ class LanesTests(LaneCase):
         lanes.limit = 0
         self.assertIsNone(lanes.newest(lambda client: False), "the lane is busy")
         self.end(AGAIN)
-        self.assertEqual(lanes.newest(lambda client: False).id, "d-1")
+        self.assertEqual(lanes.newest(lambda client: False), "d")
         newest = lanes.newest({"a", "d"}.__contains__)
-        self.assertEqual(newest.id, "b-2")
+        self.assertEqual(newest, "b")
         self.assertIsNone(lanes.newest(set("abcd").__contains__))
         self.assertTrue(lanes.waits_beside({"a", "b", "c"}))
         self.assertFalse(lanes.waits_beside(set("abcd")))
@@ -319,6 +319,21 @@ class LanesTests(LaneCase):
         lanes.admit()
         self.end_all()
         self.assertEqual(self.finished[1:], ["b-1", "a-1", "c-1", "b-2", "d-1"])
+
+    def test_newest_and_preferred_among_long_bodies(self):
+        lanes = self.make()
+        lanes.push([*self.deliveries("a-1", "b-1"), *self.deliveries("c-1", "b-2", "d-1", size=10_000)])
+        lanes.limit = 0
+        self.end(AGAIN)
+        lanes.release_long(100)
+        self.assertEqual(lanes.newest({"a", "c", "d"}.__contains__), "b")
+        self.assertFalse(lanes.waits_beside(set("abcd")))
+        lanes.prefer("b")
+        lanes.limit = 1
+        lanes.admit()
+        self.end_all()
+        self.assertEqual(self.finished[1:], ["b-1", "a-1", "c-1", "d-1", "b-2"])
+        self.assert_empty()
 
 
 class BatchTests(LaneCase):

@@ -413,6 +413,18 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.assertTrue(sink.refusing)
         self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending, self.in_flight), (9, 21, []))
 
+    def test_wholesale_refusal_of_one_client_without_order_holds_what_was_parked(self):
+        sink = self.make(ordering="none", pool_size=2)
+        sink.receive([publish("c", number) for number in range(100)])
+        while self.clock.seconds() < 20 or self.in_flight:
+            self.clock.advance(1)
+            self.end_all(503)
+        while self.clock.seconds() < 600:
+            self.clock.advance(1)
+            self.end_all(401)
+        self.assertTrue(sink.refusing)
+        self.assertEqual(self.outbox.counts.dead, 9)
+
     def test_refusals_of_a_few_clients_are_theirs_while_others_wait(self):
         sink = self.make(pool_size=1)
         sink.receive([publish("bad", number) for number in range(30)] + [publish("good", 1)])
@@ -518,6 +530,14 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             self.assertEqual(len(delivered), 50)
             self.assertLess(max(delivered.values()) - begun, 2)
             self.assert_identities()
+
+    def test_healthy_clients_with_long_bodies_are_delivered_beside_poisoned_ones(self):
+        sink = self.make(pool_size=4)
+        long = [publish(f"good{number}", number, username="u" * 5000) for number in range(4)]
+        sink.receive([*(publish(f"bad{number}", number) for number in range(40)), *long])
+        delivered = self.run_endpoint(lambda client: 500 if client.startswith("bad") else 200, 10)
+        self.assertEqual(len(delivered), 4)
+        self.assertLess(max(delivered.values()), 4)
 
     def test_a_healthy_client_is_delivered_at_once_after_hours_of_poisoned_ones(self):
         sink = self.make(pool_size=8)
