@@ -55,9 +55,6 @@ said when to come back, is not probed early.
 UNREADABLE = 1.0
 """Seconds before parked deliveries that could not be read are recalled again."""
 
-GRAIN = 1 << 20
-"""A webhook that holds fewer bytes tells the budget only when it claims."""
-
 NEVER = float("inf")
 
 
@@ -141,7 +138,7 @@ class Dispatcher:
         merge = settings.merge_window if ordered else 0
         self._merge = MergeWindow(merge, counters.late) if merge else None
         self._merge_timer: IDelayedCall | None = None
-        self._share = budget.join(self._pump)
+        self._budget = budget
         self._claim: Deferred[Sequence[Delivery]] | None = None
         self._last_arrival = 0.0
         self._pumping = False
@@ -177,6 +174,7 @@ class Dispatcher:
     def start(self) -> None:
         """Begin to deliver, first of all what the outbox holds."""
         self._running = True
+        self._budget.join(self)
         self._pump()
 
     def stop_sending(self) -> None:
@@ -187,14 +185,14 @@ class Dispatcher:
             self._claim.cancel()
 
     def close(self) -> None:
-        """End all timers and give back all memory."""
+        """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
         for timer in (*self._retries, self._probe_timer, self._merge_timer):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
-        self._share.leave()
+        self._budget.leave(self)
 
     def pause(self) -> None:
         """Send nothing more until :meth:`resume`; what is in flight goes on."""
@@ -213,14 +211,11 @@ class Dispatcher:
         if not self._running or self._pumping:
             return
         self._pumping = True
-        # What has been delivered since has made room.
-        self._note_held()
         try:
             while self._release() or self._claim_more():
-                self._note_held()
+                pass
         finally:
             self._pumping = False
-        self._note_held()
         if self._merge is not None and len(self._merge) and self._merge_timer is None:
             self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
         if self._breaker.down:
@@ -245,8 +240,9 @@ class Dispatcher:
 
     def _left(self) -> int:
         """How many bytes of bodies may be claimed."""
+        held = self._lanes.size + (0 if self._merge is None else self._merge.size)
         # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
-        return min(self._share.left, self.outbox.max_size // 2 - self._share.held)
+        return min(self._budget.part, self.outbox.max_size // 2) - held
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
@@ -296,9 +292,6 @@ class Dispatcher:
         now, since = self._seconds(), self.outbox.waiting_since
         # A disk that is full must not stop what would free it.
         return now if since is None else max(since, now - LONGEST_COMMIT)
-
-    def _note_held(self) -> None:
-        self._share.hold(self._lanes.size + (0 if self._merge is None else self._merge.size))
 
     def _tick(self) -> None:
         self._merge_timer = None
@@ -376,8 +369,6 @@ class Dispatcher:
         # While a claim waits, what comes wakes the pump by itself.
         if self._claim is None and self._lanes.load <= self._low:
             self._pump()
-        elif self._share.held > GRAIN:
-            self._note_held()
         if self.settled is not None:
             self.settled()
 
