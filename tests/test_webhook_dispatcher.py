@@ -94,6 +94,15 @@ class MemoryTests(SinkMixin, SynchronousTestCase):
             self.clock.advance(1)
         self.assertEqual(down.outbox.counts.delivered, 20)
 
+    def test_while_an_endpoint_is_down_its_backlog_stays_in_the_outbox(self):
+        ((sink, transport),) = self.sinks(1)
+        sink.outbox.append([Delivery(f"msg_{number}", f"c{number}", 0, b"x" * 5000) for number in range(5000)])
+        for _ in range(20):
+            while transport.in_flight:
+                transport.end(ConnectFailed("refused"))
+            self.clock.advance(300)
+        self.assertGreater(len(sink.outbox.claim(5000, 1 << 30)), 4000)
+
     def test_others_that_are_paused_keep_nobody_waiting(self):
         *paused, (up, working) = self.sinks(3, pool_size=2)
         for sink, _ in paused:

@@ -271,37 +271,6 @@ class LanesTests(LaneCase):
         self.assertEqual(self.finished, ["a-1", "b-1", "a-1", "a-2", "a-3"])
         self.assert_empty()
 
-    def test_long_bodies_are_given_up_and_keep_their_turn(self):
-        lanes = self.make()
-        lanes.push(
-            [
-                *self.deliveries("a-1", "b-1", size=10),
-                *self.deliveries("c-1", "a-2", "c-2", size=10_000),
-                *self.deliveries("c-3", "b-2", size=10),
-            ]
-        )
-        lanes.limit = 0
-        self.end(AGAIN)
-        lanes.release_long(100)
-        self.assertLess(lanes.size, 100)
-        lanes.release_long(100)
-        lanes.limit = 1
-        lanes.admit()
-        self.end_all()
-        self.assertEqual(sorted(self.finished[1:]), ["a-1", "a-2", "b-1", "b-2", "c-1", "c-2", "c-3"])
-        for client in "abc":
-            own = [name for name in self.finished[1:] if name.startswith(client)]
-            self.assertEqual(own, sorted(own))
-        self.assert_empty()
-
-    def test_long_bodies_behind_what_is_in_flight_keep_their_turn(self):
-        lanes = self.make()
-        lanes.push(self.deliveries("a-1", "a-2", "a-3", size=10_000))
-        lanes.release_long(100)
-        self.end_all()
-        self.assertEqual(self.finished, ["a-1", "a-2", "a-3"])
-        self.assert_empty()
-
     def test_newest_and_preferred(self):
         lanes = self.make()
         lanes.push(self.deliveries("a-1", "b-1", "c-1", "b-2", "d-1"))
@@ -320,19 +289,24 @@ class LanesTests(LaneCase):
         self.end_all()
         self.assertEqual(self.finished[1:], ["b-1", "a-1", "c-1", "b-2", "d-1"])
 
-    def test_newest_and_preferred_among_long_bodies(self):
+    def test_newest_and_preferred_among_parked_ones(self):
         lanes = self.make()
-        lanes.push([*self.deliveries("a-1", "b-1"), *self.deliveries("c-1", "b-2", "d-1", size=10_000)])
+        lanes.push(self.deliveries("a-1", "b-1", "c-1", "b-2", "c-2"))
+        self.end(PARK)
+        self.end(PARK)
         lanes.limit = 0
-        self.end(AGAIN)
-        lanes.release_long(100)
-        self.assertEqual(lanes.newest({"a", "c", "d"}.__contains__), "b")
-        self.assertFalse(lanes.waits_beside(set("abcd")))
+        self.end(PARK)
+        lanes.shelve()
+        for key in "abc":
+            lanes.unpark(key)
+        self.assertEqual(lanes.newest({"c"}.__contains__), "b")
+        self.assertIsNone(lanes.newest(set("abc").__contains__))
+        self.assertFalse(lanes.waits_beside(set("abc")))
         lanes.prefer("b")
         lanes.limit = 1
         lanes.admit()
         self.end_all()
-        self.assertEqual(self.finished[1:], ["b-1", "a-1", "c-1", "d-1", "b-2"])
+        self.assertEqual(self.finished[3:], ["b-1", "a-1", "c-1", "b-2", "c-2"])
         self.assert_empty()
 
 
@@ -380,9 +354,13 @@ class BatchTests(LaneCase):
 
     def test_what_was_parked_keeps_to_the_limit_of_bytes(self):
         lanes = self.make(max_bytes=25)
+        lanes.push(self.deliveries("a-1", "b-1", "c-1", "d-1", "e-1", size=10))
+        for _ in range(3):
+            self.clock.advance(1)
+            self.end(PARK)
         lanes.limit = 0
-        lanes.push([self.delivery(client, 1, 10) for client in "abcde"])
-        lanes.release_long(5)
+        for client in "abcde":
+            lanes.unpark(client)
         lanes.limit = 1
         lanes.admit()
         for names in (["a-1", "b-1"], ["c-1", "d-1"], ["e-1"]):
@@ -459,8 +437,6 @@ class OrderTests(LaneCase):
                 lanes.admit()
             elif step == 3:
                 lanes.shelve()
-            elif step == 4:
-                lanes.release_long(10)
             elif step == 5 and lanes.newest(lambda _: False):
                 lanes.prefer(lanes.newest(lambda _: False))
                 lanes.admit()

@@ -40,9 +40,6 @@ WINDOW = 4096
 MOST = 1 << 14
 """The most that :data:`WINDOW` grows to when it takes more to fill all batches that may be in flight."""
 
-LONG = 4096
-"""While the breaker is open, waiting deliveries with bodies of more bytes are kept by their places only."""
-
 LONGEST_COMMIT = 1.0
 """The merge window waits this many seconds for a commit, not longer."""
 
@@ -361,8 +358,6 @@ class Dispatcher:
         outcome = self._outcomes.failed(deliveries, result, self._now(), self._lanes.parked, self._lanes.waits_beside)
         self._carry_out(outcome, deliveries, result)
         settle(outcome.fates)
-        if self._breaker.down:
-            self._lanes.release_long(LONG)
         self._go_on()
 
     def _go_on(self) -> None:

@@ -111,11 +111,6 @@ class Lanes:
         for lane in self._lanes:
             lane.shelve()
 
-    def release_long(self, size: int) -> None:
-        """Keep only the places of what waits with bodies of more than ``size`` bytes; the turn of each stays the same."""
-        for lane in self._lanes:
-            lane.release_long(size)
-
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits in a lane."""
         return any(lane.waits_beside(clients) for lane in self._lanes)
@@ -222,24 +217,6 @@ class Lane:
                     self._queue.append(item)
                 else:
                     self._park_behind(item)
-
-    def release_long(self, size: int) -> None:
-        """Keep only the places of waiting deliveries with long bodies, and of all others with their keys."""
-        key = self._all.key
-        long = {key(item) for item in self._queue if isinstance(item, Delivery) and len(item.body) > size}
-        long -= set(map(key, self._current or ()))
-        if not long:
-            return
-        queue = list(self._queue)
-        self._queue.clear()
-        for item in queue:
-            if isinstance(item, Parked) or key(item) not in long:
-                self._queue.append(item)
-            elif key(item) in self._parked:
-                self._park_behind(item)
-            else:
-                self._leave(item)
-                self._queue.append(self._park(item))
 
     def newest(self, known: Callable[[str], bool]) -> tuple[int, str] | None:
         """Find place and key of the last delivery whose client is not known, unless a request is in flight here."""
@@ -434,7 +411,7 @@ class Lane:
         del self._parked[parked.key]
         self._all.parked -= 1
 
-    def _park(self, delivery: Delivery) -> Parked:
+    def _park(self, delivery: Delivery) -> None:
         """Let a delivery that has left wait before others with its key."""
         key = self._all.key(delivery)
         parked = self._parked.get(key)
@@ -443,7 +420,6 @@ class Lane:
             self._all.parked += 1
         parked.places.appendleft(delivery.place)
         self._shelve(delivery)
-        return parked
 
     def _park_behind(self, delivery: Delivery) -> None:
         self._leave(delivery)
@@ -468,10 +444,10 @@ class Lane:
         """
         key = self._all.key(delivery)
         if key in self._parked:
-            parked = self._park(delivery)
+            self._park(delivery)
             if named:
                 return 0
-            self._queue.appendleft(parked)
+            self._queue.appendleft(self._parked[key])
             return 1
         self._all.load += 1
         self._all.size += len(delivery.body)
