@@ -259,6 +259,15 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             self.clock.pump([1] * 100)
         self.assertEqual(sorted(numbers), list(range(count)))
 
+    def test_more_than_the_merge_window_holds_beside_a_client_that_hangs(self):
+        sink = self.make(merge_window=0.05, pool_size=32)
+        sink.receive([publish(f"c{number % 50}", number) for number in range(WINDOW * 8)])
+        for _ in range(100):
+            while others := [attempt for attempt in self.in_flight if attempt.client != "c7"]:
+                self.transport.end(index=self.in_flight.index(others[0]))
+            self.clock.advance(0.01)
+        self.assertGreater(self.outbox.counts.delivered, WINDOW * 7)
+
     def test_a_retry_keeps_its_clients_order_and_holds_no_other(self):
         sink = self.make(pool_size=1)
         sink.receive([publish("a", 1), publish("b", 1), publish("a", 2), publish("b", 2)])

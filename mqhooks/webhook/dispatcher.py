@@ -271,15 +271,16 @@ class Dispatcher:
 
     def _release(self) -> bool:
         """Let the merge window go what it has held long enough; returns whether there was some."""
-        merge = self._merge
-        if merge is None or not len(merge) or self._lanes.load > self._low:
+        merge, lanes = self._merge, self._lanes
+        if merge is None or not len(merge) or lanes.load > self._low:
             return False
-        released = merge.release(self._horizon(), self._window - self._lanes.load)
-        if not released and (len(merge) >= self._window or self._left() <= 0) and not self._lanes.load:
+        released = merge.release(self._horizon(), self._window - lanes.load)
+        idle = not lanes.load or lanes.in_flight < lanes.limit
+        if not released and idle and (len(merge) >= self._window or self._left() <= 0):
             # More came within the window than it holds: its first part has to go.
             released = merge.release(NEVER, max(len(merge) // 2, 1))
         self._counters.late = merge.late
-        self._lanes.push(released)
+        lanes.push(released)
         return bool(released)
 
     def _horizon(self) -> float:
