@@ -15,6 +15,7 @@ from mqhooks.outbox import schema
 from mqhooks.outbox.file import WEBHOOKS
 from mqhooks.outbox.ledger import READY as CACHE
 from mqhooks.outbox.ledger import ROW as BATCH
+from mqhooks.outbox.room import Room
 from mqhooks.outbox.sqlite import TOO_FULL, SqliteStore
 from mqhooks.outbox.store import RETRY, UNWRITTEN
 from tests.outboxes import PLENTY, StoreCase, deliveries
@@ -58,6 +59,15 @@ class SqliteOutboxTests(StoreCase):
         self.clock.pump([RETRY] * 3)
         self.assertIsNone(self.successResultOf(accepted))
         self.assertEqual([len(delivery.body) for delivery in self.claim()], [1, 2 << 20])
+
+    def test_when_all_is_written_for_which_there_is_room_nothing_waits(self):
+        self.open()
+        self.patch(Room, "enough", lambda room, size, free_inside: size < 1 << 20)
+        self.append(1, size=2 << 20)
+        self.assertEqual(self.pending(), 1)
+        self.assertIsNone(self.outbox.waiting_since)
+        self.outbox.acknowledge(self.claim())
+        self.assertIsNone(self.outbox.oldest)
 
     def test_much_in_one_turn_is_committed_before_it_ends(self):
         self.open()

@@ -140,7 +140,8 @@ class _New:
             count += 1
             size += len(delivery.body)
         first = _New(self.deliveries[:count], size, 0, 0, self.resolved, self.refused, self.letters, [], self.since)
-        rest = _New(self.deliveries[count:], self.size - size, since=self.since)
+        left = self.deliveries[count:]
+        rest = _New(left, self.size - size, since=self.since if left else None)
         for accepted, upto in self.accepting:
             (first if upto <= count else rest).accepting.append((accepted, max(upto - count, 0)))
         return first, rest
