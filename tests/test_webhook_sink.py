@@ -540,6 +540,16 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             self.assertLess(max(delivered.values()) - begun, 2)
             self.assert_identities()
 
+    def test_healthy_clients_are_delivered_that_shared_a_batch_with_a_poisoned_one(self):
+        sink = self.make(pool_size=2, batch=BatchSettings(size=100))
+        sink.receive([publish("bad", 0), *(publish(f"good{number}", number) for number in range(49))])
+        while self.clock.seconds() < 20:
+            self.clock.advance(0.1)
+            while self.in_flight:
+                bad = any(body["from_client_id"] == "bad" for body in self.in_flight[0].bodies)
+                self.transport.end(500 if bad else 200)
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.pending), (49, 1))
+
     def test_healthy_clients_with_long_bodies_are_delivered_beside_poisoned_ones(self):
         sink = self.make(pool_size=4)
         long = [publish(f"good{number}", number, username="u" * 5000) for number in range(4)]

@@ -290,12 +290,15 @@ class Lane:
             first: Any = queue.popleft()
             return [first]
         batch: list[Delivery] = []
-        size = 0
-        while queue and room:
+        size, most = 0, room
+        while queue and room and len(batch) < most:
             head = queue.popleft()
             delivery = self._resume(head) if isinstance(head, Parked) else self._unless_parked(head)
             if delivery is not None:
-                if batch and size + len(delivery.body) > limits.max_bytes:
+                if delivery.attempts:
+                    # One that always fails must not hold those for long that were with it: each time it has a quarter as many.
+                    most = min(most, limits.size >> 2 * delivery.attempts)
+                if batch and (size + len(delivery.body) > limits.max_bytes or len(batch) >= most):
                     if isinstance(head, Parked):
                         head.recalled = delivery
                     queue.appendleft(head)
