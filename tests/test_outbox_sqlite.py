@@ -522,6 +522,30 @@ class PassingErrorTests(StoreCase):
         self.assertEqual(len(claimed), CACHE + 3000)
         self.assertIn("cannot be read (disk I/O error); trying again", self.log())
 
+    def test_what_could_not_be_read_comes_back_while_much_waits_to_be_written(self):
+        store = self.open()
+        expected = [f"msg_{number}" for number in range(30 * BATCH + 12)]
+        for number in range(30):
+            self.append(BATCH, number * BATCH)
+        claimed = list(self.claim(CACHE))
+        self.faults.reads = OutboxUnavailable("database is locked")
+        claimed += self.claim()
+        self.outbox.claim(PLENTY, PLENTY).addCallback(claimed.extend)
+        room = []
+        self.patch(Room, "enough", lambda _, size, free_inside: bool(room))
+        self.outbox.append(deliveries(12, 30 * BATCH, size=1 << 20))
+        self.turn()
+        self.assertEqual(store.failing, TOO_FULL)
+        # Each second it is looked whether there is room: before the next transaction is tried, and before this is written.
+        self.clock.advance(0.999 - self.clock.seconds())
+        self.outbox.acknowledge(claimed[:BATCH])
+        self.faults.reads = None
+        room.append(True)
+        self.clock.advance(0.001)
+        self.turn()
+        claimed += self.claim()
+        self.assertEqual([delivery.id for delivery in claimed], expected)
+
     def test_full_outbox_hands_out_what_it_holds(self):
         self.open(max_size=10_000)
         waiting = self.outbox.claim(99, PLENTY)

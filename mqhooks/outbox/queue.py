@@ -583,7 +583,8 @@ class SqliteOutbox:
 
     def _lose(self, number: int, count: int) -> None:
         if self._ledger.settled:
-            self._store.commit(self, 0.0)
+            # Not at once: rows are being read.
+            self._store.commit(self, NOTED)
         if count:
             self.log.critical(
                 "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",

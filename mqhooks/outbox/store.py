@@ -129,7 +129,8 @@ class Store:
         if self._changes is not None:
             # What comes now is in the next one, which follows at once.
             return
-        if queue.unwritten > UNWRITTEN and self._threads is None and self.file is not None and not self._held:
+        much = not within and queue.unwritten > UNWRITTEN
+        if much and self._threads is None and self.file is not None and not self._held:
             self._unschedule()
             self._flush()
         else:
