@@ -514,6 +514,16 @@ class SinkTests(SinkMixin, SynchronousTestCase):
                 self.clock.advance(1)
         self.assert_identities()
 
+    def test_one_bad_delivery_at_the_head_of_a_long_batch_is_not_the_endpoints_failure(self):
+        sink = self.make(batch=BatchSettings(size=1000), pool_size=1)
+        sink.receive([publish(f"c{number}", number) for number in range(1000)])
+        self.clock.advance(1)
+        while self.in_flight:
+            bad = any(body["from_client_id"] == "c0" for body in self.in_flight[0].bodies)
+            self.transport.end(403 if bad else 200)
+            self.assertFalse(sink.refusing)
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.dead), (999, 1))
+
     def run_endpoint(self, answers, seconds, step=0.1):
         """Let an endpoint answer by client for a while; returns what was delivered when, by client."""
         delivered, until = {}, self.clock.seconds() + seconds
