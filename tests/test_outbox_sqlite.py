@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxNoRoom, OutboxUnavailable
 from mqhooks.outbox import schema
+from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import WEBHOOKS
 from mqhooks.outbox.ledger import READY as CACHE
 from mqhooks.outbox.ledger import ROW as BATCH
@@ -59,12 +60,32 @@ class SqliteOutboxTests(StoreCase):
         self.assertIsNone(self.successResultOf(accepted))
         self.assertEqual([len(delivery.body) for delivery in self.claim()], [1, 2 << 20])
 
+    def test_when_all_is_written_for_which_there_is_room_nothing_waits(self):
+        self.open()
+        self.patch(DiskSpace, "enough", lambda room, size, free_inside: size < 1 << 20)
+        self.append(1, size=2 << 20)
+        self.assertEqual(self.pending(), 1)
+        self.assertIsNone(self.outbox.waiting_since)
+        self.outbox.acknowledge(self.claim())
+        self.assertIsNone(self.outbox.oldest)
+
     def test_much_in_one_turn_is_committed_before_it_ends(self):
         self.open()
         appended = [self.outbox.append(deliveries(1, number, size=UNWRITTEN // 3)) for number in range(5)]
         self.assertEqual([deferred.called for deferred in appended], [True, True, True, True, False])
         self.turn()
         self.assertTrue(appended[4].called)
+
+    def test_much_that_comes_when_another_webhook_hears_of_a_transaction(self):
+        other = self.open().outbox("other")
+        accepted = []
+        first = self.outbox.append(deliveries(1))
+        other.append(deliveries(3)).addCallback(lambda _: accepted.append("first"))
+        first.addCallback(lambda _: other.append(deliveries(9, 3, size=1 << 20)).addCallback(lambda _: accepted.append("more")))
+        self.second()
+        self.assertEqual(accepted, ["first", "more"])
+        self.assertEqual([delivery.id for delivery in self.claim(outbox=other)], [f"msg_{number}" for number in range(12)])
+        self.check_counts(other)
 
     def test_first_in_first_out(self):
         self.open()
@@ -500,6 +521,30 @@ class PassingErrorTests(StoreCase):
         claimed += self.successResultOf(waiting) + self.claim()
         self.assertEqual(len(claimed), CACHE + 3000)
         self.assertIn("cannot be read (disk I/O error); trying again", self.log())
+
+    def test_what_could_not_be_read_comes_back_while_much_waits_to_be_written(self):
+        store = self.open()
+        expected = [f"msg_{number}" for number in range(30 * BATCH + 12)]
+        for number in range(30):
+            self.append(BATCH, number * BATCH)
+        claimed = list(self.claim(CACHE))
+        self.faults.reads = OutboxUnavailable("database is locked")
+        claimed += self.claim()
+        self.outbox.claim(PLENTY, PLENTY).addCallback(claimed.extend)
+        room = []
+        self.patch(DiskSpace, "enough", lambda _, size, free_inside: bool(room))
+        self.outbox.append(deliveries(12, 30 * BATCH, size=1 << 20))
+        self.turn()
+        self.assertEqual(store.failing, TOO_FULL)
+        # Each second it is looked whether there is room: before the next transaction is tried, and before this is written.
+        self.clock.advance(0.999 - self.clock.seconds())
+        self.outbox.acknowledge(claimed[:BATCH])
+        self.faults.reads = None
+        room.append(True)
+        self.clock.advance(0.001)
+        self.turn()
+        claimed += self.claim()
+        self.assertEqual([delivery.id for delivery in claimed], expected)
 
     def test_full_outbox_hands_out_what_it_holds(self):
         self.open(max_size=10_000)

@@ -14,35 +14,26 @@ from tests.webhooks import DurableOutbox, FakeTransport, SinkMixin, publish
 
 
 class BudgetTests(SynchronousTestCase):
-    def test_shares_are_equal_parts(self):
+    def test_parts_are_equal(self):
         budget = Budget(90)
-        shares = [budget.join(lambda: None) for _ in range(3)]
-        self.assertEqual([share.left for share in shares], [30, 30, 30])
-        shares[0].hold(20)
-        self.assertEqual([share.left for share in shares], [10, 30, 30])
-        shares[2].leave()
-        self.assertEqual([share.left for share in shares[:2]], [25, 45])
+        for member in "abc":
+            budget.join(member)
+        self.assertEqual(budget.part, 30)
+        budget.leave("a")
+        self.assertEqual(budget.part, 45)
 
-    def test_one_holds_no_more_than_its_part(self):
+    def test_a_part_has_a_limit(self):
         self.patch(budget_module, "SHARE", 40)
-        share = Budget(1000).join(lambda: None)
-        self.assertEqual(share.left, 40)
-
-    def test_a_long_body_holds_everybody_up_until_it_is_gone(self):
-        woken = []
-        budget = Budget(100)
-        first, second = budget.join(lambda: woken.append("first")), budget.join(lambda: woken.append("second"))
-        first.hold(500)
-        self.assertEqual((first.left, second.left), (0, 0))
-        first.hold(0)
-        self.assertEqual((woken, second.left), (["second"], 50))
+        self.assertEqual(Budget(1000).part, 40)
 
 
 class MemoryTests(SinkMixin, SynchronousTestCase):
     """Bodies of 1 MB, and room for 3 MB."""
 
-    def sinks(self, count, **settings):
+    def setUp(self):
         self.make()
+
+    def sinks(self, count, **settings):
         budget = Budget(3_000_000)
         sinks = []
         for number in range(count):
@@ -102,6 +93,31 @@ class MemoryTests(SinkMixin, SynchronousTestCase):
                 broken.end()
             self.clock.advance(1)
         self.assertEqual(down.outbox.counts.delivered, 20)
+
+    def test_while_an_endpoint_is_down_its_backlog_stays_in_the_outbox(self):
+        ((sink, transport),) = self.sinks(1)
+        sink.outbox.append([Delivery(f"msg_{number}", f"c{number}", 0, b"x" * 5000) for number in range(5000)])
+        for _ in range(20):
+            while transport.in_flight:
+                transport.end(ConnectFailed("refused"))
+            self.clock.advance(300)
+        self.assertGreater(len(sink.outbox.claim(5000, 1 << 30)), 4000)
+
+    def test_others_that_are_paused_keep_nobody_waiting(self):
+        *paused, (up, working) = self.sinks(3, pool_size=2)
+        for sink, _ in paused:
+            sink.pause()
+            sink.outbox.append([Delivery(f"msg_{number}", f"c{number}", 0, b"x" * 1_600_000) for number in range(20)])
+        up.outbox.append([Delivery(f"msg_{number}", "c", 0, b"x" * 1_000_000) for number in range(20)])
+        while working.in_flight:
+            working.end()
+        self.assertEqual(up.outbox.counts.pending, 0)
+
+    def test_sinks_that_never_start_take_no_part(self):
+        budget = Budget(3_000_000)
+        for _ in range(100):
+            WebhookSink(self.clock, WebhookSettings("w", "http://h/", ()), DurableOutbox(), FakeTransport(), budget=budget)
+        self.assertEqual(budget.part, 3_000_000)
 
 
 class WindowTests(SinkMixin, SynchronousTestCase):

@@ -271,46 +271,15 @@ class LanesTests(LaneCase):
         self.assertEqual(self.finished, ["a-1", "b-1", "a-1", "a-2", "a-3"])
         self.assert_empty()
 
-    def test_long_bodies_are_given_up_and_keep_their_turn(self):
-        lanes = self.make()
-        lanes.push(
-            [
-                *self.deliveries("a-1", "b-1", size=10),
-                *self.deliveries("c-1", "a-2", "c-2", size=10_000),
-                *self.deliveries("c-3", "b-2", size=10),
-            ]
-        )
-        lanes.limit = 0
-        self.end(AGAIN)
-        lanes.release_long(100)
-        self.assertLess(lanes.size, 100)
-        lanes.release_long(100)
-        lanes.limit = 1
-        lanes.admit()
-        self.end_all()
-        self.assertEqual(sorted(self.finished[1:]), ["a-1", "a-2", "b-1", "b-2", "c-1", "c-2", "c-3"])
-        for client in "abc":
-            own = [name for name in self.finished[1:] if name.startswith(client)]
-            self.assertEqual(own, sorted(own))
-        self.assert_empty()
-
-    def test_long_bodies_behind_what_is_in_flight_keep_their_turn(self):
-        lanes = self.make()
-        lanes.push(self.deliveries("a-1", "a-2", "a-3", size=10_000))
-        lanes.release_long(100)
-        self.end_all()
-        self.assertEqual(self.finished, ["a-1", "a-2", "a-3"])
-        self.assert_empty()
-
     def test_newest_and_preferred(self):
         lanes = self.make()
         lanes.push(self.deliveries("a-1", "b-1", "c-1", "b-2", "d-1"))
         lanes.limit = 0
         self.assertIsNone(lanes.newest(lambda client: False), "the lane is busy")
         self.end(AGAIN)
-        self.assertEqual(lanes.newest(lambda client: False).id, "d-1")
+        self.assertEqual(lanes.newest(lambda client: False), "d")
         newest = lanes.newest({"a", "d"}.__contains__)
-        self.assertEqual(newest.id, "b-2")
+        self.assertEqual(newest, "b")
         self.assertIsNone(lanes.newest(set("abcd").__contains__))
         self.assertTrue(lanes.waits_beside({"a", "b", "c"}))
         self.assertFalse(lanes.waits_beside(set("abcd")))
@@ -319,6 +288,26 @@ class LanesTests(LaneCase):
         lanes.admit()
         self.end_all()
         self.assertEqual(self.finished[1:], ["b-1", "a-1", "c-1", "b-2", "d-1"])
+
+    def test_newest_and_preferred_among_parked_ones(self):
+        lanes = self.make()
+        lanes.push(self.deliveries("a-1", "b-1", "c-1", "b-2", "c-2"))
+        self.end(PARK)
+        self.end(PARK)
+        lanes.limit = 0
+        self.end(PARK)
+        lanes.shelve()
+        for key in "abc":
+            lanes.unpark(key)
+        self.assertEqual(lanes.newest({"c"}.__contains__), "b")
+        self.assertIsNone(lanes.newest(set("abc").__contains__))
+        self.assertFalse(lanes.waits_beside(set("abc")))
+        lanes.prefer("b")
+        lanes.limit = 1
+        lanes.admit()
+        self.end_all()
+        self.assertEqual(self.finished[3:], ["b-1", "a-1", "c-1", "b-2", "c-2"])
+        self.assert_empty()
 
 
 class BatchTests(LaneCase):
@@ -362,6 +351,23 @@ class BatchTests(LaneCase):
         self.end()
         self.clock.advance(1)
         self.assertEqual(self.names(), [["a-4"]])
+
+    def test_what_was_parked_keeps_to_the_limit_of_bytes(self):
+        lanes = self.make(max_bytes=25)
+        lanes.push(self.deliveries("a-1", "b-1", "c-1", "d-1", "e-1", size=10))
+        for _ in range(3):
+            self.clock.advance(1)
+            self.end(PARK)
+        lanes.limit = 0
+        for client in "abcde":
+            lanes.unpark(client)
+        lanes.limit = 1
+        lanes.admit()
+        for names in (["a-1", "b-1"], ["c-1", "d-1"], ["e-1"]):
+            self.assertEqual(self.names(), [names])
+            self.end()
+            self.clock.advance(1)
+        self.assert_empty()
 
     def test_a_batch_that_is_refused_is_tried_in_halves(self):
         lanes = self.make(size=4)
@@ -414,7 +420,7 @@ class OrderTests(LaneCase):
     @settings(max_examples=400, deadline=None)
     @given(st.integers(1, 2), st.integers(1, 4), st.lists(st.integers(0, 3), max_size=30), st.data())
     def test_order_holds_whatever_fails(self, count, size, clients, data):
-        lanes = self.make(count, BatchSettings(size=size, linger=data.draw(st.sampled_from([0, 0.05]))))
+        lanes = self.make(count, BatchSettings(size=size, linger=data.draw(st.sampled_from([0, 0.05])), max_bytes=150))
         numbers, arrived = defaultdict(int), defaultdict(list)
         waiting, parked = [], set()
         for client in clients:
@@ -431,8 +437,6 @@ class OrderTests(LaneCase):
                 lanes.admit()
             elif step == 3:
                 lanes.shelve()
-            elif step == 4:
-                lanes.release_long(10)
             elif step == 5 and lanes.newest(lambda _: False):
                 lanes.prefer(lanes.newest(lambda _: False))
                 lanes.admit()
@@ -440,6 +444,7 @@ class OrderTests(LaneCase):
                 index = data.draw(st.integers(0, len(self.in_flight) - 1))
                 batch, settle = self.in_flight.pop(index)
                 self.assertLessEqual(len(batch), size)
+                self.assertLessEqual(sum(len(one.body) for one in batch), 150)
                 self.assertFalse(self.shelved & {one.place for one in batch}, "what is sent must not be dropped")
                 self.assertFalse(parked & {one.client for one in batch})
                 fate = data.draw(st.sampled_from([ARRIVED, ARRIVED, PARK, AGAIN, HALVE]))

@@ -268,6 +268,15 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             self.clock.pump([1] * 100)
         self.assertEqual(sorted(numbers), list(range(count)))
 
+    def test_more_than_the_merge_window_holds_beside_a_client_that_hangs(self):
+        sink = self.make(merge_window=0.05, pool_size=32)
+        sink.receive([publish(f"c{number % 50}", number) for number in range(WINDOW * 8)])
+        for _ in range(100):
+            while others := [attempt for attempt in self.in_flight if attempt.client != "c7"]:
+                self.transport.end(index=self.in_flight.index(others[0]))
+            self.clock.advance(0.01)
+        self.assertGreater(self.outbox.counts.delivered, WINDOW * 7)
+
     def test_a_retry_keeps_its_clients_order_and_holds_no_other(self):
         sink = self.make(pool_size=1)
         sink.receive([publish("a", 1), publish("b", 1), publish("a", 2), publish("b", 2)])
@@ -351,6 +360,16 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.assertIn("webhook w: the endpoint is up again, 99 deliveries are waiting", self.lines())
         self.assert_identities()
 
+    def test_refusals_let_more_and_more_go_out_again(self):
+        sink = self.make(pool_size=8)
+        sink.receive([publish(f"c{number}", number) for number in range(8)])
+        while self.in_flight:
+            self.transport.end(ConnectFailed("refused"))
+        self.clock.advance(1)
+        self.end_all(400)
+        sink.receive([publish(f"c{number}", number) for number in range(100)])
+        self.assertEqual(len(self.in_flight), 8)
+
     def test_many_that_fail_in_a_row_are_the_endpoints_failure(self):
         sink = self.make(pool_size=32)
         sink.receive([publish(f"c{number}", number) for number in range(60)])
@@ -411,6 +430,18 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.transport.end(401)
         self.assertTrue(sink.refusing)
         self.assertEqual((self.outbox.counts.dead, self.outbox.counts.pending, self.in_flight), (9, 21, []))
+
+    def test_wholesale_refusal_of_one_client_without_order_holds_what_was_parked(self):
+        sink = self.make(ordering="none", pool_size=2)
+        sink.receive([publish("c", number) for number in range(100)])
+        while self.clock.seconds() < 20 or self.in_flight:
+            self.clock.advance(1)
+            self.end_all(503)
+        while self.clock.seconds() < 600:
+            self.clock.advance(1)
+            self.end_all(401)
+        self.assertTrue(sink.refusing)
+        self.assertEqual(self.outbox.counts.dead, 9)
 
     def test_refusals_of_a_few_clients_are_theirs_while_others_wait(self):
         sink = self.make(pool_size=1)
@@ -492,6 +523,16 @@ class SinkTests(SinkMixin, SynchronousTestCase):
                 self.clock.advance(1)
         self.assert_identities()
 
+    def test_one_bad_delivery_at_the_head_of_a_long_batch_is_not_the_endpoints_failure(self):
+        sink = self.make(batch=BatchSettings(size=1000), pool_size=1)
+        sink.receive([publish(f"c{number}", number) for number in range(1000)])
+        self.clock.advance(1)
+        while self.in_flight:
+            bad = any(body["from_client_id"] == "c0" for body in self.in_flight[0].bodies)
+            self.transport.end(403 if bad else 200)
+            self.assertFalse(sink.refusing)
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.dead), (999, 1))
+
     def run_endpoint(self, answers, seconds, step=0.1):
         """Let an endpoint answer by client for a while; returns what was delivered when, by client."""
         delivered, until = {}, self.clock.seconds() + seconds
@@ -517,6 +558,24 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             self.assertEqual(len(delivered), 50)
             self.assertLess(max(delivered.values()) - begun, 2)
             self.assert_identities()
+
+    def test_healthy_clients_are_delivered_that_shared_a_batch_with_a_poisoned_one(self):
+        sink = self.make(pool_size=2, batch=BatchSettings(size=100))
+        sink.receive([publish("bad", 0), *(publish(f"good{number}", number) for number in range(49))])
+        while self.clock.seconds() < 20:
+            self.clock.advance(0.1)
+            while self.in_flight:
+                bad = any(body["from_client_id"] == "bad" for body in self.in_flight[0].bodies)
+                self.transport.end(500 if bad else 200)
+        self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.pending), (49, 1))
+
+    def test_healthy_clients_with_long_bodies_are_delivered_beside_poisoned_ones(self):
+        sink = self.make(pool_size=4)
+        long = [publish(f"good{number}", number, username="u" * 5000) for number in range(4)]
+        sink.receive([*(publish(f"bad{number}", number) for number in range(40)), *long])
+        delivered = self.run_endpoint(lambda client: 500 if client.startswith("bad") else 200, 10)
+        self.assertEqual(len(delivered), 4)
+        self.assertLess(max(delivered.values()), 4)
 
     def test_a_healthy_client_is_delivered_at_once_after_hours_of_poisoned_ones(self):
         sink = self.make(pool_size=8)
@@ -578,10 +637,10 @@ class SinkTests(SinkMixin, SynchronousTestCase):
             return 200
 
         self.transport.at_once = at_once
-        sink.receive([publish(f"c{number % 3}", number) for number in range(WINDOW * 4)])
+        sink.receive([publish(f"c{number % 7}", number) for number in range(WINDOW * 4)])
         self.assertEqual(len(seen), WINDOW * 4)
-        for client in ("c0", "c1", "c2"):
-            numbers = [number for name, number in seen if name == client]
+        for client in range(7):
+            numbers = [number for name, number in seen if name == f"c{client}"]
             self.assertEqual(numbers, sorted(numbers))
 
     def test_an_endpoint_that_is_up_again_keeps_the_order(self):

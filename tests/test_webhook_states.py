@@ -185,7 +185,7 @@ class Model:
             self.refused_clients.clear()
         elif kind in WHOLESALE and self.refusals == "hold":
             self.refused += 1
-            self.refused_requests.add((len(numbers), numbers[0]))
+            self.refused_requests.add(numbers[0])
             self.refused_clients.update(self.client[number] for number in numbers)
             self.ever_failing.update(self.client[number] for number in numbers)
         elif kind in ("refused", *WHOLESALE):

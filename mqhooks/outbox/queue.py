@@ -142,7 +142,8 @@ class _New:
             count += 1
             size += len(delivery.body)
         first = _New(self.deliveries[:count], size, 0, 0, self.resolved, self.refused, self.letters, [], self.since)
-        rest = _New(self.deliveries[count:], self.size - size, since=self.since)
+        left = self.deliveries[count:]
+        rest = _New(left, self.size - size, since=self.since if left else None)
         for accepted, upto in self.accepting:
             (first if upto <= count else rest).accepting.append((accepted, max(upto - count, 0)))
         return first, rest
@@ -584,7 +585,8 @@ class SqliteOutbox:
 
     def _lose(self, number: int, count: int) -> None:
         if self._ledger.settled:
-            self._store.commit(self, 0.0)
+            # Not at once: rows are being read.
+            self._store.commit(self, NOTED)
         if count:
             self.log.critical(
                 "{path}: row {number} of webhook {name} is damaged: {lost} deliveries are lost",

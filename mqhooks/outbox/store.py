@@ -132,7 +132,8 @@ class Store:
         if self._changes is not None:
             # This goes into the next transaction, which follows at once.
             return
-        if queue.unwritten > UNWRITTEN and self._threads is None and self.file is not None and not self._held:
+        much = not within and queue.unwritten > UNWRITTEN
+        if much and self._threads is None and self.file is not None and not self._held:
             self._unschedule()
             self._flush()
         else:
@@ -252,12 +253,12 @@ class Store:
 
     def _written(self, _: None) -> None:
         self.failing = None
-        written, self._changes = self._changes, None
         self._writing = ([], [])
-        if written is None or self.file is None:
-            return
-        for queue, changes in written:
-            queue.written(changes)
+        if self.file is not None:
+            # Whoever hears of it may have more to write at once: that must not begin before all queues have gone on.
+            for queue, changes in self._changes or ():
+                queue.written(changes)
+        self._changes = None
         if self._dirty or self._requests or self._inbox:
             self._schedule(RETRY if self._held else 0.0)
         self._tell_flushed()

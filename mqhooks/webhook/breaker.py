@@ -112,9 +112,9 @@ class Breaker:
         :returns: whether the breaker is open. Then the refusal says nothing about the deliveries.
         """
         self.well = False
-        first = deliveries[0]
         if len(self._refused) < IN_A_ROW:
-            self._refused.add(f"{len(deliveries)} {first.id}")
+            # A batch that is tried in halves may fail by its first delivery ten times: that is one reason.
+            self._refused.add(deliveries[0].id)
         for delivery in deliveries:
             if len(self._refused_clients) < IN_A_ROW:
                 self._refused_clients.add(delivery.client)

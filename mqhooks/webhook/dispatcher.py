@@ -40,9 +40,6 @@ WINDOW = 4096
 MOST = 1 << 14
 """The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
 
-LONG = 4096
-"""While the breaker is open, waiting deliveries with bodies of more bytes are kept by their places only."""
-
 LONGEST_COMMIT = 1.0
 """How many seconds the merge window waits for a commit at most."""
 
@@ -54,9 +51,6 @@ reached, or that has sent a ``Retry-After``, is not probed early.
 
 UNREADABLE = 1.0
 """Seconds before parked deliveries that could not be read are recalled again."""
-
-GRAIN = 1 << 20
-"""A webhook that holds fewer bytes than this updates the budget only when it claims."""
 
 NEVER = float("inf")
 
@@ -141,7 +135,7 @@ class Dispatcher:
         merge = settings.merge_window if ordered else 0
         self._merge = MergeWindow(merge, counters.late) if merge else None
         self._merge_timer: IDelayedCall | None = None
-        self._share = budget.join(self._pump)
+        self._budget = budget
         self._claim: Deferred[Sequence[Delivery]] | None = None
         self._last_arrival = 0.0
         self._pumping = False
@@ -177,6 +171,7 @@ class Dispatcher:
     def start(self) -> None:
         """Begin to deliver, first of all what the outbox holds."""
         self._running = True
+        self._budget.join(self)
         self._pump()
 
     def stop_sending(self) -> None:
@@ -187,14 +182,14 @@ class Dispatcher:
             self._claim.cancel()
 
     def close(self) -> None:
-        """End all timers and give back all memory."""
+        """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
         for timer in (*self._retries, self._probe_timer, self._merge_timer):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
-        self._share.leave()
+        self._budget.leave(self)
 
     def pause(self) -> None:
         """Send nothing more until :meth:`resume`; what is in flight goes on."""
@@ -213,14 +208,11 @@ class Dispatcher:
         if not self._running or self._pumping:
             return
         self._pumping = True
-        # Deliveries since the last time have made room.
-        self._note_held()
         try:
             while self._release() or self._claim_more():
-                self._note_held()
+                pass
         finally:
             self._pumping = False
-        self._note_held()
         if self._merge is not None and len(self._merge) and self._merge_timer is None:
             self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
         if self._breaker.down:
@@ -245,12 +237,17 @@ class Dispatcher:
 
     def _left(self) -> int:
         """How many bytes of bodies may be claimed."""
-        # What is in lanes is not dropped when the outbox is full: half of the outbox stays droppable.
-        return min(self._share.left, self.outbox.max_size // 2 - self._share.held)
+        held = self._lanes.size + (0 if self._merge is None else self._merge.size)
+        # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
+        return min(self._budget.part, self.outbox.max_size // 2) - held
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
-        self._take(claimed)
+        pumping, self._pumping = self._pumping, True
+        try:
+            self._take(claimed)
+        finally:
+            self._pumping = pumping
         self._pump()
 
     def _not_claimed(self, failure: Failure) -> None:
@@ -273,16 +270,17 @@ class Dispatcher:
             self._merge.push(group, arrival)
 
     def _release(self) -> bool:
-        """Release what the merge window has held long enough; returns whether there was any."""
-        merge = self._merge
-        if merge is None or not len(merge) or self._lanes.load > self._low:
+        """Let the merge window go what it has held long enough; returns whether there was some."""
+        merge, lanes = self._merge, self._lanes
+        if merge is None or not len(merge) or lanes.load > self._low:
             return False
-        released = merge.release(self._horizon(), self._window - self._lanes.load)
-        if not released and (len(merge) >= self._window or self._left() <= 0) and not self._lanes.load:
-            # More came within the window's time than may be held: release the first half early.
+        released = merge.release(self._horizon(), self._window - lanes.load)
+        idle = not lanes.load or lanes.in_flight < lanes.limit
+        if not released and idle and (len(merge) >= self._window or self._left() <= 0):
+            # More came within the window than it holds: its first part has to go.
             released = merge.release(NEVER, max(len(merge) // 2, 1))
         self._counters.late = merge.late
-        self._lanes.push(released)
+        lanes.push(released)
         return bool(released)
 
     def _horizon(self) -> float:
@@ -292,13 +290,6 @@ class Dispatcher:
         now, since = self._seconds(), self.outbox.waiting_since
         # A full disk must not stop the deliveries that would free it.
         return now if since is None else max(since, now - LONGEST_COMMIT)
-
-    def _held(self) -> int:
-        """How many bytes of bodies are in memory."""
-        return self._lanes.size if self._merge is None else self._lanes.size + self._merge.size
-
-    def _note_held(self) -> None:
-        self._share.hold(self._held())
 
     def _tick(self) -> None:
         self._merge_timer = None
@@ -339,14 +330,13 @@ class Dispatcher:
             self._note_arrival(deliveries)
         settle(ARRIVED)
         # While a claim waits, what comes wakes the pump by itself.
-        if self._claim is None or self._share.held > GRAIN or self.settled is not None:
+        if self._claim is None or self.settled is not None:
             self._go_on()
 
     def _note_arrival(self, deliveries: list[Delivery]) -> None:
         if self._outcomes.arrived(deliveries):
             self._recovered()
-        else:
-            self._admit()
+        self._admit()
 
     def _failed(self, failure: Failure, deliveries: list[Delivery], settle: Settle, _since: float) -> None:
         error = failure.value
@@ -371,15 +361,11 @@ class Dispatcher:
         outcome = self._outcomes.failed(deliveries, result, self._now(), self._lanes.parked, self._lanes.waits_beside)
         self._carry_out(outcome, deliveries, result)
         settle(outcome.fates)
-        if self._breaker.down:
-            self._lanes.release_long(LONG)
         self._go_on()
 
     def _go_on(self) -> None:
         if self._claim is None and self._lanes.load <= self._low:
             self._pump()
-        elif self._share.held - self._held() > GRAIN:
-            self._note_held()
         if self.settled is not None:
             self.settled()
 
@@ -391,6 +377,9 @@ class Dispatcher:
             self._recovered()
         if outcome.probe is not None:
             self._hold(outcome, outcome.probe, reason)
+        else:
+            # A refusal shows that the endpoint works: there may be more in flight than before.
+            self._admit()
         status, body = (result.status, result.body) if isinstance(result, Response) else (0, b"")
         parked = []
         for delivery, fate, why in zip(deliveries, outcome.fates, outcome.reasons, strict=True):
@@ -470,7 +459,6 @@ class Dispatcher:
             name=self._settings.name,
             pending=self.outbox.counts.pending,
         )
-        self._admit()
 
     def _admit(self) -> None:
         if self._running and not self._paused:

@@ -111,27 +111,21 @@ class Lanes:
         for lane in self._lanes:
             lane.shelve()
 
-    def release_long(self, size: int) -> None:
-        """Keep only the places of what waits with bodies of more than ``size`` bytes; the turn of each stays the same."""
-        for lane in self._lanes:
-            lane.release_long(size)
-
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits in a lane."""
         return any(lane.waits_beside(clients) for lane in self._lanes)
 
-    def newest(self, known: Callable[[str], bool]) -> Delivery | None:
+    def newest(self, known: Callable[[str], bool]) -> str | None:
         """
-        Find the delivery that was accepted last, in lanes with nothing in flight.
+        Find the key of the delivery that was accepted last, in lanes with nothing in flight.
 
         :param known: says which clients to leave out.
         """
         found = [newest for lane in self._lanes if (newest := lane.newest(known)) is not None]
-        return max(found, key=_place, default=None)
+        return max(found)[1] if found else None
 
-    def prefer(self, delivery: Delivery) -> None:
-        """Have the first delivery with this one's key be the next to be sent, alone."""
-        key = self.key(delivery)
+    def prefer(self, key: str) -> None:
+        """Have the first delivery with a key that :meth:`newest` has found be the next to be sent, alone."""
         lane = self._lane(key)
         lane.prefer(key)
         self.idle = {lane: None, **self.idle}
@@ -145,6 +139,25 @@ class Lanes:
         return self._lanes[crc32(key.encode()) % len(self._lanes)]
 
 
+class Parked:
+    """
+    A parked key.
+
+    :param key: the key.
+    :param client: whose deliveries they are.
+    :ivar places: of those that are parked, in the outbox.
+    :ivar recalled: the first of them, when it was recalled before it could be sent.
+    """
+
+    __slots__ = ("client", "key", "places", "recalled")
+
+    def __init__(self, key: str, client: str) -> None:
+        self.key = key
+        self.client = client
+        self.places: deque[int] = deque()
+        self.recalled: Delivery | None = None
+
+
 class Lane:
     """
     One lane.
@@ -154,13 +167,11 @@ class Lane:
 
     def __init__(self, lanes: Lanes) -> None:
         self._all = lanes
-        # Holds deliveries, and parked keys whose first delivery may be tried again.
-        self._queue: deque[Delivery | str] = deque()
-        # Places in the outbox, and how often each was tried, which the outbox does not know.
-        self._parked: dict[str, deque[int]] = {}
+        # A parked key that may go on stands in the queue.
+        self._queue: deque[Delivery | Parked] = deque()
+        self._parked: dict[str, Parked] = {}
+        # How often what is parked was tried, which the outbox does not know.
         self._attempts: dict[int, int] = {}
-        # Recalled deliveries whose key stands in the queue.
-        self._recalled: dict[str, Delivery] = {}
         self._current: list[Delivery] | None = None
         self._running = False
         self._settle_current = self._settle
@@ -183,7 +194,7 @@ class Lane:
         """Put a parked key at the end: one that keeps failing must not go before one that never had a turn."""
         if not self._queue:
             self._since = self._all.clock.seconds()
-        self._queue.append(key)
+        self._queue.append(self._parked[key])
         if self._current is None:
             self.run()
 
@@ -195,7 +206,7 @@ class Lane:
 
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits here."""
-        return any((item if isinstance(item, str) else item.client) not in clients for item in self._queue)
+        return any(item.client not in clients for item in self._queue)
 
     def shelve(self) -> None:
         """Park what waits behind a parked delivery."""
@@ -203,39 +214,31 @@ class Lane:
             queue = list(self._queue)
             self._queue.clear()
             for item in queue:
-                if isinstance(item, str) or self._all.key(item) not in self._parked:
+                if isinstance(item, Parked) or self._all.key(item) not in self._parked:
                     self._queue.append(item)
                 else:
                     self._park_behind(item)
 
-    def release_long(self, size: int) -> None:
-        """Keep only the places of waiting deliveries with long bodies, and of all others with their keys."""
-        key = self._all.key
-        long = {key(item) for item in self._queue if not isinstance(item, str) and len(item.body) > size}
-        long -= set(map(key, self._current or ()))
-        if not long:
-            return
-        queue = list(self._queue)
-        self._queue.clear()
-        for item in queue:
-            if isinstance(item, str) or key(item) not in long:
-                self._queue.append(item)
-            elif key(item) in self._parked:
-                self._park_behind(item)
-            else:
-                self._queue.append(key(item))
-                self._leave(item)
-                self._park(item)
-
-    def newest(self, known: Callable[[str], bool]) -> Delivery | None:
-        """Find the last delivery whose client is not known, unless a request is in flight here."""
+    def newest(self, known: Callable[[str], bool]) -> tuple[int, str] | None:
+        """Find place and key of the last delivery whose client is not known, unless a request is in flight here."""
         if self._current is not None:
             return None
-        return next((item for item in reversed(self._queue) if isinstance(item, Delivery) and not known(item.client)), None)
+        for item in reversed(self._queue):
+            if known(item.client):
+                continue
+            if isinstance(item, Delivery):
+                return item.place, self._all.key(item)
+            if item.places:
+                return item.places[-1], item.key
+            if item.recalled is not None:
+                return item.recalled.place, item.key
+        return None
 
     def prefer(self, key: str) -> None:
-        """Move the first delivery with a key, which is not parked, to the front."""
-        first = next(item for item in self._queue if isinstance(item, Delivery) and self._all.key(item) == key)
+        """Move a key, or the first delivery with it if it is not parked, to the front."""
+        first: Delivery | Parked | None = self._parked.get(key)
+        if first is None or first not in self._queue:
+            first = next(item for item in self._queue if isinstance(item, Delivery) and self._all.key(item) == key)
         self._queue.remove(first)
         self._queue.appendleft(first)
         if self._all.batch.size > 1:
@@ -289,17 +292,22 @@ class Lane:
         part = bool(self._parts)
         room = self._parts.pop() if part else limits.size
         batch: list[Delivery] = []
-        size = 0
-        while queue and room:
-            head = queue[0]
-            if batch and not isinstance(head, str) and size + len(head.body) > limits.max_bytes:
-                break
-            room -= 1
-            queue.popleft()
-            delivery = self._resume(head) if isinstance(head, str) else self._unless_parked(head)
+        size, most = 0, room
+        while queue and room and len(batch) < most:
+            head = queue.popleft()
+            delivery = self._resume(head) if isinstance(head, Parked) else self._unless_parked(head)
             if delivery is not None:
+                if delivery.attempts:
+                    # One that always fails must not hold those for long that were with it: each time it has a quarter as many.
+                    most = min(most, limits.size >> 2 * delivery.attempts)
+                if batch and (size + len(delivery.body) > limits.max_bytes or len(batch) >= most):
+                    if isinstance(head, Parked):
+                        head.recalled = delivery
+                    queue.appendleft(head)
+                    break
                 batch.append(delivery)
                 size += len(delivery.body)
+            room -= 1
         if part and room and queue:
             self._parts.append(room)
         if limits.linger:
@@ -312,45 +320,42 @@ class Lane:
             return None
         return delivery
 
-    def _resume(self, key: str) -> Delivery | None:
+    def _resume(self, parked: Parked) -> Delivery | None:
         """Get the first delivery of a parked key, or have it recalled."""
-        recalled = self._recalled.pop(key, None)
-        if recalled is not None:
-            return recalled
-        if not self._parked[key]:
-            self._free(key)
-            return None
-        try:
-            found = self._all.outbox.recall((self._parked[key][0],))
-        except OutboxError:
-            self._all.unreadable(key)
-            return None
-        if isinstance(found, Deferred):
-            found.addCallbacks(self._came_back, self._unreadable, callbackArgs=(key,), errbackArgs=(key,))
-            return None
-        self._take(found, key)
-        recalled = self._recalled.pop(key, None)
-        if recalled is None:
-            # It was dropped: the one behind it has its turn.
-            self._queue.append(key)
+        if parked.recalled is None:
+            if not parked.places:
+                self._free(parked)
+                return None
+            try:
+                found = self._all.outbox.recall((parked.places[0],))
+            except OutboxError:
+                self._all.unreadable(parked.key)
+                return None
+            if isinstance(found, Deferred):
+                found.addCallbacks(self._came_back, self._unreadable, callbackArgs=(parked,), errbackArgs=(parked,))
+                return None
+            self._take(found, parked)
+            if parked.recalled is None:
+                # It was dropped; the next one behind it has its turn.
+                self._queue.append(parked)
+        recalled, parked.recalled = parked.recalled, None
         return recalled
 
-    def _take(self, found: Sequence[Delivery], key: str) -> None:
-        place = self._parked[key].popleft()
-        attempts = self._attempts.pop(place, 0)
+    def _take(self, found: Sequence[Delivery], parked: Parked) -> None:
+        attempts = self._attempts.pop(parked.places.popleft(), 0)
         for delivery in found:
             delivery.attempts = attempts
-            self._recalled[key] = delivery
+            parked.recalled = delivery
             self._all.load += 1
             self._all.size += len(delivery.body)
 
-    def _came_back(self, found: Sequence[Delivery], key: str) -> None:
-        self._take(found, key)
-        self.unpark(key)
+    def _came_back(self, found: Sequence[Delivery], parked: Parked) -> None:
+        self._take(found, parked)
+        self.unpark(parked.key)
 
-    def _unreadable(self, failure: Any, key: str) -> None:
+    def _unreadable(self, failure: Any, parked: Parked) -> None:
         failure.trap(OutboxError)
-        self._all.unreadable(key)
+        self._all.unreadable(parked.key)
 
     # What becomes of it.
 
@@ -399,14 +404,16 @@ class Lane:
         """Resume the deliveries that waited behind settled ones."""
         for key in dict.fromkeys(keys):
             parked = self._parked.get(key)
-            if parked:
-                # At the end: a client's long queue must not hold up other clients.
-                self._queue.append(key)
-            elif parked is not None:
-                self._free(key)
+            if parked is None:
+                continue
+            if parked.places:
+                # Behind other clients' that came meanwhile: a long queue of one client must not hold them up.
+                self._queue.append(parked)
+            else:
+                self._free(parked)
 
-    def _free(self, key: str) -> None:
-        del self._parked[key]
+    def _free(self, parked: Parked) -> None:
+        del self._parked[parked.key]
         self._all.parked -= 1
 
     def _park(self, delivery: Delivery) -> None:
@@ -414,16 +421,17 @@ class Lane:
         key = self._all.key(delivery)
         parked = self._parked.get(key)
         if parked is None:
-            parked = self._parked[key] = deque()
+            parked = self._parked[key] = Parked(key, delivery.client)
             self._all.parked += 1
-        parked.appendleft(delivery.place)
-        self._all.outbox.shelve((delivery.place,))
-        if delivery.attempts:
-            self._attempts[delivery.place] = delivery.attempts
+        parked.places.appendleft(delivery.place)
+        self._shelve(delivery)
 
     def _park_behind(self, delivery: Delivery) -> None:
         self._leave(delivery)
-        self._parked[self._all.key(delivery)].append(delivery.place)
+        self._parked[self._all.key(delivery)].places.append(delivery.place)
+        self._shelve(delivery)
+
+    def _shelve(self, delivery: Delivery) -> None:
         self._all.outbox.shelve((delivery.place,))
         if delivery.attempts:
             self._attempts[delivery.place] = delivery.attempts
@@ -444,13 +452,9 @@ class Lane:
             self._park(delivery)
             if named:
                 return 0
-            self._queue.appendleft(key)
+            self._queue.appendleft(self._parked[key])
             return 1
         self._all.load += 1
         self._all.size += len(delivery.body)
         self._queue.appendleft(delivery)
         return 1
-
-
-def _place(delivery: Delivery) -> int:
-    return delivery.place
