@@ -214,6 +214,19 @@ class PooledContract(TransportContract):
             self.assertEqual(await self.status(transport), 200)
         self.assertEqual(len(self.endpoint.connections), 2)
 
+    async def test_old_connection_that_does_not_take_the_rest_of_a_request_makes_way(self):
+        class Hasty(Connection):
+            def dataReceived(self, data):
+                self.transport.pauseProducing()
+                self.reply(413)
+
+        transport = self.start(size=1, max_age=0.0, timeout=0.3)
+        self.endpoint.protocol = Hasty
+        self.assertEqual(await self.status(transport, bytes(16 << 20)), 413)
+        self.endpoint.protocol = Connection
+        await deferLater(reactor, 0.4)
+        self.assertEqual(await self.status(transport), 200)
+
     async def test_close_fails_what_waits(self):
         transport = self.start(lambda request: None, size=1)
         results = [self.defer(self.result(transport)) for _ in range(2)]

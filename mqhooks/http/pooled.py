@@ -293,19 +293,23 @@ class PooledTransport:
     def _look(self) -> None:
         self._watch = None
         begun = self._seconds() - self._timeout
-        for connection in list(self._connections):
+        for connection in self._connections.difference(self._idle):
             if connection in self._opening:
                 if connection.born <= begun and connection not in self._refusals:
                     self._refusals[connection] = f"no TLS handshake within {self._timeout:g} s"
                     connection.channel.abort()
-            elif connection.exchange is not None and connection.exchange.since <= begun:
+            elif connection.exchange is None:
+                # It is being closed; what it still has to send may never go.
+                if connection.idle_since <= begun:
+                    connection.channel.abort()
+            elif connection.exchange.since <= begun:
                 connection.abandon(DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s"))
         # With a connection open, the endpoint is slow; with none, it cannot be reached.
         kind = DeliveryTimeout if len(self._connections) > len(self._opening) else ConnectFailed
         while self._waiting and self._waiting[0].since <= begun:
             error = kind(f"{self._name}: no connection within {self._timeout:g} s")
             self._waiting.popleft().answered.errback(error)
-        busy = self._waiting or self._opening or any(connection.exchange is not None for connection in self._connections)
+        busy = self._waiting or len(self._connections) > len(self._idle)
         if busy and self._watch is None and self._closed is None:
             self._watch = self._clock.callLater(self._timeout / 20, self._look)
 
