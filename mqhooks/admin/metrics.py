@@ -108,6 +108,8 @@ class BridgeCollector(Collector):
         store = self._status.bridge.store
         writable = store is None or store.failing is None
         yield GaugeMetricFamily("mqhooks_outbox_writable", "Whether the outbox can be written to.", int(writable))
+        damaged = "Damaged outbox files that were set aside and not salvaged yet."
+        yield GaugeMetricFamily("mqhooks_outbox_damaged_files", damaged, 0 if store is None else len(store.damaged))
 
 
 _Webhook = tuple[str, WebhookSink, Counts]

@@ -116,6 +116,7 @@ class Status:
             "bytes": sum(outbox.used for outbox in outboxes),
             "max_size": self.bridge.settings.outbox.max_size,
             "failing": None if store is None else store.failing,
+            "damaged": [] if store is None else store.damaged,
             "dead": sum(outbox.letters for outbox in outboxes),
         }
 

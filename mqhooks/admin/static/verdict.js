@@ -55,8 +55,15 @@ function summary({ sidecar, webhooks, outbox }) {
 }
 
 function outbox(outbox) {
-  if (!outbox.failing) return [];
+  const damaged = outbox.damaged.map((file) => ({
+    level: "bad",
+    title: "A damaged outbox was set aside",
+    text: `${visible(file)}. Take over what can be read of it: mqhooks outbox salvage, with this file's name.`,
+    link: null,
+  }));
+  if (!outbox.failing) return damaged;
   return [
+    ...damaged,
     {
       level: "bad",
       title: "The outbox cannot be written",
