@@ -59,13 +59,15 @@ class _ShortFrames(Int32StringReceiver):
 
     def __init__(self, connection: SidecarProtocol) -> None:
         self._connection = connection
-        # The connection's own method: one more call per frame would cost as much as finding out the hook.
-        self.stringReceived = connection.stringReceived  # type: ignore[method-assign]
         self.limit(connection.factory.max_frame)
 
     def limit(self, max_frame: int) -> None:
         """Leave frames longer than this, or than :data:`LONG` bytes, to the connection."""
         self.MAX_LENGTH = min(max_frame, LONG)
+
+    def stringReceived(self, string: bytes) -> None:
+        """Hand a frame to the connection."""
+        self._connection.stringReceived(string)
 
     def lengthLimitExceeded(self, length: int) -> None:
         """Leave a long frame to the connection."""
