@@ -255,6 +255,7 @@ async def damage(reactor, seed, *, kind):
             # What is delivered leaves them.
             stage.endpoint.open()
             await stage.wait(1.0)
+            await stage.until(lambda: stage.free_pages() > 20, "pages are free")
             await stage.endpoint.close()
         killed = stage.random.random() < 0.5
         await (stage.kill() if killed else stage.terminate())

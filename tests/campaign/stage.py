@@ -277,6 +277,11 @@ class Stage:
         with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
             return connection.execute("SELECT count(*) FROM inbox").fetchone()[0]
 
+    def free_pages(self):
+        """How many pages of the file nothing is stored in."""
+        with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
+            return connection.execute("PRAGMA freelist_count").fetchone()[0]
+
     def audit(self):
         """Compare the counters of a file that nobody uses with its rows. The file itself is left alone."""
         with tempfile.TemporaryDirectory() as directory:
