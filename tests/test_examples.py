@@ -85,8 +85,12 @@ class ExampleTests(TestCase):
             self.assertFalse(process.ended.called, process.errors.decode() + process.output.decode())
             await deferLater(reactor, 0.01)
 
+    async def listening(self, process: Running) -> None:
+        # The socket's file is there a moment before the socket listens.
+        await self.until(process, lambda: b"listening for VerneMQ" in process.errors + process.output)
+
     async def send(self, process: Running, events: Sequence[Event]) -> None:
-        await self.until(process, lambda: os.path.exists(self.socket))
+        await self.listening(process)
         protocol: Any = await connectProtocol(UNIXClientEndpoint(reactor, self.socket), Protocol())
         protocol.transport.write(b"".join(framed(envelope(event.message)) for event in events))
         protocol.transport.loseConnection()
@@ -123,7 +127,7 @@ class ExampleTests(TestCase):
 
     async def test_log_that_nobody_reads_any_more(self) -> None:
         process = self.start("log.tac")
-        await self.until(process, lambda: os.path.exists(self.socket))
+        await self.listening(process)
         process.transport.closeStdout()
         await self.send(process, [make_event("on_publish")])
         self.assertEqual((await process.ended).exitCode, 0, process.errors.decode())
