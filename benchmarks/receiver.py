@@ -118,6 +118,7 @@ class Tally:
             "late": self.late,
             "first": self.first,
             "last": self.last,
+            "came": self.came,
             "took": {name: took[min(len(took) - 1, int(share * len(took)))] for name, share in at.items()} if took else {},
         }
 

@@ -204,12 +204,14 @@ class Run:
 
     def _delivered(self, sidecar: Process, receiver: Process) -> None:
         """Wait until all has come, or nothing comes any more."""
-        seen, end = -1, 0.0
-        while seen < self._events:
+        seen, end = (-1, 0), 0.0
+        while seen[0] < self._events:
             sidecar.check()
             report: dict[str, Any] = receiver.ask()
-            if report["distinct"] != seen:
-                seen, end = report["distinct"], time.monotonic() + GIVEN_UP
+            # While requests keep coming, those in them are not counted.
+            now = report["distinct"], report["came"]
+            if now != seen:
+                seen, end = now, time.monotonic() + GIVEN_UP
             elif time.monotonic() > end:
                 return
             time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Response
@@ -46,11 +45,11 @@ class Owner:
 
     def ended(self, exchange, result):
         self.events.append("ended")
-        exchange.answered.callback(result)
+        exchange.done(result)
 
     def answered(self, connection, exchange, response):
         self.events.append("answered")
-        exchange.answered.callback(response)
+        exchange.done(response)
 
     def unfit(self, connection):
         self.events.append("unfit")
@@ -70,9 +69,7 @@ class ConnectionTests(SynchronousTestCase):
 
     def ask(self):
         results = []
-        answered = Deferred()
-        answered.addCallback(results.append)
-        self.connection.start(Exchange(REQUEST, answered, 0.0))
+        self.connection.start(Exchange(REQUEST, results.append, 0.0))
         return results
 
     def exchange(self, pieces):

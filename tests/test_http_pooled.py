@@ -4,12 +4,14 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SkipTest, TestCase
+from zope.interface.verify import verifyObject
 
 from mqhooks.delivery import Response
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
 from mqhooks.http.limits import MAX_HEAD
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.sockets import EpollSockets, PlainSockets, sockets
+from mqhooks.interfaces import ICallbackTransport
 from tests.contract.transport import TransportContract
 from tests.endpoints import Connection
 from tests.waiting import until
@@ -31,6 +33,17 @@ class PooledContract(TransportContract):
         self.assertEqual(self.endpoint.most_open, 4)
         self.assertEqual(len(self.endpoint.connections), 4)
         self.assertEqual(transport.connections, 4)
+
+    async def test_submit_calls_back_with_what_send_would_fire_with(self):
+        transport = self.start(lambda request: request.connection.reply(503))
+        verifyObject(ICallbackTransport, transport)
+        results = []
+        transport.submit(self.request(), results.append)
+        await until(lambda: results)
+        self.assertEqual(results[0].status, 503)
+        await transport.close()
+        transport.submit(self.request(), results.append)
+        self.assertIsInstance(results[1], ConnectFailed)
 
     async def test_requests_go_out_in_order(self):
         transport = self.start(size=1)

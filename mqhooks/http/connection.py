@@ -11,12 +11,12 @@ One persistent HTTP/1.1 connection, with one request in flight at a time.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
 import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from twisted.internet.defer import Deferred
 from twisted.web.http import SWITCHING as SWITCHING_PROTOCOLS
 
 from mqhooks.delivery import Response
@@ -40,14 +40,14 @@ class Exchange(msgspec.Struct, gc=False):
     A request, and who waits for its answer.
 
     :param request: its bytes.
-    :param answered: fires with the answer, or fails with the reason that there is none.
+    :param done: called with the answer, or the reason that there is none.
     :param since: when it was asked for, in the reactor's seconds.
     :param bodiless: whether its answer has no body whatever its headers say, as for ``HEAD``.
     :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
     """
 
     request: bytes
-    answered: Deferred[Response]
+    done: Callable[[Response | DeliveryError], object]
     since: float
     bodiless: bool = False
     resent: bool = False

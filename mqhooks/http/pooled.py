@@ -12,6 +12,7 @@ The default transport: a bounded pool of persistent connections to one endpoint.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from mqhooks.http.connection import Exchange, HTTPConnection
 from mqhooks.http.request import Renderer, target
 from mqhooks.http.sockets import Channel, Sockets, sockets
 from mqhooks.http.tls import TLSChannel, TLSSettings, client_context
-from mqhooks.interfaces import IWebhookTransport
+from mqhooks.interfaces import ICallbackTransport
 
 CLOSING_TIME = 1.0
 """How many seconds connections get to close before they are aborted."""
@@ -42,7 +43,7 @@ LONG_IDLE = 1.0
 """A connection that has been idle for less than this many seconds is used without checking its socket."""
 
 
-@implementer(IWebhookTransport)
+@implementer(ICallbackTransport)
 class PooledTransport:
     """
     Keeps connections to one endpoint, at most ``size`` of them open or opening.
@@ -103,12 +104,24 @@ class PooledTransport:
 
     def send(self, request: Request) -> Deferred[Response]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`."""
+        answered: Deferred[Response] = Deferred()
+
+        def done(result: Response | DeliveryError) -> None:
+            if isinstance(result, Response):
+                answered.callback(result)
+            else:
+                answered.errback(result)
+
+        self.submit(request, done)
+        return answered
+
+    def submit(self, request: Request, done: Callable[[Response | DeliveryError], object]) -> None:
+        """See :class:`~mqhooks.interfaces.ICallbackTransport`."""
         renderer = self._renderer
         if request.head is not renderer.head:
             renderer = self._renderer = Renderer(request.head)
-        answered: Deferred[Response] = Deferred()
         since = self._seconds()
-        exchange = Exchange(renderer.render(request), answered, since)
+        exchange = Exchange(renderer.render(request), done, since)
         if request.method == "HEAD" or renderer.asks_for_head:
             exchange.bodiless = True
         connection = self._free(since) if self._idle else None
@@ -116,13 +129,12 @@ class PooledTransport:
             connection.start(exchange)
         elif self._closed is not None:
             self._refuse(exchange)
-            return answered
+            return
         else:
             self._waiting.append(exchange)
             self._open()
         if self._watch is None:
             self._watch = self._clock.callLater(self._timeout / 20, self._look)
-        return answered
 
     def close(self) -> Deferred[None]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`."""
@@ -171,14 +183,11 @@ class PooledTransport:
             self._idle.append(connection)
         else:
             connection.channel.close()
-        exchange.answered.callback(response)
+        exchange.done(response)
 
     def ended(self, exchange: Exchange, result: Response | DeliveryError) -> None:
         """Hand over the result of an exchange whose connection cannot be used again."""
-        if isinstance(result, DeliveryError):
-            exchange.answered.errback(result)
-        else:
-            exchange.answered.callback(result)
+        exchange.done(result)
 
     def unfit(self, connection: HTTPConnection) -> None:
         """Stop using a connection that brought unsolicited bytes."""
@@ -267,12 +276,12 @@ class PooledTransport:
 
     def _refused(self, reason: str) -> None:
         if self._waiting:
-            self._waiting.popleft().answered.errback(ConnectFailed(f"{self._name}: {reason}"))
+            self._waiting.popleft().done(ConnectFailed(f"{self._name}: {reason}"))
         self._open()
         self._check_closed()
 
     def _refuse(self, exchange: Exchange) -> None:
-        exchange.answered.errback(ConnectFailed(f"{self._name}: closed before it was sent"))
+        exchange.done(ConnectFailed(f"{self._name}: closed before it was sent"))
 
     def _free(self, now: float) -> HTTPConnection | None:
         """Take an idle connection that is fit for use."""
@@ -308,7 +317,7 @@ class PooledTransport:
         kind = DeliveryTimeout if len(self._connections) > len(self._opening) else ConnectFailed
         while self._waiting and self._waiting[0].since <= begun:
             error = kind(f"{self._name}: no connection within {self._timeout:g} s")
-            self._waiting.popleft().answered.errback(error)
+            self._waiting.popleft().done(error)
         busy = self._waiting or len(self._connections) > len(self._idle)
         if busy and self._watch is None and self._closed is None:
             self._watch = self._clock.callLater(self._timeout / 20, self._look)

@@ -11,6 +11,7 @@ From the outbox through the merge window and the lanes to the transport, and bac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from random import Random
@@ -21,9 +22,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mqhooks.delivery import Delivery, Response
+from mqhooks.delivery import Delivery, Request, Response
 from mqhooks.errors import ConnectionBroken, DeliveryError
-from mqhooks.interfaces import IOutbox, IWebhookTransport
+from mqhooks.interfaces import ICallbackTransport, IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
 from mqhooks.webhook.budget import Budget
@@ -33,6 +34,8 @@ from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
 from mqhooks.webhook.request import RequestMaker
 from mqhooks.webhook.settings import WebhookSettings
+
+Done = Callable[[Response | DeliveryError], object]
 
 WINDOW = 4096
 """How many deliveries are claimed and neither settled nor parked; further ones stay in the outbox."""
@@ -114,7 +117,7 @@ class Dispatcher:
         self._clock = clock
         self._seconds = clock.seconds
         self._settings = settings
-        self._transport = transport
+        self._submit = transport.submit if ICallbackTransport.providedBy(transport) else partial(self._wait_for, transport)
         self._requests = RequestMaker(settings, now)
         self._counters = counters
         self._now = now
@@ -310,11 +313,23 @@ class Dispatcher:
     # Attempts.
 
     def _send(self, deliveries: list[Delivery], settle: Settle) -> None:
-        attempt = (deliveries, settle, self._seconds())
-        answered = self._transport.send(self._requests.make(deliveries))
-        answered.addCallbacks(self._answered, self._failed, attempt, {}, attempt)
+        self._submit(self._requests.make(deliveries), partial(self._answered, deliveries, settle, self._seconds()))
 
-    def _answered(self, response: Response, deliveries: list[Delivery], settle: Settle, since: float) -> None:
+    def _wait_for(self, transport: IWebhookTransport, request: Request, done: Done) -> None:
+        """Send a request by a transport that returns a ``Deferred``."""
+        transport.send(request).addErrback(self._explain).addCallback(done)
+
+    def _explain(self, failure: Failure) -> DeliveryError:
+        error = failure.value
+        if isinstance(error, DeliveryError):
+            return error
+        self.log.failure("webhook {name}: an attempt failed in an unexpected way", failure, name=self._settings.name)
+        return ConnectionBroken(f"{self._settings.url}: {failure.getErrorMessage() or type(error).__name__}")
+
+    def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
+        if not isinstance(response, Response):
+            self._not_delivered(deliveries, response, settle)
+            return
         counters = self._counters
         counters.answers.observe(self._seconds() - since)
         if not 200 <= response.status < 300:
@@ -337,13 +352,6 @@ class Dispatcher:
         if self._outcomes.arrived(deliveries):
             self._recovered()
         self._admit()
-
-    def _failed(self, failure: Failure, deliveries: list[Delivery], settle: Settle, _since: float) -> None:
-        error = failure.value
-        if not isinstance(error, DeliveryError):
-            self.log.failure("webhook {name}: an attempt failed in an unexpected way", failure, name=self._settings.name)
-            error = ConnectionBroken(f"{self._settings.url}: {failure.getErrorMessage() or type(error).__name__}")
-        self._not_delivered(deliveries, error, settle)
 
     def _not_delivered(self, deliveries: list[Delivery], result: Response | DeliveryError, settle: Settle) -> None:
         counters, count = self._counters, len(deliveries)
