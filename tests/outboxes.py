@@ -1,13 +1,16 @@
 """Helpers for tests of the durable outbox."""
 
 import sqlite3
+from collections import deque
 from contextlib import closing
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorThreads
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from mqhooks.delivery import Delivery
 from mqhooks.outbox.file import LONGEST_ROW, OutboxFile
@@ -38,6 +41,29 @@ class ReactorClock(MemoryReactorClock):
         self.stopped += 1
 
 
+@implementer(IReactorThreads)
+class ThreadedClock(ReactorClock):
+    """A clock with threads: what they want to call is called when it is advanced."""
+
+    def __init__(self):
+        super().__init__()
+        self._calls = deque()
+
+    def callFromThread(self, function, *args):  # noqa: N802
+        self._calls.append((function, args))
+
+    def callInThread(self, function, *args):  # noqa: N802
+        raise NotImplementedError
+
+    getThreadPool = suggestThreadPoolSize = callInThread  # noqa: N815
+
+    def advance(self, amount):
+        while self._calls:
+            function, args = self._calls.popleft()
+            function(*args)
+        super().advance(amount)
+
+
 class Faults:
     """
     Makes files that fail where they are told to.
@@ -46,6 +72,9 @@ class Faults:
     :ivar before_write: called before each transaction, as what happens while a thread writes; it may be replaced.
     :ivar reads: raised when something is read; ``None`` for nothing.
     :ivar written: the transactions that succeeded, as lists of changes.
+    :ivar before_move: called before the log is moved, in the thread.
+    :ivar moved: how often it was.
+    :ivar log_length: how many pages it has, whatever it has.
     """
 
     def __init__(self, longest_row=LONGEST_ROW):
@@ -53,7 +82,8 @@ class Faults:
         self.writes = []
         self.always = None
         self.reads = None
-        self.before_write = None
+        self.before_write = self.before_move = self.log_length = None
+        self.moved = 0
         self.written = []
         self.files = []
 
@@ -70,6 +100,13 @@ class Faults:
                     raise error
                 super().write(changes, *more)
                 faults.written.append(list(changes))
+
+            def move_log(self):
+                if faults.before_move is not None:
+                    faults.before_move()
+                length = super().move_log()
+                faults.moved += 1
+                return faults.log_length or length
 
             def rows(self, *between):
                 self.check()
@@ -89,6 +126,8 @@ class Faults:
 
 
 class StoreCase(SynchronousTestCase):
+    make_clock = ReactorClock
+
     def setUp(self):
         directory = Path(self.mktemp()).resolve()
         directory.mkdir()
@@ -106,7 +145,7 @@ class StoreCase(SynchronousTestCase):
         return "\n".join(self.lines())
 
     def open(self, longest_row=LONGEST_ROW, **options):
-        self.clock = ReactorClock()
+        self.clock = self.make_clock()
         self.faults = Faults(longest_row)
         store = SqliteStore(self.clock, self.path, now=self.clock.seconds, open_file=self.faults.open, **options)
         self.outbox = store.outbox("w")

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from mqhooks.outbox.diskspace import RESERVE, DiskSpace
-from tests.outboxes import StoreCase, deliveries
+from tests.outboxes import StoreCase, ThreadedClock, deliveries
 
 
 class DiskSpaceTests(SynchronousTestCase):
@@ -168,3 +168,9 @@ class DiskTests(StoreCase):
 
     def test_20_mib_and_others_take_what_is_left(self):
         self.check(20, foreign=True)
+
+
+class ThreadedDiskTests(DiskTests):
+    """The same while a thread moves the log."""
+
+    make_clock = ThreadedClock

@@ -53,7 +53,7 @@ class DiskSpace:
             self._allowed -= size
             return True
         # What is written grows the log first, and then the file.
-        needed, free = 2 * size + self._log_size(), self._free()
+        needed, free = 2 * size + self._log_size(), self.free()
         self._allowed = min(max((free - needed) // 4, 0), ALLOWED)
         return free >= needed or (free >= size and free + free_inside() >= needed)
 
@@ -63,7 +63,7 @@ class DiskSpace:
 
         :returns: whether there was.
         """
-        size = min(RESERVE, self._free() // 4)
+        size = min(RESERVE, self.free() // 4)
         while size >= LEAST:
             try:
                 descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -99,7 +99,8 @@ class DiskSpace:
         if not self.make() and free_inside >= RESERVE:
             self.spent = False
 
-    def _free(self) -> int:
+    def free(self) -> int:
+        """Work out how many bytes are free on the disk; 0 when that cannot be told."""
         try:
             found = os.statvfs(self._directory)
         except OSError:

@@ -27,6 +27,9 @@ KEY_BITS = 40
 WEBHOOKS = 1 << 16
 """Webhooks' keys are below this."""
 
+PAGE = 4096
+"""How many bytes one of SQLite's pages has, by default."""
+
 LONGEST_ROW = 1_000_000_000
 """How many bytes a row may have: SQLite's own limit."""
 
@@ -125,6 +128,11 @@ class Changes:
     counters: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
     forgotten: int = 0
 
+    @property
+    def pages(self) -> int:
+        """About how many pages of the file it changes."""
+        return 4 + sum([len(row.data) for row in self.rows]) // PAGE
+
 
 class OutboxFile:
     """
@@ -141,15 +149,16 @@ class OutboxFile:
         with self._ours():
             self._writer = schema.connect(path, full=full)
             try:
-                self.reader = schema.connect(path) if full else self._writer
+                self._second = schema.connect(path)
             except BaseException:
                 self._writer.close()
                 raise
+            self.reader = self._second if full else self._writer
             self._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
 
     def close(self) -> None:
         """Close it."""
-        for connection in {self.reader, self._writer}:
+        for connection in (self._second, self._writer):
             connection.close()
 
     @contextmanager
@@ -358,6 +367,22 @@ class OutboxFile:
         """Move the write-ahead log into the file, which may have free pages when the disk has no room for the log to grow."""
         with suppress(sqlite3.DatabaseError):
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def keep_log(self, pages: int) -> None:
+        """Leave the write-ahead log to :meth:`move_log` until it has so many pages; by default a commit moves 1,000 of them."""
+        with self._ours():
+            self._writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+
+    def move_log(self) -> int:
+        """
+        Move the write-ahead log into the file, and wait for the disk. This may run in a thread while others read and write.
+
+        :returns: how many pages the log had when it began; the next transaction starts it over unless some were added since.
+        """
+        with suppress(sqlite3.DatabaseError):
+            _, pages, _ = self._second.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return max(int(pages), 0)
+        return 0
 
     def shrink_log(self) -> None:
         """Move the write-ahead log into the file, and truncate it; no transaction may be open."""

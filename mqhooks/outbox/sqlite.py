@@ -18,7 +18,7 @@ from typing import Any, Literal
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorThreads
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
@@ -152,11 +152,11 @@ class SqliteStore(Service):
                     name=outbox.name,
                 )
         super().startService()
-        if self._full:
+        if IReactorThreads.providedBy(self._reactor):
             self._threads = ThreadPool(1, 1, "outbox")
             self._threads.start()
         assert self._file is not None
-        self._store.open(self._file, self._space, self._threads)
+        self._store.open(self._file, self._space, self._threads, full=self._full)
         self._poll = self._reactor.callLater(1.0, self._look)
 
     def _open_or_begin(self) -> None:

@@ -21,6 +21,7 @@ from twisted.python.threadpool import ThreadPool
 
 from mqhooks.delivery import Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxNoRoom, Unstorable
+from mqhooks.outbox.checkpoints import Checkpoints
 from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import Changes, OutboxFile
 
@@ -76,6 +77,7 @@ class Store:
         self._damaged = damaged
         self._failed = failed
         self._threads: ThreadPool | None = None
+        self._checkpoints: Checkpoints | None = None
         self._space: DiskSpace | None = None
         self._held = False
         self._dirty: dict[Queue, None] = {}
@@ -90,14 +92,26 @@ class Store:
         self._flushing: list[Deferred[None]] = []
         self._flushed: list[Deferred[None]] = []
 
-    def open(self, file: OutboxFile, space: DiskSpace, threads: ThreadPool | None) -> None:
-        """Start writing to a file, in one of the threads if there are any."""
-        self.file, self._space, self._threads = file, space, threads
+    def open(self, file: OutboxFile, space: DiskSpace, threads: ThreadPool | None, *, full: bool) -> None:
+        """
+        Start writing to a file.
+
+        :param threads: a single one, or ``None``.
+        :param full: whether it writes; if not, it only moves the write-ahead log.
+        """
+        self.file, self._space = file, space
+        if full:
+            self._threads = threads
+        elif threads is not None:
+            self._checkpoints = Checkpoints(self._reactor, file, space, threads)
         if self._dirty:
             self._schedule(0.0)
 
     def close(self) -> None:
         """Write nothing more."""
+        if self._checkpoints is not None:
+            self._checkpoints.stop()
+        self._checkpoints = self._threads = None
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self.file = self._timer = None
@@ -221,6 +235,8 @@ class Store:
 
     def _flush(self) -> None:
         self._timer = None
+        if self._checkpoints is not None and self._checkpoints.holds(self._resume):
+            return
         if self._changes is None:
             allowed = self._allowed()
             dirty, self._dirty = self._dirty, {}
@@ -243,6 +259,10 @@ class Store:
         else:
             deferToThreadPool(self._reactor, self._threads, self._write).addCallbacks(self._written, self._not_written)
 
+    def _resume(self) -> None:
+        self._unschedule()
+        self._flush()
+
     def _write(self) -> None:
         file = self.file
         if file is None:
@@ -258,6 +278,8 @@ class Store:
             # Whoever hears of it may have more to write at once: that must not begin before all queues have gone on.
             for queue, changes in self._changes or ():
                 queue.written(changes)
+        if self._checkpoints is not None:
+            self._checkpoints.wrote(sum([changes.pages for _, changes in self._changes or ()]))
         self._changes = None
         if self._dirty or self._requests or self._inbox:
             self._schedule(RETRY if self._held else 0.0)
