@@ -52,9 +52,9 @@ def write(directory: Path, table: Sequence[Row], profile: Profile | None) -> Non
             [*COLUMNS], [[get(row) for get in COLUMNS.values()] for row in table], (24, 13, 9, 7, 7, 9, 8, 7, 8, 7)
         ),
     }
-    timed = {"sidecar": COLUMNS["sidecar"], **TIMES, "per second": COLUMNS["per second"]}
+    timed = {"scenario": COLUMNS["scenario"], "sidecar": COLUMNS["sidecar"], **TIMES}
     sections["times"] = list_table(
-        [*timed], [[get(row) for get in timed.values()] for row in table if row.took], (40, 15, 15, 15, 15)
+        [*timed], [[get(row) for get in timed.values()] for row in table if row.took], (36, 16, 12, 12, 12, 12)
     )
     if profile is not None:
         sections["parts"] = list_table(
@@ -70,10 +70,16 @@ def write(directory: Path, table: Sequence[Row], profile: Profile | None) -> Non
     for row in table:
         if row.key == "relay" or row.key.startswith("size-"):
             sizes.setdefault(row.sidecar, []).append((SCENARIOS[row.key].size, row.cost))
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for row in table:
+        if row.key == "unmerged" or row.key.startswith("rate-"):
+            rates.setdefault(row.sidecar, []).append((row.rate, row.cost))
+    rates = {name: sorted(points) for name, points in rates.items()}
     for name, title, across, lines in (
+        ("rate", "The cost of a delivery, by how many there are", "deliveries a second", rates),
         ("backlog", "The cost of a delivery, by how many wait", "deliveries that wait in the outbox", backlog),
         ("size", "The cost of a delivery, by the size of a payload", "bytes of a payload", sizes),
     ):
         if any(lines.values()):
-            drawn = chart(title, across, "µs of CPU", lines, log=name == "size")
+            drawn = chart(title, across, "µs of CPU", lines, log=name != "backlog")
             (directory / f"benchmarks-{name}.svg").write_text(drawn, encoding="utf-8")

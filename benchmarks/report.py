@@ -95,7 +95,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 """What the table says of each row."""
 
-TIMES = {f"{name} ms": _milliseconds(name) for name in ("p50", "p99", "max")}
+TIMES = {f"{name} ms": _milliseconds(name) for name in ("p50", "p99", "p99.9", "max")}
 """What it says besides of those whose load was paced."""
 
 

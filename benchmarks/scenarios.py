@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from benchmarks import certificates, subjects
 from benchmarks.processes import BenchmarkError, Process, free_port, until, wait_for_port
-from benchmarks.subjects import PEERS, Wiring
+from benchmarks.subjects import FLOOR, PEERS, Wiring
 
 GIVEN_UP = 20.0
 """After how many seconds without a delivery what has not come counts as missing."""
@@ -85,11 +85,20 @@ def _batch(**keys: str) -> dict[str, str]:
     return {"batch": f"{{ {', '.join(f'{key} = {value}' for key, value in pairs.items())} }}"}
 
 
+WORKING = tuple(name for name in PEERS if name != FLOOR)
+COMPILED = ("Go", FLOOR)
+NOW = {"merge_window": "0"}
+
+
+def _paced(rate: int, events: int) -> Scenario:
+    return Scenario(f"{rate:,} events a second, ``merge_window = 0``", events, peers=COMPILED, rate=float(rate), webhook=NOW)
+
+
 SCENARIOS = {
     "relay": Scenario("one POST for each event", 100_000, peers=PEERS),
-    "unmerged": Scenario("the same, ``merge_window = 0``", 100_000, webhook={"merge_window": "0"}),
-    "signed": Scenario("the same, signed", 100_000, peers=PEERS, signed=True),
-    "tls": Scenario("the same, TLS", 100_000, peers=PEERS, tls=True),
+    "unmerged": Scenario("the same, ``merge_window = 0``", 100_000, peers=COMPILED, webhook=NOW),
+    "signed": Scenario("the same, signed", 100_000, peers=WORKING, signed=True),
+    "tls": Scenario("the same, TLS", 100_000, peers=WORKING, tls=True),
     "size-1k": Scenario("payloads of 1 KiB", 60_000, peers=PEERS, size=1 << 10),
     "size-10k": Scenario("payloads of 10 KiB", 30_000, peers=PEERS, size=10 << 10),
     "size-100k": Scenario("payloads of 100 KiB", 8_000, peers=PEERS, size=100 << 10),
@@ -102,9 +111,14 @@ SCENARIOS = {
     "backlog-100k": Scenario("a backlog of 100,000", 100_000, "backlog", webhook=SOON),
     "backlog-1m": Scenario("a backlog of 1,000,000", 1_000_000, "backlog", webhook=SOON, runs=1),
     "backlog-10m": Scenario("a backlog of 10,000,000", 10_000_000, "backlog", webhook=SOON, runs=1, long=True),
-    "latency": Scenario("5,000 events a second", 20_000, peers=PEERS, rate=5000.0, webhook={"merge_window": "0"}),
+    "rate-50": _paced(50, 500),
+    "rate-200": _paced(200, 2_000),
+    "rate-1k": _paced(1_000, 10_000),
+    "rate-5k": _paced(5_000, 40_000),
+    "rate-20k": _paced(20_000, 100_000),
+    "window": Scenario("5,000 events a second", 40_000, peers=COMPILED, rate=5000.0),
 }
-"""All of them, in the table's order. ``batch``, ``size`` and ``backlog`` stand for all whose names begin so."""
+"""All of them, in the table's order. ``batch``, ``size``, ``backlog`` and ``rate`` stand for all whose names begin so."""
 
 
 class Run:

@@ -78,13 +78,13 @@ def _python(name: str, wiring: Wiring, module: str, *more: str) -> Process:
     return Process(name, ["-m", f"benchmarks.{module}", *_arguments(wiring), *more], wiring.directory)
 
 
-def _go(wiring: Wiring) -> Process:
-    program = wiring.directory / "peer_go"
-    build = ["go", "build", "-buildvcs=false", "-o", str(program), "."]
-    built = subprocess.run(build, cwd=Path(__file__).parent / "peer_go", capture_output=True, text=True, check=False)
+def _built(name: str, wiring: Wiring, *build: str) -> Process:
+    program = wiring.directory / f"peer_{name}"
+    command = [part.replace("PROGRAM", str(program)) for part in build]
+    built = subprocess.run(command, cwd=Path(__file__).parent / program.name, capture_output=True, text=True, check=False)
     if built.returncode:
-        raise BenchmarkError(f"go build fails: {' '.join(built.stderr.split()) or built.returncode}")
-    return Process("go", _arguments(wiring), wiring.directory, program=str(program))
+        raise BenchmarkError(f"{' '.join(build[:2])} fails: {' '.join(built.stderr.split()) or built.returncode}")
+    return Process(name, _arguments(wiring), wiring.directory, program=str(program))
 
 
 def _arguments(wiring: Wiring) -> list[str]:
@@ -105,7 +105,9 @@ def start(name: str, wiring: Wiring) -> Process:
     if name == "mqhooks":
         return bridge(wiring)
     if name == "Go":
-        return _go(wiring)
+        return _built("go", wiring, "go", "build", "-buildvcs=false", "-o", "PROGRAM", ".")
+    if name == FLOOR:
+        return _built("c", wiring, "cc", "-O2", "-o", "PROGRAM", "main.c")
     if name == "asyncio + aiohttp":
         return _python("aiohttp", wiring, "peer_aiohttp")
     return _python(name, wiring, "peer_twisted", "--client", name.lower())
@@ -118,10 +120,15 @@ def absent() -> dict[str, str]:
         missing["asyncio + aiohttp"] = "aiohttp is not installed: pip install -e '.[bench]'"
     if shutil.which("go") is None:
         missing["Go"] = "there is no go, 1.19 or newer: on Debian and Ubuntu apt install golang-go"
+    if shutil.which("cc") is None:
+        missing[FLOOR] = "there is no C compiler: on Debian and Ubuntu apt install gcc libc6-dev"
     return missing
 
 
-SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0}
+FLOOR = "C, no work"
+"""The floor: a loop around epoll that takes frames and sends requests, and does nothing else. It can neither sign nor use TLS."""
+
+SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0, FLOOR: 1.0}
 """All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
 
 PEERS = tuple(SUBJECTS)[1:]

@@ -82,7 +82,7 @@ class Tallies(SynchronousTestCase):
 
     def test_times(self) -> None:
         found = self.take(*[self.event(number, stamp=(number + 1) * 1_000_000) for number in range(4)])
-        self.assertEqual(found["took"], {"p50": 3.0, "p99": 4.0, "max": 4.0})
+        self.assertEqual(found["took"], {"p50": 3.0, "p99": 4.0, "p99.9": 4.0, "max": 4.0})
         self.assertEqual(self.take(self.event(1))["took"], {})
 
     def test_counted_later(self) -> None:
@@ -150,7 +150,7 @@ class Reports(SynchronousTestCase):
         table = [
             *report.rows("relay", "relaying", {"mqhooks": [sample()] * 2, "treq": [sample(cpu=0.2)] * 2}),
             *report.rows("backlog-10k", "backlog", {"mqhooks": [sample(events=10_000, done=10_000)]}),
-            *report.rows("latency", "pacing", {"mqhooks": [sample(took={"p50": 1.0, "p99": 2.0, "max": 3.25})]}),
+            *report.rows("rate-5k", "pacing", {"mqhooks": [sample(took={"p50": 1.0, "p99": 2.0, "max": 3.25})]}),
         ]
         pages.write(folder, table, Profile({"SQLite": 1.0}, [("commit", 0.5, 1.0)]))
         written = (folder / "benchmarks.inc").read_text()
@@ -161,7 +161,7 @@ class Reports(SynchronousTestCase):
                 self.assertIn(f".. {end}-{section}\n", page)
         self.assertIn("Runs: 2; backlog: 1; pacing: 1.\n", written)
         self.assertIn("- 3.2", written.partition("begin-times")[2].partition("end-times")[0])
-        for name in ("backlog", "size"):
+        for name in ("backlog", "size", "rate"):
             self.assertIn(f"benchmarks-{name}.svg", page)
             ElementTree.parse(folder / f"benchmarks-{name}.svg")
 
@@ -197,7 +197,7 @@ class Choice(SynchronousTestCase):
         self.patch(subjects, "find_spec", lambda _: None)
         self.patch(shutil, "which", lambda _: None)
         absent = subjects.absent()
-        self.assertEqual(sorted(absent), ["Go", "asyncio + aiohttp"])
+        self.assertEqual(sorted(absent), ["C, no work", "Go", "asyncio + aiohttp"])
         self.assertIn("apt install golang-go", absent["Go"])
         self.assertIn("pip install", absent["asyncio + aiohttp"])
 
@@ -251,7 +251,7 @@ class Whole(TestCase):
     async def test_tls(self) -> None:
         status, out, err = await self.run_main("tls", "--events", "300")
         self.assertEqual(status, 0, err)
-        names = [name for name in subjects.SUBJECTS if name not in subjects.absent()]
+        names = [name for name in subjects.SUBJECTS if name not in {*subjects.absent(), subjects.FLOOR}]
         self.check(out, names, "300")
 
     async def test_backlog_and_accepting(self) -> None:
@@ -260,7 +260,7 @@ class Whole(TestCase):
         self.check(out, ["mqhooks", "mqhooks"], "2,000")
 
     async def test_paced(self) -> None:
-        status, out, err = await self.run_main("latency", "--events", "1000", "--peers")
+        status, out, err = await self.run_main("rate-5k", "--events", "1000", "--peers")
         self.assertEqual(status, 0, err)
         self.check(out, ["mqhooks"], "1,000")
         self.assertEqual([cell for cell in out.splitlines()[1].split()[-3:] if cell == report.NOTHING], [])
