@@ -126,7 +126,7 @@ def absent() -> dict[str, str]:
 
 
 FLOOR = "C, no work"
-"""The floor: a loop around epoll that takes frames and sends requests, and does nothing else. It can neither sign nor use TLS."""
+"""The floor: a loop around epoll that takes frames and sends requests, and nothing else. It can neither sign nor use TLS."""
 
 SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0, FLOOR: 1.0}
 """All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
