@@ -3,6 +3,7 @@ Bounding the memory that unfinished long frames take.
 
 - All connections together may hold a few MiB of them. Beyond that they take turns, each until its frame is complete; the others
   are paused as soon as they bring more of theirs. Short frames are never held up.
+- Frames of up to a MiB have room of their own and never wait for longer ones: a few slow peers must not hold up what is common.
 - Whole frames may wait as well, because what they carry is worked off piece by piece (:mod:`mqhooks.sources.sidecar.pieces`).
   When these become many, no further long frame is begun.
 - A slow peer must not cost the others more than seconds: while others wait, the connection whose turn it is must bring a share
@@ -19,7 +20,13 @@ LONG = 64 << 10
 """A frame of at most this many bytes is short: it needs no turn."""
 
 HELD = 4 << 20
-"""How many bytes of unfinished long frames all connections together may hold before they take turns."""
+"""How many bytes of unfinished frames longer than :data:`COMMON` all connections may hold before they take turns."""
+
+COMMON = 1 << 20
+"""A long frame of at most this many bytes counts towards another limit."""
+
+HELD_COMMON = 32 << 20
+"""How many bytes of those all connections may hold before they take turns."""
 
 WHOLE = 32 << 20
 """How many bytes of whole long frames may wait to be worked off before no further one is begun."""
@@ -58,11 +65,13 @@ class LongFrames:
     Gives connections their turns, each until its frame ends, while all of them together hold too much.
 
     :param reactor: tells the time.
+    :param limit: bytes beyond which they take turns.
     :ivar held: how many bytes of unfinished long frames all of them hold.
     """
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    def __init__(self, reactor: IReactorTime, limit: int) -> None:
         self._clock = reactor
+        self._limit = limit
         self.held = 0
         self._whole = 0
         self._reading: FrameReader | None = None
@@ -87,7 +96,7 @@ class LongFrames:
                 self._brought = 0
             if grown < 0:
                 self._reading = None
-        elif grown > 0 and (self.held > HELD or self._whole > WHOLE):
+        elif grown > 0 and (self.held > self._limit or self._whole > WHOLE):
             self._wait(reader)
         elif not held and reader in self._waiting:
             # TLS delivers what it has already read, even to a paused connection.
@@ -125,10 +134,10 @@ class LongFrames:
         self._suspected = False
 
     def _go_on(self) -> None:
-        while self._waiting and self._whole <= WHOLE and (self.held <= HELD or self._reading is None):
+        while self._waiting and self._whole <= WHOLE and (self.held <= self._limit or self._reading is None):
             reader = next(iter(self._waiting))
             del self._waiting[reader]
-            if self.held > HELD:
+            if self.held > self._limit:
                 self._begin(reader)
             reader.waiting = False
             reader.regulate()

@@ -28,7 +28,7 @@ from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
-from mqhooks.sources.sidecar.longframes import LONG, LongFrames
+from mqhooks.sources.sidecar.longframes import COMMON, HELD, HELD_COMMON, LONG, LongFrames
 from mqhooks.sources.sidecar.pieces import MANY, UNDIVIDED, Divided, Pieces, divide
 from mqhooks.sources.sidecar.sessions import CONCERNED, MAX_SESSIONS, MAX_SIZE, SessionTable
 from mqhooks.support.listening import address_name
@@ -147,6 +147,7 @@ class SidecarProtocol(Int32StringReceiver):
     def connectionMade(self) -> None:
         """Join the factory's connections."""
         self._short = _ShortFrames(self)
+        self._turns = self.factory.long_frames
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
         self.factory.joined(self)
@@ -209,8 +210,13 @@ class SidecarProtocol(Int32StringReceiver):
     def _hold(self) -> None:
         frame = self._long
         held = frame.length - frame.missing if frame is not None and frame.kept else 0
+        turns = self.factory.common_frames if frame is None or frame.length <= COMMON else self.factory.long_frames
+        if held and turns is not self._turns:
+            if self.held:
+                self._turns.note(self, 0)
+            self._turns = turns
         if held != self.held:
-            self.factory.long_frames.note(self, held)
+            self._turns.note(self, held)
 
     def regulate(self) -> None:
         """Resume reading, or pause because of backpressure or because other connections have their turn."""
@@ -315,6 +321,7 @@ class SidecarFactory(ServerFactory):
     :ivar braked: whether backpressure pauses all connections.
     :ivar pieces: works off the frames that carry very much.
     :ivar long_frames: decides which connections are read while unfinished frames take too much memory.
+    :ivar common_frames: likewise, for the shorter ones of them.
     """
 
     noisy = False
@@ -332,7 +339,8 @@ class SidecarFactory(ServerFactory):
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
-        self.long_frames = LongFrames(reactor)
+        self.long_frames = LongFrames(reactor, HELD)
+        self.common_frames = LongFrames(reactor, HELD_COMMON)
         self.sessions = SessionTable(max_sessions, max_sessions_size, needed=usernames)
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
@@ -491,7 +499,8 @@ class SidecarFactory(ServerFactory):
         self.complain(protocol, "undecodable", f"a part of a frame with many topics is {error}: skipped from there on")
 
     def _pieces_changed(self) -> None:
-        self.long_frames.wait_for(self.pieces.behind)
+        for frames in (self.common_frames, self.long_frames):
+            frames.wait_for(self.pieces.behind)
         self._regulate()
         self._tell_empty()
 
@@ -510,7 +519,8 @@ class SidecarFactory(ServerFactory):
 
     def _brake(self, *, braked: bool) -> None:
         self.braked = braked
-        self.long_frames.brake(braked=braked)
+        for frames in (self.common_frames, self.long_frames):
+            frames.brake(braked=braked)
         for protocol in list(self.connections):
             protocol.regulate()
 
