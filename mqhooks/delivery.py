@@ -51,6 +51,28 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
     variation: Variation | None = None
 
 
+class Shelved(msgspec.Struct, frozen=True, gc=False):
+    """
+    Stands for a claimed delivery of which only the place is kept, with what is needed to keep it in order.
+
+    :param id: the delivery's.
+    :param client: the delivery's.
+    :param timestamp: the delivery's.
+    :param place: where its outbox keeps it.
+    """
+
+    id: str
+    client: str
+    timestamp: int
+    place: int
+    body: bytes = b""
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Shelved:
+        """Make one; the outbox has to be told (:meth:`~mqhooks.interfaces.IOutbox.shelve`)."""
+        return cls(delivery.id, delivery.client, delivery.timestamp, delivery.place)
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """
     A delivery that is not tried again unless it is replayed.

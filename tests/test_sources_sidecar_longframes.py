@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mqhooks.sources.sidecar import longframes, protocol
+from mqhooks.sources.sidecar import protocol
 from mqhooks.sources.sidecar.longframes import SHARES, STALLED
 from tests.test_sources_sidecar_protocol import ProtocolCase, publish
 
@@ -12,9 +12,11 @@ HELD = 4000
 
 class LongFramesTests(ProtocolCase):
     def setUp(self):
-        super().setUp()
         self.patch(protocol, "LONG", 200)
-        self.patch(longframes, "HELD", HELD)
+        self.patch(protocol, "HELD", HELD)
+        self.patch(protocol, "COMMON", 1000)
+        self.patch(protocol, "HELD_COMMON", 1500)
+        super().setUp()
         self.factory.max_frame = 10_000
 
     def states(self, *protocols):
@@ -49,6 +51,29 @@ class LongFramesTests(ProtocolCase):
         self.assertEqual(self.states(*protocols), ["producing"] * 3)
         self.feed(first, frames[0][3500:])
         self.assertEqual([event.client_id for event in self.sink.events], ["c1", "c2", "c0"])
+
+    def test_common_ones_do_not_wait_for_longer_ones(self):
+        self.one_waits()
+        third = self.connect()
+        self.feed(third, publish(3, 800)[:500])
+        self.feed(third, publish(3, 800)[500:600])
+        self.assertEqual(self.states(third), ["producing"])
+        self.feed(third, publish(3, 800)[600:] + publish(4, 5000)[:2000])
+        self.feed(third, publish(4, 5000)[2000:2100])
+        self.assertEqual(self.states(third), ["paused"])
+        self.assertEqual([event.client_id for event in self.sink.events], ["c3"])
+
+    def test_common_ones_take_turns_among_themselves(self):
+        first, second, third = protocols = [self.connect() for _ in range(3)]
+        for each in protocols:
+            self.feed(each, publish(1, 900)[:600])
+        self.feed(first, publish(1, 900)[600:700])
+        self.assertEqual(self.states(*protocols), ["paused", "producing", "producing"])
+        self.feed(third, publish(1, 900)[600:])
+        self.assertEqual(self.states(*protocols), ["producing"] * 3)
+        self.feed(second, publish(1, 900)[600:])
+        self.feed(first, publish(1, 900)[700:])
+        self.assertEqual((len(self.sink.events), self.factory.common_frames.held), (3, 0))
 
     def test_short_frames_go_on(self):
         long, other, short = [self.connect() for _ in range(3)]

@@ -1,5 +1,7 @@
 """What is held in memory, and when it is let go."""
 
+from collections import defaultdict
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Delivery
@@ -7,8 +9,9 @@ from mqhooks.errors import ConnectFailed
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook import budget as budget_module
+from mqhooks.webhook import dispatcher
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.settings import RetrySettings, WebhookSettings
+from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.webhooks import DurableOutbox, FakeTransport, SinkMixin, publish
 
@@ -118,6 +121,101 @@ class MemoryTests(SinkMixin, SynchronousTestCase):
         for _ in range(100):
             WebhookSink(self.clock, WebhookSettings("w", "http://h/", ()), DurableOutbox(), FakeTransport(), budget=budget)
         self.assertEqual(budget.part, 3_000_000)
+
+
+class OrderTests(SinkMixin, SynchronousTestCase):
+    """However long the bodies and the backlog, a client's events that come within the window of each other are in order."""
+
+    def fill(self, pairs, clients, apart, size):
+        """Each pair comes in the wrong order, its second 5 ms after its first."""
+        for number in range(pairs):
+            client = f"c{number % clients}"
+            body = b'{"n":"%b"}' % (b"x" * size)
+            for time in (2 * number + 1, 2 * number):
+                self.outbox.append(
+                    [Delivery(f"{client}-{time:05}", client, time, body, accepted=int(self.clock.seconds() * 1000))]
+                )
+                self.clock.advance(apart / 2)
+
+    def assert_in_order(self, pairs):
+        arrived = []
+        while self.outbox.counts.pending:
+            arrived += [self.transport.end().id for _ in self.in_flight[:]]
+            self.clock.advance(0.001)
+        clients = defaultdict(list)
+        for id_ in arrived:
+            clients[id_.partition("-")[0]].append(id_)
+        self.assertEqual(len(arrived), 2 * pairs)
+        self.assertEqual([ids for ids in clients.values() if ids != sorted(ids)], [])
+        self.assertEqual(self.sink.counters.late, 0)
+
+    def test_a_backlog_of_long_bodies(self):
+        for pool_size, clients in ((1, 1), (4, 3), (32, 7)):
+            for outbox in (DurableOutbox(1 << 30), MemoryOutbox(1 << 30)):
+                self.make(outbox, merge_window=0.05, pool_size=pool_size, budget=Budget(1_000_000))
+                self.sink.pause()
+                self.fill(200, clients, 0.01, 75_000)
+                self.sink.resume()
+                self.assert_in_order(200)
+
+    def test_more_than_the_window_claims(self):
+        self.patch(dispatcher, "WINDOW", 16)
+        self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4)
+        self.sink.pause()
+        self.fill(200, 5, 0.0005, 10)
+        self.sink.resume()
+        self.assert_in_order(200)
+
+    def test_beside_a_client_that_fails(self):
+        self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4, budget=Budget(1_000_000))
+        self.sink.pause()
+        self.fill(200, 5, 0.01, 75_000)
+        self.sink.resume()
+        for _ in range(20):
+            for attempt in self.in_flight[:]:
+                self.transport.end(503 if attempt.id.startswith("c0") else 200)
+            self.clock.advance(0.1)
+        arrived = []
+        while self.outbox.counts.pending:
+            arrived += [self.transport.end().id for _ in self.in_flight[:]]
+            self.clock.advance(0.1)
+        arrived = [id_ for id_ in arrived if id_.startswith("c0")]
+        self.assertEqual((len(arrived), arrived), (80, sorted(arrived)))
+
+    def test_what_has_to_go_early_is_what_happened_first(self):
+        self.patch(dispatcher, "WINDOW", 16)
+        self.patch(dispatcher, "SHELVED", 64)
+        self.make(DurableOutbox(1 << 30), merge_window=60, pool_size=4)
+        self.sink.pause()
+        self.fill(100, 100, 0.0001, 10)
+        self.sink.resume()
+        gone = []
+        for _ in range(50):
+            self.clock.advance(0.001)
+            gone += [self.transport.end().id[-5:] for _ in self.in_flight[:]]
+        self.assertGreater(len(gone), 130)
+        self.assertEqual(sorted(gone), [f"{time:05}" for time in range(len(gone))])
+
+
+class FairnessTests(SinkMixin, SynchronousTestCase):
+    def test_one_client_with_a_backlog_keeps_nobody_waiting(self):
+        self.patch(dispatcher, "WINDOW", 64)
+        for window in (0, 0.05):
+            for batch in (None, BatchSettings(size=3, linger=0)):
+                self.make(DurableOutbox(1 << 30), merge_window=window, pool_size=8, batch=batch)
+                self.outbox.append([Delivery(f"busy-{number:05}", "busy", number, b'{"n":0}') for number in range(2000)])
+                self.outbox.append([Delivery(f"other-{number}", f"other{number}", 0, b'{"n":0}') for number in range(20)])
+                arrived = []
+                while self.outbox.counts.pending:
+                    self.clock.advance(0.01)
+                    for attempt in self.in_flight[:]:
+                        ids = [attempt.id] if batch is None else [body["webhook_id"] for body in attempt.bodies]
+                        arrived += ids
+                        self.transport.end()
+                last = max(index for index, id_ in enumerate(arrived) if id_.startswith("other"))
+                self.assertLess(last, 400)
+                busy = [id_ for id_ in arrived if id_.startswith("busy")]
+                self.assertEqual((len(busy), busy), (2000, sorted(busy)))
 
 
 class WindowTests(SinkMixin, SynchronousTestCase):

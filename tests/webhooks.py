@@ -110,12 +110,14 @@ class SinkMixin:
         globalLogPublisher.addObserver(self.logged.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
         rules = settings.pop("rules", (Rule("on_message_publish"),))
+        budget = settings.pop("budget", None)
         self.outbox = outbox or MemoryOutbox()
         self.sink = WebhookSink(
             self.clock,
             WebhookSettings("w", URL, rules, **{"merge_window": 0, "retry": RetrySettings(jitter=0)} | settings),
             self.outbox,
             self.transport,
+            budget=budget,
             random=Random(0),
             now=self.clock.seconds,
         )

@@ -31,6 +31,7 @@ from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryE
 from mqhooks.http import names
 from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
+from mqhooks.http.pooled import MAX_AGE
 from mqhooks.http.request import origin_form, target
 from mqhooks.http.tls import TLSSettings
 from mqhooks.interfaces import IWebhookTransport
@@ -50,6 +51,7 @@ class TreqTransport:
     :param timeout: seconds that a request may take.
     :param size: how many idle connections Twisted's agent keeps.
     :param tls: for Twisted's agent.
+    :param max_age: seconds after which Twisted's agent opens new connections, so that a DNS change takes effect.
     :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     """
@@ -63,6 +65,7 @@ class TreqTransport:
         timeout: float = 5.0,
         size: int = 32,
         tls: TLSSettings | None = None,
+        max_age: float = MAX_AGE,
         endpoint: IStreamClientEndpoint | None = None,
     ) -> None:
         at = target(url)
@@ -74,13 +77,15 @@ class TreqTransport:
         self._pool: web.HTTPConnectionPool | None = None
         self._under_way: set[_Attempt] = set()
         self._closed = False
+        self._size = size
+        self._max_age = max_age
+        self._expires = float("inf")
         if agent is None:
-            self._pool = web.HTTPConnectionPool(reactor)
-            self._pool.maxPersistentPerHost = size
             if at.scheme == "https":
                 self._policy = VerifyingPolicy(tls)
             endpoint = names.endpoint(reactor, at.host, at.port, timeout) if endpoint is None else endpoint
-            agent = web.Agent.usingEndpointFactory(reactor, _Endpoints(endpoint, self._policy), self._pool)
+            self._endpoints = _Endpoints(endpoint, self._policy)
+            agent = self._new_agent()
         self._agent = agent
         self._cookies: Any = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -94,6 +99,8 @@ class TreqTransport:
         fields = Headers()
         for name, value in (*head.headers, *request.headers):
             fields.addRawHeader(name, value)
+        if self._clock.seconds() >= self._expires:
+            self._agent = self._new_agent()
         attempt = _Attempt(self._explain)
         self._under_way.add(attempt)
         late = DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s")
@@ -111,6 +118,17 @@ class TreqTransport:
         more: dict[str, Any] = {"headers": fields, "data": request.body, "allow_redirects": False, "unbuffered": True}
         attempt.begin(maybeDeferred(client.request, method, "http://endpoint/", **more))
         return attempt.result
+
+    def _new_agent(self) -> IAgent:
+        """Make an agent with a pool of its own; connections of the one before are closed as soon as they are idle."""
+        old, self._pool = self._pool, web.HTTPConnectionPool(self._clock)
+        if old is not None:
+            old.cachedConnectionTimeout = 0
+            old.closeCachedConnections()
+        self._pool.maxPersistentPerHost = self._size
+        self._expires = self._clock.seconds() + self._max_age
+        agent: IAgent = web.Agent.usingEndpointFactory(self._clock, self._endpoints, self._pool)
+        return agent
 
     def close(self) -> Deferred[None]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`. A given agent's connections are left to its owner."""

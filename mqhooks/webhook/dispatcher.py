@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from mqhooks.delivery import Delivery, Request, Response
+from mqhooks.delivery import Delivery, Request, Response, Shelved
 from mqhooks.errors import ConnectionBroken, DeliveryError
 from mqhooks.interfaces import ICallbackTransport, IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
@@ -43,6 +43,12 @@ WINDOW = 4096
 MOST = 1 << 14
 """The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
 
+SHELVED = 1 << 16
+"""How many deliveries the merge window holds at most, and how many keys wait outside of the lanes' queues."""
+
+AHEAD = 1 << 20
+"""About how many bytes of bodies are claimed in a turn when only their places are kept."""
+
 LONGEST_COMMIT = 1.0
 """How many seconds the merge window waits for a commit at most."""
 
@@ -54,8 +60,6 @@ reached, or that has sent a ``Retry-After``, is not probed early.
 
 UNREADABLE = 1.0
 """Seconds before parked deliveries that could not be read are recalled again."""
-
-NEVER = float("inf")
 
 
 class LastFailure:
@@ -135,11 +139,13 @@ class Dispatcher:
         )
         self._window = _window(settings)
         self._low = self._window // 2
+        self._stay = max(self._low // settings.pool_size, settings.batch.size if settings.batch is not None else 1)
         merge = settings.merge_window if ordered else 0
         self._merge = MergeWindow(merge, counters.late) if merge else None
         self._merge_timer: IDelayedCall | None = None
         self._budget = budget
         self._claim: Deferred[Sequence[Delivery]] | None = None
+        self._turn: IDelayedCall | None = None
         self._last_arrival = 0.0
         self._pumping = False
         self._running = False
@@ -188,7 +194,7 @@ class Dispatcher:
         """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
-        for timer in (*self._retries, self._probe_timer, self._merge_timer):
+        for timer in (*self._retries, self._probe_timer, self._merge_timer, self._turn):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
@@ -203,6 +209,7 @@ class Dispatcher:
         """Send again."""
         self._paused = False
         self._admit()
+        self._pump()
 
     # From the outbox through the merge window into the lanes.
 
@@ -220,17 +227,23 @@ class Dispatcher:
             self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
         if self._breaker.down:
             self._hurry()
+        if self._turn is None and self._hungry and (self._lanes.load > self._low or self._full):
+            self._turn = self._clock.callLater(0, self._make_room)
 
     def _claim_more(self) -> bool:
         """Claim what there is room for; returns whether something came at once."""
         lanes, merge = self._lanes, self._merge
-        if self._claim is not None or lanes.load > self._low:
+        if self._claim is not None or lanes.load > self._low or lanes.crowds > SHELVED:
             return False
         limit = self._window - (lanes.load if merge is None else len(merge))
         left = self._left()
+        lanes.most = self._most
         if limit <= 0 or left <= 0:
             return False
-        claimed = self.outbox.claim(limit, left)
+        return self._claim_up_to(limit, left)
+
+    def _claim_up_to(self, limit: int, size: int) -> bool:
+        claimed = self.outbox.claim(limit, size)
         if isinstance(claimed, Deferred):
             self._claim = claimed
             claimed.addCallbacks(self._claimed, self._not_claimed)
@@ -238,11 +251,47 @@ class Dispatcher:
         self._take(claimed)
         return True
 
+    def _make_room(self) -> None:
+        """
+        Go on although there is no room, in the next turn, while lanes have nothing to do.
+
+        What is behind in long lanes, or comes while the merge window is full, is shelved: only its place is kept. So one
+        client's backlog does not keep the others waiting, and the window holds what it has to however long the bodies are.
+        """
+        lanes, merge = self._lanes, self._merge
+        self._turn = None
+        if not self._running or not self._hungry:
+            return
+        if lanes.load > self._low:
+            if lanes.crowds <= SHELVED and lanes.shorten(self._stay):
+                self._pump()
+        elif merge is not None and self._claim is None:
+            if len(merge) < SHELVED:
+                self._claim_up_to(self._window, AHEAD)
+            else:
+                # What happened first has to go, in order or not.
+                lanes.push(merge.release_oldest(SHELVED // 64))
+            self._pump()
+
+    @property
+    def _full(self) -> bool:
+        """Whether the merge window holds nothing that may go, and as much as it may."""
+        merge = self._merge
+        return merge is not None and self._claim is None and (len(merge) >= self._window or self._left() <= 0)
+
+    @property
+    def _hungry(self) -> bool:
+        """Whether there are lanes with nothing to do."""
+        return self._lanes.in_flight < self._lanes.limit and not self._lanes.idle
+
     def _left(self) -> int:
         """How many bytes of bodies may be claimed."""
-        held = self._lanes.size + (0 if self._merge is None else self._merge.size)
+        return self._most - self._lanes.size - (0 if self._merge is None else self._merge.size)
+
+    @property
+    def _most(self) -> int:
         # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
-        return min(self._budget.part, self.outbox.max_size // 2) - held
+        return min(self._budget.part, self.outbox.max_size // 2)
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
@@ -270,18 +319,18 @@ class Dispatcher:
         for group in groups:
             arrival = now - max(wall - group[0].accepted, 0) / 1000
             self._last_arrival = arrival = max(arrival, self._last_arrival)
-            self._merge.push(group, arrival)
+            self._merge.push(self._shelve(group) if self._left() <= 0 else group, arrival)
+
+    def _shelve(self, deliveries: Sequence[Delivery]) -> Sequence[Shelved]:
+        self.outbox.shelve([delivery.place for delivery in deliveries])
+        return [Shelved.of(delivery) for delivery in deliveries]
 
     def _release(self) -> bool:
         """Let the merge window go what it has held long enough; returns whether there was some."""
         merge, lanes = self._merge, self._lanes
-        if merge is None or not len(merge) or lanes.load > self._low:
+        if merge is None or not len(merge) or lanes.load > self._low or lanes.crowds > SHELVED:
             return False
         released = merge.release(self._horizon(), self._window - lanes.load)
-        idle = not lanes.load or lanes.in_flight < lanes.limit
-        if not released and idle and (len(merge) >= self._window or self._left() <= 0):
-            # More came within the window than it holds: its first part has to go.
-            released = merge.release(NEVER, max(len(merge) // 2, 1))
         self._counters.late = merge.late
         lanes.push(released)
         return bool(released)
@@ -372,7 +421,7 @@ class Dispatcher:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._claim is None and self._lanes.load <= self._low:
+        if self._claim is None and (self._lanes.load <= self._low or self._hungry):
             self._pump()
         if self.settled is not None:
             self.settled()

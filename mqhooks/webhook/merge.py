@@ -11,12 +11,17 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence
+from itertools import groupby
 from typing import cast
 
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Shelved
 
 REMEMBERED = 50_000
 """For at least how many clients the last delivery's timestamp is remembered, to know which later ones are late."""
+
+
+Held = Delivery | Shelved
+"""What the window holds: a delivery, or what stands for one whose body is not in memory."""
 
 
 class MergeWindow:
@@ -38,7 +43,7 @@ class MergeWindow:
         self._window = window
         self._held = 0
         # What came together: when, and a delivery for each, or its client where that is mixed up.
-        self._arrivals: deque[tuple[float, list[Delivery | str]]] = deque()
+        self._arrivals: deque[tuple[float, list[Held | str]]] = deque()
         self._mixed: dict[str, _Mixed] = {}
         self._newest = _Times()
         self._last = _Times()
@@ -46,7 +51,7 @@ class MergeWindow:
     def __len__(self) -> int:
         return self._held
 
-    def push(self, deliveries: Sequence[Delivery], now: float) -> None:
+    def push(self, deliveries: Sequence[Held], now: float) -> None:
         """
         Take deliveries in, in the order in which they were accepted.
 
@@ -54,7 +59,7 @@ class MergeWindow:
         """
         if not deliveries:
             return
-        slots: list[Delivery | str] = list(deliveries)
+        slots: list[Held | str] = list(deliveries)
         newest, older = self._newest.recent, self._newest.older
         size = 0
         for index, delivery in enumerate(deliveries):
@@ -76,14 +81,14 @@ class MergeWindow:
         self._arrivals.append((now, slots))
         self._newest.forget()
 
-    def release(self, now: float, limit: int) -> list[Delivery]:
+    def release(self, now: float, limit: int) -> list[Held]:
         """
         Release what was held long enough.
 
         :param now: seconds, of the same clock; a later time releases more.
         :param limit: how many at most.
         """
-        released: list[Delivery] = []
+        released: list[Held] = []
         arrivals = self._arrivals
         until = now - self._window
         while arrivals and limit > 0 and arrivals[0][0] <= until:
@@ -97,7 +102,21 @@ class MergeWindow:
         self._last.forget()
         return released
 
-    def _earliest(self, slots: list[Delivery | str]) -> list[Delivery]:
+    def release_oldest(self, count: int) -> list[Held]:
+        """Release the deliveries that happened first, however short they were held, since there is no room for more."""
+        arrivals, self._arrivals = self._arrivals, deque()
+        held = [(since, self._first(slot)) for since, slots in arrivals for slot in slots]
+        # A client's are in order by now, so what stays is later than what goes.
+        first = sorted(range(len(held)), key=lambda index: held[index][1].timestamp)[:count]
+        going = set(first)
+        for since, group in groupby(range(len(held)), lambda index: held[index][0]):
+            stays: list[Held | str] = [held[index][1] for index in group if index not in going]
+            if stays:
+                self._arrivals.append((since, stays))
+        self._held -= len(first)
+        return self._earliest([held[index][1] for index in first])
+
+    def _earliest(self, slots: list[Held | str]) -> list[Held]:
         """Find the delivery to release in each slot's place."""
         last = self._last
         recent = last.recent
@@ -108,18 +127,18 @@ class MergeWindow:
                 size += len(delivery.body)
                 recent[delivery.client] = max(delivery.timestamp, last.get(delivery.client, delivery.timestamp))
         else:
-            found = cast("list[Delivery]", slots)
+            found = cast("list[Held]", slots)
             for delivery in found:
                 size += len(delivery.body)
                 recent[delivery.client] = delivery.timestamp
         self.size -= size
         return found
 
-    def _first(self, slot: Delivery | str) -> Delivery:
+    def _first(self, slot: Held | str) -> Held:
         client = slot if isinstance(slot, str) else slot.client
         mixed = self._mixed.get(client)
         if mixed is None:
-            return cast("Delivery", slot)
+            return cast("Held", slot)
         if not isinstance(slot, str):
             mixed.displaced.append(slot)
         first = mixed.pop()
@@ -139,10 +158,10 @@ class _Mixed:
     __slots__ = ("displaced", "late")
 
     def __init__(self) -> None:
-        self.late: list[Delivery] = []
-        self.displaced: deque[Delivery] = deque()
+        self.late: list[Held] = []
+        self.displaced: deque[Held] = deque()
 
-    def pop(self) -> Delivery:
+    def pop(self) -> Held:
         """Take out the earliest; of two as early, the one that came first."""
         if self.displaced and (not self.late or self.displaced[0].timestamp <= self.late[0].timestamp):
             return self.displaced.popleft()
@@ -174,5 +193,5 @@ class _Times:
             self.older, self.recent = self.recent, {}
 
 
-def _timestamp(delivery: Delivery) -> int:
+def _timestamp(delivery: Held) -> int:
     return delivery.timestamp

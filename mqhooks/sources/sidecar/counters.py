@@ -16,7 +16,8 @@ class SidecarCounters:
     """
     Counters of one sidecar listener, from its start.
 
-    ``frames = empty + unknown + malformed + events`` holds whenever no frame is unfinished.
+    ``frames = empty + unknown + malformed + events`` holds whenever no frame is unfinished, unless one was divided: more than
+    1,000 topics are several events.
 
     :ivar frames: how many frames arrived, complete or not.
     :ivar empty: frames of length zero, VerneMQ's answer to an event that it cannot encode.

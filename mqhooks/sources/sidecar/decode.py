@@ -7,7 +7,7 @@ Everything else is left to protobuf, whose verdict counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -59,6 +59,21 @@ def decode(frame: bytes) -> Event:
     if not -0x8000_0000_0000_0000 <= timestamp <= 0x7FFF_FFFF_FFFF_FFFF:
         timestamp = 0x7FFF_FFFF_FFFF_FFFF if timestamp > 0 else -0x8000_0000_0000_0000
     return read(message, timestamp)
+
+
+def open_frame(frame: bytes, wanted: Container[type[Message]]) -> tuple[type[Message], bytes] | None:
+    """
+    Take the envelope off a frame, if its message is of a wanted class.
+
+    :returns: the class and the message's bytes; ``None`` for another message.
+    :raises mqhooks.errors.UnknownType: as :func:`decode` does.
+    :raises mqhooks.errors.MalformedFrame: when the bytes are not a protobuf ``Any``.
+    """
+    parser = _BY_PREFIX.get(frame[: frame[1] + 3])
+    if parser is not None and parser[0] not in wanted:
+        return None
+    (protobuf, _, _), value = _open(frame)
+    return (protobuf, value) if protobuf in wanted else None
 
 
 def _open(frame: bytes) -> tuple[_Parser, bytes]:

@@ -36,6 +36,21 @@ def parse_lenient(message_class: type[Message], data: bytes | bytearray) -> Any:
     return message
 
 
+def leave_out(message_class: type[Message], field: str, data: bytes) -> bytes:
+    """
+    Write a message again without one of its fields, which is not looked into, and without unknown ones.
+
+    :raises mqhooks.errors.MalformedFrame: when it is not such a message.
+    """
+    try:
+        message = _twin(message_class.DESCRIPTOR, field).FromString(data)
+    except ProtobufError:
+        raise MalformedFrame(f"not a {message_class.DESCRIPTOR.name}") from None
+    message.DiscardUnknownFields()
+    written: bytes = message.SerializeToString()
+    return written
+
+
 def _copy(source: Any, target: Any) -> None:
     for field, value in source.ListFields():
         wanted = target.DESCRIPTOR.fields_by_name[field.name]
@@ -63,22 +78,24 @@ def _text(value: Any, wanted: FieldDescriptor | None = None) -> Any:
 
 
 @cache
-def _twin(descriptor: Descriptor) -> type[Any]:
+def _twin(descriptor: Descriptor, without: str = "") -> type[Any]:
     pool = DescriptorPool()
-    _add(pool, descriptor.file, set())
+    _add(pool, descriptor.file, set(), without)
     return GetMessageClass(pool.FindMessageTypeByName(descriptor.full_name))
 
 
-def _add(pool: DescriptorPool, file: Any, added: set[str]) -> None:
+def _add(pool: DescriptorPool, file: Any, added: set[str], without: str) -> None:
     if file.name in added:
         return
     added.add(file.name)
     for dependency in file.dependencies:
-        _add(pool, dependency, added)
+        _add(pool, dependency, added, without)
     definition = FileDescriptorProto()
     file.CopyToProto(definition)
     for message in definition.message_type:
         _loosen(message)
+        for field in [field for field in message.field if field.name == without]:
+            message.field.remove(field)
     pool.AddSerializedFile(definition.SerializeToString())
 
 

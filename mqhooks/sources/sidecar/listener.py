@@ -74,11 +74,7 @@ class SidecarService(Service):
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
         for protocol in list(self._factory.connections):
             protocol.close()
-        late = self._clock.callLater(CLOSING_TIME, self._abort_connections)
+        late = self._clock.callLater(CLOSING_TIME, self._factory.give_up)
         yield self._factory.when_empty()
         if late.active():
             late.cancel()
-
-    def _abort_connections(self) -> None:
-        for protocol in list(self._factory.connections):
-            protocol.abort()

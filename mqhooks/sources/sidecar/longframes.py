@@ -3,6 +3,9 @@ Bounding the memory that unfinished long frames take.
 
 - All connections together may hold a few MiB of them. Beyond that they take turns, each until its frame is complete; the others
   are paused as soon as they bring more of theirs. Short frames are never held up.
+- Frames of up to a MiB have room of their own and never wait for longer ones: a few slow peers must not hold up what is common.
+- Whole frames may wait as well, because what they carry is worked off piece by piece (:mod:`mqhooks.sources.sidecar.pieces`).
+  When these become many, no further long frame is begun.
 - A slow peer must not cost the others more than seconds: while others wait, the connection whose turn it is must bring a share
   of its frame every few seconds, or that frame is skipped. The connection stays, and so does what is queued for it.
 """
@@ -17,7 +20,16 @@ LONG = 64 << 10
 """A frame of at most this many bytes is short: it needs no turn."""
 
 HELD = 4 << 20
-"""How many bytes of unfinished long frames all connections together may hold before they take turns."""
+"""How many bytes of unfinished frames longer than :data:`COMMON` all connections may hold before they take turns."""
+
+COMMON = 1 << 20
+"""A long frame of at most this many bytes counts towards another limit."""
+
+HELD_COMMON = 32 << 20
+"""How many bytes of those all connections may hold before they take turns."""
+
+WHOLE = 32 << 20
+"""How many bytes of whole long frames may wait to be worked off before no further one is begun."""
 
 STALLED = 5.0
 """How many seconds a connection has to bring a share of its frame while others wait."""
@@ -53,12 +65,15 @@ class LongFrames:
     Gives connections their turns, each until its frame ends, while all of them together hold too much.
 
     :param reactor: tells the time.
+    :param limit: bytes beyond which they take turns.
     :ivar held: how many bytes of unfinished long frames all of them hold.
     """
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    def __init__(self, reactor: IReactorTime, limit: int) -> None:
         self._clock = reactor
+        self._limit = limit
         self.held = 0
+        self._whole = 0
         self._reading: FrameReader | None = None
         self._waiting: dict[FrameReader, None] = {}
         self._came = 0.0
@@ -81,13 +96,18 @@ class LongFrames:
                 self._brought = 0
             if grown < 0:
                 self._reading = None
-        elif grown > 0 and self.held > HELD:
+        elif grown > 0 and (self.held > self._limit or self._whole > WHOLE):
             self._wait(reader)
         elif not held and reader in self._waiting:
             # TLS delivers what it has already read, even to a paused connection.
             del self._waiting[reader]
             reader.waiting = False
             reader.regulate()
+        self._go_on()
+
+    def wait_for(self, whole: int) -> None:
+        """Note how many bytes of whole long frames wait to be worked off."""
+        self._whole = whole
         self._go_on()
 
     def brake(self, *, braked: bool) -> None:
@@ -100,7 +120,7 @@ class LongFrames:
             self._braked = None
 
     def _wait(self, reader: FrameReader) -> None:
-        if self._reading is None:
+        if self._reading is None and self._whole <= WHOLE:
             self._begin(reader)
         else:
             self._waiting[reader] = None
@@ -114,16 +134,17 @@ class LongFrames:
         self._suspected = False
 
     def _go_on(self) -> None:
-        while self._waiting and (self.held <= HELD or self._reading is None):
+        while self._waiting and self._whole <= WHOLE and (self.held <= self._limit or self._reading is None):
             reader = next(iter(self._waiting))
             del self._waiting[reader]
-            if self.held > HELD:
+            if self.held > self._limit:
                 self._begin(reader)
             reader.waiting = False
             reader.regulate()
-        if self._waiting and self._watch is None:
+        awaited = bool(self._waiting) and self._reading is not None
+        if awaited and self._watch is None:
             self._watch = self._clock.callLater(STALLED, self._look)
-        elif not self._waiting and self._watch is not None:
+        elif not awaited and self._watch is not None:
             self._watch.cancel()
             self._watch = None
 

@@ -28,9 +28,11 @@ from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
-from mqhooks.sources.sidecar.longframes import LONG, LongFrames
+from mqhooks.sources.sidecar.longframes import COMMON, HELD, HELD_COMMON, LONG, LongFrames
+from mqhooks.sources.sidecar.pieces import MANY, UNDIVIDED, Divided, Pieces, divide
 from mqhooks.sources.sidecar.sessions import CONCERNED, MAX_SESSIONS, MAX_SIZE, SessionTable
 from mqhooks.support.listening import address_name
+from mqhooks.support.printable import printable
 from mqhooks.support.ratelimit import RateLimit
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
@@ -38,6 +40,9 @@ HARD_LIMIT = (256 << 20) + (1 << 20)
 
 UNACCEPTED_LIMIT = 1 << 20
 """How many bytes of frames may wait for the sinks to accept them before the connections are paused."""
+
+SHORT_LIMIT = 4 << 20
+"""How many bytes of short frames may wait behind divided ones, or be divided, before the connections are paused."""
 
 PATIENCE = 1.0
 """Seconds of backpressure before a warning: a batch that waits only for its commit is accepted sooner."""
@@ -142,6 +147,7 @@ class SidecarProtocol(Int32StringReceiver):
     def connectionMade(self) -> None:
         """Join the factory's connections."""
         self._short = _ShortFrames(self)
+        self._turns = self.factory.long_frames
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
         self.factory.joined(self)
@@ -204,8 +210,13 @@ class SidecarProtocol(Int32StringReceiver):
     def _hold(self) -> None:
         frame = self._long
         held = frame.length - frame.missing if frame is not None and frame.kept else 0
+        turns = self.factory.common_frames if frame is None or frame.length <= COMMON else self.factory.long_frames
+        if held and turns is not self._turns:
+            if self.held:
+                self._turns.note(self, 0)
+            self._turns = turns
         if held != self.held:
-            self.factory.long_frames.note(self, held)
+            self._turns.note(self, held)
 
     def regulate(self) -> None:
         """Resume reading, or pause because of backpressure or because other connections have their turn."""
@@ -243,7 +254,14 @@ class SidecarProtocol(Int32StringReceiver):
             counters.empty += 1
             return
         try:
+            divided = divide(string) if len(string) > UNDIVIDED else None
+            if divided is not None:
+                self._divide(divided, len(string))
+                return
             event = decode(string)
+            if factory.pieces and (event.mountpoint, event.client_id) in factory.pieces:
+                factory.pieces.add_behind(self, string, (event.mountpoint, event.client_id))
+                return
             self._events.append(factory.sessions.see(event) if event.hook in CONCERNED else event)
             return
         except UnknownType as error:
@@ -257,6 +275,15 @@ class SidecarProtocol(Int32StringReceiver):
             counters.undecodable += 1
             factory.log.failure("{peer}: a frame of {size} bytes cannot be decoded", peer=self.peer, size=len(string))
         counters.frames += 1
+
+    def _divide(self, divided: Divided, size: int) -> None:
+        if divided.cut:
+            self.factory.complain(
+                self,
+                "properties",
+                f"client {printable(divided.client[1], 64)} has more than {MANY} user properties: only {MANY} of them are kept",
+            )
+        self.factory.pieces.add(self, divided, size)
 
     def lengthLimitExceeded(self, length: int) -> None:
         """
@@ -292,7 +319,9 @@ class SidecarFactory(ServerFactory):
     :param max_sessions_size: how many bytes these may take.
     :param usernames: whether any sink needs them; if not, none are remembered.
     :ivar braked: whether backpressure pauses all connections.
+    :ivar pieces: works off the frames that carry very much.
     :ivar long_frames: decides which connections are read while unfinished frames take too much memory.
+    :ivar common_frames: likewise, for the shorter ones of them.
     """
 
     noisy = False
@@ -310,12 +339,14 @@ class SidecarFactory(ServerFactory):
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
-        self.long_frames = LongFrames(reactor)
+        self.long_frames = LongFrames(reactor, HELD)
+        self.common_frames = LongFrames(reactor, HELD_COMMON)
         self.sessions = SessionTable(max_sessions, max_sessions_size, needed=usernames)
         self.connections: set[SidecarProtocol] = set()
         self._sink = sink
         self._complaints = RateLimit(reactor)
         self.braked = False
+        self.pieces = Pieces(reactor, self._hand_over_piece, self._undecodable, self._pieces_changed)
         self._clock = reactor
         self._pause_warning: IDelayedCall | None = None
         self._unaccepted = 0
@@ -368,22 +399,32 @@ class SidecarFactory(ServerFactory):
                 peer=protocol.peer,
             )
             self._cancel_pause_warning()
+            self._tell_empty()
+
+    def when_empty(self) -> Deferred[None]:
+        """
+        Wait until all connections have ended and what they brought was handed over.
+
+        :returns: a ``Deferred`` that fires when no connection is open and no piece waits.
+        """
+        deferred: Deferred[None] = Deferred()
+        self._emptied.append(deferred)
+        self._tell_empty()
+        return deferred
+
+    def _tell_empty(self) -> None:
+        if not self.connections and not self.pieces:
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)
 
-    def when_empty(self) -> Deferred[None]:
-        """
-        Wait until all connections have ended.
-
-        :returns: a ``Deferred`` that fires when no connection is open.
-        """
-        deferred: Deferred[None] = Deferred()
-        if self.connections:
-            self._emptied.append(deferred)
-        else:
-            deferred.callback(None)
-        return deferred
+    def give_up(self) -> None:
+        """Abort all connections, and forget what is not yet handed over."""
+        lost = self.pieces.drop()
+        if lost:
+            self.log.error("stopped in the middle of {count} frames with many topics: what is left of them is lost", count=lost)
+        for protocol in list(self.connections):
+            protocol.abort()
 
     def accept(self, events: list[Event], size: int) -> None:
         """
@@ -409,16 +450,25 @@ class SidecarFactory(ServerFactory):
         events, self._gathered = self._gathered, []
         size, self._gathered_size = self._gathered_size, 0
         if events:
-            self._hand_over(events, size)
+            self._hand_over(events, size, len(events))
 
-    def _hand_over(self, events: list[Event], size: int) -> None:
+    def _hand_over_piece(self, events: list[Event], size: int, frames: int) -> Deferred[None] | None:
+        # What was read before goes first.
+        self.flush()
+        seen = [self.sessions.see(event) if event.hook in CONCERNED else event for event in events]
+        return self._hand_over(seen, size, frames)
+
+    def _hand_over(self, events: list[Event], size: int, frames: int) -> Deferred[None] | None:
         """
         Hand a batch to the sink. While more than :data:`UNACCEPTED_LIMIT` bytes are not accepted, pause all connections.
 
         Events are counted here rather than when they are read, so that these counters and the sinks' always agree.
+
+        :param frames: how many frames begin with these events.
+        :returns: fires when the batch is accepted; ``None`` when it is.
         """
         counters = self.counters
-        counters.frames += len(events)
+        counters.frames += frames
         for event in events:
             counters.hooks[event.hook] += 1
         if self._watcher is not None:
@@ -427,22 +477,40 @@ class SidecarFactory(ServerFactory):
             accepted = self._sink.receive(events)
         except Exception:
             self.log.failure("the sink raised an error; {count} events are lost", count=len(events))
-            return
+            return None
         if accepted is None:
-            return
+            return None
         self._unaccepted += size
         count = len(events)
         accepted.addErrback(
             lambda failure: self.log.failure("the sink did not accept {count} events; they are lost", failure, count=count)
         )
         accepted.addCallback(self._accepted, size)
-        if self._unaccepted > UNACCEPTED_LIMIT and not self.braked:
-            self._schedule_pause_warning()
-            self._brake(braked=True)
+        self._regulate()
+        return accepted
 
     def _accepted(self, _: None, size: int) -> None:
         self._unaccepted -= size
-        if self.braked and self._unaccepted <= UNACCEPTED_LIMIT // 2:
+        self._regulate()
+
+    def _undecodable(self, protocol: SidecarProtocol, error: MalformedFrame, frames: int) -> None:
+        self.counters.frames += frames
+        self.counters.undecodable += 1
+        self.complain(protocol, "undecodable", f"a part of a frame with many topics is {error}: skipped from there on")
+
+    def _pieces_changed(self) -> None:
+        for frames in (self.common_frames, self.long_frames):
+            frames.wait_for(self.pieces.behind)
+        self._regulate()
+        self._tell_empty()
+
+    def _regulate(self) -> None:
+        """Pause all connections, or go on with them."""
+        pieces, unaccepted = self.pieces, self._unaccepted
+        if not self.braked and (unaccepted > UNACCEPTED_LIMIT or pieces.short > SHORT_LIMIT):
+            self._schedule_pause_warning()
+            self._brake(braked=True)
+        elif self.braked and unaccepted <= UNACCEPTED_LIMIT // 2 and pieces.short <= SHORT_LIMIT // 2:
             self._cancel_pause_warning()
             if self.counters.paused:
                 self.counters.paused = False
@@ -451,7 +519,8 @@ class SidecarFactory(ServerFactory):
 
     def _brake(self, *, braked: bool) -> None:
         self.braked = braked
-        self.long_frames.brake(braked=braked)
+        for frames in (self.common_frames, self.long_frames):
+            frames.brake(braked=braked)
         for protocol in list(self.connections):
             protocol.regulate()
 

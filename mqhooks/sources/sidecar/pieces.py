@@ -1,0 +1,283 @@
+"""
+Dividing frames that carry very much, and working them off piece by piece.
+
+- One SUBSCRIBE of 16 MiB can name millions of topics. In one go they would stop everything for ten seconds and take gigabytes.
+  So it becomes many events with some of the topics each: one is made when the one before it was accepted, in another turn of
+  the reactor.
+- A registration is one event however many user properties it has, so only the first of them are kept.
+- What the same client does next waits behind its divided frame, so that the order is kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from msgspec.structs import replace
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from mqhooks.errors import MalformedFrame
+from mqhooks.events import Event
+from mqhooks.sources.sidecar.decode import TYPE_URL, decode, open_frame
+from mqhooks.sources.sidecar.lenient import leave_out
+from mqhooks.sources.sidecar.longframes import LONG
+from mqhooks.sources.sidecar.messages import MESSAGES
+
+MANY = 1000
+"""How many topics an event has at most, and how many user properties."""
+
+UNDIVIDED = 2 * MANY
+"""A frame of at most this many bytes cannot carry more than that."""
+
+PIECE = 64 << 10
+"""About how many bytes of them an event has at most, unless a single one has more."""
+
+NAMES = 1 << 20
+"""About how many bytes of names a piece repeats at most: client id and username stand in each topic's body."""
+
+Client = tuple[str, str]
+"""Mountpoint and client id."""
+
+_REPEATED: dict[type[Message], Any] = {
+    message.protobuf: field
+    for message in MESSAGES.values()
+    for field in message.protobuf.DESCRIPTOR.fields
+    if field.is_repeated
+}
+
+
+class Divided(NamedTuple):
+    """
+    A frame that carries more than one event takes.
+
+    :param events: its events, made one by one, each with the bytes that it stands for. They end in a
+        :class:`~mqhooks.errors.MalformedFrame` at a piece that is not what the message says.
+    :param client: whose they are.
+    :param cut: whether there is only one, with the first part of what the frame carries.
+    """
+
+    events: Iterator[tuple[Event, int]]
+    client: Client
+    cut: bool
+
+
+def divide(frame: bytes) -> Divided | None:
+    """
+    Divide a frame.
+
+    :returns: ``None`` for a frame that is one event.
+    :raises mqhooks.errors.UnknownType: as :func:`~mqhooks.sources.sidecar.decode.decode` does.
+    :raises mqhooks.errors.MalformedFrame: likewise.
+    """
+    opened = open_frame(frame, _REPEATED)
+    if opened is None:
+        return None
+    protobuf, value = opened
+    field = _REPEATED[protobuf]
+    first = decode(_envelope(protobuf, leave_out(protobuf, field.name, value)))
+    names = len(first.client_id) + len(first.username) + len(first.mountpoint) + len(first.message.session_id)
+    pieces = _pieces(value, field.number, max(1, min(MANY, NAMES // (names + 1))))
+    start, second = next(pieces, b""), next(pieces, None)
+    if second is None:
+        return None
+
+    def event(piece: bytes) -> tuple[Event, int]:
+        part = getattr(decode(_envelope(protobuf, piece)).message, field.name)
+        return replace(first, message=replace(first.message, **{field.name: part})), len(piece)
+
+    cut = field.message_type is not None and field.message_type.GetOptions().map_entry
+    return Divided(map(event, (start,) if cut else chain((start, second), pieces)), (first.mountpoint, first.client_id), cut)
+
+
+def _envelope(protobuf: type[Message], value: bytes) -> bytes:
+    return AnyMessage(type_url=TYPE_URL + protobuf.DESCRIPTOR.full_name, value=value).SerializeToString()
+
+
+def _pieces(value: bytes, number: int, most: int) -> Iterator[bytes]:
+    """
+    Cut a message, which protobuf has accepted, where a piece has enough of a repeated field.
+
+    :param number: the field's.
+    :param most: how many of it a piece has at most.
+    """
+    tag = number << 3 | 2
+    start = at = count = 0
+    end = len(value)
+    while at < end:
+        if value[at] == tag:
+            if count and (count >= most or at - start >= PIECE):
+                yield value[start:at]
+                start, count = at, 0
+            count += 1
+        at = _after(value, at)
+    if count:
+        yield value[start:]
+
+
+def _after(value: bytes, at: int) -> int:
+    """Find the end of the field that begins here."""
+    kind = value[at] & 7
+    while value[at] > 127:
+        at += 1
+    at += 1
+    if kind == 2:
+        length = shift = 0
+        while value[at] > 127:
+            length |= (value[at] & 127) << shift
+            shift += 7
+            at += 1
+        return at + 1 + (length | value[at] << shift)
+    if kind == 0:
+        while value[at] > 127:
+            at += 1
+        return at + 1
+    if kind in (1, 5):
+        return at + (8 if kind == 1 else 4)
+    raise MalformedFrame("not a message that a hook sends: it has a group")
+
+
+class _Item:
+    """
+    What waits for its turn.
+
+    :param owner: the connection that brought it.
+    :param events: its events, each with bytes.
+    :param client: whose they are.
+    :param size: bytes of the frame.
+    :param alone: whether each of the events has a turn of its own.
+    :ivar begun: whether one of them was handed over.
+    """
+
+    __slots__ = ("alone", "begun", "client", "events", "owner", "size")
+
+    def __init__(self, owner: Any, events: Iterator[tuple[Event, int]], client: Client, size: int, *, alone: bool) -> None:
+        self.owner = owner
+        self.events = events
+        self.client = client
+        self.size = size
+        self.alone = alone
+        self.begun = False
+
+
+class Pieces:
+    """
+    Works off divided frames, and what their clients did next, in the order in which they were read.
+
+    :param clock: its ``callLater(0, …)`` ends a turn.
+    :param hand_over: called with events, their bytes, and how many frames they begin; says when they are accepted.
+    :param failed: called with a connection, the error, and 0 if events of the frame were handed over before it, else 1.
+    :param changed: called when another number of bytes waits.
+    :ivar short: bytes of short frames that wait.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        hand_over: Callable[[list[Event], int, int], Deferred[None] | None],
+        failed: Callable[[Any, MalformedFrame, int], object],
+        changed: Callable[[], object],
+    ) -> None:
+        self.short = self._long = 0
+        self._clock = clock
+        self._hand_over = hand_over
+        self._failed = failed
+        self._changed = changed
+        self._items: deque[_Item] = deque()
+        self._clients: Counter[Client] = Counter()
+        self._working = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._clients
+
+    @property
+    def behind(self) -> int:
+        """How many bytes of long frames wait behind the one that is worked off."""
+        first = self._items[0].size if self._items else 0
+        return self._long - (first if first > LONG else 0)
+
+    def add(self, owner: Any, divided: Divided, size: int) -> None:
+        """Work off a divided frame of so many bytes."""
+        self._add(_Item(owner, divided.events, divided.client, size, alone=True))
+
+    def add_behind(self, owner: Any, frame: bytes, client: Client) -> None:
+        """Have a frame wait behind the divided one of its client; as bytes it takes the least memory."""
+        self._add(_Item(owner, map(_decoded, (frame,)), client, len(frame), alone=False))
+
+    def drop(self) -> int:
+        """
+        Forget all frames.
+
+        :returns: how many they were.
+        """
+        count = len(self._items)
+        while self._items:
+            self._remove()
+        return count
+
+    def _add(self, item: _Item) -> None:
+        self._items.append(item)
+        self._clients[item.client] += 1
+        self._count(item, 1)
+        self._go_on()
+
+    def _remove(self) -> None:
+        item = self._items.popleft()
+        self._clients[item.client] -= 1
+        if not self._clients[item.client]:
+            del self._clients[item.client]
+        self._count(item, -1)
+
+    def _count(self, item: _Item, sign: int) -> None:
+        if item.size > LONG:
+            self._long += sign * item.size
+        else:
+            self.short += sign * item.size
+        self._changed()
+
+    def _go_on(self) -> None:
+        if self._items and not self._working:
+            self._working = True
+            self._clock.callLater(0, self._work)
+
+    def _work(self) -> None:
+        """Hand over the next piece, or the next few short frames."""
+        events: list[Event] = []
+        size = frames = 0
+        while self._items and size < PIECE:
+            item = self._items[0]
+            try:
+                event, length = next(item.events)
+            except StopIteration:
+                self._remove()
+                continue
+            except MalformedFrame as error:
+                self._failed(item.owner, error, not item.begun)
+                self._remove()
+                continue
+            events.append(event)
+            size += length
+            frames += not item.begun
+            item.begun = True
+            if item.alone:
+                break
+        accepted = self._hand_over(events, size, frames) if events else None
+        if accepted is None:
+            self._accepted(None)
+        else:
+            accepted.addCallback(self._accepted)
+
+    def _accepted(self, _: None) -> None:
+        self._working = False
+        self._go_on()
+
+
+def _decoded(frame: bytes) -> tuple[Event, int]:
+    return decode(frame), len(frame)
