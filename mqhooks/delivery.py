@@ -53,24 +53,18 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
 
 class Shelved(msgspec.Struct, frozen=True, gc=False):
     """
-    Stands for a claimed delivery of which only the place is kept, with what is needed to keep it in order.
+    Stands for a claimed delivery of which only the place is kept, and what its order depends on.
 
-    :param id: the delivery's.
-    :param client: the delivery's.
-    :param timestamp: the delivery's.
-    :param place: where its outbox keeps it.
+    :param client: the delivery's; likewise ``timestamp`` and ``place``.
+    :param size: bytes of its body.
+    :param body: none, whatever the delivery's is.
     """
 
-    id: str
     client: str
     timestamp: int
     place: int
+    size: int
     body: bytes = b""
-
-    @classmethod
-    def of(cls, delivery: Delivery) -> Shelved:
-        """Make one; the outbox has to be told (:meth:`~mqhooks.interfaces.IOutbox.shelve`)."""
-        return cls(delivery.id, delivery.client, delivery.timestamp, delivery.place)
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -10,20 +10,21 @@ From the outbox through the merge window and the lanes to the transport, and bac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from random import Random
-from typing import Any
+from typing import Any, cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mqhooks.delivery import Delivery, Request, Response, Shelved
-from mqhooks.errors import ConnectionBroken, DeliveryError
+from mqhooks.errors import ConnectionBroken, DeliveryError, OutboxError
 from mqhooks.interfaces import ICallbackTransport, IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
@@ -44,10 +45,10 @@ MOST = 1 << 14
 """The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
 
 SHELVED = 1 << 16
-"""How many deliveries the merge window holds at most, and how many keys wait outside of the lanes' queues."""
+"""How many deliveries the merge window holds at most, those of which it keeps only the places included."""
 
 AHEAD = 1 << 20
-"""About how many bytes of bodies are claimed in a turn when only their places are kept."""
+"""About how many bytes of bodies are claimed in one turn when only their places are kept."""
 
 LONGEST_COMMIT = 1.0
 """How many seconds the merge window waits for a commit at most."""
@@ -59,7 +60,7 @@ reached, or that has sent a ``Retry-After``, is not probed early.
 """
 
 UNREADABLE = 1.0
-"""Seconds before parked deliveries that could not be read are recalled again."""
+"""Seconds before deliveries that could not be read are recalled again."""
 
 
 class LastFailure:
@@ -139,13 +140,18 @@ class Dispatcher:
         )
         self._window = _window(settings)
         self._low = self._window // 2
-        self._stay = max(self._low // settings.pool_size, settings.batch.size if settings.batch is not None else 1)
         merge = settings.merge_window if ordered else 0
         self._merge = MergeWindow(merge, counters.late) if merge else None
         self._merge_timer: IDelayedCall | None = None
+        # Of how many the window, or what it has released, holds only the places.
+        self._shelved = 0
+        # What it has released and lanes have no room for yet, the bytes of its bodies, and whether some is being recalled.
+        self._due: deque[Delivery | Shelved] = deque()
+        self._due_size = 0
+        self._recalling = False
+        self._ahead: IDelayedCall | None = None
         self._budget = budget
         self._claim: Deferred[Sequence[Delivery]] | None = None
-        self._turn: IDelayedCall | None = None
         self._last_arrival = 0.0
         self._pumping = False
         self._running = False
@@ -194,7 +200,7 @@ class Dispatcher:
         """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
-        for timer in (*self._retries, self._probe_timer, self._merge_timer, self._turn):
+        for timer in (*self._retries, self._probe_timer, self._merge_timer, self._ahead):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
@@ -225,19 +231,18 @@ class Dispatcher:
             self._pumping = False
         if self._merge is not None and len(self._merge) and self._merge_timer is None:
             self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
+        if self._ahead is None and self._stuck:
+            self._ahead = self._clock.callLater(0, self._claim_ahead)
         if self._breaker.down:
             self._hurry()
-        if self._turn is None and self._hungry and (self._lanes.load > self._low or self._full):
-            self._turn = self._clock.callLater(0, self._make_room)
 
     def _claim_more(self) -> bool:
         """Claim what there is room for; returns whether something came at once."""
         lanes, merge = self._lanes, self._merge
-        if self._claim is not None or lanes.load > self._low or lanes.crowds > SHELVED:
+        if self._claim is not None or lanes.load > self._low:
             return False
         limit = self._window - (lanes.load if merge is None else len(merge))
         left = self._left()
-        lanes.most = self._most
         if limit <= 0 or left <= 0:
             return False
         return self._claim_up_to(limit, left)
@@ -251,47 +256,39 @@ class Dispatcher:
         self._take(claimed)
         return True
 
-    def _make_room(self) -> None:
-        """
-        Go on although there is no room, in the next turn, while lanes have nothing to do.
-
-        What is behind in long lanes, or comes while the merge window is full, is shelved: only its place is kept. So one
-        client's backlog does not keep the others waiting, and the window holds what it has to however long the bodies are.
-        """
-        lanes, merge = self._lanes, self._merge
-        self._turn = None
-        if not self._running or not self._hungry:
-            return
-        if lanes.load > self._low:
-            if lanes.crowds <= SHELVED and lanes.shorten(self._stay):
-                self._pump()
-        elif merge is not None and self._claim is None:
-            if len(merge) < SHELVED:
-                self._claim_up_to(self._window, AHEAD)
-            else:
-                # What happened first has to go, in order or not.
-                lanes.push(merge.release_oldest(SHELVED // 64))
-            self._pump()
-
     @property
     def _full(self) -> bool:
-        """Whether the merge window holds nothing that may go, and as much as it may."""
-        merge = self._merge
-        return merge is not None and self._claim is None and (len(merge) >= self._window or self._left() <= 0)
+        """Whether the merge window has no room in memory for another body."""
+        return self._merge is not None and (len(self._merge) >= self._window or self._left() <= 0)
 
     @property
-    def _hungry(self) -> bool:
-        """Whether there are lanes with nothing to do."""
-        return self._lanes.in_flight < self._lanes.limit and not self._lanes.idle
+    def _stuck(self) -> bool:
+        """Whether lanes have nothing to do while the merge window is full of what may not go yet."""
+        lanes = self._lanes
+        idle = lanes.load <= self._low and lanes.in_flight < lanes.limit
+        return idle and self._claim is None and not self._due and self._full
+
+    def _claim_ahead(self) -> None:
+        """
+        Have the full merge window find out what may go: it keeps the places of what comes, and none of the bodies.
+
+        So it restores the order of a backlog however long its bodies are.
+        """
+        self._ahead = None
+        if self._merge is None or not self._running or not self._stuck:
+            return
+        if len(self._merge) < SHELVED:
+            self._claim_up_to(self._window, AHEAD)
+        else:
+            # What happened first has to go before its time.
+            self._put_due(self._merge.release_oldest(SHELVED // 64))
+        self._pump()
 
     def _left(self) -> int:
         """How many bytes of bodies may be claimed."""
-        return self._most - self._lanes.size - (0 if self._merge is None else self._merge.size)
-
-    @property
-    def _most(self) -> int:
+        held = self._lanes.size + self._due_size + (0 if self._merge is None else self._merge.size)
         # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
-        return min(self._budget.part, self.outbox.max_size // 2)
+        return min(self._budget.part, self.outbox.max_size // 2) - held
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
@@ -319,21 +316,68 @@ class Dispatcher:
         for group in groups:
             arrival = now - max(wall - group[0].accepted, 0) / 1000
             self._last_arrival = arrival = max(arrival, self._last_arrival)
-            self._merge.push(self._shelve(group) if self._left() <= 0 else group, arrival)
+            self._merge.push(self._shelve(group) if self._full else group, arrival)
 
     def _shelve(self, deliveries: Sequence[Delivery]) -> Sequence[Shelved]:
+        self._shelved += len(deliveries)
         self.outbox.shelve([delivery.place for delivery in deliveries])
-        return [Shelved.of(delivery) for delivery in deliveries]
+        return [Shelved(each.client, each.timestamp, each.place, len(each.body)) for each in deliveries]
 
     def _release(self) -> bool:
         """Let the merge window go what it has held long enough; returns whether there was some."""
         merge, lanes = self._merge, self._lanes
-        if merge is None or not len(merge) or lanes.load > self._low or lanes.crowds > SHELVED:
+        if merge is None or not (len(merge) or self._due) or lanes.load > self._low or self._recalling:
             return False
-        released = merge.release(self._horizon(), self._window - lanes.load)
-        self._counters.late = merge.late
-        lanes.push(released)
-        return bool(released)
+        if not self._due:
+            released = merge.release(self._horizon(), self._window - lanes.load)
+            self._counters.late = merge.late
+            if not self._shelved:
+                lanes.push(cast("Sequence[Delivery]", released))
+                return bool(released)
+            self._put_due(released)
+        return self._push_due()
+
+    def _put_due(self, released: Sequence[Delivery | Shelved]) -> None:
+        self._due.extend(released)
+        self._due_size += sum([len(held.body) for held in released])
+
+    def _push_due(self) -> bool:
+        """Push what was released and there is memory for; returns whether there was some, and none of it is being recalled."""
+        due, room = self._due, self._left()
+        batch: list[Delivery | Shelved] = []
+        while due and (room > 0 or not (batch or self._lanes.load)):
+            held = due.popleft()
+            # A body that was in memory all the time takes no more than before.
+            room -= held.size if isinstance(held, Shelved) else 0
+            self._shelved -= isinstance(held, Shelved)
+            self._due_size -= len(held.body)
+            batch.append(held)
+        if batch:
+            self._recall(batch)
+        return bool(batch) and not self._recalling
+
+    def _recall(self, batch: Sequence[Delivery | Shelved]) -> None:
+        self._recalling = True
+        places = [held.place for held in batch if isinstance(held, Shelved)]
+        recall: Callable[[Sequence[int]], Any] = self.outbox.recall
+        recalled: Deferred[Sequence[Delivery]] = maybeDeferred(recall, places)
+        recalled.addCallbacks(self._recalled, self._not_recalled, (batch,), {}, (batch,))
+
+    def _recalled(self, found: Sequence[Delivery], batch: Sequence[Delivery | Shelved]) -> None:
+        self._recalling = False
+        back = {delivery.place: delivery for delivery in found}
+        whole = [back.get(held.place) if isinstance(held, Shelved) else held for held in batch]
+        pumping, self._pumping = self._pumping, True
+        try:
+            # What the outbox had to drop is missing.
+            self._lanes.push([delivery for delivery in whole if delivery is not None])
+        finally:
+            self._pumping = pumping
+        self._pump()
+
+    def _not_recalled(self, failure: Failure, batch: Sequence[Delivery | Shelved]) -> None:
+        failure.trap(OutboxError)
+        self._after(UNREADABLE, partial(self._recall, batch))
 
     def _horizon(self) -> float:
         """Work out up to what time everything accepted has also been claimed."""
@@ -352,9 +396,15 @@ class Dispatcher:
 
     def _later(self, delay: float, keys: Sequence[str]) -> None:
         def again() -> None:
-            self._retries.discard(retry)
             for key in keys:
                 self._lanes.unpark(key)
+
+        self._after(delay, again)
+
+    def _after(self, delay: float, act: Callable[[], object]) -> None:
+        def again() -> None:
+            self._retries.discard(retry)
+            act()
 
         retry: IDelayedCall = self._clock.callLater(delay, again)
         self._retries.add(retry)
@@ -394,7 +444,7 @@ class Dispatcher:
             self._note_arrival(deliveries)
         settle(ARRIVED)
         # While a claim waits, what comes wakes the pump by itself.
-        if self._claim is None or self.settled is not None:
+        if self._claim is None or self._due or self.settled is not None:
             self._go_on()
 
     def _note_arrival(self, deliveries: list[Delivery]) -> None:
@@ -421,7 +471,7 @@ class Dispatcher:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._claim is None and (self._lanes.load <= self._low or self._hungry):
+        if (self._claim is None or self._due) and self._lanes.load <= self._low:
             self._pump()
         if self.settled is not None:
             self.settled()

@@ -4,8 +4,6 @@ Keeping each client's deliveries in order while many requests are in flight.
 - A lane is a queue. All deliveries with the same key are in the same lane, and a lane has one request in flight, so they cannot
   overtake each other. A request carries a list of deliveries: a single one, unless events share requests.
 - A delivery that waits for its retry parks its key: later ones with this key wait behind it, and the lane goes on.
-- A client with many deliveries must not keep the others waiting. What is far behind in a lane leaves the queue and waits by its
-  key: of these deliveries, too, only the places are kept, and in the queue the key has one place for all of them.
 - Of parked deliveries only the places in the outbox are kept. They are recalled when their turn comes; any that the outbox had
   to drop meanwhile are missing then.
 """
@@ -14,13 +12,13 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from zlib import crc32
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from mqhooks.delivery import Delivery, Shelved
+from mqhooks.delivery import Delivery
 from mqhooks.errors import OutboxError
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, HALVE, PARK, Fate
 from mqhooks.webhook.settings import BatchSettings
@@ -39,9 +37,6 @@ class Shelf(Protocol):
         """Hand out deliveries once more."""
 
 
-REREAD = 1.0
-"""Seconds before a delivery outside of the queue that could not be read is recalled again."""
-
 _ONE = BatchSettings(size=1, linger=0.0)
 
 
@@ -57,13 +52,10 @@ class Lanes:
     :param key: deliveries with the same key stay in order.
     :param clock: for lingering.
     :param batch: how many deliveries share a request; one each when ``None``.
-    :ivar load: how many deliveries are in lanes or in flight; parked and shelved ones don't count.
-    :ivar crowds: how many keys wait outside of the queues.
+    :ivar load: how many deliveries are in lanes or in flight; parked ones don't count.
     :ivar size: bytes of their bodies.
     :ivar in_flight: how many requests have no result yet.
     :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
-    :ivar most: bytes of bodies beyond which nothing is recalled, unless there are none.
-    :ivar idle: the lanes that have something to send, and wait for the limit or for memory.
     :ivar parked: how many keys are parked.
     """
 
@@ -74,12 +66,11 @@ class Lanes:
         outbox: Shelf,
         unreadable: Callable[[str], object],
         *,
-        key: Callable[[Delivery | Shelved], str],
+        key: Callable[[Delivery], str],
         clock: IReactorTime,
         batch: BatchSettings | None = None,
     ) -> None:
         self.limit = count
-        self.most = 1 << 62
         self.send = send
         self.outbox = outbox
         self.unreadable = unreadable
@@ -87,59 +78,38 @@ class Lanes:
         self.clock = clock
         self.batch = batch or _ONE
         self.load = 0
-        self.crowds = 0
         self.size = 0
         self.in_flight = 0
         self.parked = 0
         self.idle: dict[Lane, None] = {}
         self._lanes = [Lane(self) for _ in range(count)]
 
-    def push(self, deliveries: Sequence[Delivery | Shelved]) -> None:
+    def push(self, deliveries: Sequence[Delivery]) -> None:
         """Put deliveries at the end of their lanes."""
         count = len(self._lanes)
-        whole = sum([type(delivery) is Delivery for delivery in deliveries])
-        self.load += whole
+        self.load += len(deliveries)
         self.size += sum([len(delivery.body) for delivery in deliveries])
-        groups: defaultdict[int, list[Delivery | Shelved]] = defaultdict(list)
+        groups: defaultdict[int, list[Delivery]] = defaultdict(list)
         for delivery, key in zip(deliveries, map(self.key, deliveries), strict=True):
             groups[crc32(key.encode()) % count].append(delivery)
         for lane, group in groups.items():
-            self._lanes[lane].push(group, whole=whole == len(deliveries))
+            self._lanes[lane].push(group)
 
     def unpark(self, key: str) -> None:
         """Let the deliveries of a parked key be tried again when their lane comes to them."""
         self._lane(key).unpark(key)
 
     def admit(self) -> None:
-        """Resume lanes that the limit, or too little memory, had stopped."""
-        for lane in list(self.idle):
-            if self.in_flight >= self.limit:
-                break
-            if lane in self.idle:
-                del self.idle[lane]
-                lane.run()
-
-    @property
-    def spent(self) -> bool:
-        """Whether nothing may be recalled before something is settled."""
-        return self.size >= self.most and self.load > 0
+        """Resume lanes that the limit had stopped."""
+        while self.idle and self.in_flight < self.limit:
+            lane = next(iter(self.idle))
+            del self.idle[lane]
+            lane.run()
 
     def shelve(self) -> None:
         """Park what waits in lanes behind a parked delivery now rather than when its turn comes, to make room."""
         for lane in self._lanes:
             lane.shelve()
-
-    def shorten(self, length: int) -> bool:
-        """
-        Keep only the places of what waits behind the first deliveries of each lane, to make room for other lanes'.
-
-        :param length: how many of each lane stay.
-        :returns: whether that changed anything.
-        """
-        before = self.load
-        for lane in self._lanes:
-            lane.shorten(length)
-        return self.load < before
 
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits in a lane."""
@@ -188,23 +158,6 @@ class Parked:
         self.recalled: Delivery | None = None
 
 
-class Crowd:
-    """
-    The deliveries of a key that wait outside of the queue.
-
-    :param key: the key.
-    :param client: whose deliveries they are.
-    :ivar waiting: them, in order, or only their places.
-    """
-
-    __slots__ = ("client", "key", "waiting")
-
-    def __init__(self, key: str, client: str) -> None:
-        self.key = key
-        self.client = client
-        self.waiting: deque[Delivery | int] = deque()
-
-
 class Lane:
     """
     One lane.
@@ -215,8 +168,7 @@ class Lane:
     def __init__(self, lanes: Lanes) -> None:
         self._all = lanes
         # A parked key that may go on stands in the queue.
-        self._queue: deque[Delivery | Crowd | Parked] = deque()
-        self._crowds: dict[str, Crowd] = {}
+        self._queue: deque[Delivery | Parked] = deque()
         self._parked: dict[str, Parked] = {}
         # How often what is parked was tried, which the outbox does not know.
         self._attempts: dict[int, int] = {}
@@ -226,26 +178,14 @@ class Lane:
         # How many at the front of the queue are tried together: the halves of a batch that was refused.
         self._parts: list[int] = []
         self._single = lanes.batch.size == 1
-        # What an outbox hands out later than it was asked, by place.
-        self._fetching = False
-        self._reading: IDelayedCall | None = None
-        self._fetched: dict[int, Sequence[Delivery]] = {}
         self._since = 0.0
         self._timer: IDelayedCall | None = None
 
-    def push(self, deliveries: Sequence[Delivery | Shelved], *, whole: bool) -> None:
-        """
-        Put deliveries at the end.
-
-        :param whole: whether none of them is shelved.
-        """
+    def push(self, deliveries: Iterable[Delivery]) -> None:
+        """Put deliveries at the end."""
         if not self._single and not self._queue:
             self._since = self._all.clock.seconds()
-        if whole and not self._crowds:
-            self._queue.extend(cast("Sequence[Delivery]", deliveries))
-        else:
-            for delivery in deliveries:
-                self._push(delivery)
+        self._queue.extend(deliveries)
         # While the timer runs, only a full batch is due.
         if self._current is None and (self._timer is None or len(self._queue) >= self._all.batch.size):
             self.run()
@@ -259,32 +199,14 @@ class Lane:
             self.run()
 
     def stop(self) -> None:
-        """Forget the timers."""
-        for timer in (self._timer, self._reading):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._reading = None
+        """Forget the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits here."""
         return any(item.client not in clients for item in self._queue)
-
-    def _push(self, delivery: Delivery | Shelved) -> None:
-        if isinstance(delivery, Shelved):
-            self._crowd(delivery).waiting.append(delivery.place)
-        elif self._all.key(delivery) in self._crowds:
-            self._crowd(delivery).waiting.append(delivery)
-        else:
-            self._queue.append(delivery)
-
-    def _crowd(self, delivery: Delivery | Shelved) -> Crowd:
-        key = self._all.key(delivery)
-        crowd = self._crowds.get(key)
-        if crowd is None:
-            crowd = self._crowds[key] = Crowd(key, delivery.client)
-            self._all.crowds += 1
-            self._queue.append(crowd)
-        return crowd
 
     def shelve(self) -> None:
         """Park what waits behind a parked delivery."""
@@ -292,36 +214,10 @@ class Lane:
             queue = list(self._queue)
             self._queue.clear()
             for item in queue:
-                if isinstance(item, Parked) or self._key(item) not in self._parked:
+                if isinstance(item, Parked) or self._all.key(item) not in self._parked:
                     self._queue.append(item)
                 else:
                     self._park_behind(item)
-
-    def shorten(self, length: int) -> None:
-        """Leave so many in the queue, and keep only the places of the others."""
-        queue = self._queue
-        behind = [queue.pop() for _ in range(len(queue) - length)]
-        tokens: list[Crowd | Parked] = []
-        for item in behind:
-            if isinstance(item, Delivery):
-                # It came before all of its key that wait outside already.
-                self._crowd(item).waiting.appendleft(self._place(item))
-            else:
-                tokens.append(item)
-        queue.extend(reversed(tokens))
-        for crowd in self._crowds.values():
-            waiting = crowd.waiting
-            for index in range(len(waiting) - 1, -1, -1):
-                delivery = waiting[index]
-                if isinstance(delivery, int):
-                    break
-                waiting[index] = self._place(delivery)
-
-    def _place(self, delivery: Delivery) -> int:
-        """Keep only the place of a delivery that waits here."""
-        self._leave(delivery)
-        self._shelve(delivery)
-        return delivery.place
 
     def newest(self, known: Callable[[str], bool]) -> tuple[int, str] | None:
         """Find place and key of the last delivery whose client is not known, unless a request is in flight here."""
@@ -332,9 +228,6 @@ class Lane:
                 continue
             if isinstance(item, Delivery):
                 return item.place, self._all.key(item)
-            if isinstance(item, Crowd):
-                last = item.waiting[-1]
-                return last if isinstance(last, int) else last.place, item.key
             if item.places:
                 return item.places[-1], item.key
             if item.recalled is not None:
@@ -343,16 +236,13 @@ class Lane:
 
     def prefer(self, key: str) -> None:
         """Move a key, or the first delivery with it if it is not parked, to the front."""
-        first: Delivery | Crowd | Parked | None = self._parked.get(key)
+        first: Delivery | Parked | None = self._parked.get(key)
         if first is None or first not in self._queue:
-            first = next(item for item in self._queue if not isinstance(item, Parked) and self._key(item) == key)
+            first = next(item for item in self._queue if isinstance(item, Delivery) and self._all.key(item) == key)
         self._queue.remove(first)
         self._queue.appendleft(first)
         if self._all.batch.size > 1:
             self._parts.append(1)
-
-    def _key(self, item: Delivery | Crowd) -> str:
-        return item.key if isinstance(item, Crowd) else self._all.key(item)
 
     def run(self) -> None:
         """Send what may be sent, if nothing is in flight."""
@@ -361,21 +251,18 @@ class Lane:
             return
         self._running = True
         lanes = self._all
-        while self._current is None and self._queue and not self._fetching:
+        while self._current is None and self._queue:
             if lanes.in_flight >= lanes.limit:
                 lanes.idle[self] = None
                 break
-            if self._single and not self._parked and not self._parts and not self._crowds:
-                # The usual case: nobody is parked or crowds, so these are deliveries, and each has a request of its own.
+            if self._single and not self._parked and not self._parts:
+                # The usual case: nobody is parked, so these are deliveries, and each has a request of its own.
                 first: Any = self._queue.popleft()
                 batch: list[Delivery] = [first]
             elif lanes.batch.linger and not self._due():
                 break
             else:
                 batch = self._collect()
-            if not batch and self._queue and lanes.spent:
-                lanes.idle[self] = None
-                break
             if batch:
                 self._current = batch
                 lanes.in_flight += 1
@@ -386,7 +273,7 @@ class Lane:
 
     def _due(self) -> bool:
         batch, clock = self._all.batch, self._all.clock
-        if self._parts or self._crowds or len(self._queue) >= batch.size:
+        if self._parts or len(self._queue) >= batch.size:
             return True
         left = self._since + batch.linger - clock.seconds()
         if left <= 0:
@@ -405,21 +292,10 @@ class Lane:
         part = bool(self._parts)
         room = self._parts.pop() if part else limits.size
         batch: list[Delivery] = []
-        turned: Crowd | None = None
         size, most = 0, room
         while queue and room and len(batch) < most:
             head = queue.popleft()
-            if lanes.spent and not isinstance(head, Delivery):
-                queue.appendleft(head)
-                break
-            if isinstance(head, Parked):
-                delivery = self._resume(head)
-            elif isinstance(head, Crowd):
-                delivery, turned = self._fetch(head), head
-                if self._fetching:
-                    break
-            else:
-                delivery = self._unless_parked(head)
+            delivery = self._resume(head) if isinstance(head, Parked) else self._unless_parked(head)
             if delivery is not None:
                 if delivery.attempts:
                     # One that always fails must not hold those for long that were with it: each time it has a quarter as many.
@@ -427,18 +303,13 @@ class Lane:
                 if batch and (size + len(delivery.body) > limits.max_bytes or len(batch) >= most):
                     if isinstance(head, Parked):
                         head.recalled = delivery
-                        queue.appendleft(head)
-                    else:
-                        queue.appendleft(delivery)
+                    queue.appendleft(head)
                     break
                 batch.append(delivery)
                 size += len(delivery.body)
             room -= 1
         if part and room and queue:
             self._parts.append(room)
-        if turned is not None and batch and queue and queue[0] is turned:
-            # After a crowd, others have their turn.
-            queue.rotate(-1)
         if limits.linger:
             self._since = lanes.clock.seconds()
         return batch
@@ -448,59 +319,6 @@ class Lane:
             self._park_behind(delivery)
             return None
         return delivery
-
-    def _fetch(self, crowd: Crowd) -> Delivery | None:
-        """
-        Get a crowd's first delivery, and have the rest wait behind it.
-
-        :returns: ``None`` when it was dropped or is parked, or while the outbox has not answered.
-        """
-        if crowd.key in self._parked:
-            self._park_behind(crowd)
-            return None
-        first = crowd.waiting[0]
-        if isinstance(first, int):
-            found = self._fetched.pop(first, None)
-            if found is None:
-                try:
-                    recalled = self._all.outbox.recall((first,))
-                except OutboxError:
-                    recalled = fail()
-                if isinstance(recalled, Deferred):
-                    self._fetching = True
-                    self._queue.appendleft(crowd)
-                    recalled.addCallbacks(self._came, self._did_not_come, callbackArgs=(first,))
-                    return None
-                found = recalled
-            for delivery in found:
-                delivery.attempts = self._attempts.pop(first, 0)
-                self._all.load += 1
-                self._all.size += len(delivery.body)
-        else:
-            found = (first,)
-        crowd.waiting.popleft()
-        if crowd.waiting:
-            self._queue.appendleft(crowd)
-        else:
-            self._end_crowd(crowd)
-        return found[0] if found else None
-
-    def _end_crowd(self, crowd: Crowd) -> None:
-        del self._crowds[crowd.key]
-        self._all.crowds -= 1
-
-    def _came(self, found: Sequence[Delivery], place: int) -> None:
-        self._fetched[place] = found
-        self._fetch_on()
-
-    def _did_not_come(self, failure: Any) -> None:
-        failure.trap(OutboxError)
-        self._reading = self._all.clock.callLater(REREAD, self._fetch_on)
-
-    def _fetch_on(self) -> None:
-        self._fetching = False
-        self._reading = None
-        self.run()
 
     def _resume(self, parked: Parked) -> Delivery | None:
         """Get the first delivery of a parked key, or have it recalled."""
@@ -603,21 +421,15 @@ class Lane:
         key = self._all.key(delivery)
         parked = self._parked.get(key)
         if parked is None:
-            parked = self._new_parked(key, delivery.client)
+            parked = self._parked[key] = Parked(key, delivery.client)
+            self._all.parked += 1
         parked.places.appendleft(delivery.place)
         self._shelve(delivery)
 
-    def _new_parked(self, key: str, client: str) -> Parked:
-        parked = self._parked[key] = Parked(key, client)
-        self._all.parked += 1
-        return parked
-
-    def _park_behind(self, item: Delivery | Crowd) -> None:
-        places = self._parked[self._key(item)].places
-        if isinstance(item, Crowd):
-            self._end_crowd(item)
-        for delivery in item.waiting if isinstance(item, Crowd) else (item,):
-            places.append(delivery if isinstance(delivery, int) else self._place(delivery))
+    def _park_behind(self, delivery: Delivery) -> None:
+        self._leave(delivery)
+        self._parked[self._all.key(delivery)].places.append(delivery.place)
+        self._shelve(delivery)
 
     def _shelve(self, delivery: Delivery) -> None:
         self._all.outbox.shelve((delivery.place,))

@@ -2,8 +2,8 @@
 The merge window: puts each client's events back in the order in which they happened.
 
 - VerneMQ sends each event over a connection picked at random, so now and then a client's events are read in the wrong order,
-  some milliseconds apart. Holding each for a moment and releasing the client's earliest by timestamp mends that.
-- Events are accepted before they are held here, so that waiting for order cannot lose any.
+  some milliseconds apart. Holding each for a moment and releasing the client's earliest by timestamp restores the order.
+- Deliveries are accepted before they are held here, so that waiting for order cannot lose any.
 """
 
 from __future__ import annotations
