@@ -106,7 +106,7 @@ class WholeFileTests(ConfigCase):
         loaded = self.load(
             """
             mqhooks {
-              sidecar { max_frame = 1MiB, max_sessions = 10, max_sessions_size = 2MiB }
+              sidecar { max_frame = 1MiB, max_sessions = 10, max_sessions_size = 2MiB, gather = 2ms }
               outbox { kind = memory, max_size = 2GiB }
               shutdown_timeout = 30s
             }
@@ -115,7 +115,7 @@ class WholeFileTests(ConfigCase):
         self.assertEqual(
             loaded,
             Settings(
-                sidecar=SidecarSettings(max_frame=1 << 20, max_sessions=10, max_sessions_size=2 << 20),
+                sidecar=SidecarSettings(max_frame=1 << 20, max_sessions=10, max_sessions_size=2 << 20, gather=0.002),
                 outbox=OutboxSettings(kind="memory", max_size=2 << 30, dead_max=1_000),
                 shutdown_timeout=30.0,
             ),
@@ -183,6 +183,21 @@ class WholeFileTests(ConfigCase):
             self.mistake("mqhooks.ordering = clients").partition(";")[0],
             "mqhooks.ordering: 'clients' is not one of client, none",
         )
+
+    def test_events_are_gathered_for_a_tenth_of_what_they_wait_anyway(self):
+        def gathered(*webhooks, ours=""):
+            blocks = [f'w{number} {{ url = "http://h/", {RULE}, {more} }}' for number, more in enumerate(webhooks)]
+            return self.load(f"webhooks {{ {' '.join(blocks)} }}\nmqhooks {{ sidecar {{ {ours} }} }}").gather
+
+        self.assertEqual(gathered("merge_window = 50ms"), 0.005)
+        self.assertEqual(gathered("merge_window = 1m"), 0.005)
+        self.assertAlmostEqual(gathered("merge_window = 50ms", "merge_window = 20ms"), 0.002)
+        self.assertEqual(gathered("merge_window = 50ms", "merge_window = 0"), 0)
+        self.assertEqual(gathered("merge_window = 50ms", "ordering = none"), 0)
+        self.assertEqual(gathered("merge_window = 0", ours="gather = 3ms"), 0.003)
+        self.assertEqual(gathered("merge_window = 50ms", ours="gather = 0"), 0)
+        self.assertEqual(for_url("http://127.0.0.1:1/x").gather, 0.005)
+        self.assertEqual(Settings().gather, 0)
 
     def test_misplaced(self):
         (warning,) = self.load("sidecar { max_frame = 1MiB }").warnings

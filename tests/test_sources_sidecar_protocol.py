@@ -107,6 +107,32 @@ class FramingTests(ProtocolCase):
         self.assertEqual((self.counters.frames, self.counters.events, len(self.sink.events)), (3, 2, 2))
         self.assert_identity()
 
+    def test_events_are_gathered(self):
+        self.factory.limit(max_frame=1000, max_sessions=0, max_sessions_size=1000, usernames=True, gather=0.005)
+        one, other = self.connect(), self.connect()
+        batches = []
+        for number in range(4):
+            self.feed(one if number % 2 else other, publish(number))
+            self.clock.advance(0.002)
+            batches.append(len(self.sink.batches))
+        # The first one has nothing to wait for.
+        self.assertEqual(batches, [1, 1, 2, 2])
+        self.clock.advance(0.1)
+        self.assertEqual([[event.client_id for event in batch] for batch in self.sink.batches], [["c0"], ["c1", "c2"], ["c3"]])
+
+    def test_events_are_gathered_no_longer_once_there_are_many(self):
+        self.factory.limit(max_frame=60_000, max_sessions=0, max_sessions_size=1000, usernames=True, gather=60)
+        protocol = self.connect()
+        self.feed(protocol, publish(0))
+        self.feed(protocol, publish(1, 40_000))
+        self.assertEqual(len(self.sink.events), 1)
+        self.feed(protocol, publish(2, 40_000))
+        self.assertEqual(len(self.sink.events), 3)
+        self.feed(protocol, publish(3))
+        self.assertEqual(len(self.sink.events), 3)
+        protocol.connectionLost()
+        self.assertEqual(len(self.sink.events), 4)
+
     def test_a_connection_that_ends_hands_over_what_it_brought(self):
         protocol = self.connect()
         protocol.dataReceived(publish(1))
@@ -234,9 +260,9 @@ class FramingTests(ProtocolCase):
 
     def test_a_new_limit_holds_for_open_connections(self):
         protocol = self.connect()
-        self.factory.limit(max_frame=100, max_sessions=0, max_sessions_size=1000, usernames=True)
+        self.factory.limit(max_frame=100, max_sessions=0, max_sessions_size=1000, usernames=True, gather=0.0)
         self.feed(protocol, publish(1, 500) + publish(2))
-        self.factory.limit(max_frame=200_000, max_sessions=0, max_sessions_size=1000, usernames=True)
+        self.factory.limit(max_frame=200_000, max_sessions=0, max_sessions_size=1000, usernames=True, gather=0.0)
         self.feed(protocol, publish(3, 500) + publish(4, 150_000))
         self.assertEqual([event.client_id for event in self.sink.events], ["c2", "c3", "c4"])
         self.assertEqual(self.counters.oversized, 1)

@@ -83,6 +83,7 @@ def build(
         max_sessions=settings.sidecar.max_sessions,
         max_sessions_size=settings.sidecar.max_sessions_size,
         usernames=usernames(settings),
+        gather=settings.gather,
     )
     listener = SidecarService(reactor, sidecars, factory)
     file = store if isinstance(store, SqliteStore) else None

@@ -84,6 +84,7 @@ def compose(root: Block) -> Settings:
             max_frame=sidecar.size("max_frame", DEFAULTS.sidecar.max_frame, least=1 << 10, most=256 << 20),
             max_sessions=sidecar.integer("max_sessions", DEFAULTS.sidecar.max_sessions, least=0),
             max_sessions_size=sidecar.size("max_sessions_size", DEFAULTS.sidecar.max_sessions_size, least=1 << 10),
+            gather=sidecar.duration("gather", -1, unit="ms", zero=True),
         ),
         outbox=_outbox(ours.block("outbox")),
         admin=_admin(ours.block("admin")),

@@ -24,7 +24,7 @@ from mqhooks.errors import MqhooksError
 from mqhooks.support.hangup import on_hangup
 
 RELOADABLE = {
-    "sidecar": ("max_frame", "max_sessions", "max_sessions_size"),
+    "sidecar": ("max_frame", "max_sessions", "max_sessions_size", "gather"),
     "outbox": ("max_size", "on_full", "dead_max"),
     "admin": ("token", "hosts"),
 }
@@ -105,6 +105,7 @@ class Reloader(Service):
             max_sessions=new.sidecar.max_sessions,
             max_sessions_size=new.sidecar.max_sessions_size,
             usernames=self._usernames(new),
+            gather=new.gather,
         )
         if self._admin is not None:
             self._admin.change(new.admin)

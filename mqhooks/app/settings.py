@@ -24,6 +24,10 @@ OUTBOX_LETTERS: dict[OutboxKind, int] = {"sqlite": 100_000, "memory": 1_000}
 """The default ``dead_max``, for each webhook."""
 
 
+GATHER = 0.005
+"""For how many seconds events are gathered by default, at most: longer saves little more."""
+
+
 @dataclass(frozen=True, slots=True)
 class SidecarSettings:
     """
@@ -32,11 +36,13 @@ class SidecarSettings:
     :param max_frame: bytes; longer frames are skipped.
     :param max_sessions: for how many clients the username is remembered.
     :param max_sessions_size: how many bytes that may take.
+    :param gather: for how many seconds events are gathered before sinks get them; -1 for :attr:`Settings.gather` to decide.
     """
 
     max_frame: int = 16 << 20
     max_sessions: int = 1_000_000
     max_sessions_size: int = 64 << 20
+    gather: float = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,14 @@ class Settings:
     admin: AdminSettings = field(default_factory=AdminSettings)
     shutdown_timeout: float = 10.0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def gather(self) -> float:
+        """For how many seconds events are gathered: by default a tenth of the shortest merge window, at most :data:`GATHER`."""
+        if self.sidecar.gather >= 0:
+            return self.sidecar.gather
+        windows = [webhook.merge_window if webhook.ordering == "client" else 0.0 for webhook in self.webhooks]
+        return min([GATHER, *(window / 10 for window in windows)]) if windows else 0.0
 
 
 DEFAULTS = Settings()
