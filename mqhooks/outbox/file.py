@@ -2,8 +2,7 @@
 The outbox's file: SQL, and nothing but SQL.
 
 - It knows webhooks by their keys and rows by their numbers, but not what is due, or why.
-- One transaction at a time is written, in whichever thread; when that is not the reactor's, reading has a connection of its
-  own.
+- One transaction at a time is written, in any thread. A second connection moves the log, and reads with ``sync = full``.
 - SQLite's errors are translated into ours: unavailable for now, no room, damaged, or unstorable.
 """
 

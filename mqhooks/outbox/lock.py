@@ -3,7 +3,7 @@ The lock file beside an outbox: one process owns an outbox at a time.
 
 - The file stays when no process holds the lock: it says that the file beside it is an outbox, whether the outbox was ever in
   use, and whether it was found damaged.
-- Whoever has locked it checks that its name still leads to it: a lock on a file that was removed keeps nobody out.
+- After locking, the path has to name the locked file still: a lock on a file that was removed keeps nobody out.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """
-Telling an endpoint that fails from deliveries that fail.
+Deciding whether the endpoint fails, or only some deliveries.
 
 Two things look alike at first: an endpoint that is down, and clients whose poisoned messages a healthy endpoint cannot take.
 
-- What decides is whether other clients still succeed. So a client that has failed before says nothing new by failing again, and
-  while the endpoint seems to be down, the next probe is a client that has never failed.
+- The test is whether other clients still succeed: a client that fails again does not count again, and while the endpoint
+  seems to be down, the next probe is a client whose last attempt did not fail.
 - A refusal counts like a failure only if it says more about the endpoint than about the delivery (:data:`WHOLESALE`).
 """
 

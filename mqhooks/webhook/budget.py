@@ -1,9 +1,8 @@
 """
 Bounding what all webhooks together hold in memory.
 
-What waits is in the outbox; a webhook claims only as many bytes of bodies as it may hold in its merge window and lanes: an
-equal part of the whole. What one of them holds takes nothing from the others, however long it is kept. A body that is longer
-than what is left is claimed all the same, so each holds at most its part and one body.
+A webhook claims at most its share of bytes of bodies, which its merge window and lanes hold: 64 MiB divided by the webhooks, at
+most 16 MiB. One body may exceed it, so that any body can be sent.
 """
 
 from __future__ import annotations

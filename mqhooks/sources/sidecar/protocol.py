@@ -8,7 +8,7 @@ Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever se
   behind each.
 - A bad frame costs only itself: closing a connection would cost all that VerneMQ has queued for it. It is closed only for an
   impossible length, since then there is no telling where the next frame begins.
-- Backpressure: while the sinks have not accepted more than a mebibyte of frames, no connection is read.
+- Backpressure: while more than a mebibyte of frames waits to be accepted, no connection is read.
 """
 
 from __future__ import annotations
