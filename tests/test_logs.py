@@ -29,7 +29,7 @@ from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.sources.sidecar.counters import SidecarCounters
-from mqhooks.support.redact import hide_url
+from mqhooks.support.redact import hide, hide_url, hide_urls
 from tests.counted import CountedWebhook
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
@@ -217,8 +217,60 @@ class HidingTests(SynchronousTestCase):
             ("http://h:1/a/b", "http://h:1/a/b"),
             ("https://u:p@h/a?token=x", "https://h/a?…"),
             ("http://h?x@y/z", "http://h?…"),
+            ("https://hooks.slack.com/services/T0/B0/XXXX", "https://hooks.slack.com/services/…"),
+            ("https://hooks.slack.com/services/T/B/letters", "https://hooks.slack.com/services/…"),
+            ("http://tb:8080/api/v1/A1_TEST_TOKEN/telemetry", "http://tb:8080/api/…"),
+            ("http://h/bot12:Ab/send#Cd", "http://h/…#…"),
+            ("http://h/mqtt-events/", "http://h/mqtt-events/"),
+            ("http://[::1]:80/hook", "http://[::1]:80/hook"),
+            # They are shown in errors, too.
+            ("http://u:pa/ss@h/", "http://…/…"),
+            ("h/services/T0/B0", "h/services/…"),
+            ("http:/h/T0", "http:/h/…"),
+            ("user:password@h/x", "h/x"),
+            ("http://h\\T0/x", "http://h…"),
         ):
             self.assertEqual(hide_url(url), shown)
+
+    @given(st.text(), st.text("abcdef/:@?#[]%\\"))
+    def test_any_url(self, text: str, url: str) -> None:
+        for each in (text, url, f"http://{url}"):
+            self.assertEqual(hide(f"<{each}>", each) if each else "<>", f"<{hide_url(each)}>")
+
+    @given(
+        st.from_regex(r"[A-Z0-9]{8,20}", fullmatch=True),
+        st.sampled_from(
+            ("https://h/{}", "http://{}@h", "http://u:{}@h/x", "http://h/a?b={}&c=d", "http://h:1/a/b/{}/c", "h/a/#{}")
+        ),
+    )
+    def test_any_token(self, token: str, url: str) -> None:
+        url = url.format(token)
+        self.assertNotIn(token, hide_url(url))
+        self.assertNotIn(token, hide(f"{url} {token}", url))
+
+    def test_what_repeats_a_url(self) -> None:
+        url = "https://h/services/T0/B0/x7Kq9999?key=pa55w0rd1"
+        for text, shown in (
+            (f"{url} answered 404", "https://h/services/…?… answered 404"),
+            ("Cannot POST /services/T0/B0/x7Kq9999?key=pa55w0rd1", "Cannot POST /services/…?…"),
+            ("/services/T0/B0/x7Kq9999 is not here", "/services/… is not here"),
+            (r'{"path":"\/services\/T0\/B0\/x7Kq9999"}', r'{"path":"\/services\/T0\/B0\/…"}'),
+            ("unknown key pa55w0rd1", "unknown key …"),
+        ):
+            self.assertEqual(hide(text, url), shown)
+        self.assertEqual(hide("GET / is not POST /", "http://h/"), "GET / is not POST /")
+
+    def test_urls_within_a_text(self) -> None:
+        for text, shown in (
+            ("log:path=/services/T0", "log:path=/services/T0"),
+            (
+                r"webhook:url=http\://u\:p@h\:80/hook/T0?k=v:events=on_publish",
+                r"webhook:url=http\://h\:80/hook/…?…:events=on_publish",
+            ),
+            (r"fanout:webhook\:url=http\\\://h/T0:log", r"fanout:webhook\:url=http\\\://h/…:log"),
+            ("webhook:url=http://u:p@h/T0", "webhook:url=http://h/…"),
+        ):
+            self.assertEqual(hide_urls(text), shown)
 
 
 class ProcessTests(TestCase):

@@ -168,6 +168,25 @@ class CaseTests(SpellingCase):
             ],
         )
 
+    def test_urls_that_lead_nowhere(self):
+        lines = [line for line in self.case("undeliverable-urls.txt").splitlines() if not line.startswith("#")]
+        self.assertEqual(len(lines), 9)
+        lines += ["http://256.1.1.1/x", "http://-a/x", "http://[1.2.3.4]/x", f"http://{'a' * 64}/x"]
+        for line in lines:
+            for scheme in ("http", "https"):
+                url = line.replace("http", scheme, 1)
+                told = self.mistake(f'webhook {{ url = """{url}""", {RULES} }}')
+                self.assertTrue(told.startswith(f"mqhooks.conf: webhook.url: '{scheme}://"), told)
+                self.assertIn("write", told)
+        self.assertIn("IDNA form, xn--bcher-kva.example", self.mistake(f'webhook {{ url = "http://bücher.example", {RULES} }}'))
+        # To this encoding ß is ss, and to browsers another host.
+        self.assertIn("IDNA form, xn--…", self.mistake(f'webhook {{ url = "http://straße.example", {RULES} }}'))
+
+    def test_urls_that_lead_somewhere(self):
+        for host in ("my_consumer", "_a", "127.1", "h.", "xn--bcher-kva.example", "[::ffff:1.2.3.4]", "1h", "a-"):
+            for url in (f"http://{host}:8080", f"https://{host}/x"):
+                self.assertEqual(self.webhook(f'webhook {{ url = "{url}", {RULES} }}').url, url)
+
 
 class QuotedSubstitutionTests(SpellingCase):
     def test_secrets_refuse_them(self):

@@ -20,6 +20,7 @@ from mqhooks.pb.on_publish_pb2 import OnPublish
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.waiting import until
 
 
 class OptionsCase:
@@ -101,6 +102,46 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             mistake = f"mqhooks: {path}: {name}.{tls}.cacertfile: /dev/null holds no PEM certificate"
             self.assertEqual(self.exit_line("-c", path), mistake)
             self.assertEqual(self.exit_line("-c", path, "--check"), mistake)
+
+    def test_check_shows_no_secret_of_a_url(self):
+        slack, thingsboard = "hooks.slack.com/services/T0S/B0S/s3cret", "tb:8080/api/v1/s3cret/telemetry"
+        path = self.file(
+            f"""
+            webhooks {{
+              a {{ url = "https://{slack}", events = [ {{ event = on_publish }} ] }}
+              b {{ url = "http://{thingsboard}?s3cret=s3cret", events = [ {{ event = on_publish }} ] }}
+            }}
+            """
+        )
+        sink = rf"webhook:url=http\://{thingsboard.replace(':', chr(92) + ':')}"
+        text = self.checked("-c", path, "--url", f"http://{thingsboard}", "--sink", sink)
+        for shown in ("https://hooks.slack.com/services/…", "http://tb:8080/api/…?…", r"http\://tb\:8080/api/…"):
+            self.assertIn(shown, text)
+        for secret in ("s3cret", "T0S"):
+            self.assertNotIn(secret, text)
+
+    def test_mistakes_show_no_secret_of_a_url(self):
+        for url in (
+            "http://h:x/s3cret",
+            "https//h/S3CRET",
+            "http://u:s3cret@h/",
+            "http://u:s3c/ret@h/",
+            "http://h/s3cret#s3cret",
+            "http://h/s3cret a",
+        ):
+            config = self.file(f'webhook {{ url = "{url}", events = [] }}')
+            syntax = self.file(f'webhook {{ url = "{url}" = x }}')
+            sink = "webhook:url=" + url.replace(":", "\\:")
+            for arguments in (
+                ["--url", url],
+                ["-c", config],
+                ["-c", syntax],
+                ["--sink", sink],
+                ["--sink", f"{sink}:pool_size=x"],
+            ):
+                told = self.exit_line(*arguments, "--check")
+                for secret in ("s3c", "S3C"):
+                    self.assertNotIn(secret, told)
 
     def test_ports_that_there_are_not(self):
         self.assertIn("mqhooks: tcp:99999: there is no port 99999", self.exit_line("--sidecar", "tcp:99999", "--check"))
@@ -220,10 +261,11 @@ class ProcessTests(OptionsCase, TestCase):
             out, err, status = await twistd(arguments, directory)
         self.assertEqual((out, status), (b"", 1))
         self.assertIn(f"mqhooks: cannot listen on tcp:{port}: ".encode(), err)
-        log = (directory / "twistd.log").read_text()
-        self.assertEqual(log.count(f"mqhooks: cannot listen on tcp:{port}: Address already in use; "), 1)
-        self.assertNotIn("Traceback", log)
-        self.assertFalse((directory / "twistd.pid").exists())
+        # The daemon tells its parent of the failure before it ends.
+        log = directory / "twistd.log"
+        await until(lambda: "mqhooks: cannot listen" in log.read_text() and not (directory / "twistd.pid").exists())
+        self.assertEqual(log.read_text().count(f"mqhooks: cannot listen on tcp:{port}: Address already in use; "), 1)
+        self.assertNotIn("Traceback", log.read_text())
 
     async def test_the_outbox_is_where_the_process_runs(self):
         there = Path(self.mktemp()).resolve()

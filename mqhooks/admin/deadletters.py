@@ -83,7 +83,7 @@ class DeadLetters:
                 "body": body[:BODY_LIMIT].decode("utf-8", "replace"),
                 "truncated": len(body) > BODY_LIMIT,
             },
-            "answer": {"status": letter.status, "body": letter.answer.decode("utf-8", "replace")},
+            "answer": {"status": letter.status, "body": hide(letter.answer.decode("utf-8", "replace"), letter.url)},
         }
 
     def settle(self, number: int, *, replay: bool) -> int:
