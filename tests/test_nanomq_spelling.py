@@ -407,6 +407,83 @@ class RemedyTests(SpellingCase):
             self.assertNotIn("\n", str(mistake))
             self.assertEqual(mistake.mistakes, (mistake,))
 
+    def keys(self, text):
+        """The key of each mistake."""
+        error = self.assertRaises(ConfigError, self.load, text)
+        for mistake in error.mistakes:
+            self.assertNotIn("\n", str(mistake))
+        return sorted(mistake.key for mistake in error.mistakes)
+
+    def test_no_mistake_hides_another(self):
+        keys = self.keys(
+            """
+            webhook = 5
+            webhooks {
+              a = 5
+              b { url = "https://h/", tls { cacertfile = "/a/b", certfile = "/a/b" }, ssl = {}, retry = 5, transport = x }
+              c { url = "http://h/", body = 5, headers = 5, batch = 5, unknown = 5, retry { on = [1, 2], max = 0 } }
+              d { url = "http://h/", events = [ 5, { event = on_x, topic = [] } ], secret = [a, "${B}"], ordering = y }
+              e { url = "http://h/", secret = [a, "a b", []], pool_size = 0 }
+              f { g { url = "http://h/" }, pool_size = 0 }
+            }
+            mqhooks { outbox = 5, sidecar = 5, admin { token = x, hosts = ["a:1", "b c"], listen = "" }, retry.on = 1 }
+            """
+        )
+        self.assertEqual(
+            keys,
+            [
+                "mqhooks.admin.hosts",
+                "mqhooks.admin.hosts",
+                "mqhooks.admin.listen",
+                "mqhooks.admin.token",
+                "mqhooks.outbox",
+                "mqhooks.retry.on",
+                "mqhooks.sidecar",
+                "webhook",
+                "webhooks.a",
+                "webhooks.b.retry",
+                "webhooks.b.ssl",
+                "webhooks.b.tls.cacertfile",
+                "webhooks.b.tls.certfile",
+                "webhooks.b.tls.keyfile",
+                "webhooks.b.transport",
+                "webhooks.c.batch",
+                "webhooks.c.body",
+                "webhooks.c.headers",
+                "webhooks.c.retry.max",
+                "webhooks.c.retry.on",
+                "webhooks.c.retry.on",
+                "webhooks.c.unknown",
+                "webhooks.d.events[0]",
+                "webhooks.d.events[1].event",
+                "webhooks.d.events[1].topic",
+                "webhooks.d.ordering",
+                "webhooks.d.secret",
+                "webhooks.e.pool_size",
+                "webhooks.e.secret",
+                "webhooks.e.secret",
+                "webhooks.e.secret",
+                "webhooks.f.g",
+                "webhooks.f.pool_size",
+            ],
+        )
+
+    def test_every_variable_that_is_not_set_is_told(self):
+        error = self.assertRaises(
+            ConfigError,
+            self.load,
+            f"{WEBHOOK}\nwebhook.secret = ${{MQHOOKS_A}}\nwebhook.headers.x = a${{MQHOOKS_B}}${{MQHOOKS_A}}",
+        )
+        told = [str(mistake).partition(" is not set")[0].rpartition(": ")[2] for mistake in error.mistakes]
+        self.assertEqual(told, ["${MQHOOKS_A}", "${MQHOOKS_B}", "${MQHOOKS_A}"])
+
+    def test_every_disagreement_is_told(self):
+        block = f'{{ url = "http://h/", {RULES}, pool_size = 1 }}'
+        keys = self.keys(
+            f"webhooks {{ a {block}\na {block}\nb {block}\nB {block} }}\nwebhook {block}\nwebhook {{ pool_size = 2 }}"
+        )
+        self.assertEqual(keys, ["webhook.pool_size", "webhooks.B", "webhooks.a"])
+
 
 CONFIGURATION = {
     "webhook": {

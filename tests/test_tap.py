@@ -298,7 +298,18 @@ class ProcessTests(OptionsCase, TestCase):
 
     async def test_a_wrong_command_line_ends_it(self):
         for command, args, mistake in (
-            ("mqhooks", ["--nope"], "option --nope not recognized"),
+            ("mqhooks", ["--nope"], "option --nope not recognized; --help lists them"),
+            ("mqhooks", ["--chekc"], "option --chekc not recognized; did you mean --check?"),
+            (
+                "mqhooks",
+                ["-n"],
+                "option -n not recognized; it is one of twistd's own: write it before mqhooks",
+            ),
+            (
+                "mqhooks",
+                ["--logfile", "x"],
+                "option --logfile not recognized; it is one of twistd's own: write it before mqhooks",
+            ),
             ("mqhooks", ["--url"], "option --url requires argument"),
             ("mqhooks", ["--admin-port", "x"], "--admin-port: 'x' is not a whole number from 0 to 65535"),
             ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),
