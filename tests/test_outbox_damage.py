@@ -324,6 +324,30 @@ class RequestTests(DamagedCase):
         self.assertEqual(len(self.faults.written) - before, 4)
         self.assertEqual((self.count("request"), self.pending(), self.outbox.letters), (0, 4 * REQUESTS, 0))
 
+    def test_many_are_one_line_of_the_log(self):
+        self.bury(4 * REQUESTS)
+        self.ask("replay", range(1, 3 * REQUESTS + 1))
+        self.ask("purge", range(3 * REQUESTS + 1, 4 * REQUESTS + 1))
+        self.clock.pump([1, *[0] * 20])
+        self.assertEqual((self.count("request"), self.outbox.letters), (0, 0))
+        lines = [line for line in self.log().splitlines() if "requested" in line]
+        self.assertEqual(
+            lines,
+            [
+                f"replay done as requested: {3 * REQUESTS} dead letters",
+                f"purge done as requested: {REQUESTS} dead letters",
+            ],
+        )
+
+    def test_many_that_cannot_be_done_are_one_line_too(self):
+        self.bury(REQUESTS)
+        self.change("UPDATE dead SET checksum = 0")
+        self.store = self.open()
+        self.ask("replay", range(1, REQUESTS + 1))
+        self.clock.pump([1, *[0] * 20])
+        self.assertEqual(self.log().count("replay was requested, but"), 1)
+        self.assertEqual((self.count("request"), self.outbox.letters), (0, REQUESTS))
+
     def test_one_that_does_nothing_holds_no_other_up(self):
         self.bury(1)
         self.ask("purge", [77, 1])
