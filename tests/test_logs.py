@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+import mqhooks
 from mqhooks.app import tap
 from mqhooks.app.logs import json_line, observer_for
 from mqhooks.app.summary import SummaryService
@@ -319,6 +320,85 @@ class ProcessTests(TestCase):
         self.assertIn("listening for VerneMQ", "".join(line["text"] for line in self.lines(old.read_text())))
         self.assertEqual(self.lines(path.read_text())[-1]["text"], "Server Shut Down.")
         self.assertEqual((bridge.stdout, bridge.stderr), ("", ""))
+
+    async def test_a_file_that_was_renamed_is_reopened(self) -> None:
+        told = "there is no configuration file to reload"
+        for log_format in ("text", "json"):
+            path = Path(self.mktemp()).resolve()
+            arguments = [
+                "mqhooks",
+                "--sidecar-port=0",
+                "--admin-port=0",
+                "--url=http://127.0.0.1:1/",
+                f"--log-format={log_format}",
+            ]
+            bridge = Twistd(self, f"--logfile={path}", *arguments)
+            await until(lambda path=path: path.exists() and "listening for VerneMQ" in path.read_text())
+            path.rename(f"{path}-0")
+            bridge.process.signalProcess("HUP")
+            await until(lambda path=path: path.exists() and told in path.read_text())
+            path.rename(f"{path}-1")
+            bridge.process.signalProcess(signal.SIGUSR1)
+            await until(path.exists)
+            bridge.process.signalProcess("HUP")
+            await until(lambda path=path: told in path.read_text())
+            path.rename(f"{path}-2")
+            # As logrotate does with create.
+            path.touch()
+            bridge.process.signalProcess(signal.SIGUSR1)
+            bridge.process.signalProcess("TERM")
+            await bridge.ended
+            self.assertIn("Server Shut Down.", path.read_text())
+            self.assertFalse(Path(f"{path}.1").exists())
+
+    async def test_a_directory_that_is_gone_costs_no_line(self) -> None:
+        folder = Path(self.mktemp()).resolve()
+        folder.mkdir()
+        path = folder / "log"
+        bridge = Twistd(self, f"--logfile={path}", "mqhooks", "--sidecar-port=0", "--admin-port=0", "--url=http://127.0.0.1:1/")
+        await until(lambda: path.exists() and "listening for VerneMQ" in path.read_text())
+        there = folder.rename(f"{folder}-old") / "log"
+        bridge.process.signalProcess("HUP")
+        await until(lambda: f"{path}: cannot be opened (No such file or directory); still writing to" in there.read_text())
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertIn("Server Shut Down.", there.read_text())
+
+    async def test_signals_without_a_file_end_nothing(self) -> None:
+        path = str(Path(self.mktemp()).resolve())
+
+        def listens() -> bool:
+            with socket.socket(socket.AF_UNIX) as connection:
+                return connection.connect_ex(path) == 0
+
+        for more in ((), ("--syslog",)):
+            bridge = Twistd(self, *more, "mqhooks", f"--sidecar=unix:{path}", "--admin-port=0", "--url=http://127.0.0.1:1/")
+            await until(listens)
+            for signal_ in (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1):
+                bridge.process.signalProcess(signal_)
+            await until(listens)
+            bridge.process.signalProcess("TERM")
+            self.assertEqual((await bridge.ended).signal, signal.SIGTERM)
+
+    async def test_a_file_that_cannot_be_written(self) -> None:
+        for log_format in ("text", "json"):
+            bridge = Twistd(self, "--logfile=/nowhere/x", "mqhooks", "--sidecar-port=0", f"--log-format={log_format}")
+            self.assertEqual((await bridge.ended).exitCode, 1)
+            self.assertTrue(
+                bridge.stderr.startswith("mqhooks: --logfile: /nowhere/x cannot be written (No such"), bridge.stderr
+            )
+            self.assertEqual((bridge.stderr.count("\n"), bridge.stdout), (1, ""))
+
+    async def test_the_first_line_names_version_and_webhooks(self) -> None:
+        url = "http://127.0.0.1:1/services/T0"
+        bridge = Twistd(self, "mqhooks", "--sidecar-port=0", "--admin-port=0", f"--url={url}", "--log-format=json")
+        await bridge.until("listening for VerneMQ")
+        first = next(line for line in self.lines(bridge.stdout) if line["logger"].startswith("mqhooks."))
+        self.assertEqual(first["text"], f"mqhooks {mqhooks.__version__}: webhook webhook to http://127.0.0.1:1/services/…")
+        self.assertEqual(
+            (first["version"], first["webhooks"]),
+            (mqhooks.__version__, [{"webhook": "webhook", "url": "http://127.0.0.1:1/services/…"}]),
+        )
 
     async def test_no_payload_and_no_secret(self) -> None:
         for log_format in ("text", "json"):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from twisted.python.reflect import qual
 from mqhooks.app.build import SIDECAR_PORT, build
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
-from mqhooks.app.logs import FORMATS, observer_for
+from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import Settings
 from mqhooks.errors import ConfigError
@@ -126,6 +127,10 @@ def _make(reactor: Any, options: Options) -> IService:
     if to_stdout and twistd and not twistd.get("nodaemon"):
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
     observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
+    if twistd and not signal.getsignal(signal.SIGUSR1):
+        # Without a log file to rotate, it would end the process.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    observer = observer or text_file_observer_for(reactor, options.parent)
     return service if observer is None else LoggedService([service], observer)
 
 

@@ -95,5 +95,8 @@ class LoggedService(OrderedService):
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application or of another service."""
         if isinstance(parent, Componentized) and parent.getComponent(ILogObserver) is None:
-            parent.setComponent(ILogObserver, self._observer())
+            try:
+                parent.setComponent(ILogObserver, self._observer())
+            except MqhooksError as error:
+                raise StartFailed(f"mqhooks: {error}") from None
         super().setServiceParent(parent)
