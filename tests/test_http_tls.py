@@ -1,5 +1,6 @@
 """TLS to real servers: who they have to be, who we are, and what is said when it fails."""
 
+import os
 from pathlib import Path
 from random import Random
 from socket import AF_INET6, has_ipv6, socket
@@ -440,6 +441,14 @@ class MistakeTests(FilesMixin, SynchronousTestCase):
         self.assertEqual(self.mistake(cacertfile=self.nothing), f"cacertfile: {self.nothing} holds no PEM certificate")
         self.assertIn("holds no PEM certificate", self.mistake(certfile=self.nothing, keyfile=self.key))
         self.assertIn("holds no PEM private key", self.mistake(certfile=self.certificate, keyfile=self.nothing))
+
+    def test_files_that_never_end(self):
+        fifo = self.mktemp()
+        os.mkfifo(fifo)
+        for path in (fifo, "/dev/zero"):
+            self.assertEqual(self.mistake(cacertfile=path), f"cacertfile: {path} holds no PEM certificate")
+            self.assertIn("holds no PEM certificate", self.mistake(certfile=path, keyfile=self.key))
+            self.assertIn("holds no PEM private key", self.mistake(certfile=self.certificate, keyfile=path))
 
     def test_broken(self):
         self.assertIn(f"cacertfile: {self.broken} cannot be used: ", self.mistake(cacertfile=self.broken))

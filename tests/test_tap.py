@@ -156,6 +156,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         for outbox, problem in (
             (directory, f"{directory} is a directory: name a file in it"),
             (f"{directory}/a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
+            ("/dev/zero", "/dev/zero is not a regular file: name another one"),
             ("a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
         ):
             path = self.file(f'mqhooks.outbox.path = "{outbox}"')

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -21,6 +20,7 @@ from mqhooks.app.webhooks import transport_for
 from mqhooks.errors import ConfigError, together
 from mqhooks.interfaces import IOutbox
 from mqhooks.sinks.compose import FanOut
+from mqhooks.support.files import read_bounded
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
@@ -235,7 +235,7 @@ def _certificates(settings: WebhookSettings) -> tuple[bytes, ...]:
     hashes = []
     for path in paths:
         try:
-            hashes.append(b"" if path is None else sha256(Path(path).read_bytes()).digest())
+            hashes.append(b"" if path is None else sha256(read_bounded(path)).digest())
         except OSError:
             hashes.append(b"")
     return tuple(hashes)

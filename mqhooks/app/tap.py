@@ -177,6 +177,8 @@ def _check_place(path: str) -> None:
     directory = os.path.abspath(os.path.dirname(path))
     if os.path.isdir(path):
         problem = f"{path} is a directory: name a file in it"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        problem = f"{path} is not a regular file: name another one"
     elif not os.path.isdir(directory):
         problem = f"{path}: there is no directory {directory}: make it or name another place"
     if problem is not None:

@@ -9,7 +9,6 @@ TLS for Twisted's agent, which refuses the same certificates as the pooled trans
 from __future__ import annotations
 
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -27,6 +26,7 @@ from mqhooks.http.tls import (
     is_handshake_problem,
     read_certificates,
 )
+from mqhooks.support.files import read_bounded
 
 _WRONG_NAME = 62
 
@@ -126,6 +126,6 @@ def _options(settings: TLSSettings) -> CertificateOptions:
             for pem in read_certificates(settings, "certfile", settings.certfile)
         )
         password = (settings.key_password or "").encode()
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, Path(settings.keyfile).read_bytes(), password)
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, read_bounded(settings.keyfile), password)
         ours = {"certificate": certificate, "privateKey": key, "extraCertChain": chain}
     return CertificateOptions(trustRoot=trust_root, raiseMinimumTo=TLSVersion.TLSv1_2, **ours)

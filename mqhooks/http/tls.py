@@ -13,10 +13,10 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mqhooks.errors import ConfigError
 from mqhooks.http.sockets import LONG, SHORT, Channel, Receiver
+from mqhooks.support.files import read_bounded
 
 CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
@@ -112,7 +112,7 @@ def _load_key(context: ssl.SSLContext, settings: TLSSettings, certfile: str, key
 
 def _read(settings: TLSSettings, key: str, path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_bounded(path)
     except OSError as error:
         raise _mistake(settings, key, f"{path} cannot be read: {error.strerror}") from error
 

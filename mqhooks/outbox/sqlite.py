@@ -163,6 +163,7 @@ class SqliteStore(Service):
         self._poll = self._reactor.callLater(1.0, self._look)
 
     def _open_or_begin(self) -> None:
+        schema.check_regular(self.path)
         try:
             aside.finish(self.path)
             left = self.damaged
