@@ -253,20 +253,47 @@ class ProcessTests(OptionsCase, TestCase):
             bridge, f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one"
         )
 
-    async def test_a_taken_port_ends_a_daemon(self):
+    async def daemon_ends(self, mistake, *arguments):
+        """Start a daemon that cannot start: the terminal and the log have one line of ours, and nothing is left behind."""
         directory = Path(self.mktemp()).resolve()
         directory.mkdir()
+        out, err, status = await twistd(["mqhooks", "--sidecar-port=0", "--admin-port=0", *arguments], directory)
+        self.assertEqual((out, status), (b"", 1))
+        self.assertEqual([line for line in err.decode().splitlines() if line.startswith("mqhooks: ")], [f"mqhooks: {mistake}"])
+        self.assertNotIn(b"Traceback", err)
+        # The daemon tells its parent of the failure before it ends.
+        path = directory / "twistd.log"
+        await until(lambda: "mqhooks: " in path.read_text() and not (directory / "twistd.pid").exists())
+        self.assertEqual(path.read_text().count(f"mqhooks: {mistake}\n"), 1)
+        self.assertNotIn("Traceback", path.read_text())
+
+    async def test_a_taken_port_ends_a_daemon(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            arguments = ["mqhooks", "--sidecar-port", str(port), "--admin-port=0", "--sink=log:path=events"]
-            out, err, status = await twistd(arguments, directory)
-        self.assertEqual((out, status), (b"", 1))
-        self.assertIn(f"mqhooks: cannot listen on tcp:{port}: ".encode(), err)
-        # The daemon tells its parent of the failure before it ends.
-        log = directory / "twistd.log"
-        await until(lambda: "mqhooks: cannot listen" in log.read_text() and not (directory / "twistd.pid").exists())
-        self.assertEqual(log.read_text().count(f"mqhooks: cannot listen on tcp:{port}: Address already in use; "), 1)
-        self.assertNotIn("Traceback", log.read_text())
+            mistake = f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one"
+            await self.daemon_ends(mistake, "--sidecar-port", str(port), "--sink=log:path=events")
+            await self.daemon_ends(mistake, "--admin-port", str(port), "--sink=log:path=events")
+
+    async def test_an_outbox_in_use_ends_a_daemon(self):
+        path = Path(self.mktemp()).resolve()
+        bridge = await self.start("--url=http://127.0.0.1:1/", "--config", self.file(f'mqhooks.outbox.path = "{path}"'))
+        mistake = f"{path}: is in use by process {bridge.process.pid}; stop that one or give outbox.path another name"
+        await self.daemon_ends(
+            mistake, "--url=http://127.0.0.1:1/", "--config", self.file(f'mqhooks.outbox {{ path = "{path}", sync = full }}')
+        )
+
+    async def test_a_sink_that_cannot_start_ends_a_daemon(self):
+        mistake = "/nowhere/x: cannot be opened for appending (No such file or directory); "
+        mistake += "create its directory and let this user write there"
+        await self.daemon_ends(mistake, "--sink=log:path=/nowhere/x")
+
+    async def test_a_log_file_that_cannot_be_written_ends_a_daemon(self):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        out, err, status = await twistd(["--logfile=/nowhere/x", "mqhooks", "--url=http://127.0.0.1:1/"], directory)
+        self.assertEqual((out, status, err.count(b"\n")), (b"", 1, 1))
+        self.assertIn(b"mqhooks: --logfile: /nowhere/x cannot be written (No such file or directory): ", err)
+        self.assertEqual(list(directory.iterdir()), [])
 
     async def test_the_outbox_is_where_the_process_runs(self):
         there = Path(self.mktemp()).resolve()

@@ -25,7 +25,7 @@ from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.support.options import CommandOptions, one_of, whole
-from mqhooks.support.services import LoggedService
+from mqhooks.support.services import DaemonService, LoggedService
 
 
 def _port(name: str) -> Callable[[str], int]:
@@ -124,14 +124,16 @@ def _make(reactor: Any, options: Options) -> IService:
             reactor=qual(type(reactor)),
         )
     to_stdout = _to_stdout(sinks)
-    if to_stdout and twistd and not twistd.get("nodaemon"):
+    daemon = bool(twistd) and not twistd.get("nodaemon")
+    if to_stdout and daemon:
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
     observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
     if twistd and not signal.getsignal(signal.SIGUSR1):
         # Without a log file to rotate, it would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     observer = observer or text_file_observer_for(reactor, options.parent)
-    return service if observer is None else LoggedService([service], observer)
+    top: IService = DaemonService([service]) if daemon else service
+    return top if observer is None else LoggedService([top], observer)
 
 
 def _sidecars(options: Options) -> list[str]:

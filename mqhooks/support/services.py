@@ -4,7 +4,9 @@ Services that start and stop in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -78,6 +80,46 @@ class OrderedService(MultiService):
                 yield maybeDeferred(child.stopService)
             except Exception:
                 self.log.failure("{child} failed to stop", child=child)
+
+
+class DaemonService(OrderedService):
+    """
+    Says on the terminal why a daemon cannot start. Of that line twistd itself passes on 100 bytes at most.
+
+    :param children: see :class:`OrderedService`.
+    """
+
+    def __init__(self, children: Iterable[IService]) -> None:
+        super().__init__(children)
+        # A daemon's standard error leads nowhere.
+        self._terminal: int | None = os.dup(2)
+
+    def privilegedStartService(self) -> None:
+        """Start all children's privileged part."""
+        with self._telling():
+            super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start all children, and leave the terminal."""
+        with self._telling():
+            super().startService()
+        self._leave()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except StartFailed as error:
+            if self._terminal is not None:
+                with suppress(OSError):
+                    os.write(self._terminal, f"{error}\n".encode(errors="backslashreplace"))
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        terminal, self._terminal = self._terminal, None
+        if terminal is not None:
+            os.close(terminal)
 
 
 class LoggedService(OrderedService):
