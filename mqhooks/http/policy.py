@@ -42,11 +42,25 @@ class VerifyingPolicy:
 
     def __init__(self, settings: TLSSettings | None) -> None:
         self._options = _options(settings or TLSSettings())
+        self._options.getContext().set_info_callback(self._happened)
         self._problem = ""
+        self._begun = self._done = False
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See :class:`twisted.web.iweb.IPolicyForHTTPS`."""
         return _Creator(self, self._options.getContext(), hostname.decode("ascii").strip("[]"), port)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a handshake was begun, and none has ever been completed: the endpoint got nothing."""
+        return self._begun and not self._done
+
+    def begin(self) -> None:
+        """Note that a handshake begins."""
+        self._begun = True
+
+    def _happened(self, connection: SSL.Connection, where: int, value: int) -> None:
+        self._done = self._done or bool(where & SSL.SSL_CB_HANDSHAKE_DONE)
 
     def note(self, problem: str) -> None:
         """Remember why a certificate was refused."""
@@ -74,6 +88,7 @@ class _Creator:
         self._port = port
 
     def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
+        self._policy.begin()
         connection = SSL.Connection(self._context, None)
         if not is_address(self._host):
             connection.set_tlsext_host_name(self._host.encode("ascii"))

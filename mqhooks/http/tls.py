@@ -187,6 +187,11 @@ def is_handshake_problem(reason: str) -> bool:
     return refuses_client(reason) or any(name in reason for name in (*_NOT_TLS, *_VERSIONS, "CERTIFICATE_VERIFY", "HANDSHAKE"))
 
 
+def no_handshake(timeout: float) -> str:
+    """Explain that the port was connected to, and nothing came of the handshake within so many seconds."""
+    return f"no TLS handshake within {timeout:g} s: the port may be meant for http://"
+
+
 def not_tls(host: str, port: int) -> str:
     """Explain that the port does not speak TLS."""
     return f"this port does not speak TLS: {host_and_port(host, port)} may be meant for http://"
