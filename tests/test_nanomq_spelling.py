@@ -499,6 +499,15 @@ CONFIGURATION = {
             {"topic": "a/+/b@c", "event": "on_message_publish"},
         ],
     },
+    "webhooks": {
+        "Billing": {
+            "url": "http://b/",
+            "headers": {"X-Key": "k"},
+            "events": [{"event": "on_client_connack"}],
+            "batch": {"size": "5"},
+        },
+        "audit": {"enable": "off", "url": "http://a/"},
+    },
     "mqhooks": {"ordering": "none", "outbox": {"kind": "memory", "max_size": "2GiB"}},
 }
 
@@ -508,18 +517,25 @@ def spellings(draw):
     """Spell one configuration: its separators, case and quotes differ."""
 
     def key(name, within):
-        if within == "headers":
+        if within in ("headers", "webhooks"):
             return f'"{name}"' if "." in name or draw(st.booleans()) else name
         name = draw(st.sampled_from([name, name.upper(), name.title()]))
         return f'"{name}"' if draw(st.integers(0, 3)) == 0 else name
 
     def text(value):
         quotes = draw(st.sampled_from(["", '"', '"""']))
+        if quotes == '"' and draw(st.booleans()):
+            place = draw(st.integers(0, len(value) - 1))
+            value = f"{value[:place]}\\u{ord(value[place]):04X}{value[place + 1 :]}"
         return f"{quotes}{value}{quotes}"
+
+    def behind():
+        """What may stand between a key and its value's separator."""
+        return draw(st.sampled_from(["", "", " ", "\n", " # a = b\n"]))
 
     def value(item, name):
         if isinstance(item, str):
-            return draw(st.sampled_from(["=", " = ", ": ", " : ", "\t=\n\t"])) + text(item)
+            return behind() + draw(st.sampled_from(["=", " = ", ": ", " : ", "\t=\n\t", "= // a\n"])) + text(item)
         before = draw(st.sampled_from(["", " ", " = ", ": ", "=", ":", "\n"]))
         if isinstance(item, dict):
             return f"{before}{{{members(item, name)}}}"
@@ -534,16 +550,23 @@ def spellings(draw):
 
     def members(items, name=""):
         written = []
-        for each, item in draw(st.permutations(list(items.items()))) if name not in ("headers", "") else items.items():
+        fixed = name in ("headers", "webhooks", "")
+        for each, item in items.items() if fixed else draw(st.permutations(list(items.items()))):
             plain = isinstance(item, dict) and not any("." in inner for inner in item)
             if name and plain and draw(st.booleans()):
                 path = key(each, name).strip('"')
                 written += [f"{path}.{key(inner, each).strip(chr(34))}{value(below, inner)}" for inner, below in item.items()]
+            elif isinstance(item, list) and draw(st.booleans()):
+                appended = (f"{key(each, name)} += {{{members(rule, each)}}}" for rule in item)
+                written += appended
             else:
                 written.append(key(each, name) + value(item, each))
-        return "".join(between() + each for each in written) + between()
+        # A key whose separator is on another line has to begin a line: the text before it would go on otherwise.
+        return "".join(between() + ("\n" if "\n" in each else "") + each for each in written) + between()
 
-    return members(CONFIGURATION).lstrip(" ,")
+    written = members(CONFIGURATION).lstrip(" ,")
+    written = f"{{{written}}}" if draw(st.booleans()) else written
+    return "\ufeff" + written if draw(st.booleans()) else written
 
 
 class PropertyTests(SpellingCase):
@@ -551,8 +574,10 @@ class PropertyTests(SpellingCase):
     @given(spellings())
     def test_one_configuration_however_it_is_spelt(self, text):
         loaded = self.load(text)
-        (webhook,) = loaded.webhooks
+        webhook, billing = loaded.webhooks
         self.assertEqual(loaded.warnings, ())
+        self.assertEqual((billing.name, billing.url, billing.headers), ("Billing", "http://b/", (("X-Key", "k"),)))
+        self.assertEqual((billing.rules, billing.batch.size), ((Rule("on_client_connack"),), 5))
         self.assertEqual(
             (webhook.url, webhook.pool_size, webhook.cancel_timeout, webhook.encoding, webhook.ordering),
             ("http://h:8080/x", 7, 3.0, "base64", "none"),
