@@ -210,6 +210,21 @@ class StatusTests(AdminCase):
             self.assertIn("/hook?…", text)
             self.assertNotIn("s3cret", text)
 
+    async def test_a_token_in_the_path_is_nowhere(self):
+        token = "/T0K3N/s3cret77"
+        echo = f"Cannot POST /hook{token}".encode()
+        await self.start(answer=lambda request: request.connection.reply(422, echo), query=token)
+        self.publish(1)
+        await until(lambda: self.sinks[0].outbox.letters == 1)
+        await self.store.flushed()
+        for path in ("/api/status", "/api/config", "/api/dead-letters", "/api/dead-letters/1", "/metrics", "/readyz"):
+            _, text = await self.ask(path)
+            for secret in ("T0K3N", "s3cret77"):
+                self.assertNotIn(secret, text, path)
+        full = await self.json("/api/dead-letters/1")
+        self.assertTrue(full["url"].endswith("/hook/…"), full["url"])
+        self.assertEqual(full["answer"]["body"], "Cannot POST /hook/…")
+
 
 class HistoryTests(AdminCase):
     async def test_a_quarter_of_an_hour(self):
