@@ -193,6 +193,10 @@ class ConfigurationTests(SynchronousTestCase):
             "mqhooks.outbox.path: ${MQHOOKS_UNSET}/outbox: set the environment variable that it refers to", str(error)
         )
 
+    def test_in_memory_there_is_none(self):
+        error = self.assertRaises(ConfigError, self.path, "mqhooks.outbox.kind = MEMORY")
+        self.assertIn("mqhooks.outbox.kind: is memory: such an outbox has no file", str(error))
+
     def test_without_a_path(self):
         for text in ("", "webhook { secret = ${MQHOOKS_UNSET} }", "mqhooks.outbox.path = ${?MQHOOKS_UNSET}"):
             self.assertEqual(self.path(text), DEFAULTS.outbox.path)

@@ -364,6 +364,14 @@ class RemedyTests(SpellingCase):
             webhook % "headers.authorization = Bearer abc:def": "put the text into quotes, or a comma before a key",
             webhook % "retry.on = [408 429]": "separate statuses by commas",
             webhook % f'secret = ["{SECRET}" "{SECRET}"]': "webhook.secret: has a space in it: separate secrets by commas",
+            webhook % "]": "this bracket closes nothing: is one missing before it, or is it one too many?",
+            f"{webhook % ''}}}": "this bracket closes nothing",
+            'webhook { events = [ { event = "on_publish" ] }': "this bracket closes nothing",
+            "webhook { events = [ } ] }": "this bracket closes nothing",
+            webhook % "= 5": "no key is before it: write key = value",
+            webhook % "{ url = x }": "no key is before it: write key = value, or name { … }",
+            f"{{ {webhook % ''} }}\nx = y": "the brace that begins the file was closed before it",
+            'webhook = "https://hooks.slack.com/services/T0"': "webhook: what is given is not a block in braces",
             webhook % "pool_size 3": "the key before it has no value: write key = value",
         }.items():
             self.assertIn(told, self.mistake(text))

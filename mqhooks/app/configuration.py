@@ -59,10 +59,13 @@ def outbox_path(path: str) -> str:
     """
     Read where the outbox is, and nothing else, so that variables with secrets need not be set.
 
-    :raises mqhooks.errors.ConfigError: when the file cannot be read, or the path needs a variable that is not set.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, the outbox is in memory, or the path needs a variable that
+        is not set.
     """
     values = read(path, required=False).values
     block = Block(values, path, "", []).block("mqhooks").block("outbox")
+    if str(block.string("kind", None)).lower() == "memory":
+        raise block.error("kind", "is memory: such an outbox has no file, and its dead letters end with the process")
     outbox = block.file("path", DEFAULTS.outbox.path)
     if "${" in outbox:
         raise block.error("path", f"{outbox}: set the environment variable that it refers to, or give --outbox")

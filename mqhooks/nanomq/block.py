@@ -324,7 +324,8 @@ class Block:
         return False
 
     def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
-        shown = "what is given" if CONFIDENTIAL.search(key) else _described(value)
+        hidden = CONFIDENTIAL.search(key) or (isinstance(value, str) and CONFIDENTIAL.search(value))
+        shown = "what is given" if hidden else _described(value)
         return self.error(key, f"{shown} is not {wanted}")
 
 
