@@ -12,7 +12,7 @@ RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test browser screenshot campaign lint format types docs proto clean
+.PHONY: help demo test browser screenshot campaign bench lint format types docs dist proto clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make lint    check style, layout and who imports whom;  make format  mends what can be mended'
 	@echo 'make types   check the types'
 	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make dist    build the source distribution and the wheel into dist/'
 	@echo 'make proto   generate mqhooks/pb from proto/'
 	@echo 'make clean   remove whatever these have made'
 
@@ -61,6 +62,10 @@ types: $(DEV)
 docs: $(DEV)
 	$(BIN)/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+
+# From a source distribution, so that nothing that lies about in the checkout gets into the wheel.
+dist: $(DEV)
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py

@@ -6,7 +6,7 @@ Each message is one line that a person can act on: what is wrong, where, and wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class MqhooksError(Exception):
@@ -49,6 +49,12 @@ class ConfigErrors(ConfigError):
     def mistakes(self) -> tuple[ConfigError, ...]:
         """Each mistake by itself."""
         return self._mistakes
+
+
+def together(mistakes: Iterable[ConfigError]) -> ConfigError:
+    """Make one error of one or more, each of which is told once."""
+    different = list({str(mistake): mistake for each in mistakes for mistake in each.mistakes}.values())
+    return different[0] if len(different) == 1 else ConfigErrors(different)
 
 
 class ListenError(MqhooksError):

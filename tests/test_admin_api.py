@@ -19,6 +19,7 @@ from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import OutboxUnavailable
 from mqhooks.http.tls import TLSSettings
+from mqhooks.outbox import deadletters as outbox_letters
 from mqhooks.testing import make_event
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.frames import envelope
@@ -209,6 +210,21 @@ class StatusTests(AdminCase):
             self.assertIn("/hook?…", text)
             self.assertNotIn("s3cret", text)
 
+    async def test_a_token_in_the_path_is_nowhere(self):
+        token = "/T0K3N/s3cret77"
+        echo = f"Cannot POST /hook{token}".encode()
+        await self.start(answer=lambda request: request.connection.reply(422, echo), query=token)
+        self.publish(1)
+        await until(lambda: self.sinks[0].outbox.letters == 1)
+        await self.store.flushed()
+        for path in ("/api/status", "/api/config", "/api/dead-letters", "/api/dead-letters/1", "/metrics", "/readyz"):
+            _, text = await self.ask(path)
+            for secret in ("T0K3N", "s3cret77"):
+                self.assertNotIn(secret, text, path)
+        full = await self.json("/api/dead-letters/1")
+        self.assertTrue(full["url"].endswith("/hook/…"), full["url"])
+        self.assertEqual(full["answer"]["body"], "Cannot POST /hook/…")
+
 
 class HistoryTests(AdminCase):
     async def test_a_quarter_of_an_hour(self):
@@ -282,6 +298,27 @@ class LetterTests(AdminCase):
         self.assertEqual((left["webhook"], left["status"]), ("billing", 410))
         self.assertEqual(await self.json(purge, "POST", body={"all": True}), {"count": 1})
         self.assertEqual((await self.json("/api/dead-letters"))["total"], 0)
+
+    async def test_a_filter_that_fits_few_of_many_holds_nothing_up(self):
+        self.patch(outbox_letters, "STRETCH", 10)
+        await self.start("billing", "audit")
+        await self.bury(30)
+        looked = []
+        for name in ("dead_letters", "count_dead"):
+            method = getattr(self.store, name)
+            self.patch(self.store, name, lambda *args, method=method, **more: looked.append(more) or method(*args, **more))
+        found = await self.json("/api/dead-letters?reason=nothing+like+it")
+        self.assertEqual((found["letters"], found["total"], found["next"]), ([], 0, None))
+        for body, count in (({"reason": "nothing like it"}, 0), ({"webhook": "audit", "reason": "422"}, 30)):
+            self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body=body), {"count": count})
+        found = await self.json("/api/dead-letters?reason=answered+422&limit=20")
+        self.assertEqual((len(found["letters"]), found["total"]), (20, 30))
+        found = await self.json(f"/api/dead-letters?reason=answered+422&limit=20&after={found['next']}")
+        self.assertEqual((len(found["letters"]), found["next"]), (10, None))
+        self.assertGreater(len(looked), 20)
+        # Counting without a filter looks at nothing, and one letter is found by its number.
+        for more in (more for more in looked if more and more.get("limit") != 1):
+            self.assertLessEqual((more["upto"] or more["after"]) - more["after"], 40)
 
     async def test_many_are_replayed_bit_by_bit(self):
         self.patch(letters, "CHUNK", 7)

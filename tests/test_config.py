@@ -408,7 +408,7 @@ class WebhookTests(ConfigCase):
         for url in ("ftp://h/", "h:80", "http://", "http://h:0/", "http://h:99999/", "http://h:x/", "http://[::1", "/hook", ""):
             self.assertIn("is not a URL", self.webhook_mistake("", url=f'url = "{url}"'))
         self.assertIn("percent-encode", self.webhook_mistake("", url='url = "http://h/a b"'))
-        self.assertIn("percent-encode", self.webhook_mistake("", url='url = "http://hé/"'))
+        self.assertIn("percent-encode", self.webhook_mistake("", url='url = "http://h/é"'))
         self.assertIn("headers.authorization", self.webhook_mistake("", url='url = "http://u:p@h/"'))
         self.assertIn("fragment", self.webhook_mistake("", url='url = "http://h/#x"'))
         self.assertIn("is missing", self.webhook_mistake("", url=""))

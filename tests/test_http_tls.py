@@ -1,5 +1,6 @@
 """TLS to real servers: who they have to be, who we are, and what is said when it fails."""
 
+import os
 from pathlib import Path
 from random import Random
 from socket import AF_INET6, has_ipv6, socket
@@ -158,6 +159,17 @@ class TLSContract(FilesMixin):
         await self.assert_accepted("[::1]", self.serve(addresses=["::1"], interface="::1"))
         await self.assert_refused("[::1]", self.serve(addresses=["::2"], interface="::1"), "is not for ::1")
 
+    async def test_name_with_an_underscore(self):
+        for issued, words in (("my_consumer", None), ("my-consumer", "is not for my_consumer")):
+            port = self.serve(dns=[issued])
+            asked = []
+            by = endpoint(reactor, "my_consumer", port, 5.0, lambda host, asked=asked: asked.append(host) or ["127.0.0.1"])
+            if words is None:
+                await self.assert_accepted("my_consumer", port, options={"endpoint": by})
+            else:
+                await self.assert_refused("my_consumer", port, words, options={"endpoint": by})
+            self.assertEqual(asked, ["my_consumer"])
+
     async def test_expired(self):
         port = self.serve(dns=["localhost"], days=(-3, -1))
         await self.assert_refused("localhost", port, f"the certificate of localhost:{port} has expired")
@@ -179,6 +191,24 @@ class TLSContract(FilesMixin):
         self.endpoint.protocol = Talker
         self.endpoint.listen(self, reactor)
         await self.assert_refused("localhost", self.endpoint.port.getHost().port, "this port does not speak TLS")
+
+    async def test_port_that_waits_for_plain_http(self):
+        class Silent(Connection):
+            def dataReceived(self, data):
+                """Wait for the end of a line, as a server for plain HTTP does."""
+
+        self.endpoint = Endpoint()
+        self.endpoint.protocol = Silent
+        self.endpoint.listen(self, reactor)
+        transport = self.transport(self.endpoint.port.getHost().port, options={"timeout": 0.3})
+        for _ in range(2):
+            result = await self.send(transport)
+            self.assertIsInstance(result, ConnectFailed)
+            self.assertIn(": no TLS handshake within 0.3 s: the port may be meant for http://", str(result))
+
+    async def test_endpoint_that_takes_too_long_is_no_matter_of_tls(self):
+        transport = self.transport(self.serve(lambda request: None, dns=["localhost"]), options={"timeout": 0.3})
+        self.assertIn("no answer within 0.3 s", str(await self.send(transport)))
 
     async def test_old_version(self):
         await self.assert_refused("localhost", self.serve(newest=SSL.TLS1_1_VERSION), "no safe version of TLS")
@@ -440,6 +470,14 @@ class MistakeTests(FilesMixin, SynchronousTestCase):
         self.assertEqual(self.mistake(cacertfile=self.nothing), f"cacertfile: {self.nothing} holds no PEM certificate")
         self.assertIn("holds no PEM certificate", self.mistake(certfile=self.nothing, keyfile=self.key))
         self.assertIn("holds no PEM private key", self.mistake(certfile=self.certificate, keyfile=self.nothing))
+
+    def test_files_that_never_end(self):
+        fifo = self.mktemp()
+        os.mkfifo(fifo)
+        for path in (fifo, "/dev/zero"):
+            self.assertEqual(self.mistake(cacertfile=path), f"cacertfile: {path} holds no PEM certificate")
+            self.assertIn("holds no PEM certificate", self.mistake(certfile=path, keyfile=self.key))
+            self.assertIn("holds no PEM private key", self.mistake(certfile=self.certificate, keyfile=path))
 
     def test_broken(self):
         self.assertIn(f"cacertfile: {self.broken} cannot be used: ", self.mistake(cacertfile=self.broken))

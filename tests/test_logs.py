@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+import mqhooks
 from mqhooks.app import tap
 from mqhooks.app.logs import json_line, observer_for
 from mqhooks.app.summary import SummaryService
@@ -29,7 +30,7 @@ from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.sources.sidecar.counters import SidecarCounters
-from mqhooks.support.redact import hide_url
+from mqhooks.support.redact import hide, hide_url, hide_urls
 from tests.counted import CountedWebhook
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
@@ -217,8 +218,60 @@ class HidingTests(SynchronousTestCase):
             ("http://h:1/a/b", "http://h:1/a/b"),
             ("https://u:p@h/a?token=x", "https://h/a?…"),
             ("http://h?x@y/z", "http://h?…"),
+            ("https://hooks.slack.com/services/T0/B0/XXXX", "https://hooks.slack.com/services/…"),
+            ("https://hooks.slack.com/services/T/B/letters", "https://hooks.slack.com/services/…"),
+            ("http://tb:8080/api/v1/A1_TEST_TOKEN/telemetry", "http://tb:8080/api/…"),
+            ("http://h/bot12:Ab/send#Cd", "http://h/…#…"),
+            ("http://h/mqtt-events/", "http://h/mqtt-events/"),
+            ("http://[::1]:80/hook", "http://[::1]:80/hook"),
+            # They are shown in errors, too.
+            ("http://u:pa/ss@h/", "http://…/…"),
+            ("h/services/T0/B0", "h/services/…"),
+            ("http:/h/T0", "http:/h/…"),
+            ("user:password@h/x", "h/x"),
+            ("http://h\\T0/x", "http://h…"),
         ):
             self.assertEqual(hide_url(url), shown)
+
+    @given(st.text(), st.text("abcdef/:@?#[]%\\"))
+    def test_any_url(self, text: str, url: str) -> None:
+        for each in (text, url, f"http://{url}"):
+            self.assertEqual(hide(f"<{each}>", each) if each else "<>", f"<{hide_url(each)}>")
+
+    @given(
+        st.from_regex(r"[A-Z0-9]{8,20}", fullmatch=True),
+        st.sampled_from(
+            ("https://h/{}", "http://{}@h", "http://u:{}@h/x", "http://h/a?b={}&c=d", "http://h:1/a/b/{}/c", "h/a/#{}")
+        ),
+    )
+    def test_any_token(self, token: str, url: str) -> None:
+        url = url.format(token)
+        self.assertNotIn(token, hide_url(url))
+        self.assertNotIn(token, hide(f"{url} {token}", url))
+
+    def test_what_repeats_a_url(self) -> None:
+        url = "https://h/services/T0/B0/x7Kq9999?key=pa55w0rd1"
+        for text, shown in (
+            (f"{url} answered 404", "https://h/services/…?… answered 404"),
+            ("Cannot POST /services/T0/B0/x7Kq9999?key=pa55w0rd1", "Cannot POST /services/…?…"),
+            ("/services/T0/B0/x7Kq9999 is not here", "/services/… is not here"),
+            (r'{"path":"\/services\/T0\/B0\/x7Kq9999"}', r'{"path":"\/services\/T0\/B0\/…"}'),
+            ("unknown key pa55w0rd1", "unknown key …"),
+        ):
+            self.assertEqual(hide(text, url), shown)
+        self.assertEqual(hide("GET / is not POST /", "http://h/"), "GET / is not POST /")
+
+    def test_urls_within_a_text(self) -> None:
+        for text, shown in (
+            ("log:path=/services/T0", "log:path=/services/T0"),
+            (
+                r"webhook:url=http\://u\:p@h\:80/hook/T0?k=v:events=on_publish",
+                r"webhook:url=http\://h\:80/hook/…?…:events=on_publish",
+            ),
+            (r"fanout:webhook\:url=http\\\://h/T0:log", r"fanout:webhook\:url=http\\\://h/…:log"),
+            ("webhook:url=http://u:p@h/T0", "webhook:url=http://h/…"),
+        ):
+            self.assertEqual(hide_urls(text), shown)
 
 
 class ProcessTests(TestCase):
@@ -267,6 +320,85 @@ class ProcessTests(TestCase):
         self.assertIn("listening for VerneMQ", "".join(line["text"] for line in self.lines(old.read_text())))
         self.assertEqual(self.lines(path.read_text())[-1]["text"], "Server Shut Down.")
         self.assertEqual((bridge.stdout, bridge.stderr), ("", ""))
+
+    async def test_a_file_that_was_renamed_is_reopened(self) -> None:
+        told = "there is no configuration file to reload"
+        for log_format in ("text", "json"):
+            path = Path(self.mktemp()).resolve()
+            arguments = [
+                "mqhooks",
+                "--sidecar-port=0",
+                "--admin-port=0",
+                "--url=http://127.0.0.1:1/",
+                f"--log-format={log_format}",
+            ]
+            bridge = Twistd(self, f"--logfile={path}", *arguments)
+            await until(lambda path=path: path.exists() and "listening for VerneMQ" in path.read_text())
+            path.rename(f"{path}-0")
+            bridge.process.signalProcess("HUP")
+            await until(lambda path=path: path.exists() and told in path.read_text())
+            path.rename(f"{path}-1")
+            bridge.process.signalProcess(signal.SIGUSR1)
+            await until(path.exists)
+            bridge.process.signalProcess("HUP")
+            await until(lambda path=path: told in path.read_text())
+            path.rename(f"{path}-2")
+            # As logrotate does with create.
+            path.touch()
+            bridge.process.signalProcess(signal.SIGUSR1)
+            bridge.process.signalProcess("TERM")
+            await bridge.ended
+            self.assertIn("Server Shut Down.", path.read_text())
+            self.assertFalse(Path(f"{path}.1").exists())
+
+    async def test_a_directory_that_is_gone_costs_no_line(self) -> None:
+        folder = Path(self.mktemp()).resolve()
+        folder.mkdir()
+        path = folder / "log"
+        bridge = Twistd(self, f"--logfile={path}", "mqhooks", "--sidecar-port=0", "--admin-port=0", "--url=http://127.0.0.1:1/")
+        await until(lambda: path.exists() and "listening for VerneMQ" in path.read_text())
+        there = folder.rename(f"{folder}-old") / "log"
+        bridge.process.signalProcess("HUP")
+        await until(lambda: f"{path}: cannot be opened (No such file or directory); still writing to" in there.read_text())
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertIn("Server Shut Down.", there.read_text())
+
+    async def test_signals_without_a_file_end_nothing(self) -> None:
+        path = str(Path(self.mktemp()).resolve())
+
+        def listens() -> bool:
+            with socket.socket(socket.AF_UNIX) as connection:
+                return connection.connect_ex(path) == 0
+
+        for more in ((), ("--syslog",)):
+            bridge = Twistd(self, *more, "mqhooks", f"--sidecar=unix:{path}", "--admin-port=0", "--url=http://127.0.0.1:1/")
+            await until(listens)
+            for signal_ in (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1):
+                bridge.process.signalProcess(signal_)
+            await until(listens)
+            bridge.process.signalProcess("TERM")
+            self.assertEqual((await bridge.ended).signal, signal.SIGTERM)
+
+    async def test_a_file_that_cannot_be_written(self) -> None:
+        for log_format in ("text", "json"):
+            bridge = Twistd(self, "--logfile=/nowhere/x", "mqhooks", "--sidecar-port=0", f"--log-format={log_format}")
+            self.assertEqual((await bridge.ended).exitCode, 1)
+            self.assertTrue(
+                bridge.stderr.startswith("mqhooks: --logfile: /nowhere/x cannot be written (No such"), bridge.stderr
+            )
+            self.assertEqual((bridge.stderr.count("\n"), bridge.stdout), (1, ""))
+
+    async def test_the_first_line_names_version_and_webhooks(self) -> None:
+        url = "http://127.0.0.1:1/services/T0"
+        bridge = Twistd(self, "mqhooks", "--sidecar-port=0", "--admin-port=0", f"--url={url}", "--log-format=json")
+        await bridge.until("listening for VerneMQ")
+        first = next(line for line in self.lines(bridge.stdout) if line["logger"].startswith("mqhooks."))
+        self.assertEqual(first["text"], f"mqhooks {mqhooks.__version__}: webhook webhook to http://127.0.0.1:1/services/…")
+        self.assertEqual(
+            (first["version"], first["webhooks"]),
+            (mqhooks.__version__, [{"webhook": "webhook", "url": "http://127.0.0.1:1/services/…"}]),
+        )
 
     async def test_no_payload_and_no_secret(self) -> None:
         for log_format in ("text", "json"):

@@ -79,6 +79,24 @@ class DeadTests(SynchronousTestCase):
             self.assertIn(part, text)
         self.assertNotIn("\x1b", text)
 
+    def test_secrets_of_a_url_are_hidden(self):
+        url = "https://hooks.slack.com/services/T0/B0/s3cret7777"
+        outbox = self.store.outbox("slack")
+        outbox.append([Delivery("msg_slack", "c", 0, b"{}", 1000)])
+        self.clock.advance(0)
+        (delivery,) = outbox.claim(9, PLENTY)
+        answer = b"Cannot POST /services/T0/B0/s3cret7777"
+        outbox.bury(delivery, url, f"{url} answered 404: the endpoint refuses it", 404, answer, 2000)
+        self.clock.advance(0)
+        for arguments in (["list"], ["show", "6"]):
+            text = "\n".join(self.run_command(*arguments))
+            self.assertIn("https://hooks.slack.com/services/… answered 404", text)
+            self.assertNotIn("s3cret7777", text)
+            self.assertNotIn("T0/", text)
+        text = "\n".join(self.run_command("show", "6", "--reveal"))
+        for part in (f"POST {url}", f"{url} answered 404", answer.decode()):
+            self.assertIn(part, text)
+
     def test_replay(self):
         self.assertIn("requested for 2", self.run_command("replay", "1", "3")[0])
         self.clock.advance(1)
@@ -174,6 +192,10 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertIn(
             "mqhooks.outbox.path: ${MQHOOKS_UNSET}/outbox: set the environment variable that it refers to", str(error)
         )
+
+    def test_in_memory_there_is_none(self):
+        error = self.assertRaises(ConfigError, self.path, "mqhooks.outbox.kind = MEMORY")
+        self.assertIn("mqhooks.outbox.kind: is memory: such an outbox has no file", str(error))
 
     def test_without_a_path(self):
         for text in ("", "webhook { secret = ${MQHOOKS_UNSET} }", "mqhooks.outbox.path = ${?MQHOOKS_UNSET}"):

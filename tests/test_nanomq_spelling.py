@@ -168,6 +168,25 @@ class CaseTests(SpellingCase):
             ],
         )
 
+    def test_urls_that_lead_nowhere(self):
+        lines = [line for line in self.case("undeliverable-urls.txt").splitlines() if not line.startswith("#")]
+        self.assertEqual(len(lines), 9)
+        lines += ["http://256.1.1.1/x", "http://-a/x", "http://[1.2.3.4]/x", f"http://{'a' * 64}/x"]
+        for line in lines:
+            for scheme in ("http", "https"):
+                url = line.replace("http", scheme, 1)
+                told = self.mistake(f'webhook {{ url = """{url}""", {RULES} }}')
+                self.assertTrue(told.startswith(f"mqhooks.conf: webhook.url: '{scheme}://"), told)
+                self.assertIn("write", told)
+        self.assertIn("IDNA form, xn--bcher-kva.example", self.mistake(f'webhook {{ url = "http://bücher.example", {RULES} }}'))
+        # To this encoding ß is ss, and to browsers another host.
+        self.assertIn("IDNA form, xn--…", self.mistake(f'webhook {{ url = "http://straße.example", {RULES} }}'))
+
+    def test_urls_that_lead_somewhere(self):
+        for host in ("my_consumer", "_a", "127.1", "h.", "xn--bcher-kva.example", "[::ffff:1.2.3.4]", "1h", "a-"):
+            for url in (f"http://{host}:8080", f"https://{host}/x"):
+                self.assertEqual(self.webhook(f'webhook {{ url = "{url}", {RULES} }}').url, url)
+
 
 class QuotedSubstitutionTests(SpellingCase):
     def test_secrets_refuse_them(self):
@@ -345,6 +364,14 @@ class RemedyTests(SpellingCase):
             webhook % "headers.authorization = Bearer abc:def": "put the text into quotes, or a comma before a key",
             webhook % "retry.on = [408 429]": "separate statuses by commas",
             webhook % f'secret = ["{SECRET}" "{SECRET}"]': "webhook.secret: has a space in it: separate secrets by commas",
+            webhook % "]": "this bracket closes nothing: is one missing before it, or is it one too many?",
+            f"{webhook % ''}}}": "this bracket closes nothing",
+            'webhook { events = [ { event = "on_publish" ] }': "this bracket closes nothing",
+            "webhook { events = [ } ] }": "this bracket closes nothing",
+            webhook % "= 5": "no key is before it: write key = value",
+            webhook % "{ url = x }": "no key is before it: write key = value, or name { … }",
+            f"{{ {webhook % ''} }}\nx = y": "the brace that begins the file was closed before it",
+            'webhook = "https://hooks.slack.com/services/T0"': "webhook: what is given is not a block in braces",
             webhook % "pool_size 3": "the key before it has no value: write key = value",
         }.items():
             self.assertIn(told, self.mistake(text))
@@ -388,6 +415,83 @@ class RemedyTests(SpellingCase):
             self.assertNotIn("\n", str(mistake))
             self.assertEqual(mistake.mistakes, (mistake,))
 
+    def keys(self, text):
+        """The key of each mistake."""
+        error = self.assertRaises(ConfigError, self.load, text)
+        for mistake in error.mistakes:
+            self.assertNotIn("\n", str(mistake))
+        return sorted(mistake.key for mistake in error.mistakes)
+
+    def test_no_mistake_hides_another(self):
+        keys = self.keys(
+            """
+            webhook = 5
+            webhooks {
+              a = 5
+              b { url = "https://h/", tls { cacertfile = "/a/b", certfile = "/a/b" }, ssl = {}, retry = 5, transport = x }
+              c { url = "http://h/", body = 5, headers = 5, batch = 5, unknown = 5, retry { on = [1, 2], max = 0 } }
+              d { url = "http://h/", events = [ 5, { event = on_x, topic = [] } ], secret = [a, "${B}"], ordering = y }
+              e { url = "http://h/", secret = [a, "a b", []], pool_size = 0 }
+              f { g { url = "http://h/" }, pool_size = 0 }
+            }
+            mqhooks { outbox = 5, sidecar = 5, admin { token = x, hosts = ["a:1", "b c"], listen = "" }, retry.on = 1 }
+            """
+        )
+        self.assertEqual(
+            keys,
+            [
+                "mqhooks.admin.hosts",
+                "mqhooks.admin.hosts",
+                "mqhooks.admin.listen",
+                "mqhooks.admin.token",
+                "mqhooks.outbox",
+                "mqhooks.retry.on",
+                "mqhooks.sidecar",
+                "webhook",
+                "webhooks.a",
+                "webhooks.b.retry",
+                "webhooks.b.ssl",
+                "webhooks.b.tls.cacertfile",
+                "webhooks.b.tls.certfile",
+                "webhooks.b.tls.keyfile",
+                "webhooks.b.transport",
+                "webhooks.c.batch",
+                "webhooks.c.body",
+                "webhooks.c.headers",
+                "webhooks.c.retry.max",
+                "webhooks.c.retry.on",
+                "webhooks.c.retry.on",
+                "webhooks.c.unknown",
+                "webhooks.d.events[0]",
+                "webhooks.d.events[1].event",
+                "webhooks.d.events[1].topic",
+                "webhooks.d.ordering",
+                "webhooks.d.secret",
+                "webhooks.e.pool_size",
+                "webhooks.e.secret",
+                "webhooks.e.secret",
+                "webhooks.e.secret",
+                "webhooks.f.g",
+                "webhooks.f.pool_size",
+            ],
+        )
+
+    def test_every_variable_that_is_not_set_is_told(self):
+        error = self.assertRaises(
+            ConfigError,
+            self.load,
+            f"{WEBHOOK}\nwebhook.secret = ${{MQHOOKS_A}}\nwebhook.headers.x = a${{MQHOOKS_B}}${{MQHOOKS_A}}",
+        )
+        told = [str(mistake).partition(" is not set")[0].rpartition(": ")[2] for mistake in error.mistakes]
+        self.assertEqual(told, ["${MQHOOKS_A}", "${MQHOOKS_B}", "${MQHOOKS_A}"])
+
+    def test_every_disagreement_is_told(self):
+        block = f'{{ url = "http://h/", {RULES}, pool_size = 1 }}'
+        keys = self.keys(
+            f"webhooks {{ a {block}\na {block}\nb {block}\nB {block} }}\nwebhook {block}\nwebhook {{ pool_size = 2 }}"
+        )
+        self.assertEqual(keys, ["webhook.pool_size", "webhooks.B", "webhooks.a"])
+
 
 CONFIGURATION = {
     "webhook": {
@@ -403,6 +507,15 @@ CONFIGURATION = {
             {"topic": "a/+/b@c", "event": "on_message_publish"},
         ],
     },
+    "webhooks": {
+        "Billing": {
+            "url": "http://b/",
+            "headers": {"X-Key": "k"},
+            "events": [{"event": "on_client_connack"}],
+            "batch": {"size": "5"},
+        },
+        "audit": {"enable": "off", "url": "http://a/"},
+    },
     "mqhooks": {"ordering": "none", "outbox": {"kind": "memory", "max_size": "2GiB"}},
 }
 
@@ -412,18 +525,25 @@ def spellings(draw):
     """Spell one configuration: its separators, case and quotes differ."""
 
     def key(name, within):
-        if within == "headers":
+        if within in ("headers", "webhooks"):
             return f'"{name}"' if "." in name or draw(st.booleans()) else name
         name = draw(st.sampled_from([name, name.upper(), name.title()]))
         return f'"{name}"' if draw(st.integers(0, 3)) == 0 else name
 
     def text(value):
         quotes = draw(st.sampled_from(["", '"', '"""']))
+        if quotes == '"' and draw(st.booleans()):
+            place = draw(st.integers(0, len(value) - 1))
+            value = f"{value[:place]}\\u{ord(value[place]):04X}{value[place + 1 :]}"
         return f"{quotes}{value}{quotes}"
+
+    def behind():
+        """What may stand between a key and its value's separator."""
+        return draw(st.sampled_from(["", "", " ", "\n", " # a = b\n"]))
 
     def value(item, name):
         if isinstance(item, str):
-            return draw(st.sampled_from(["=", " = ", ": ", " : ", "\t=\n\t"])) + text(item)
+            return behind() + draw(st.sampled_from(["=", " = ", ": ", " : ", "\t=\n\t", "= // a\n"])) + text(item)
         before = draw(st.sampled_from(["", " ", " = ", ": ", "=", ":", "\n"]))
         if isinstance(item, dict):
             return f"{before}{{{members(item, name)}}}"
@@ -438,16 +558,23 @@ def spellings(draw):
 
     def members(items, name=""):
         written = []
-        for each, item in draw(st.permutations(list(items.items()))) if name not in ("headers", "") else items.items():
+        fixed = name in ("headers", "webhooks", "")
+        for each, item in items.items() if fixed else draw(st.permutations(list(items.items()))):
             plain = isinstance(item, dict) and not any("." in inner for inner in item)
             if name and plain and draw(st.booleans()):
                 path = key(each, name).strip('"')
                 written += [f"{path}.{key(inner, each).strip(chr(34))}{value(below, inner)}" for inner, below in item.items()]
+            elif isinstance(item, list) and draw(st.booleans()):
+                appended = (f"{key(each, name)} += {{{members(rule, each)}}}" for rule in item)
+                written += appended
             else:
                 written.append(key(each, name) + value(item, each))
-        return "".join(between() + each for each in written) + between()
+        # A key whose separator is on another line has to begin a line: the text before it would go on otherwise.
+        return "".join(between() + ("\n" if "\n" in each else "") + each for each in written) + between()
 
-    return members(CONFIGURATION).lstrip(" ,")
+    written = members(CONFIGURATION).lstrip(" ,")
+    written = f"{{{written}}}" if draw(st.booleans()) else written
+    return "\ufeff" + written if draw(st.booleans()) else written
 
 
 class PropertyTests(SpellingCase):
@@ -455,8 +582,10 @@ class PropertyTests(SpellingCase):
     @given(spellings())
     def test_one_configuration_however_it_is_spelt(self, text):
         loaded = self.load(text)
-        (webhook,) = loaded.webhooks
+        webhook, billing = loaded.webhooks
         self.assertEqual(loaded.warnings, ())
+        self.assertEqual((billing.name, billing.url, billing.headers), ("Billing", "http://b/", (("X-Key", "k"),)))
+        self.assertEqual((billing.rules, billing.batch.size), ((Rule("on_client_connack"),), 5))
         self.assertEqual(
             (webhook.url, webhook.pool_size, webhook.cancel_timeout, webhook.encoding, webhook.ordering),
             ("http://h:8080/x", 7, 3.0, "base64", "none"),

@@ -104,16 +104,27 @@ class SetAsideTests(DamagedCase):
         self.content()
         self.check(b"")
 
-    def test_empty_after_a_kill_during_the_very_first_start(self):
+    def test_kill_at_any_moment_of_the_very_first_start(self):
         self.kill(self.store)
-        for path in Path(self.path).parent.iterdir():
-            path.unlink()
-        Path(self.path).write_bytes(b"")
-        # The lock says nothing of use yet.
-        Path(f"{self.path}.lock").write_text("1\n")
-        self.store = self.open()
-        self.successResultOf(self.append(3))
-        self.assertEqual((self.lines(), self.store.damaged), ([], []))
+        folder = Path(self.path).parent
+        with closing(sqlite3.connect(folder / "new", isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            header = (folder / "new").read_bytes()
+            connection.execute("CREATE TABLE t (x)")
+            connection.execute("DROP TABLE t")
+            log = (folder / "new-wal").read_bytes()
+        self.assertEqual((len(header), len(log) > 0), (PAGE_SIZE, True))
+        for beside in ({"": b""}, {"": header}, {"-wal": log}, {"": header, "-wal": b""}, {"": header, "-wal": log}, {}):
+            for path in folder.iterdir():
+                path.unlink()
+            for suffix, content in beside.items():
+                Path(f"{self.path}{suffix}").write_bytes(content)
+            # The lock says nothing of use yet.
+            Path(f"{self.path}.lock").write_text("1\n")
+            self.store = self.open()
+            self.successResultOf(self.append(3))
+            self.assertEqual((self.lines(), self.store.damaged), ([], []), beside)
+            self.kill(self.store)
 
     def test_damage_that_is_found_while_it_runs(self):
         self.append(6)
@@ -324,6 +335,30 @@ class RequestTests(DamagedCase):
         self.assertEqual(len(self.faults.written) - before, 4)
         self.assertEqual((self.count("request"), self.pending(), self.outbox.letters), (0, 4 * REQUESTS, 0))
 
+    def test_many_are_one_line_of_the_log(self):
+        self.bury(4 * REQUESTS)
+        self.ask("replay", range(1, 3 * REQUESTS + 1))
+        self.ask("purge", range(3 * REQUESTS + 1, 4 * REQUESTS + 1))
+        self.clock.pump([1, *[0] * 20])
+        self.assertEqual((self.count("request"), self.outbox.letters), (0, 0))
+        lines = [line for line in self.log().splitlines() if "requested" in line]
+        self.assertEqual(
+            lines,
+            [
+                f"replay done as requested: {3 * REQUESTS} dead letters",
+                f"purge done as requested: {REQUESTS} dead letters",
+            ],
+        )
+
+    def test_many_that_cannot_be_done_are_one_line_too(self):
+        self.bury(REQUESTS)
+        self.change("UPDATE dead SET checksum = 0")
+        self.store = self.open()
+        self.ask("replay", range(1, REQUESTS + 1))
+        self.clock.pump([1, *[0] * 20])
+        self.assertEqual(self.log().count("replay was requested, but"), 1)
+        self.assertEqual((self.count("request"), self.outbox.letters), (0, REQUESTS))
+
     def test_one_that_does_nothing_holds_no_other_up(self):
         self.bury(1)
         self.ask("purge", [77, 1])
@@ -462,6 +497,21 @@ class SalvageTests(DamagedCase):
         for (root,) in roots:
             content[(root - 1) * PAGE_SIZE : root * PAGE_SIZE] = bytes(PAGE_SIZE)
         return content
+
+    def test_fifo_in_place_of_a_file(self):
+        self.kill(self.store)
+        for path, call in (
+            (self.path, self.open),
+            (self.path, lambda: Letters(self.path)),
+            (f"{self.path}.damaged-20260101T000000", lambda: salvage(f"{self.path}.damaged-20260101T000000", self.path)),
+        ):
+            if path == self.path:
+                Path(path).unlink()
+            os.mkfifo(path)
+            error = self.assertRaises(OutboxError, call)
+            self.assertTrue(str(error).startswith(f"{path}: is not a regular file; "), str(error))
+            Path(path).unlink()
+            self.kill(self.open())
 
     def test_interrupted_and_called_again(self):
         left = self.fill()

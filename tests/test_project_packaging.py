@@ -37,24 +37,30 @@ class GeneratedCode(SynchronousTestCase):
         self.assertEqual((different, unreadable), ([], []), "run make proto")
 
 
-class Wheel(SynchronousTestCase):
+class Distribution(SynchronousTestCase):
     names: list[str]
     metadata: str
+    wheel: Path
+    sources: Path
 
     def setUp(self) -> None:
         folder = Path(self.mktemp())
         source = folder / "source"
         source.mkdir(parents=True)
-        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "Makefile"):
             shutil.copy(PROJECT / name, source)
-        for name in ("mqhooks", "twisted", "tests", "docs", "tools"):
+        for name in ("mqhooks", "twisted", "tests", "docs", "tools", "packaging"):
             shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
         (source / "twisted" / "plugins" / "dropin.cache").write_bytes(b"left there by a developer's twistd")
-        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(source)]
-        built = subprocess.run(build, capture_output=True, text=True)
+        # As in the README, but in the environment that there is.
+        environment = Path(sys.executable).parent.parent
+        there = [f"--assume-old={environment / name}" for name in ("installed", "installed-dev")]
+        make = ["make", "dist", f"VENV={environment}", *there]
+        built = subprocess.run(make, cwd=source, capture_output=True, text=True)
         self.assertEqual(built.returncode, 0, built.stdout + built.stderr)
-        (wheel,) = (folder / "dist").glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
+        (self.wheel,) = (source / "dist").glob("mqhooks-*.whl")
+        (self.sources,) = (source / "dist").glob("mqhooks-*.tar.gz")
+        with zipfile.ZipFile(self.wheel) as archive:
             self.names = archive.namelist()
             (metadata,) = (name for name in self.names if name.endswith("/METADATA"))
             self.metadata = archive.read(metadata).decode()
@@ -74,6 +80,19 @@ class Wheel(SynchronousTestCase):
         self.assertIn("mqhooks/admin/static/page.html", page)
         self.assertIn("Name: mqhooks\n", self.metadata)
         self.assertTrue(any(name.endswith("/licenses/LICENSE") for name in self.names))
+
+    def test_can_be_installed(self) -> None:
+        target = Path(self.mktemp())
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+        # The second is what pip does in a checkout.
+        for what in ([str(self.wheel)], ["--no-build-isolation", "--upgrade", str(self.sources)]):
+            installed = subprocess.run([*install, *what], capture_output=True, text=True)
+            self.assertEqual(installed.returncode, 0, installed.stdout + installed.stderr)
+            self.assertTrue((target / "bin" / "mqhooks").exists())
+
+    def test_no_page_installs_from_an_index(self) -> None:
+        for page in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.rst")):
+            self.assertNotRegex(page.read_text(), r"pip install (?:--upgrade )?mqhooks(?!-\*)", page.name)
 
 
 class Version(SynchronousTestCase):

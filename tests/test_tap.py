@@ -20,6 +20,7 @@ from mqhooks.pb.on_publish_pb2 import OnPublish
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.waiting import until
 
 
 class OptionsCase:
@@ -102,6 +103,46 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             self.assertEqual(self.exit_line("-c", path), mistake)
             self.assertEqual(self.exit_line("-c", path, "--check"), mistake)
 
+    def test_check_shows_no_secret_of_a_url(self):
+        slack, thingsboard = "hooks.slack.com/services/T0S/B0S/s3cret", "tb:8080/api/v1/s3cret/telemetry"
+        path = self.file(
+            f"""
+            webhooks {{
+              a {{ url = "https://{slack}", events = [ {{ event = on_publish }} ] }}
+              b {{ url = "http://{thingsboard}?s3cret=s3cret", events = [ {{ event = on_publish }} ] }}
+            }}
+            """
+        )
+        sink = rf"webhook:url=http\://{thingsboard.replace(':', chr(92) + ':')}"
+        text = self.checked("-c", path, "--url", f"http://{thingsboard}", "--sink", sink)
+        for shown in ("https://hooks.slack.com/services/…", "http://tb:8080/api/…?…", r"http\://tb\:8080/api/…"):
+            self.assertIn(shown, text)
+        for secret in ("s3cret", "T0S"):
+            self.assertNotIn(secret, text)
+
+    def test_mistakes_show_no_secret_of_a_url(self):
+        for url in (
+            "http://h:x/s3cret",
+            "https//h/S3CRET",
+            "http://u:s3cret@h/",
+            "http://u:s3c/ret@h/",
+            "http://h/s3cret#s3cret",
+            "http://h/s3cret a",
+        ):
+            config = self.file(f'webhook {{ url = "{url}", events = [] }}')
+            syntax = self.file(f'webhook {{ url = "{url}" = x }}')
+            sink = "webhook:url=" + url.replace(":", "\\:")
+            for arguments in (
+                ["--url", url],
+                ["-c", config],
+                ["-c", syntax],
+                ["--sink", sink],
+                ["--sink", f"{sink}:pool_size=x"],
+            ):
+                told = self.exit_line(*arguments, "--check")
+                for secret in ("s3c", "S3C"):
+                    self.assertNotIn(secret, told)
+
     def test_ports_that_there_are_not(self):
         self.assertIn("mqhooks: tcp:99999: there is no port 99999", self.exit_line("--sidecar", "tcp:99999", "--check"))
         path = self.file('mqhooks.admin.listen = "tcp:99999"')
@@ -115,6 +156,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         for outbox, problem in (
             (directory, f"{directory} is a directory: name a file in it"),
             (f"{directory}/a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
+            ("/dev/zero", "/dev/zero is not a regular file: name another one"),
             ("a/b", f"{directory}/a/b: there is no directory {directory}/a: make it or name another place"),
         ):
             path = self.file(f'mqhooks.outbox.path = "{outbox}"')
@@ -211,19 +253,47 @@ class ProcessTests(OptionsCase, TestCase):
             bridge, f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one"
         )
 
-    async def test_a_taken_port_ends_a_daemon(self):
+    async def daemon_ends(self, mistake, *arguments):
+        """Start a daemon that cannot start: the terminal and the log have one line of ours, and nothing is left behind."""
         directory = Path(self.mktemp()).resolve()
         directory.mkdir()
+        out, err, status = await twistd(["mqhooks", "--sidecar-port=0", "--admin-port=0", *arguments], directory)
+        self.assertEqual((out, status), (b"", 1))
+        self.assertEqual([line for line in err.decode().splitlines() if line.startswith("mqhooks: ")], [f"mqhooks: {mistake}"])
+        self.assertNotIn(b"Traceback", err)
+        # The daemon tells its parent of the failure before it ends.
+        path = directory / "twistd.log"
+        await until(lambda: "mqhooks: " in path.read_text() and not (directory / "twistd.pid").exists())
+        self.assertEqual(path.read_text().count(f"mqhooks: {mistake}\n"), 1)
+        self.assertNotIn("Traceback", path.read_text())
+
+    async def test_a_taken_port_ends_a_daemon(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            arguments = ["mqhooks", "--sidecar-port", str(port), "--admin-port=0", "--sink=log:path=events"]
-            out, err, status = await twistd(arguments, directory)
-        self.assertEqual((out, status), (b"", 1))
-        self.assertIn(f"mqhooks: cannot listen on tcp:{port}: ".encode(), err)
-        log = (directory / "twistd.log").read_text()
-        self.assertEqual(log.count(f"mqhooks: cannot listen on tcp:{port}: Address already in use; "), 1)
-        self.assertNotIn("Traceback", log)
-        self.assertFalse((directory / "twistd.pid").exists())
+            mistake = f"cannot listen on tcp:{port}: Address already in use; stop what uses the address or give another one"
+            await self.daemon_ends(mistake, "--sidecar-port", str(port), "--sink=log:path=events")
+            await self.daemon_ends(mistake, "--admin-port", str(port), "--sink=log:path=events")
+
+    async def test_an_outbox_in_use_ends_a_daemon(self):
+        path = Path(self.mktemp()).resolve()
+        bridge = await self.start("--url=http://127.0.0.1:1/", "--config", self.file(f'mqhooks.outbox.path = "{path}"'))
+        mistake = f"{path}: is in use by process {bridge.process.pid}; stop that one or give outbox.path another name"
+        await self.daemon_ends(
+            mistake, "--url=http://127.0.0.1:1/", "--config", self.file(f'mqhooks.outbox {{ path = "{path}", sync = full }}')
+        )
+
+    async def test_a_sink_that_cannot_start_ends_a_daemon(self):
+        mistake = "/nowhere/x: cannot be opened for appending (No such file or directory); "
+        mistake += "create its directory and let this user write there"
+        await self.daemon_ends(mistake, "--sink=log:path=/nowhere/x")
+
+    async def test_a_log_file_that_cannot_be_written_ends_a_daemon(self):
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        out, err, status = await twistd(["--logfile=/nowhere/x", "mqhooks", "--url=http://127.0.0.1:1/"], directory)
+        self.assertEqual((out, status, err.count(b"\n")), (b"", 1, 1))
+        self.assertIn(b"mqhooks: --logfile: /nowhere/x cannot be written (No such file or directory): ", err)
+        self.assertEqual(list(directory.iterdir()), [])
 
     async def test_the_outbox_is_where_the_process_runs(self):
         there = Path(self.mktemp()).resolve()
@@ -256,7 +326,18 @@ class ProcessTests(OptionsCase, TestCase):
 
     async def test_a_wrong_command_line_ends_it(self):
         for command, args, mistake in (
-            ("mqhooks", ["--nope"], "option --nope not recognized"),
+            ("mqhooks", ["--nope"], "option --nope not recognized; --help lists them"),
+            ("mqhooks", ["--chekc"], "option --chekc not recognized; did you mean --check?"),
+            (
+                "mqhooks",
+                ["-n"],
+                "option -n not recognized; it is one of twistd's own: write it before mqhooks",
+            ),
+            (
+                "mqhooks",
+                ["--logfile", "x"],
+                "option --logfile not recognized; it is one of twistd's own: write it before mqhooks",
+            ),
             ("mqhooks", ["--url"], "option --url requires argument"),
             ("mqhooks", ["--admin-port", "x"], "--admin-port: 'x' is not a whole number from 0 to 65535"),
             ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),

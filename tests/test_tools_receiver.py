@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+from dataclasses import replace
 from io import BytesIO
 from random import Random
 
@@ -24,7 +26,7 @@ from mqhooks.errors import ConfigError, ListenError
 from mqhooks.support.printable import printable
 from mqhooks.support.signatures import Signer
 from mqhooks.tools.receiver import Behaviour, Console, Options, from_options, makeService, receiver_site
-from mqhooks.tools.tally import Received, Tally
+from mqhooks.tools.tally import UNPACK_LIMIT, Received, Tally
 from tests.processes import Twistd
 from tests.waiting import until
 
@@ -77,6 +79,19 @@ class DescribeTests(SynchronousTestCase):
         line = received(b"x" * 5000).describe()
         self.assertLess(len(line), 300)
         self.assertTrue(line.endswith("xxx... (5000 bytes)"))
+
+    def test_compressed_bodies_are_shown_unpacked(self):
+        body = gzip.compress(b'{"action":"client_connack","clientid":"c1"}')
+        headers = (("Content-Encoding", "GZIP"),)
+        text = replace(received(body), headers=headers).describe()
+        self.assertIn('client_connack client=c1 {"action":"client_connack","clientid":"c1"}', text)
+        self.assertTrue(text.endswith(f" ({len(body)} bytes, gzip)"), text)
+        for wrong, words in ((b"{}", "not the gzip that its header says"), (body[:-9], "gzip that ends too early")):
+            text = replace(received(wrong), headers=headers).describe()
+            self.assertTrue(text.endswith(f"({len(wrong)} bytes, {words})"), text)
+        bomb = gzip.compress(bytes(100 * UNPACK_LIMIT))
+        self.assertLess(len(replace(received(bomb), headers=headers).describe()), 2000)
+        self.assertNotIn("gzip", received(body).describe())
 
     def test_hostile_values(self):
         body = json.dumps({"action": "a\nb", "clientid": "\x1b]0;evil\x07", "topic": "\u202etxt.exe\ud800"}).encode()

@@ -54,10 +54,10 @@ class Api:
         """The configuration, without its secrets."""
         return json_reply(plain(self._bridge.settings))
 
-    def letters(self, call: Call) -> Reply:
+    async def letters(self, call: Call) -> Reply:
         """List dead letters."""
         after, limit = call.number("after", 0, 1 << 62), call.number("limit", PAGE, MOST)
-        return json_reply(self._letters.page(call.query("webhook"), call.query("reason"), after, limit))
+        return json_reply(await self._letters.page(call.query("webhook"), call.query("reason"), after, limit))
 
     def letter(self, call: Call) -> Reply:
         """Show one dead letter."""

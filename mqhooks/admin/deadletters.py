@@ -40,9 +40,9 @@ class DeadLetters:
         self._bridge = bridge
         self._clock = clock
 
-    def page(self, webhook: str | None, reason: str | None, after: int, limit: int) -> dict[str, Any]:
+    async def page(self, webhook: str | None, reason: str | None, after: int, limit: int) -> dict[str, Any]:
         """
-        List dead letters, oldest first.
+        List dead letters, oldest first. However few fit among however many, no reactor turn takes long.
 
         :param webhook: only those of this webhook.
         :param reason: only those whose reason contains this.
@@ -51,18 +51,30 @@ class DeadLetters:
         """
         store = self._bridge.store
         found: list[DeadLetter] = []
-        size = more = 0
+        size = 0
+        upto = None
         while store is not None and len(found) < limit and size < PAGE_BYTES:
+            upto = store.stretch_of_dead(after)
             wanted = min(CHUNK, limit - len(found))
-            chunk = store.dead_letters(webhook, after=after, limit=wanted, reason=reason)
+            chunk = store.dead_letters(webhook, after=after, upto=upto, limit=wanted, reason=reason)
             found += chunk
             size += sum(len(letter.delivery.body) for letter in chunk)
-            more = len(chunk) == wanted
-            if not more:
+            if upto is None:
                 break
-            after = chunk[-1].number
-        total = 0 if store is None else store.count_dead(webhook, reason)
-        return {"letters": [_line(letter) for letter in found], "total": total, "next": after if more else None}
+            after = chunk[-1].number if len(chunk) == wanted else upto
+            await deferLater(self._clock, 0)
+        total = 0 if store is None else await self._count(store, webhook, reason)
+        return {"letters": [_line(letter) for letter in found], "total": total, "next": None if upto is None else after}
+
+    async def _count(self, store: SqliteStore, webhook: str | None, reason: str | None) -> int:
+        if reason is None:
+            return store.count_dead(webhook)
+        after = count = 0
+        while (upto := store.stretch_of_dead(after)) is not None:
+            count += store.count_dead(webhook, reason, after=after, upto=upto)
+            after = upto
+            await deferLater(self._clock, 0)
+        return count
 
     def get(self, number: int) -> dict[str, Any]:
         """
@@ -83,7 +95,7 @@ class DeadLetters:
                 "body": body[:BODY_LIMIT].decode("utf-8", "replace"),
                 "truncated": len(body) > BODY_LIMIT,
             },
-            "answer": {"status": letter.status, "body": letter.answer.decode("utf-8", "replace")},
+            "answer": {"status": letter.status, "body": hide(letter.answer.decode("utf-8", "replace"), letter.url)},
         }
 
     def settle(self, number: int, *, replay: bool) -> int:
@@ -119,13 +131,15 @@ class DeadLetters:
         while after < last:
             if store.failing is not None:
                 raise Refused(503, f"the outbox cannot be written ({store.failing}); {count} are done")
-            chunk = store.dead_letters(webhook, after=after, limit=CHUNK, reason=reason)
-            if not chunk:
+            upto = store.stretch_of_dead(after)
+            if upto is None:
                 break
-            after = chunk[-1].number
+            chunk = store.dead_letters(webhook, after=after, upto=upto, limit=CHUNK, reason=reason)
+            after = chunk[-1].number if len(chunk) == CHUNK else upto
             numbers = [letter.number for letter in chunk if letter.number <= last and not (replay and letter.damage)]
-            count += _settle(store, numbers, replay=replay)
-            await store.flushed()
+            if numbers:
+                count += _settle(store, numbers, replay=replay)
+                await store.flushed()
             await deferLater(self._clock, 0)
         return count
 

@@ -82,7 +82,7 @@ class Status:
             "refusing": sink.refusing,
             "next_attempt": None if probe is None or sink.paused else now + probe,
             "last_error": _error(sink.failure, settings.url),
-            "last_answer": _answer(sink.refusal),
+            "last_answer": _answer(sink.refusal, settings.url),
             "accepted": counts.accepted,
             "resumed": counts.resumed,
             "replayed": counts.replayed,
@@ -125,7 +125,7 @@ def _error(failure: LastFailure | None, url: str) -> dict[str, Any] | None:
     return None if failure is None else {"at": failure.at, "reason": hide(failure.reason, url)}
 
 
-def _answer(failure: LastFailure | None) -> dict[str, Any] | None:
+def _answer(failure: LastFailure | None, url: str) -> dict[str, Any] | None:
     if failure is None:
         return None
-    return {"at": failure.at, "status": failure.status, "body": failure.body.decode("utf-8", "replace")}
+    return {"at": failure.at, "status": failure.status, "body": hide(failure.body.decode("utf-8", "replace"), url)}

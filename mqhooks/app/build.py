@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.application.service import IService
 
+import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.app.group import WebhookGroup
@@ -27,6 +28,7 @@ from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks.compose import FanOut
 from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
 SIDECAR_PORT = 8890
@@ -47,6 +49,18 @@ class BridgeService(OrderedService):
         self.bridge = bridge
         self.reloader = reloader
         self.admin = admin
+
+    def privilegedStartService(self) -> None:
+        """Log what starts, and where it sends what; then start all children's privileged part."""
+        settings = self.bridge.settings
+        webhooks = [(webhook.name, hide_url(webhook.url)) for webhook in settings.webhooks]
+        self.log.info(
+            "mqhooks {version}: {_webhooks}",
+            version=mqhooks.__version__,
+            webhooks=[{"webhook": name, "url": url} for name, url in webhooks],
+            _webhooks=", ".join(f"webhook {name} to {url}" for name, url in webhooks) or "no webhooks",
+        )
+        super().privilegedStartService()
 
 
 def build(

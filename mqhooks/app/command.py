@@ -25,6 +25,7 @@ from mqhooks.outbox.aside import ASIDE
 from mqhooks.outbox.deadletters import Letters
 from mqhooks.outbox.salvage import salvage
 from mqhooks.support.printable import printable
+from mqhooks.support.redact import hide, hide_url
 
 NAME = 60
 """How many characters of a name are shown in a list."""
@@ -70,6 +71,8 @@ def _parser() -> ArgumentParser:
             action.add_argument("--webhook", metavar="NAME", help="only those of this webhook")
         if name in ("replay", "purge"):
             action.add_argument("--all", action="store_true", help="all, or all of one webhook")
+        if name == "show":
+            action.add_argument("--reveal", action="store_true", help="show secrets in the URL too")
         if name != "list":
             action.add_argument("number", nargs="+" if name == "show" else "*", type=int, help="their numbers")
     outbox = commands.add_parser("outbox", help="the outbox itself").add_subparsers(required=True, metavar="ACTION")
@@ -101,8 +104,9 @@ def _list(options: Namespace) -> Iterator[str]:
         _check_webhook(letters, options)
         for letter in letters.of(options.webhook):
             client = letter.delivery.client.replace("\0", "/")
-            parts = (str(letter.number), _time(letter.died), letter.webhook, letter.delivery.id, client, letter.reason)
-            yield "  ".join(printable(part, NAME if part is not letter.reason else 200) for part in parts)
+            reason = hide(letter.reason, letter.url)
+            parts = (str(letter.number), _time(letter.died), letter.webhook, letter.delivery.id, client, reason)
+            yield "  ".join(printable(part, NAME if part is not reason else 200) for part in parts)
 
 
 def _show(options: Namespace) -> Iterator[str]:
@@ -110,7 +114,7 @@ def _show(options: Namespace) -> Iterator[str]:
         for number in options.number:
             letter = letters.get(number)
             letter.check()
-            yield from _described(letter)
+            yield from _described(letter, reveal=options.reveal)
 
 
 def _ask(options: Namespace) -> Iterator[str]:
@@ -154,22 +158,27 @@ def _check_webhook(letters: Letters, options: Namespace) -> None:
         raise MqhooksError(f"the outbox knows no webhook {printable(name, NAME)}; it knows {names}")
 
 
-def _described(letter: DeadLetter) -> Iterator[str]:
+def _described(letter: DeadLetter, *, reveal: bool) -> Iterator[str]:
     delivery = letter.delivery
     limit = 1 << 20
+    answer = letter.answer.decode("utf-8", "backslashreplace")
+    url, reason = letter.url, letter.reason
+    if not reveal:
+        # The answer may repeat what was asked for.
+        url, reason, answer = hide_url(url), hide(reason, url), hide(answer, url)
     yield f"dead letter {letter.number}"
     yield f"  webhook   {printable(letter.webhook, limit)}"
     yield f"  id        {printable(delivery.id, limit)}"
     yield f"  client    {printable(delivery.client.replace(chr(0), '/'), limit)}"
     yield f"  accepted  {_time(delivery.accepted)}"
     yield f"  died      {_time(letter.died)}"
-    yield f"  reason    {printable(letter.reason, limit)}"
+    yield f"  reason    {printable(reason, limit)}"
     yield f"  attempts  {delivery.attempts}"
-    yield f"  request   POST {printable(letter.url, limit)}"
+    yield f"  request   POST {printable(url, limit)}"
     yield f"            {printable(delivery.body[: 4 * limit + 4].decode('utf-8', 'backslashreplace'), limit)}"
     if letter.status:
         yield f"  answer    {letter.status}"
-        yield f"            {printable(letter.answer.decode('utf-8', 'backslashreplace'), limit)}"
+        yield f"            {printable(answer, limit)}"
 
 
 def _time(milliseconds: int) -> str:

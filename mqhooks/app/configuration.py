@@ -5,6 +5,7 @@ Reads a configuration file: the webhooks, and the settings of mqhooks itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
@@ -22,7 +23,7 @@ from mqhooks.app.settings import (
     Sync,
 )
 from mqhooks.app.webhookblock import shared, webhooks
-from mqhooks.errors import ConfigError, ConfigErrors
+from mqhooks.errors import ConfigError, together
 from mqhooks.nanomq.block import Block
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
@@ -47,8 +48,7 @@ def load(path: str) -> Settings:
     except ConfigError as error:
         errors.append(error)
     if errors:
-        different = list({str(error): error for error in errors}.values())
-        raise different[0] if len(different) == 1 else ConfigErrors(different)
+        raise together(errors)
     for key in ("sidecar", "outbox", "admin"):
         if key in document.others:
             root.warn(key, f"belongs in the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
@@ -59,10 +59,13 @@ def outbox_path(path: str) -> str:
     """
     Read where the outbox is, and nothing else, so that variables with secrets need not be set.
 
-    :raises mqhooks.errors.ConfigError: when the file cannot be read, or the path needs a variable that is not set.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, the outbox is in memory, or the path needs a variable that
+        is not set.
     """
     values = read(path, required=False).values
     block = Block(values, path, "", []).block("mqhooks").block("outbox")
+    if str(block.string("kind", None)).lower() == "memory":
+        raise block.error("kind", "is memory: such an outbox has no file, and its dead letters end with the process")
     outbox = block.file("path", DEFAULTS.outbox.path)
     if "${" in outbox:
         raise block.error("path", f"{outbox}: set the environment variable that it refers to, or give --outbox")
@@ -118,15 +121,23 @@ def _admin(block: Block) -> AdminSettings:
     settings = AdminSettings(
         listen=block.string("listen", None),
         token=block.secret("token"),
-        hosts=tuple(_host(block, host) for host in block.entries("hosts") or ()),
+        hosts=tuple(_hosts(block)),
     )
     if settings.listen == "":
         block.fail(block.error("listen", "is empty: write it like tcp:8891, or off for no status page"))
     if settings.token is not None and not TOKEN.fullmatch(settings.token):
         remedy = "make one with openssl rand -hex 24, and put it in quotes"
-        raise block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}")
+        block.fail(block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}"))
     block.close()
     return settings
+
+
+def _hosts(block: Block) -> Iterator[str]:
+    for host in block.entries("hosts") or ():
+        try:
+            yield _host(block, host)
+        except ConfigError as error:
+            block.fail(error)
 
 
 def _host(block: Block, host: object) -> str:

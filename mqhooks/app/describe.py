@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.support.listening import complete
+from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
@@ -19,7 +20,7 @@ def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[st
 
     :param descriptions: where to listen for VerneMQ.
     :param sinks: the descriptions of the other sinks.
-    :returns: lines for a terminal, without the values of headers, passwords and secrets.
+    :returns: lines for a terminal, without the values of headers, passwords and secrets, and without those in URLs.
     """
     return "\n".join(_lines(settings, descriptions, sinks))
 
@@ -37,14 +38,14 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
     if settings.webhooks:
         yield _outbox(settings.outbox)
     for sink in sinks:
-        yield f"sink    {sink}"
+        yield f"sink    {hide_urls(sink)}"
     if not settings.webhooks and not sinks:
         yield "sink    JSON lines to standard output"
     yield "The configuration is good."
 
 
 def _webhook(webhook: WebhookSettings) -> Iterator[str]:
-    yield f"webhook {webhook.name}: POST {webhook.url}"
+    yield f"webhook {webhook.name}: POST {hide_url(webhook.url)}"
     yield (
         f"        at most {webhook.pool_size} connections{' of treq' if webhook.transport == 'treq' else ''}, "
         f"{webhook.cancel_timeout:g} s for a request, "

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 
 from mqhooks.app.webhooks import transport_for
+from mqhooks.errors import ConfigError, together
 from mqhooks.interfaces import IOutbox
 from mqhooks.sinks.compose import FanOut
+from mqhooks.support.files import read_bounded
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
@@ -94,14 +95,21 @@ class WebhookGroup(FanOut):
         :raises mqhooks.errors.OutboxError: when a new webhook cannot get its outbox.
         """
         plan = Plan([], {}, [])
+        mistakes = []
         for each in settings:
             plan.names.append(each.name)
             version = each, _certificates(each)
             slot = self._slots.get(each.name)
             if slot is not None and slot.version == version:
                 continue
-            plan.sinks[each.name] = version, self._make(each, slot)
+            try:
+                plan.sinks[each.name] = version, self._make(each, slot)
+            except ConfigError as error:
+                mistakes.append(error)
+                continue
             plan.changes.append(f"webhook {each.name} {'added' if slot is None or slot.sink is None else 'changed'}")
+        if mistakes:
+            raise together(mistakes)
         removed = [sink.settings.name for sink in self.sinks if sink.settings.name not in plan.names]
         plan.changes.extend(f"webhook {name} removed" for name in removed)
         return plan
@@ -227,7 +235,7 @@ def _certificates(settings: WebhookSettings) -> tuple[bytes, ...]:
     hashes = []
     for path in paths:
         try:
-            hashes.append(b"" if path is None else sha256(Path(path).read_bytes()).digest())
+            hashes.append(b"" if path is None else sha256(read_bounded(path)).digest())
         except OSError:
             hashes.append(b"")
     return tuple(hashes)

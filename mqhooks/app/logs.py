@@ -1,10 +1,11 @@
 """
-Writes the log as JSON lines, wherever twistd would write it.
+Writes the log as JSON lines, wherever twistd would write it, and reopens a log file that was renamed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -12,10 +13,11 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import IO, Any
 
-from twisted.logger import FileLogObserver, ILogObserver, LogEvent, formatEvent, textFileLogObserver
+from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, formatEvent, textFileLogObserver
 from twisted.python.logfile import LogFile
 
 from mqhooks.errors import ConfigError
+from mqhooks.support.hangup import on_hangup
 
 FORMATS = ("text", "json")
 """The formats of the log."""
@@ -51,7 +53,7 @@ def observer_for(
     """
     Choose the log observer.
 
-    :param reactor: rotates the file at SIGUSR1, as twistd does with its own log.
+    :param reactor: rotates the file at SIGUSR1, as twistd does with its own log, and reopens it at SIGHUP.
     :param twistd: twistd's own options: ``--logfile``, ``--syslog``, ``--logger`` and ``-n``.
     :param log_format: one of :data:`FORMATS`.
     :param stdout_taken: whether a sink writes to standard output.
@@ -65,20 +67,90 @@ def observer_for(
     for other in ("syslog", "logger"):
         if options.get(other):
             raise ConfigError(f"twistd's --{other} has a format of its own: leave one of the two out", "--log-format")
+    if not options.get("nodaemon") and options.get("logfile") == "-":
+        raise ConfigError("a daemon has no standard output: give --logfile a file, or run twistd -n", "--logfile")
     return lambda: FileLogObserver(_file(reactor, options, stdout_taken=stdout_taken), json_line)
+
+
+def text_file_observer_for(reactor: Any, twistd: Mapping[str, Any] | None) -> Callable[[], ILogObserver] | None:
+    """
+    Take over twistd's log file, which twistd would not reopen.
+
+    :param reactor: see :func:`observer_for`.
+    :param twistd: twistd's own options.
+    :returns: makes the observer when the log begins, or raises :class:`~mqhooks.errors.ConfigError`; ``None`` when the log goes
+        to no file.
+    """
+    if twistd is None or twistd.get("syslog") or twistd.get("logger") or _file_name(twistd) in (None, "-"):
+        return None
+    return lambda: textFileLogObserver(_file(reactor, twistd, stdout_taken=False))
+
+
+class ReopenedLogFile(LogFile):
+    """
+    A log file that notices when another program has renamed it.
+
+    :param name: its name.
+    :param directory: where it is.
+    """
+
+    log = Logger()
+
+    def __init__(self, name: str, directory: str) -> None:
+        super().__init__(name, directory)
+        self._opened = self._found()
+
+    def rotate(self) -> None:
+        """Rename the file, unless that was done already, and begin a new one."""
+        if self._found() != self._opened:
+            self.reopen()
+            return
+        super().rotate()
+        self._opened = self._found()
+
+    def reopen(self) -> None:
+        """Open the file's name again. If that fails, keep the file that is open."""
+        try:
+            # LogFile closes the one before it opens the other.
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            os.close(os.open(self.path, flags, 0o666 if self.defaultMode is None else self.defaultMode))
+        except OSError as error:
+            self.log.error(
+                "{path}: cannot be opened ({reason}); still writing to the file that is open",
+                path=self.path,
+                reason=error.strerror,
+            )
+            return
+        super().reopen()
+        self._opened = self._found()
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _file(reactor: Any, options: Mapping[str, Any], *, stdout_taken: bool) -> IO[Any]:
     """Open what twistd would open."""
-    name = options.get("logfile")
-    if not name and not options.get("nodaemon"):
-        name = "twistd.log"
+    name = _file_name(options)
     if not name or name == "-":
         return sys.stderr if stdout_taken and not name else sys.stdout
-    file: Any = LogFile.fromFullPath(name)
-    if not signal.getsignal(signal.SIGUSR1):
+    try:
+        file: Any = ReopenedLogFile.fromFullPath(name)
+    except OSError as error:
+        remedy = "create its directory and let this user write there, or give another file"
+        raise ConfigError(f"{name} cannot be written ({error.strerror}): {remedy}", "--logfile") from None
+    on_hangup(lambda: reactor.callFromThread(file.reopen))
+    if signal.getsignal(signal.SIGUSR1) in (None, signal.SIG_DFL, signal.SIG_IGN):
         signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(file.rotate))
     return file  # type: ignore[no-any-return]
+
+
+def _file_name(options: Mapping[str, Any]) -> str | None:
+    name: str | None = options.get("logfile")
+    return name or (None if options.get("nodaemon") else "twistd.log")
 
 
 def _is_field(name: str) -> bool:

@@ -13,6 +13,7 @@ from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.block import Block
 from mqhooks.nanomq.events import NANOMQ_EVENTS, TOPIC_EVENTS
 from mqhooks.sinks.maker import SinkMaker
+from mqhooks.support.redact import hide_url
 
 _logger = Logger()
 
@@ -43,7 +44,7 @@ def _make_webhook(
         "details": details,
     }
     warnings: list[str] = []
-    settings = read_webhook(Block(values, f"webhook:url={quoteStringArgument(url)}", "", warnings), name)
+    settings = read_webhook(Block(values, f"webhook:url={quoteStringArgument(hide_url(url))}", "", warnings), name)
     for text in warnings:
         _logger.warn("{text}", text=text)
     return StoredWebhook(reactor, settings, outbox or f"mqhooks-outbox-{name}")

@@ -20,7 +20,7 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.settings import OutboxSettings, Settings
-from mqhooks.errors import MqhooksError
+from mqhooks.errors import ConfigError, MqhooksError
 from mqhooks.support.hangup import on_hangup
 
 RELOADABLE = {
@@ -95,7 +95,8 @@ class Reloader(Service):
                 self._admin.check(new.admin)
             plan = self._webhooks.plan(new.webhooks)
         except MqhooksError as error:
-            self.log.error("reload failed, keeping the current configuration: {reason}", reason=str(error))
+            for reason in error.mistakes if isinstance(error, ConfigError) else (error,):
+                self.log.error("reload failed, keeping the current configuration: {reason}", reason=str(reason))
             return
         for warning in new.warnings:
             self.log.warn("{line}", line=warning)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,14 +18,14 @@ from twisted.python.reflect import qual
 from mqhooks.app.build import SIDECAR_PORT, build
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
-from mqhooks.app.logs import FORMATS, observer_for
+from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import Settings
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.support.options import CommandOptions, one_of, whole
-from mqhooks.support.services import LoggedService
+from mqhooks.support.services import DaemonService, LoggedService
 
 
 def _port(name: str) -> Callable[[str], int]:
@@ -123,10 +124,16 @@ def _make(reactor: Any, options: Options) -> IService:
             reactor=qual(type(reactor)),
         )
     to_stdout = _to_stdout(sinks)
-    if to_stdout and twistd and not twistd.get("nodaemon"):
+    daemon = bool(twistd) and not twistd.get("nodaemon")
+    if to_stdout and daemon:
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
     observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
-    return service if observer is None else LoggedService([service], observer)
+    if twistd and not signal.getsignal(signal.SIGUSR1):
+        # Without a log file to rotate, it would end the process.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    observer = observer or text_file_observer_for(reactor, options.parent)
+    top: IService = DaemonService([service]) if daemon else service
+    return top if observer is None else LoggedService([top], observer)
 
 
 def _sidecars(options: Options) -> list[str]:
@@ -172,6 +179,8 @@ def _check_place(path: str) -> None:
     directory = os.path.abspath(os.path.dirname(path))
     if os.path.isdir(path):
         problem = f"{path} is a directory: name a file in it"
+    elif os.path.exists(path) and not os.path.isfile(path):
+        problem = f"{path} is not a regular file: name another one"
     elif not os.path.isdir(directory):
         problem = f"{path}: there is no directory {directory}: make it or name another place"
     if problem is not None:

@@ -55,12 +55,12 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
         takes notes.
     """
     single = root.block("webhook", "; several webhooks have a name each: webhooks { billing { … }, audit { … } }")
-    if single.boolean("enable", default=True) and "webhook" in root:
+    if "webhook" in root and not single.replaced and single.boolean("enable", default=True):
         yield from _read(root, single, "webhook", defaults)
     several = root.block("webhooks", "; give each webhook a name: webhooks { billing { … }, audit { … } }")
     for name in several.names():
         block = several.block(name)
-        if block.boolean("enable", default=True):
+        if not block.replaced and block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
                 root.fail(several.error(name, "the webhook block already has this name: call this one something else"))
             yield from _read(root, block, name, defaults)
@@ -130,8 +130,8 @@ def _url(block: Block) -> str:
     if url is None:
         inner = next((name for name in block.names() if block.holds(name, "url")), None)
         if inner is not None:
-            raise block.error(inner, f"is a webhook within a webhook: write webhooks {{ {inner} {{ … }} }}")
-        if "url" not in block:
+            block.fail(block.error(inner, f"is a webhook within a webhook: write webhooks {{ {inner} {{ … }} }}"))
+        elif "url" not in block:
             example = 'url = "http://127.0.0.1:8080/hook"'
             block.fail(block.error("url", f"is missing: where are the events to be sent? For example {example}"))
         return ""
@@ -223,7 +223,8 @@ def _statuses(block: Block, defaults: tuple[int | str, ...]) -> tuple[int | str,
         text = str(entry).lower()
         if text not in ("3xx", "4xx", "5xx") and not re.fullmatch("[345][0-9][0-9]", text):
             commas = "; separate statuses by commas" if " " in text else ""
-            raise block.error("on", f'{text[:80]!r} is not a status from 300 to 599, "3xx", "4xx" or "5xx"{commas}')
+            block.fail(block.error("on", f'{text[:80]!r} is not a status from 300 to 599, "3xx", "4xx" or "5xx"{commas}'))
+            continue
         statuses.append(int(text) if text.isdigit() else text)
     return tuple(statuses)
 
@@ -244,23 +245,24 @@ def _batch(block: Block) -> BatchSettings:
 def _secrets(block: Block) -> tuple[str, ...]:
     entries = block.secrets("secret")
     if entries == []:
-        raise block.error("secret", "is an empty list: remove it, or nothing is signed")
+        block.fail(block.error("secret", "is an empty list: remove it, or nothing is signed"))
     for entry in entries or ():
         # The value must not be shown.
         if not isinstance(entry, str):
-            raise block.error("secret", 'is not text, or a list of it: write it like "whsec_…", in quotes')
-        if " " in entry.strip():
-            raise block.error("secret", "has a space in it: separate secrets by commas")
-        try:
-            secret_key(entry)
-        except ConfigError as error:
-            raise block.error("secret", error.message) from None
+            block.fail(block.error("secret", 'is not text, or a list of it: write it like "whsec_…", in quotes'))
+        elif " " in entry.strip():
+            block.fail(block.error("secret", "has a space in it: separate secrets by commas"))
+        else:
+            try:
+                secret_key(entry)
+            except ConfigError as error:
+                block.fail(block.error("secret", error.message))
     return tuple(entries or ())
 
 
 def _tls(block: Block, url: str) -> TLSSettings | None:
     if "tls" in block and "ssl" in block:
-        raise block.error("ssl", "tls and ssl are two names for the same block: keep one")
+        block.fail(block.error("ssl", "tls and ssl are two names for the same block: keep one"))
     spellings = {key: block.block(key) for key in ("tls", "ssl")}
     given = [key for key in spellings if key in block]
     if not given or not spellings[given[0]].boolean("enable", default=True):
@@ -275,8 +277,8 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
     for key, path in files.items():
         if path is not None and not os.access(path, os.R_OK):
             problem = "may not be read by this user" if os.path.exists(path) else "does not exist"
-            raise tls.error(key, f"{path} {problem}")
+            tls.fail(tls.error(key, f"{path} {problem}"))
     for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
         if files[one] is not None and files[other] is None:
-            raise tls.error(other, f"is missing: {one} needs it")
+            tls.fail(tls.error(other, f"is missing: {one} needs it"))
     return TLSSettings(**files, key_password=password, where=tls.where, path=block.path(given[0]))

@@ -9,7 +9,6 @@ TLS for Twisted's agent, which refuses the same certificates as the pooled trans
 from __future__ import annotations
 
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -27,6 +26,7 @@ from mqhooks.http.tls import (
     is_handshake_problem,
     read_certificates,
 )
+from mqhooks.support.files import read_bounded
 
 _WRONG_NAME = 62
 
@@ -42,11 +42,25 @@ class VerifyingPolicy:
 
     def __init__(self, settings: TLSSettings | None) -> None:
         self._options = _options(settings or TLSSettings())
+        self._options.getContext().set_info_callback(self._happened)
         self._problem = ""
+        self._begun = self._done = False
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See :class:`twisted.web.iweb.IPolicyForHTTPS`."""
         return _Creator(self, self._options.getContext(), hostname.decode("ascii").strip("[]"), port)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a handshake was begun, and none has ever been completed: the endpoint got nothing."""
+        return self._begun and not self._done
+
+    def begin(self) -> None:
+        """Note that a handshake begins."""
+        self._begun = True
+
+    def _happened(self, connection: SSL.Connection, where: int, value: int) -> None:
+        self._done = self._done or bool(where & SSL.SSL_CB_HANDSHAKE_DONE)
 
     def note(self, problem: str) -> None:
         """Remember why a certificate was refused."""
@@ -74,6 +88,7 @@ class _Creator:
         self._port = port
 
     def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
+        self._policy.begin()
         connection = SSL.Connection(self._context, None)
         if not is_address(self._host):
             connection.set_tlsext_host_name(self._host.encode("ascii"))
@@ -126,6 +141,6 @@ def _options(settings: TLSSettings) -> CertificateOptions:
             for pem in read_certificates(settings, "certfile", settings.certfile)
         )
         password = (settings.key_password or "").encode()
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, Path(settings.keyfile).read_bytes(), password)
+        key = crypto.load_privatekey(crypto.FILETYPE_PEM, read_bounded(settings.keyfile), password)
         ours = {"certificate": certificate, "privateKey": key, "extraCertChain": chain}
     return CertificateOptions(trustRoot=trust_root, raiseMinimumTo=TLSVersion.TLSv1_2, **ours)

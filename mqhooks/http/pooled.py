@@ -27,7 +27,7 @@ from mqhooks.http import names
 from mqhooks.http.connection import Exchange, HTTPConnection
 from mqhooks.http.request import Renderer, target
 from mqhooks.http.sockets import Channel, Sockets, sockets
-from mqhooks.http.tls import TLSChannel, TLSSettings, client_context
+from mqhooks.http.tls import TLSChannel, TLSSettings, client_context, no_handshake
 from mqhooks.interfaces import ICallbackTransport
 
 CLOSING_TIME = 1.0
@@ -305,7 +305,7 @@ class PooledTransport:
         for connection in self._connections.difference(self._idle):
             if connection in self._opening:
                 if connection.born <= begun and connection not in self._refusals:
-                    self._refusals[connection] = f"no TLS handshake within {self._timeout:g} s"
+                    self._refusals[connection] = no_handshake(self._timeout)
                     connection.channel.abort()
             elif connection.exchange is None:
                 # It is being closed; what it still has to send may never go.
@@ -315,9 +315,10 @@ class PooledTransport:
                 connection.abandon(DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s"))
         # With a connection open, the endpoint is slow; with none, it cannot be reached.
         kind = DeliveryTimeout if len(self._connections) > len(self._opening) else ConnectFailed
+        shaking = self._context is not None and len(self._connections) == len(self._opening) > 0
+        words = no_handshake(self._timeout) if shaking else f"no connection within {self._timeout:g} s"
         while self._waiting and self._waiting[0].since <= begun:
-            error = kind(f"{self._name}: no connection within {self._timeout:g} s")
-            self._waiting.popleft().done(error)
+            self._waiting.popleft().done(kind(f"{self._name}: {words}"))
         busy = self._waiting or len(self._connections) > len(self._idle)
         if busy and self._watch is None and self._closed is None:
             self._watch = self._clock.callLater(self._timeout / 20, self._look)

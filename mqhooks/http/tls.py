@@ -13,10 +13,10 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mqhooks.errors import ConfigError
 from mqhooks.http.sockets import LONG, SHORT, Channel, Receiver
+from mqhooks.support.files import read_bounded
 
 CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 
@@ -112,7 +112,7 @@ def _load_key(context: ssl.SSLContext, settings: TLSSettings, certfile: str, key
 
 def _read(settings: TLSSettings, key: str, path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_bounded(path)
     except OSError as error:
         raise _mistake(settings, key, f"{path} cannot be read: {error.strerror}") from error
 
@@ -185,6 +185,11 @@ def is_handshake_problem(reason: str) -> bool:
     """Say whether only a handshake fails for this reason, so that the endpoint has got nothing."""
     reason = reason.upper().replace(" ", "_")
     return refuses_client(reason) or any(name in reason for name in (*_NOT_TLS, *_VERSIONS, "CERTIFICATE_VERIFY", "HANDSHAKE"))
+
+
+def no_handshake(timeout: float) -> str:
+    """Explain that the port was connected to, and nothing came of the handshake within so many seconds."""
+    return f"no TLS handshake within {timeout:g} s: the port may be meant for http://"
 
 
 def not_tls(host: str, port: int) -> str:

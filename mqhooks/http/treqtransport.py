@@ -33,7 +33,7 @@ from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import MAX_AGE
 from mqhooks.http.request import origin_form, target
-from mqhooks.http.tls import TLSSettings
+from mqhooks.http.tls import TLSSettings, no_handshake
 from mqhooks.interfaces import IWebhookTransport
 
 _NOT_CONNECTED = (internet.ConnectError, internet.DNSLookupError, internet.UnsupportedAddressFamily)
@@ -103,8 +103,7 @@ class TreqTransport:
             self._agent = self._new_agent()
         attempt = _Attempt(self._explain)
         self._under_way.add(attempt)
-        late = DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s")
-        timer = self._clock.callLater(self._timeout, attempt.give_up, late)
+        timer = self._clock.callLater(self._timeout, self._late, attempt)
 
         def over(result: Response | Failure) -> Response | Failure:
             self._under_way.discard(attempt)
@@ -129,6 +128,12 @@ class TreqTransport:
         self._expires = self._clock.seconds() + self._max_age
         agent: IAgent = web.Agent.usingEndpointFactory(self._clock, self._endpoints, self._pool)
         return agent
+
+    def _late(self, attempt: _Attempt) -> None:
+        if self._policy is not None and self._policy.unanswered:
+            attempt.give_up(ConnectFailed(f"{self._name}: {no_handshake(self._timeout)}"))
+        else:
+            attempt.give_up(DeliveryTimeout(f"{self._name}: no answer within {self._timeout:g} s"))
 
     def close(self) -> Deferred[None]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`. A given agent's connections are left to its owner."""

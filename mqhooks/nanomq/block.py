@@ -86,7 +86,8 @@ class Block:
     The settings between two braces. Each is read by its key and checked for its type; keys that were never read are unknown.
 
     :param values: what the braces hold.
-    :param where: the file. It is an attribute, and so is ``asked``: the paths of all keys that were read, inner ones too.
+    :param where: the file. It is an attribute, and so are ``asked``: the paths of all keys that were read, inner ones too, and
+        ``replaced``: whether it stands for something else, which is an error.
     :param path: the block's own key; empty for the file itself.
     :param warnings: collects what is odd but not wrong.
     :param errors: collects wrong values, for which the default is returned; without it the first error is raised.
@@ -102,6 +103,7 @@ class Block:
         self._errors = errors
         self._known: set[str] = set()
         self.asked: set[str] = set()
+        self.replaced = False
         self._warned: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
@@ -228,16 +230,19 @@ class Block:
 
     def block(self, key: str, remedy: str = "") -> Block:
         """
-        Open a block within this one; an empty one if it is missing.
+        Open a block within this one; an empty one if it is missing, or if something else is there.
 
-        :param remedy: appended to the error when something else is there.
+        :param remedy: appended to the error then.
         """
         value = self._get(key)
         if value is None:
             value = {}
-        if not isinstance(value, dict):
-            raise self._wrong(key, value, f"a block in braces{remedy}")
-        return self._inner(key, value)
+        if isinstance(value, dict):
+            return self._inner(key, value)
+        self.fail(self._wrong(key, value, f"a block in braces{remedy}"))
+        inner = self._inner(key, {})
+        inner.replaced = True
+        return inner
 
     def blocks(self, key: str, example: str) -> list[Block]:
         """
@@ -253,11 +258,12 @@ class Block:
         elif isinstance(value, list):
             named = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
         else:
-            raise self._wrong(key, value, f"a list in brackets, like [ {example} ]")
+            self.fail(self._wrong(key, value, f"a list in brackets, like [ {example} ]"))
+            return []
         for name, item in named:
             if not isinstance(item, dict):
-                raise self._wrong(name, item, f"a block in braces, like {example}")
-        return [self._inner(name, item) for name, item in named]
+                self.fail(self._wrong(name, item, f"a block in braces, like {example}"))
+        return [self._inner(name, item) for name, item in named if isinstance(item, dict)]
 
     def entries(self, key: str) -> list[Any] | None:
         """Read a list; a single value counts as a list of one."""
@@ -267,13 +273,11 @@ class Block:
 
     def secret(self, key: str) -> str | None:
         """Read a secret."""
-        self._refuse_literals(key)
-        return self.string(key, None)
+        return None if self._has_literal(key) else self.string(key, None)
 
     def secrets(self, key: str) -> list[Any] | None:
         """Read a list of secrets; a single one counts as a list of one."""
-        self._refuse_literals(key)
-        return self.entries(key)
+        return None if self._has_literal(key) else self.entries(key)
 
     def members(self) -> Iterator[tuple[str, Any]]:
         """Read everything that is not ``null``, in the file's order; keys of blocks within the block are joined by dots."""
@@ -309,16 +313,19 @@ class Block:
             self.warn(key, f"nothing is substituted within quotes: close them before ${{…}}, as in {value.form()}")
         return str(value)
 
-    def _refuse_literals(self, key: str) -> None:
+    def _has_literal(self, key: str) -> bool:
         value = self._values.get(key)
         for entry in value if isinstance(value, list) else [value]:
             if isinstance(entry, Literal):
-                raise self.error(
-                    key, f"nothing is substituted within quotes: write it without them, as in {key} = {entry.form(secret=True)}"
-                )
+                self._known.add(key)
+                form = f"{key} = {entry.form(secret=True)}"
+                self.fail(self.error(key, f"nothing is substituted within quotes: write it without them, as in {form}"))
+                return True
+        return False
 
     def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
-        shown = "what is given" if CONFIDENTIAL.search(key) else _described(value)
+        hidden = CONFIDENTIAL.search(key) or (isinstance(value, str) and CONFIDENTIAL.search(value))
+        shown = "what is given" if hidden else _described(value)
         return self.error(key, f"{shown} is not {wanted}")
 
 

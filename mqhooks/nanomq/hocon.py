@@ -22,7 +22,7 @@ from typing import Any
 from pyhocon import ConfigFactory
 from pyhocon.exceptions import ConfigSubstitutionException, ConfigWrongTypeException
 
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, together
 from mqhooks.nanomq.block import Literal
 from mqhooks.nanomq.scanner import (
     DEPTH,
@@ -210,6 +210,7 @@ class _Composer:
         self._texts: list[Text | None] = []
         self._values: dict[_Path, tuple[str, list[str], int]] = {}
         self._references: dict[str, tuple[Reference, _File]] = {}
+        self._mistakes: list[ConfigError] = []
 
     def values(self) -> dict[str, Any]:
         written: list[str] = []
@@ -217,6 +218,8 @@ class _Composer:
             for member, file in self._roots[key]:
                 # This may want more keys.
                 self._write(written, member, file, ())
+        if self._mistakes:
+            raise together(self._mistakes)
         try:
             tree = ConfigFactory.parse_string("\n".join(written))
         except ConfigSubstitutionException as error:
@@ -317,7 +320,7 @@ class _Composer:
             return self._place(Text(value, quoted=False))
         if not reference.optional:
             if self._required:
-                raise _not_set(reference, file)
+                self._mistakes.append(_not_set(reference, file))
             return self._place(Text(f"${{{reference.name}}}", quoted=True))
         return f"${{?{_UNSET}}}"
 
@@ -401,21 +404,28 @@ def _check_twice(found: list[_Found]) -> None:
     """Find webhooks that are there twice: NanoMQ takes the first of two values, HOCON the last."""
     seen: dict[_Path, _Leaf] = {}
     names: dict[str, str] = {}
+    mistakes: list[ConfigError] = []
     for member, file in found:
         for path, leaves in _blocks(member, file):
             if path[0] == "webhooks" and names.setdefault(path[1].lower(), path[1]) != path[1]:
                 other_name = names[path[1].lower()]
-                raise ConfigError(f"is the name {other_name!r} in another case: rename one", file.name, ".".join(path))
+                told = f"is the name {other_name!r} in another case: rename one"
+                mistakes.append(ConfigError(told, file.name, ".".join(path)))
             for key, leaf in leaves.items():
                 other = seen.get(key)
                 if other is None or leaf.optional:
                     continue
                 lines = f"line {other.line}{f' of {other.file}' if other.file != leaf.file else ''} and in line {leaf.line}"
                 if path[0] == "webhooks" and key[2:] == ("url",):
-                    raise ConfigError(f"two webhooks have this name, in {lines}: rename one", file.name, ".".join(path))
+                    told = f"two webhooks have this name, in {lines}: rename one"
+                    mistakes.append(ConfigError(told, file.name, ".".join(path)))
+                    break
                 if other.value != leaf.value:
-                    raise ConfigError(f"is set in {lines}, to different values: keep one", file.name, ".".join(key))
+                    told = f"is set in {lines}, to different values: keep one"
+                    mistakes.append(ConfigError(told, file.name, ".".join(key)))
             seen.update(leaves)
+    if mistakes:
+        raise together(mistakes)
 
 
 def _blocks(member: Member, file: _File) -> Iterator[tuple[_Path, dict[_Path, _Leaf]]]:

@@ -27,7 +27,7 @@ NESTING = "nested too deeply, or it includes itself"
 DEPTH = 50
 """How many brackets may be open at once."""
 
-CONFIDENTIAL = re.compile(r"(whsec_|secret|password|authorization|token|key|://[^/\s]*@).*", re.IGNORECASE)
+CONFIDENTIAL = re.compile(r"(whsec_|secret|password|authorization|token|key|https?:?//|://).*", re.IGNORECASE)
 """From where on a line, or a key's name, holds something that must not be shown."""
 
 _QUOTES = '; text that has "=" or ":" in it goes into quotes: x = "a=b"'
@@ -35,6 +35,8 @@ _SEPARATE = "; put the text into quotes, or a comma before a key that begins her
 _NO_VALUE = "; the key before it has no value: write key = value"
 _BRACES = '; a key in quotes has no dots beside it: write it in braces, as in headers { "x-a" = b }'
 _BEHIND = "; text cannot follow a block or a list: is a comma missing, or a comment's # or //?"
+_BRACKET = "; this bracket closes nothing: is one missing before it, or is it one too many?"
+_NO_KEY = "; no key is before it: write key = value, or name { … }"
 _REFERENCES = "; write ${NAME} or ${?NAME}, with both braces"
 _MIXED = "; text, blocks and lists cannot be joined: is a comma or a key missing?"
 
@@ -183,7 +185,7 @@ class Scanner:
         if braces:
             self._pass(_BETWEEN)
             if self._at < len(self._text):
-                raise self._error(self._at)
+                raise self._error(self._at, "; the brace that begins the file was closed before it")
         return entries
 
     def unskipped(self, member: Member) -> Member:
@@ -264,7 +266,7 @@ class Scanner:
         if name.endswith(".") and self._text.startswith('"', self._at):
             raise self._error(self._at, _BRACES)
         if not name:
-            raise self._error(self._at)
+            raise self._error(self._at, _BRACKET if self._text[self._at] in "}]" else _NO_KEY)
         path = tuple(part.strip() for part in name.split("."))
         if not all(path):
             raise self._error(start, "; there is nothing before or behind a dot of this key")
@@ -362,7 +364,7 @@ class Scanner:
                 return Items(tuple(items))
             value = tuple(self._value(keep=True, within_list=True))
             if not value:
-                raise self._error(self._at)
+                raise self._error(self._at, _BRACKET)
             items.append(value)
 
     def _deeper(self) -> int:

@@ -21,13 +21,25 @@ from mqhooks.outbox.stored import decode_delivery
 
 Action = Literal["replay", "purge"]
 
+STRETCH = 5000
+"""How many dead letters one call looks through, at half a microsecond each."""
+
+REQUESTS = 1000
+"""How many requests are written in one transaction, so that the outbox's owner never waits long for its turn."""
+
+_LAST = (1 << 63) - 1
 _COLUMNS = "id, version, checksum, delivery, webhook, url, reason, status, answer, died, damage"
 _TYPES = (str, str, str, int, bytes, int, str)
 _REASON = _COLUMNS.split(", ").index("reason")
 
 
 def list_dead(
-    reader: sqlite3.Connection, webhook: str | None, after: int, limit: int, reason: str | None = None
+    reader: sqlite3.Connection,
+    webhook: str | None,
+    after: int,
+    limit: int,
+    reason: str | None = None,
+    upto: int | None = None,
 ) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
@@ -36,28 +48,43 @@ def list_dead(
     """
     question = (
         f"SELECT {_COLUMNS} FROM dead "
-        "WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3"
+        "WHERE id > ?1 AND id <= ?5 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3"
     )
+    last = _LAST if upto is None else upto
     with _ours():
         try:
-            rows = reader.execute(question, (after, webhook, limit, reason)).fetchall()
+            rows = reader.execute(question, (after, webhook, limit, reason, last)).fetchall()
         except sqlite3.DatabaseError as error:
             if schema.passing(error):
                 raise
-            rows = list(islice(_one_by_one(reader, webhook, after, reason), limit))
+            rows = list(islice(_one_by_one(reader, webhook, after, reason, last), limit))
     return [_letter(*row) for row in rows]
 
 
-def count_dead(reader: sqlite3.Connection, webhook: str | None, reason: str) -> int:
+def count_dead(reader: sqlite3.Connection, webhook: str | None, reason: str, after: int = 0, upto: int | None = None) -> int:
     """Count dead letters, as :meth:`mqhooks.outbox.sqlite.SqliteStore.count_dead` does."""
-    question = "SELECT count(*) FROM dead WHERE (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
+    question = "SELECT count(*) FROM dead WHERE id > ?3 AND id <= ?4 AND (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
+    last = _LAST if upto is None else upto
     with _ours():
         try:
-            return int(reader.execute(question, (webhook, reason)).fetchone()[0])
+            return int(reader.execute(question, (webhook, reason, after, last)).fetchone()[0])
         except sqlite3.DatabaseError as error:
             if schema.passing(error):
                 raise
-            return sum(1 for _ in _one_by_one(reader, webhook, 0, reason))
+            return sum(1 for _ in _one_by_one(reader, webhook, after, reason, last))
+
+
+def stretch(reader: sqlite3.Connection, after: int) -> int | None:
+    """Say how far one look goes, as :meth:`mqhooks.outbox.sqlite.SqliteStore.stretch_of_dead` does."""
+    question = "SELECT max(id) FROM (SELECT id FROM dead %s WHERE id > ? ORDER BY id LIMIT ?)"
+    with _ours():
+        try:
+            (found,) = reader.execute(question % "", (after, STRETCH)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if schema.passing(error):
+                raise
+            (found,) = reader.execute(question % "INDEXED BY dead_webhook", (after, STRETCH)).fetchone()
+    return None if found is None else int(found)
 
 
 @contextmanager
@@ -68,10 +95,15 @@ def _ours() -> Iterator[None]:
         raise (OutboxUnavailable if schema.passing(error) else OutboxDamaged)(str(error)) from None
 
 
-def _one_by_one(reader: sqlite3.Connection, webhook: str | None, after: int, reason: str | None) -> Iterator[Sequence[Any]]:
+def _one_by_one(
+    reader: sqlite3.Connection, webhook: str | None, after: int, reason: str | None, last: int
+) -> Iterator[Sequence[Any]]:
     """Go through dead letters by their index, so that an unreadable one hides no other."""
-    question = "SELECT id, webhook FROM dead INDEXED BY dead_webhook WHERE id > ?1 AND (?2 IS NULL OR webhook = ?2) ORDER BY id"
-    for number, name in reader.execute(question, (after, webhook)).fetchall():
+    question = (
+        "SELECT id, webhook FROM dead INDEXED BY dead_webhook "
+        "WHERE id > ?1 AND id <= ?3 AND (?2 IS NULL OR webhook = ?2) ORDER BY id"
+    )
+    for number, name in reader.execute(question, (after, webhook, last)).fetchall():
         row: Sequence[Any] | None
         try:
             row = reader.execute(f"SELECT {_COLUMNS} FROM dead WHERE id = ?", (number,)).fetchone()
@@ -151,9 +183,10 @@ class Letters:
         :returns: how many.
         """
         rows = [(action, number) for number in numbers]
-        with _ours(), self.reader:
-            self.reader.execute("BEGIN IMMEDIATE")
-            self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
+        for start in range(0, len(rows), REQUESTS):
+            with _ours(), self.reader:
+                self.reader.execute("BEGIN IMMEDIATE")
+                self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows[start : start + REQUESTS])
         return len(rows)
 
     def close(self) -> None:

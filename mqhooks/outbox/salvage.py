@@ -50,6 +50,7 @@ def salvage(damaged: str, outbox: str) -> str:
     if not os.path.exists(outbox):
         raise OutboxError(f"{outbox}: does not exist; start mqhooks once, so that there is an outbox to hand over to")
     schema.check(outbox)
+    schema.check_regular(damaged, "name one that was set aside")
     try:
         source = _fingerprint(damaged)
         with closing(_DamagedFile(damaged)) as reader, closing(schema.connect(outbox)) as target:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def prepare(path: str) -> None:
     :raises mqhooks.errors.OutboxDamaged: when it is damaged, or no database.
     :raises mqhooks.errors.OutboxError: when it is not ours, or of another version, or cannot be used.
     """
+    check_regular(path)
     try:
         with Path(path).open("rb") as file:
             head = file.read(len(MAGIC))
@@ -160,12 +162,31 @@ def prepare(path: str) -> None:
         connection.close()
 
 
+def check_regular(path: str, remedy: str = "give outbox.path another name") -> None:
+    """
+    Check that a file, if it exists, is a regular one: opening a FIFO would wait for ever.
+
+    :param remedy: what to do when it is not.
+    :raises mqhooks.errors.OutboxError: when it is not.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        # Whoever opens it says why.
+        return
+    if stat.S_ISDIR(mode):
+        raise OutboxError(f"{path}: cannot be read: Is a directory; {remedy}")
+    if not stat.S_ISREG(mode):
+        raise OutboxError(f"{path}: is not a regular file; {remedy}")
+
+
 def check(path: str) -> None:
     """
     Check that a file is an outbox of this version, without changing it.
 
     :raises mqhooks.errors.OutboxError: when it is not.
     """
+    check_regular(path)
     try:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
             if _check(path, connection) < FIRST:

@@ -10,6 +10,7 @@ The outboxes of all webhooks, in one SQLite file: what was accepted survives the
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import time
@@ -25,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import aside, schema
-from mqhooks.outbox.deadletters import count_dead, list_dead
+from mqhooks.outbox.deadletters import count_dead, list_dead, stretch
 from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import OutboxFile
 from mqhooks.outbox.lock import Lock
@@ -93,6 +94,8 @@ class SqliteStore(Service):
         self._asked = self._taken = 0
         self._changed = True
         self._full_inbox = False
+        # How many requests were carried out since that was last logged.
+        self._carried_out: Counter[str] = Counter()
 
     def outbox(self, name: str) -> SqliteOutbox:
         """
@@ -160,6 +163,7 @@ class SqliteStore(Service):
         self._poll = self._reactor.callLater(1.0, self._look)
 
     def _open_or_begin(self) -> None:
+        schema.check_regular(self.path)
         try:
             aside.finish(self.path)
             left = self.damaged
@@ -221,6 +225,7 @@ class SqliteStore(Service):
             if timer is not None and timer.active():
                 timer.cancel()
         self._poll = None
+        self._tell_carried_out()
         return self._drain(self._reactor.callLater(CLOSING_TIME, self._give_up))
 
     def _drain(self, late: IDelayedCall) -> Deferred[None]:
@@ -253,27 +258,45 @@ class SqliteStore(Service):
     # Dead letters.
 
     def dead_letters(
-        self, webhook: str | None = None, *, after: int = 0, limit: int = 100, reason: str | None = None
+        self,
+        webhook: str | None = None,
+        *,
+        after: int = 0,
+        upto: int | None = None,
+        limit: int = 100,
+        reason: str | None = None,
     ) -> list[DeadLetter]:
         """
         List dead letters, oldest first.
 
         :param webhook: of one webhook only.
         :param after: those with a higher number.
+        :param upto: and with this number at most.
         :param reason: those with this in their reason.
         """
-        return list_dead(self._opened.reader, webhook, after, limit, reason)
+        return list_dead(self._opened.reader, webhook, after, limit, reason, upto)
 
-    def count_dead(self, webhook: str | None = None, reason: str | None = None) -> int:
+    def stretch_of_dead(self, after: int) -> int | None:
+        """
+        Say up to which number one call should look for dead letters that are few among many, to take milliseconds.
+
+        :returns: a number above ``after``; ``None`` when there is no dead letter there.
+        """
+        return stretch(self._opened.reader, after)
+
+    def count_dead(
+        self, webhook: str | None = None, reason: str | None = None, *, after: int = 0, upto: int | None = None
+    ) -> int:
         """
         Count dead letters.
 
         :param webhook: of one webhook only.
         :param reason: those with this in their reason.
+        :param after: those with a higher number, and ``upto`` at most; only with a reason.
         """
         if reason is None:
             return sum(outbox.letters for name, outbox in self._outboxes.items() if webhook in (None, name))
-        return count_dead(self._opened.reader, webhook, reason)
+        return count_dead(self._opened.reader, webhook, reason, after, upto)
 
     def last_dead(self) -> int:
         """Get the highest number of a dead letter; 0 when there is none."""
@@ -347,6 +370,7 @@ class SqliteStore(Service):
             self._store.flushed().addCallback(self._take_up_more)
         else:
             self._changed = self._full_inbox
+            self._tell_carried_out()
 
     def _take_up_more(self, _: None) -> None:
         if self._poll is not None:
@@ -365,11 +389,18 @@ class SqliteStore(Service):
     def _do(self, action: Any, dead: Any) -> None:
         try:
             if type(dead) is int and self._resolve([dead], replay=action == "replay"):
-                self.log.info("dead letter {dead}: {action} done as requested", dead=dead, action=action)
+                self._carried_out[str(action)] += 1
         except (OutboxUnavailable, OutboxDamaged):
             raise
         except OutboxError as error:
-            self.log.error("{path}: {action} was requested, but {error}", path=self.path, action=action, error=error)
+            if self._complaints.allow(("request", action)) is not None:
+                self.log.error("{path}: {action} was requested, but {error}", path=self.path, action=action, error=error)
+
+    def _tell_carried_out(self) -> None:
+        """Log what was requested and done: one line, however much it is."""
+        done, self._carried_out = self._carried_out, Counter()
+        for action, count in done.items():
+            self.log.info("{action} done as requested: {count} dead letters", action=action, count=count)
 
     def _inbox(self, file: OutboxFile) -> list[int]:
         """Take over what another process hands over, as long as there is room for it."""

@@ -11,6 +11,7 @@ from twisted.plugin import getPlugins
 
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, ISinkPlugin
+from mqhooks.support.redact import hide_urls
 
 _PART = re.compile(r"(?:[^\\:]|\\.)*", re.DOTALL)
 _KEY = re.compile(r"([a-z_][a-z0-9_]*)=", re.ASCII)
@@ -32,11 +33,11 @@ def sinkFromString(reactor: object, description: str) -> IEventSink:
     if plugin is None:
         near = get_close_matches(prefix, plugins, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"no sink is called {prefix!r}; {hint}Known: {', '.join(sorted(plugins))}", description)
+        raise ConfigError(f"no sink is called {prefix!r}; {hint}Known: {', '.join(sorted(plugins))}", hide_urls(description))
     try:
         return plugin.build(reactor, *args, **kwargs)
     except ConfigError as error:
-        raise ConfigError(error.message, error.where or description, error.key) from error
+        raise ConfigError(error.message, error.where or hide_urls(description), error.key) from error
 
 
 def parse(description: str) -> tuple[str, list[str], dict[str, str]]:
@@ -58,13 +59,13 @@ def parse(description: str) -> tuple[str, list[str], dict[str, str]]:
         assert part is not None
         end = part.end()
         if description[end : end + 1] == "\\":
-            raise ConfigError("ends with a lone backslash; write \\\\ for one", description)
+            raise ConfigError("ends with a lone backslash; write \\\\ for one", hide_urls(description))
         raw = part.group()
         keyed = _KEY.match(raw)
         if keyed is None or not args:
             args.append(_ESCAPE.sub(r"\1", raw))
         elif keyed[1] in kwargs:
-            raise ConfigError("is given twice; leave one out", description, keyed[1])
+            raise ConfigError("is given twice; leave one out", hide_urls(description), keyed[1])
         else:
             kwargs[keyed[1]] = _ESCAPE.sub(r"\1", raw[keyed.end() :])
     return args[0], args[1:], kwargs

@@ -32,7 +32,18 @@ class CommandOptions(Options):
         except UsageError as error:
             if self.parent is None:
                 raise
-            raise SystemExit(f"{self.parent.subCommand}: {error}") from None
+            raise SystemExit(f"{self.parent.subCommand}: {error}{self._remedy(self.parent, str(error))}") from None
+
+    def _remedy(self, twistd: Options, error: str) -> str:
+        unknown = re.fullmatch("option (-(?:-[^ ]+|[^ ])) not recognized", error)
+        if unknown is None:
+            return ""
+        option = unknown[1]
+        command = twistd.subCommand
+        if option.lstrip("-") in (twistd.shortOpt if len(option) == 2 else {name.rstrip("=") for name in twistd.longOpt}):
+            return f"; it is one of twistd's own: write it before {command}"
+        near = get_close_matches(option[2:], [name.rstrip("=") for name in self.longOpt], 1)
+        return f"; did you mean --{near[0]}?" if near else "; --help lists them"
 
     def parseArgs(self, *args: str) -> None:
         """

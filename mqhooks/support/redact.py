@@ -1,22 +1,82 @@
 """
-URLs without the secrets in them.
+URLs without the secrets in them: the one place that decides what of a URL is shown.
+
+Of a path, segments are shown as long as they are plain words. From the first other one on everything may be a token, as in
+``https://hooks.slack.com/services/T0/B0/x7Kq`` or ``/api/v1/x7Kq/telemetry``.
 """
 
 from __future__ import annotations
 
+import re
+from itertools import takewhile
+
+_PARTS = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*://|https?:/*|/+)?((?:[^/?#]*@)?)([^/?#\\]*)([^?#]*)(.*)", re.DOTALL | re.IGNORECASE
+)
+_AUTHORITY = re.compile(r"(\[[^\[\]@]*\]|[^:\[\]@]*)(:\d*)?")
+_WORD = re.compile(r"[a-z]{0,12}(?:[-_][a-z]{1,12}){0,2}")
+_URL = re.compile(r"https?(?:(\\+):(?:[^\s\"':\\]|\\.)*|()://[^\s\"']*)", re.IGNORECASE)
+
+LONG = 8
+"""From how many characters on a part of a URL that is hidden is also hidden where it stands alone."""
+
 
 def hide_url(url: str) -> str:
     """
-    Remove from a URL what may be a credential: user, password and query.
+    Remove from a URL what may be a credential: user, password, query, fragment, and the path from the first segment on that is
+    not made of one to three words of at most 12 lower-case letters.
+
+    :param url: it need not be a good one.
+    :returns: the URL with ``…`` for what is left out.
     """
-    url, mark, _ = url.partition("?")
-    scheme, slashes, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}{'?…' if mark else ''}"
+    start, _, host, path, rest = _parts(url)
+    shown = host if _AUTHORITY.fullmatch(host) else "…"
+    segments = path.split("/")
+    words = list(takewhile(_WORD.fullmatch, segments))
+    path = path if len(words) == len(segments) else "/".join([*words, "…"])
+    return f"{start}{shown}{path}{f'{rest[0]}…' if rest else ''}"
 
 
 def hide(text: str, url: str) -> str:
     """
-    Remove the credentials of a URL from a text that contains it.
+    Remove from a text, such as an endpoint's answer, what :func:`hide_url` removes from a URL.
+
+    :param text: it may repeat the URL, its path, or a part of that.
     """
-    return text.replace(url, hide_url(url))
+    shown = hide_url(url)
+    if shown == url:
+        return text
+    _, user, _, path, rest = _parts(url)
+    _, _, _, shown_path, shown_rest = _parts(shown)
+    instead = {path + rest: shown_path + shown_rest, path: shown_path}
+    pieces = [rest[1:], user[:-1], *(piece for piece in re.split(r"[/?#&=:@]", url) if len(piece) >= LONG)]
+    instead |= {piece: "…" for piece in sorted(pieces, key=len, reverse=True) if piece not in shown}
+
+    def hidden(part: str) -> str:
+        for secret, stand_in in instead.items():
+            if secret != stand_in and len(secret.strip("/")) > 1:
+                part = part.replace(secret, stand_in)
+        return part
+
+    return shown.join(map(hidden, text.split(url)))
+
+
+def hide_urls(text: str) -> str:
+    r"""
+    Remove credentials from whatever URLs stand in a text.
+
+    :param text: one without a URL of its own, such as a sink's description, which writes ``\:`` for a colon.
+    """
+
+    def hidden(match: re.Match[str]) -> str:
+        slashes = match[1] or ""
+        return hide_url(match[0].replace(f"{slashes}:", ":")).replace(":", f"{slashes}:")
+
+    return _URL.sub(hidden, text)
+
+
+def _parts(url: str) -> tuple[str, str, str, str, str]:
+    """Split a URL into scheme, user, authority, path, and query with fragment; none of them fails."""
+    match = _PARTS.fullmatch(url)
+    assert match is not None
+    return match[1] or "", match[2], match[3], match[4], match[5]

@@ -4,7 +4,9 @@ Services that start and stop in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -80,6 +82,46 @@ class OrderedService(MultiService):
                 self.log.failure("{child} failed to stop", child=child)
 
 
+class DaemonService(OrderedService):
+    """
+    Says on the terminal why a daemon cannot start. Of that line twistd itself passes on 100 bytes at most.
+
+    :param children: see :class:`OrderedService`.
+    """
+
+    def __init__(self, children: Iterable[IService]) -> None:
+        super().__init__(children)
+        # A daemon's standard error leads nowhere.
+        self._terminal: int | None = os.dup(2)
+
+    def privilegedStartService(self) -> None:
+        """Start all children's privileged part."""
+        with self._telling():
+            super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start all children, and leave the terminal."""
+        with self._telling():
+            super().startService()
+        self._leave()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except StartFailed as error:
+            if self._terminal is not None:
+                with suppress(OSError):
+                    os.write(self._terminal, f"{error}\n".encode(errors="backslashreplace"))
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        terminal, self._terminal = self._terminal, None
+        if terminal is not None:
+            os.close(terminal)
+
+
 class LoggedService(OrderedService):
     """
     Sets the log observer of the application that it becomes part of, unless the application has one.
@@ -95,5 +137,8 @@ class LoggedService(OrderedService):
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application or of another service."""
         if isinstance(parent, Componentized) and parent.getComponent(ILogObserver) is None:
-            parent.setComponent(ILogObserver, self._observer())
+            try:
+                parent.setComponent(ILogObserver, self._observer())
+            except MqhooksError as error:
+                raise StartFailed(f"mqhooks: {error}") from None
         super().setServiceParent(parent)

@@ -5,6 +5,7 @@ What the receiver was sent and what it answered, as counts and as readable lines
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,9 @@ FIELD_LIMIT = 80
 
 BODY_LIMIT = 240
 """How many characters of a body are shown."""
+
+UNPACK_LIMIT = 1 << 20
+"""How many bytes of a compressed body are unpacked, which may be a thousand times as long as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +63,29 @@ class Received:
         ]
         if self.problem is not None:
             parts.append(f"({self.problem})")
-        parts += _summary(self.body)
+        text, packed = self._unpacked()
+        parts += _summary(text)
         if self.webhook_id is not None:
             parts.append(f"id={printable(self.webhook_id, FIELD_LIMIT)}")
-        parts.append(printable(self.body[: 4 * BODY_LIMIT].decode("utf-8", "backslashreplace"), BODY_LIMIT))
-        if len(self.body) > BODY_LIMIT:
-            parts.append(f"({len(self.body)} bytes)")
+        parts.append(printable(text[: 4 * BODY_LIMIT].decode("utf-8", "backslashreplace"), BODY_LIMIT))
+        if packed or len(self.body) > BODY_LIMIT:
+            parts.append(f"({len(self.body)} bytes{packed})")
         lines = [" ".join(parts)]
         if headers:
             lines += [f"    {printable(name, FIELD_LIMIT)}: {printable(value, BODY_LIMIT)}" for name, value in self.headers]
         return "\n".join(lines)
+
+    def _unpacked(self) -> tuple[bytes, str]:
+        """Get the body as it was before its compression, or the beginning of it, and words about that."""
+        encodings = [value.strip().lower() for name, value in self.headers if name.lower() == "content-encoding"]
+        if encodings != ["gzip"]:
+            return self.body, ""
+        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            text = unpacker.decompress(self.body, UNPACK_LIMIT)
+        except zlib.error:
+            return self.body, ", not the gzip that its header says"
+        return text, ", gzip" if unpacker.eof or unpacker.unconsumed_tail else ", gzip that ends too early"
 
 
 class Tally:

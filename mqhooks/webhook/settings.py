@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from socket import inet_aton
 from typing import Literal
-from urllib.parse import urlsplit
 
 from mqhooks.errors import ConfigError
 from mqhooks.http.tls import TLSSettings
 from mqhooks.nanomq.settings import BodySettings, Encoding, Rule
+from mqhooks.support.redact import hide_url
 
 Ordering = Literal["client", "none"]
 
@@ -23,6 +25,11 @@ Compression = Literal["none", "gzip"]
 
 Refusals = Literal["hold", "bury"]
 Transport = Literal["pooled", "treq"]
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z]+)://(?P<authority>[^/?#]+)[^#]*(#.*)?")
+_AUTHORITY = re.compile(r"(\[(?P<address>[^\[\]]*)\]|(?P<host>[^:\[\]]+))(:(?P<port>.*))?")
+# What the system's resolver takes: underscores too, which Docker Compose's names may have.
+_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +147,66 @@ def check_url(url: str) -> str:
     Check where requests are to be sent.
 
     :returns: the URL, its scheme in lower case.
-    :raises mqhooks.errors.ConfigError: when requests cannot be sent there; only the message is set.
+    :raises mqhooks.errors.ConfigError: when requests can never be sent there; only the message is set, without the URL's
+        secrets.
     """
-    shown = re.sub(r"//[^/]*@", "//…@", url)
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{shown!r} is not a URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+    shown = hide_url(url)
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise ConfigError(f"{shown!r} has white space or a control character in it: remove it, or percent-encode it as in %20")
+    match = _URL.fullmatch(url)
+    if match is None or match["scheme"].lower() not in ("http", "https"):
         raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path")
-    if parts.username is not None or parts.password is not None:
+    if "@" in match["authority"]:
         raise ConfigError("a URL's user and password are not sent: set headers.authorization instead")
-    if parts.fragment:
+    _check_authority(match["authority"], shown)
+    if not url.isascii():
+        raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
+    if "#" in url:
         raise ConfigError(f"{shown!r} has a fragment (#…), which is never sent: remove it")
-    return parts.scheme + url[len(parts.scheme) :]
+    return match["scheme"].lower() + url[len(match["scheme"]) :]
+
+
+def _check_authority(authority: str, shown: str) -> None:
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None:
+        raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path or http://[::1]:8080/path")
+    port = match["port"]
+    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+        remedy = "write one, or leave the colon out"
+        raise ConfigError(f"{shown!r} is not a URL: no port from 1 to 65535 is behind the colon; {remedy}")
+    problem = _address_problem(match["address"]) if match["host"] is None else _host_problem(match["host"])
+    if problem is not None:
+        raise ConfigError(f"{shown!r} leads nowhere: {problem}")
+
+
+def _address_problem(address: str) -> str | None:
+    if "%" in address:
+        return "an address with a zone (%…) means nothing to other programs: write the host's name or another of its addresses"
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return f"{address!r} is not an IPv6 address: write only those in brackets"
+    return None
+
+
+def _host_problem(host: str) -> str | None:
+    if not host.isascii():
+        try:
+            plain = host.encode("idna").decode()
+        except UnicodeError:
+            plain = ""
+        # Some characters mean another host to this encoding than to browsers.
+        same = plain.encode().decode("idna") == host.lower()
+        return f"write the host in its IDNA form, {plain if same else 'xn--…'}"
+    if "\\" in host:
+        return "write / in place of the backslash"
+    labels = host.removesuffix(".").split(".")
+    if not all(map(_LABEL.fullmatch, labels)) or len(host) > 253:
+        return f"{host!r} is not a host's name: write letters, digits, hyphens and underscores between its dots"
+    if labels[-1].isdigit():
+        # The system reads 127.1 as an address, too.
+        try:
+            inet_aton(host)
+        except OSError:
+            return f"{host!r} is not an IPv4 address, and no name ends in a number: write four numbers of up to 255"
+    return None
