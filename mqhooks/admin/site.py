@@ -92,6 +92,7 @@ def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
         Route("POST", (*letters, VARIES, "purge"), api.purge),
         Route("POST", (*webhook, "pause"), api.pause),
         Route("POST", (*webhook, "resume"), api.resume),
+        Route("POST", (*webhook, "try"), api.try_now),
     ]
 
 

@@ -28,7 +28,7 @@ from mqhooks.interfaces import ICallbackTransport, IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.counters import WebhookCounters, failure_of
+from mqhooks.webhook.counters import LastFailure, WebhookCounters, failure_of
 from mqhooks.webhook.lanes import Lanes, Settle
 from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
@@ -58,25 +58,6 @@ UNREADABLE = 1.0
 NEVER = float("inf")
 
 
-class LastFailure:
-    """
-    The last failed attempt.
-
-    :ivar at: when, in seconds since 1970.
-    :ivar reason: why.
-    :ivar status: the response's status; 0 when there was none.
-    :ivar body: the beginning of the response's body.
-    """
-
-    __slots__ = ("at", "body", "reason", "status")
-
-    def __init__(self, at: float, reason: str, status: int, body: bytes) -> None:
-        self.at = at
-        self.reason = reason
-        self.status = status
-        self.body = body
-
-
 class Dispatcher:
     """
     Delivers what one outbox holds.
@@ -91,8 +72,6 @@ class Dispatcher:
     :param now: the time of day, in seconds since 1970.
     :ivar settled: called whenever an attempt has ended; ``None`` for no call.
     :ivar down_since: when the breaker opened, in seconds since 1970; ``None`` while it is closed.
-    :ivar failure: the last failed attempt.
-    :ivar refusal: the last failed attempt that got an answer.
     """
 
     log = Logger()
@@ -111,8 +90,6 @@ class Dispatcher:
     ) -> None:
         self.settled: Callable[[], object] | None = None
         self.down_since: float | None = None
-        self.failure: LastFailure | None = None
-        self.refusal: LastFailure | None = None
         self.outbox = outbox
         self._clock = clock
         self._seconds = clock.seconds
@@ -144,7 +121,7 @@ class Dispatcher:
         self._pumping = False
         self._running = False
         self._paused = False
-        self._retries: set[IDelayedCall] = set()
+        self._retries: dict[IDelayedCall, Sequence[str]] = {}
         self._probe_timer: IDelayedCall | None = None
         self._probe_due = 0.0
         self._held_at = 0.0
@@ -165,6 +142,11 @@ class Dispatcher:
     def refusing(self) -> bool:
         """Whether the breaker is open because the endpoint refuses everything."""
         return self._breaker.refusing
+
+    @property
+    def retrying(self) -> int:
+        """How many attempts wait for their time; clients that failed in one request are one."""
+        return len(self._retries)
 
     @property
     def next_probe(self) -> float | None:
@@ -203,6 +185,26 @@ class Dispatcher:
         """Send again."""
         self._paused = False
         self._admit()
+
+    def try_now(self) -> bool:
+        """
+        Make the next attempts now: the probe of an endpoint that is down, and the retries of parked clients.
+
+        :returns: whether any waited for its time, and nothing keeps them from being made.
+        """
+        if self._paused or not self._running:
+            return False
+        waited = bool(self._retries)
+        retries, self._retries = self._retries, {}
+        for retry, keys in retries.items():
+            retry.cancel()
+            for key in keys:
+                self._lanes.unpark(key)
+        if self._probe_timer is None:
+            return waited
+        self._probe_due = self._seconds()
+        self._probe_timer.reset(0)
+        return True
 
     # From the outbox through the merge window into the lanes.
 
@@ -303,12 +305,11 @@ class Dispatcher:
 
     def _later(self, delay: float, keys: Sequence[str]) -> None:
         def again() -> None:
-            self._retries.discard(retry)
-            for key in keys:
+            for key in self._retries.pop(retry):
                 self._lanes.unpark(key)
 
         retry: IDelayedCall = self._clock.callLater(delay, again)
-        self._retries.add(retry)
+        self._retries[retry] = keys
 
     # Attempts.
 
@@ -406,10 +407,12 @@ class Dispatcher:
             self._complain(reason, "a batch of {count} is tried in halves", count=len(deliveries))
 
     def _note(self, result: Response | DeliveryError, reason: str, now: float) -> None:
+        # A reload may change the URL: what may not be shown of this one is hidden now.
+        reason = hide(reason, self._settings.url)
         if isinstance(result, Response):
-            self.failure = self.refusal = LastFailure(now, reason, result.status, result.body)
+            self._counters.failure = self._counters.refusal = LastFailure(now, reason, result.status, result.body)
         else:
-            self.failure = LastFailure(now, reason, 0, b"")
+            self._counters.failure = LastFailure(now, reason, 0, b"")
 
     # The breaker.
 
