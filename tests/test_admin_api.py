@@ -4,6 +4,7 @@ import json
 import re
 import sqlite3
 from contextlib import closing
+from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
 from time import time
@@ -493,6 +494,20 @@ class RequestTests(AdminCase):
             type_ = {"css": "text/css", "js": "text/javascript"}[part.rpartition(".")[2]]
             self.assertEqual((code, self.headers["content-type"]), (200, f"{type_}; charset=utf-8"))
             self.assertGreater(len(text), 100)
+
+    async def test_the_page_is_small_and_asks_nobody_else(self):
+        await self.start()
+        static = [file for file in files("mqhooks.admin").joinpath("static").iterdir() if file.is_file()]
+        size = 0
+        for file in static:
+            code, text = await self.ask("/" if file.name == "page.html" else f"/{file.name}")
+            self.assertEqual(code, 200)
+            self.assertEqual(
+                re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+/", text.replace("http://www.w3.org/2000/svg", "")), []
+            )
+            size += len(text.encode())
+        self.assertGreater(len(static), 5)
+        self.assertLess(size, 60_000)
 
     async def test_not_ready_while_an_endpoint_refuses_everything(self):
         accepts = []
