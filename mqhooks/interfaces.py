@@ -7,7 +7,7 @@ An event goes source → :class:`IEventSink` → :class:`IOutbox` → :class:`IW
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from twisted.application.service import IService
@@ -35,6 +35,17 @@ class IEventSink(IService):
             not change it.
         :returns: ``None`` when the batch was accepted at once, else a ``Deferred`` that fires with ``None`` once it is. For a
             durable sink "accepted" means committed to disk.
+        """
+
+
+class IShownSink(IEventSink):
+    """A sink that has something to say of itself; others are shown by their name, and whether they run."""
+
+    def shown() -> Mapping[str, str | float | bool | None]:
+        """
+        Say what the status page shows of it, by name: some numbers and short texts, no secrets.
+
+        Called each second while somebody watches. It must neither block nor raise; if it does raise, the page says so.
         """
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import sqlite3
 from contextlib import closing
+from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
 from time import time
@@ -20,7 +21,9 @@ from mqhooks.admin.stream import Stream
 from mqhooks.errors import OutboxUnavailable
 from mqhooks.http.tls import TLSSettings
 from mqhooks.outbox import deadletters as outbox_letters
+from mqhooks.sinks import LogSink
 from mqhooks.testing import make_event
+from mqhooks.webhook.settings import RetrySettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.frames import envelope
 from tests.waiting import until
@@ -96,6 +99,7 @@ class DocumentedTests(AdminCase):
         await self.start()
         self.assertEqual(await self.json("/api/webhooks/billing/pause", "POST"), example("api-pause"))
         self.assertEqual(await self.json("/api/webhooks/billing/resume", "POST"), example("api-resume"))
+        await self.assert_shape("api-try", "/api/webhooks/billing/try", "POST")
 
     async def test_dead_letter_calls_have_the_documented_shape(self):
         await self.start()
@@ -108,7 +112,16 @@ class DocumentedTests(AdminCase):
         self.assertEqual(await self.json("/api/dead-letters/3", "DELETE"), {"count": 1})
         for verb in ("replay", "purge"):
             self.assertEqual(await self.json(f"/api/dead-letters/{verb}", "POST", body=example("api-filter")), {"count": 0})
+        self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body=example("api-ids")), {"count": 0})
         self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body={"all": True}), {"count": 1})
+
+    async def test_sinks_have_the_documented_shape(self):
+        await self.start()
+        log = LogSink(reactor, self.mktemp())
+        self.bridge.sinks = {"log": log}
+        (shown,) = (await self.json("/api/status"))["sinks"]
+        self.assertEqual(shape([shown]), shape(example("api-sinks")))
+        self.assertIs(shown["running"], False)
 
 
 class StatusTests(AdminCase):
@@ -127,6 +140,27 @@ class StatusTests(AdminCase):
             self.assertEqual((webhook["state"], webhook["oldest_seconds"]), ("up", None))
         self.assertEqual([webhook["name"] for webhook in status["webhooks"]], ["billing", "audit"])
         self.assertApproximates(status["now"], time(), 60)
+
+    async def test_the_next_attempt_is_made_now(self):
+        accepts = []
+        answer = lambda request: request.connection.reply(200 if accepts else 503)  # noqa: E731
+        await self.start(answer=answer, retry=RetrySettings(initial=3600, maximum=3600))
+        self.publish(20)
+        await until(lambda: self.sinks[0].down_since is not None and self.sinks[0].next_probe)
+        (webhook,) = (await self.json("/api/status"))["webhooks"]
+        self.assertGreater(webhook["retrying"], 0)
+        attempts = self.sinks[0].counters.attempts
+        await self.refused(403, "/api/webhooks/billing/try", "POST", change=False)
+        await self.refused(404, "/api/webhooks/biling/try", "POST")
+        await self.refused(405, "/api/webhooks/billing/try")
+        await self.json("/api/webhooks/billing/pause", "POST")
+        self.assertIn("paused", await self.refused(409, "/api/webhooks/billing/try", "POST"))
+        await self.json("/api/webhooks/billing/resume", "POST")
+        self.assertEqual(self.sinks[0].counters.attempts, attempts)
+        accepts.append(True)
+        self.assertEqual(await self.json("/api/webhooks/billing/try", "POST"), {"name": "billing", "trying": True})
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 20)
+        self.assertEqual(await self.json("/api/webhooks/billing/try", "POST"), {"name": "billing", "trying": False})
 
     async def test_an_endpoint_that_is_down(self):
         await self.start(answer=lambda request: request.connection.reply(503, b"come back on <b>Monday</b>"))
@@ -320,6 +354,23 @@ class LetterTests(AdminCase):
         for more in (more for more in looked if more and more.get("limit") != 1):
             self.assertLessEqual((more["upto"] or more["after"]) - more["after"], 40)
 
+    async def test_some_are_chosen_by_their_numbers(self):
+        self.patch(letters, "CHUNK", 7)
+        await self.start()
+        await self.bury(40)
+        purge, replay = "/api/dead-letters/purge", "/api/dead-letters/replay"
+        self.assertEqual(await self.json(purge, "POST", body={"ids": [*range(1, 21), 3, 99, 0]}), {"count": 20})
+        self.assertEqual(await self.json(replay, "POST", body={"ids": list(range(20, 41, 2))}), {"count": 10})
+        await until(lambda: self.sinks[0].outbox.counts.delivered == 10)
+        self.assertEqual(await self.json(replay, "POST", body={"ids": []}), {"count": 0})
+        left = (await self.json("/api/dead-letters"))["letters"]
+        self.assertEqual([letter["id"] for letter in left], list(range(21, 41, 2)))
+        for ids in ("x", 1, [True], [1.5], [-1], ["1"], [1 << 70], [None], list(range(1001))):
+            await self.refused(400, purge, "POST", body={"ids": ids})
+        for more in ({"all": True}, {"webhook": "billing"}):
+            await self.refused(400, purge, "POST", body={"ids": [21]} | more)
+        self.assertEqual((await self.json("/api/dead-letters"))["total"], 10)
+
     async def test_many_are_replayed_bit_by_bit(self):
         self.patch(letters, "CHUNK", 7)
         await self.start()
@@ -342,8 +393,9 @@ class LetterTests(AdminCase):
         self.assertIn("its row is damaged", found[1]["reason"])
         await self.refused(409, "/api/dead-letters/2")
         await self.refused(409, "/api/dead-letters/2/replay", "POST")
+        self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"ids": [2]}), {"count": 0})
         self.assertEqual(await self.json("/api/dead-letters/replay", "POST", body={"all": True}), {"count": 2})
-        self.assertEqual(await self.json("/api/dead-letters/2/purge", "POST"), {"count": 1})
+        self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body={"ids": [2]}), {"count": 1})
         await until(lambda: self.sinks[0].outbox.counts.delivered == 2)
         self.assertEqual((await self.json("/api/dead-letters"))["total"], 0)
 
@@ -479,6 +531,20 @@ class RequestTests(AdminCase):
             type_ = {"css": "text/css", "js": "text/javascript"}[part.rpartition(".")[2]]
             self.assertEqual((code, self.headers["content-type"]), (200, f"{type_}; charset=utf-8"))
             self.assertGreater(len(text), 100)
+
+    async def test_the_page_is_small_and_asks_nobody_else(self):
+        await self.start()
+        static = [file for file in files("mqhooks.admin").joinpath("static").iterdir() if file.is_file()]
+        size = 0
+        for file in static:
+            code, text = await self.ask("/" if file.name == "page.html" else f"/{file.name}")
+            self.assertEqual(code, 200)
+            self.assertEqual(
+                re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+/", text.replace("http://www.w3.org/2000/svg", "")), []
+            )
+            size += len(text.encode())
+        self.assertGreater(len(static), 5)
+        self.assertLess(size, 60_000)
 
     async def test_not_ready_while_an_endpoint_refuses_everything(self):
         accepts = []

@@ -1,6 +1,7 @@
 """The status page, driven in a browser: a bridge as a process, frames by hand, an endpoint that answers as it is told."""
 
 import os
+import socket
 from math import sin
 from pathlib import Path
 
@@ -35,15 +36,16 @@ class Page(TestCase):
     timeout = 300
     skip = missing()
 
-    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite"):
+    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", options=()):
         """Start an endpoint for each name, a bridge, a connection to it as VerneMQ makes, and the page in a browser."""
+        self.options = options
         self.endpoints = {name: Endpoint() for name in names}
         hooks = "[{ event = on_message_publish }, { event = on_client_connected }]"
         blocks = "\n".join(
             f'{name} {{ url = "{endpoint.listen(self, reactor)}", events = {hooks}, retry {{ {retry} }} }}'
             for name, endpoint in self.endpoints.items()
         )
-        self.endpoint = self.endpoints[names[0]]
+        self.endpoint = next(iter(self.endpoints.values()), None)
         directory = Path(self.mktemp()).resolve()
         directory.mkdir(parents=True)
         self.config = directory / "mqhooks.conf"
@@ -59,7 +61,7 @@ class Page(TestCase):
         await self.browser.open(self.origin)
 
     async def start_bridge(self):
-        self.bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--config", str(self.config))
+        self.bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--config", str(self.config), *self.options)
         self.origin = f"http://127.0.0.1:{(await self.bridge.until(r'status page is on .*:([0-9]+)'))[1]}"
         match = await self.bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
         self.broker = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", int(match[1])), Protocol())
@@ -95,6 +97,9 @@ class Page(TestCase):
         await self.arrived(number)
         await self.letters(number)
         self.endpoint.answer = lambda request: request.connection.reply()
+
+    async def title(self, text):
+        await self.browser.until("document.title.includes(arguments[0])", text)
 
     async def letters(self, number):
         await self.browser.until("document.querySelectorAll('#letters [data-letter]').length === arguments[0]", number)
@@ -152,6 +157,122 @@ class Showing(Page):
         await self.numbers('[aria-labelledby="webhook-1"]', waiting=0, delivered=30)
         await self.assert_clean()
 
+    async def test_what_the_failing_endpoint_says_is_seen_at_once(self):
+        await self.start(retry="initial = 1h, max = 1h")
+        self.endpoint.answer = lambda request: request.connection.reply(503, b"first line\n\tsecond <b>line</b>\r\nthird")
+        self.publish(30)
+        await self.headline("billing is failing")
+        in_a_line = "It said: “first line second <b>line</b> third”"
+        await self.browser.until("document.querySelector('.webhook .said')?.innerText.includes(arguments[0])", in_a_line)
+        self.assertIn(in_a_line, await self.browser.text("#problems"))
+        await self.browser.click(".webhook .answer summary")
+        self.assertIn("503\nfirst line\n\tsecond <b>line</b>\nthird", await self.browser.text(".webhook .answer pre"))
+        await self.assert_clean()
+
+    async def test_what_was_replayed_is_dead_no_longer(self):
+        await self.start()
+        await self.bury(2)
+        await self.numbers(".webhook", dead=2)
+        await self.browser.click("#letters-replay")
+        await self.numbers(".webhook", dead=0, delivered=2)
+        await self.headline("All is well")
+        await self.browser.until("document.querySelector('.webhook .rest')?.innerText.includes('2 given up since the start')")
+        self.assertIn("Last error", await self.browser.text(".webhook .said"))
+        await self.assert_clean()
+
+    async def test_which_bridge_and_whose_time(self):
+        await self.start()
+        await self.title(f"mqhooks on {socket.gethostname()}")
+        head = await self.browser.text(".top")
+        self.assertIn(f" on {socket.gethostname()}", head)
+        zone = await self.browser.run("return Intl.DateTimeFormat().resolvedOptions().timeZone")
+        self.assertIn(f"times in {zone} (", head)
+        self.broker.transport.loseConnection()
+        await self.title("(!) VerneMQ is not connected")
+        await self.title(f"mqhooks on {socket.gethostname()}")
+        await self.assert_clean()
+
+    async def test_no_webhook_but_other_sinks(self):
+        log = Path(self.mktemp()).resolve()
+        await self.start(
+            names=(), options=(f"--sink=log:path={log}", "--sink=filter:hooks=on_publish:sink=log\\:path=/dev/null")
+        )
+        await self.browser.until("document.getElementById('webhooks').innerText.includes('No webhook is configured')")
+        self.publish(3)
+        await self.browser.until("document.getElementById('sinks').innerText.includes('written: 3')")
+        rows = [row.split("\t") for row in (await self.browser.text("#sinks")).splitlines()]
+        self.assertEqual(rows[0][:2], [f"log:path={log}", "runs"])
+        self.assertEqual(rows[1][0], "filter:hooks=on_publish:sink=log:path=/dev/null")
+        self.assertEqual(len(rows), 3)
+        await self.headline("All is well")
+        await self.assert_clean()
+
+    async def test_endpoint_that_nothing_was_sent_to(self):
+        await self.start()
+        await self.browser.until("document.querySelector('.webhook .state')?.innerText.includes('not tried yet')")
+        self.publish(1)
+        await self.browser.until("document.querySelector('.webhook .state').innerText.endsWith('up')")
+        self.assertEqual(await self.browser.run("return document.getElementById('sinks-section').hidden"), True)
+
+    async def test_page_that_is_refused_says_so(self):
+        await self.start()
+        await self.live()
+        await self.browser.open("about:blank")
+        watchers = [socket.create_connection(("127.0.0.1", int(self.origin.rpartition(":")[2]))) for _ in range(40)]
+        for watcher in watchers:
+            self.addCleanup(watcher.close)
+            watcher.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await self.browser.open(self.origin)
+        await self.headline("mqhooks refuses this page")
+        self.assertIn("pages are watching already", await self.browser.text("#summary"))
+        await self.title("(?) mqhooks refuses this page")
+        for watcher in watchers:
+            watcher.close()
+        await self.live()
+        await self.headline("All is well")
+
+    async def test_chart_has_a_scale_that_a_burst_does_not_flatten(self):
+        await self.start()
+        await self.live()
+        drawn = await self.browser.run(CHART, [20] * 90 + [20000] * 2 + [30] * 88)
+        self.assertEqual(drawn["scale"], ["20.0/s", "10.0/s", "10 waiting"])
+        self.assertGreater(drawn["usual"], 8)
+        self.assertIn("4,000/s", drawn["readout"])
+        self.assertTrue(drawn["cut"])
+        # Without a burst nothing is cut off.
+        drawn = await self.browser.run(CHART, [20] * 90 + [40] * 90)
+        self.assertEqual((drawn["scale"][0], drawn["cut"]), ("10.0/s", ""))
+        drawn = await self.browser.run(CHART, [0] * 179 + [5000])
+        self.assertEqual((drawn["scale"][0], drawn["cut"]), ("1,000/s", ""))
+
+    async def test_chart_is_read_by_keyboard(self):
+        await self.start()
+        self.publish(5)
+        await self.numbers(".webhook", delivered=5)
+        await self.browser.run("document.querySelector('.chart svg').focus()")
+        now = await self.browser.text(".chart .readout")
+        self.assertRegex(now, r"^\d\d:\d\d:\d\d: .* accepted, .* waiting$")
+        await self.browser.type(".chart svg", "\ue012\ue012")
+        earlier = await self.browser.text(".chart .readout")
+        self.assertLess(earlier[:8], now[:8])
+        value = "return document.querySelector('.chart svg').getAttribute(arguments[0])"
+        self.assertEqual(await self.browser.run(value, "aria-valuenow"), "177")
+        self.assertEqual((await self.browser.run(value, "aria-valuetext"))[8:], earlier[8:])
+        await self.browser.type(".chart svg", "\ue011")
+        self.assertEqual(await self.browser.run(value, "aria-valuenow"), "0")
+        await self.browser.run("document.activeElement.blur()")
+        await self.browser.until("document.querySelector('.chart .readout').innerText.startsWith('15 min')")
+        await self.assert_clean()
+
+    async def test_drawings_and_borders_are_seen(self):
+        await self.start()
+        await self.live()
+        for dark in (False, True):
+            await self.browser.look(width=1180, height=1000, dark=dark)
+            contrasts = await self.browser.run(CONTRASTS)
+            self.assertGreater(len(contrasts), 7)
+            self.assertEqual({name: ratio for name, ratio in contrasts.items() if ratio < 3}, {}, f"dark: {dark}")
+
     async def test_outbox_in_memory(self):
         await self.start(kind="memory", retry="initial = 1h, max = 1h")
         self.endpoint.answer = lambda request: request.connection.reply(410)
@@ -177,8 +298,10 @@ class Showing(Page):
         config = self.config.read_text().replace(ANYWHERE, ANYWHERE.replace(":0:", f":{self.origin.rpartition(':')[2]}:"))
         self.config.write_text(config)
         await self.headline("mqhooks does not answer")
+        await self.title("(?) mqhooks does not answer")
         await self.start_bridge()
         await self.headline("All is well")
+        await self.browser.until("!document.title.includes('does not answer')")
         await self.live()
 
     async def test_payloads_are_shown_on_request_only(self):
@@ -301,6 +424,78 @@ class Pressing(Page):
         await self.headline("All is well")
         await self.assert_clean()
 
+    async def test_the_next_attempt_is_made_now(self):
+        await self.start(retry="initial = 1h, max = 1h")
+        await self.live()
+        self.assertEqual(await self.browser.run(TRIES), [True])
+        self.endpoint.answer = lambda request: request.connection.reply(503)
+        self.publish(30)
+        await self.headline("billing is failing")
+        await self.browser.until("document.querySelector('.webhook .said')?.innerText.includes('Next try in')")
+        self.endpoint.answer = lambda request: request.connection.reply()
+        await self.browser.click("[data-verb=try]")
+        await self.numbers(".webhook", waiting=0, delivered=30)
+        await self.headline("All is well")
+        await self.browser.until(f"(() => {{ {TRIES} }})()[0]")
+        await self.assert_clean()
+
+    async def test_a_retry_of_one_client_is_made_now(self):
+        await self.start(retry="initial = 1h, max = 1h")
+        self.endpoint.answer = lambda request: request.connection.reply(503)
+        self.publish(1)
+        await self.browser.until("document.querySelector('.webhook .said')?.innerText.includes('1 retry waits for its time')")
+        self.endpoint.answer = lambda request: request.connection.reply()
+        await self.browser.click("[data-verb=try]")
+        await self.numbers(".webhook", waiting=0, delivered=1)
+        await self.assert_clean()
+
+    async def test_dead_letters_that_are_alike_are_one_line(self):
+        await self.start(names=NAMES)
+        self.endpoint.answer = lambda request: request.connection.reply(422)
+        self.publish(96)
+        group = "#letters [data-group]"
+        await self.browser.until("document.querySelector(arguments[0])?.innerText.includes('96 clients')", group)
+        self.assertRegex(await self.browser.text(f"{group} .open"), r"^96 ")
+        await self.letters(0)
+        self.endpoints["audit"].answer = lambda request: request.connection.reply(404)
+        self.endpoint.answer = lambda request: request.connection.reply()
+        self.publish(2, topic="other")
+        await self.letters(2)
+        await self.browser.click(f"{group} .open")
+        await self.letters(98)
+        await self.browser.click("#letters [data-letter='3'] .open")
+        await self.browser.until("document.querySelector('#letters pre.request')")
+        await self.browser.click("#letters [data-letter='3'] button[aria-label^=Replay]")
+        await self.letters(97)
+        await self.browser.click(f"{group} button[aria-label='Replay these 95 dead letters']")
+        await self.arrived(96 + 2 + 96)
+        await self.letters(2)
+        self.assertEqual(await self.count_letters(), 2)
+        await self.assert_clean()
+
+    async def test_a_line_of_those_that_are_alike_is_purged(self):
+        await self.start()
+        self.endpoint.answer = lambda request: request.connection.reply(422)
+        self.publish(7)
+        await self.browser.click("#letters [data-group] button[aria-label^=Purge]")
+        self.assertIn("Purge 7 dead letters?", await self.browser.text("#confirm-text"))
+        await self.browser.click("#confirm-yes")
+        await self.browser.until("!document.querySelector('#letters [data-group]')")
+        self.assertEqual(await self.count_letters(), 0)
+        await self.assert_clean()
+
+    async def test_more_than_fit_are_shown_bit_by_bit(self):
+        await self.start()
+        statuses = iter(status for status in range(411, 440) if status not in (425, 429))
+        self.endpoint.answer = lambda request: request.connection.reply(next(statuses))
+        for number in range(25):
+            self.publish(1, client_id=f"meter-{number}")
+            await self.arrived(number + 1)
+        await self.letters(10)
+        await self.browser.click("#letters-more")
+        await self.letters(25)
+        self.assertEqual(await self.browser.run("return document.getElementById('letters-more').hidden"), True)
+
 
 class Strangers(Page):
     async def test_hostile_names_are_text(self):
@@ -405,6 +600,50 @@ class Screenshot(Page):
         Path(os.environ["MQHOOKS_SCREENSHOT"]).write_bytes(await self.browser.screenshot())
 
 
+TRIES = "return [...document.querySelectorAll('[data-verb=try]')].map((button) => button.hidden)"
+CHART = """
+const accepted = arguments[0];
+return (async () => {
+  const { Webhooks } = await import('/webhooks.js');
+  const status = await (await fetch('/api/status')).json();
+  const none = accepted.map(() => 0);
+  const history = { step: 5, end: status.now, accepted, delivered: accepted, failed: none, waiting: none };
+  Object.assign(status.webhooks[0], { name: `drawn-${Math.random()}`, history });
+  new Webhooks(() => {}).show(status);
+  const chart = document.querySelector('.chart');
+  const box = (name) => chart.querySelector(`path.${name}`);
+  const steps = box('accepted').getAttribute('d').match(/L(\\d+) ([\\d.]+)/g).map((step) => 48 - step.split(' ')[1]);
+  return {
+    scale: [...chart.querySelectorAll('.plot span')].map((span) => span.innerText),
+    usual: steps[10],
+    cut: box('cut').getAttribute('d'),
+    readout: chart.querySelector('.readout').innerText,
+  };
+})();
+"""
+CONTRASTS = """
+const light = (color) => {
+  const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  const [red, green, blue] = color.match(/[\\d.]+/g).map((part) => linear(part / 255));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+};
+const contrast = (one, other) => Math.max(light(one), light(other)) / Math.min(light(one), light(other));
+const style = (selector, pseudo) => getComputedStyle(document.querySelector(selector), pseudo);
+const card = style('.card').backgroundColor;
+const fill = (name) => style(`.chart path.${name}`).fill;
+return {
+  delivered: contrast(fill('delivered'), card),
+  failed: contrast(fill('failed'), card),
+  'failed on delivered': contrast(fill('failed'), fill('delivered')),
+  waiting: contrast(fill('waiting'), card),
+  accepted: contrast(style('.chart path.accepted').stroke, card),
+  'accepted on delivered': contrast(style('.chart path.accepted').stroke, fill('delivered')),
+  ground: contrast(style('.chart .ground').stroke, card),
+  key: contrast(style('.key.delivered', '::before').backgroundColor, card),
+  input: contrast(style('#letters-reason').borderTopColor, card),
+  button: contrast(style('.webhook header button').borderTopColor, card),
+};
+"""
 POSTS = """
 const ask = (init) => fetch(arguments[0], {method: 'POST', ...init}).then((answer) => answer.type, (error) => error.name);
 const body = JSON.stringify({all: true});

@@ -234,6 +234,21 @@ class ReloadTests(BridgeCase):
         await self.until(lambda: len(second.requests) == 2)
         self.assertIsNone(self.sink("a").down_since)
 
+    async def test_the_last_error_outlives_a_change(self):
+        _, url = self.endpoint(lambda request: request.connection.reply(503, b"come back on Monday"))
+        self.write(("a", f'url = "{url}?key=sesame"'))
+        await self.start()
+        self.publish("c")
+        await self.until(lambda: self.sink("a").failure)
+        failure, refusal = self.sink("a").failure, self.sink("a").refusal
+        self.write(("a", 'url = "http://127.0.0.1:1/", cancel_timeout = 9s'))
+        self.reload()
+        self.assertEqual((self.sink("a").failure, self.sink("a").refusal), (failure, refusal))
+        self.assertEqual((refusal.status, refusal.body), (503, b"come back on Monday"))
+        self.assertIn("answered 503", failure.reason)
+        # The new URL does not tell what of the old one is a secret.
+        self.assertNotIn("sesame", failure.reason)
+
     async def test_changed_again_before_the_first_change_is_through(self):
         _, url = self.endpoint(self.hold)
         self.write(("a", f'url = "{url}"'))

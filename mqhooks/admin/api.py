@@ -73,11 +73,17 @@ class Api:
 
     async def replay_all(self, call: Call) -> Reply:
         """Replay all dead letters that match a filter."""
-        return json_reply({"count": await self._letters.settle_all(*_filter(call), replay=True)})
+        return json_reply({"count": await self._settle(call, replay=True)})
 
     async def purge_all(self, call: Call) -> Reply:
         """Purge all dead letters that match a filter."""
-        return json_reply({"count": await self._letters.settle_all(*_filter(call), replay=False)})
+        return json_reply({"count": await self._settle(call, replay=False)})
+
+    async def _settle(self, call: Call, *, replay: bool) -> int:
+        wanted = call.json()
+        if "ids" in wanted:
+            return await self._letters.settle_some(_ids(wanted), replay=replay)
+        return await self._letters.settle_all(*_filter(wanted), replay=replay)
 
     def pause(self, call: Call) -> Reply:
         """Pause a webhook."""
@@ -90,6 +96,13 @@ class Api:
         sink = self._sink(call)
         sink.resume()
         return json_reply({"name": sink.settings.name, "paused": sink.paused})
+
+    def try_now(self, call: Call) -> Reply:
+        """Make a webhook's next attempts now."""
+        sink = self._sink(call)
+        if sink.paused:
+            raise Refused(409, f"webhook {sink.settings.name!r} is paused: resume it first")
+        return json_reply({"name": sink.settings.name, "trying": sink.try_now()})
 
     def _sink(self, call: Call) -> WebhookSink:
         (name,) = call.arguments
@@ -106,21 +119,36 @@ def _number(call: Call) -> int:
     return int(text)
 
 
-def _filter(call: Call) -> tuple[str | None, str | None]:
+def _ids(wanted: dict[str, Any]) -> list[int]:
     """
-    Read a filter of dead letters from the body.
+    Read which dead letters are wanted by their numbers.
+
+    :raises Refused: when that is not a list of up to :data:`MOST` numbers, or something else is given too.
+    """
+    ids = wanted["ids"]
+    if len(wanted) > 1:
+        raise Refused(400, "ids go alone: leave out the rest")
+    if not (isinstance(ids, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in ids)):
+        raise Refused(400, "ids is not a list of the numbers of dead letters")
+    if len(ids) > MOST:
+        raise Refused(400, f"{len(ids)} ids are too many: give {MOST} at a time, or a filter")
+    return ids
+
+
+def _filter(wanted: dict[str, Any]) -> tuple[str | None, str | None]:
+    """
+    Read a filter of dead letters from a body.
 
     :returns: the webhook and the reason, ``None`` for any.
     :raises Refused: when the filter is empty: "all" has to be asked for.
     """
-    wanted: dict[str, Any] = call.json()
     for key in wanted:
         if key not in _FILTER:
-            raise Refused(400, f"{key!r} is unknown: give {', '.join(_FILTER[:-1])} or {_FILTER[-1]}")
+            raise Refused(400, f"{key!r} is unknown: give {', '.join(_FILTER[:-1])} {_FILTER[-1]} or ids")
     webhook, reason = (wanted.get(key) for key in _FILTER[:2])
     for key, value in (("webhook", webhook), ("reason", reason)):
         if not isinstance(value, (str, type(None))):
             raise Refused(400, f"{key} is not text")
     if not webhook and not reason and wanted.get("all") is not True:
-        raise Refused(400, 'say which: {"webhook": "…"}, {"reason": "…"}, or {"all": true}')
+        raise Refused(400, 'say which: {"webhook": "…"}, {"reason": "…"}, {"ids": […]}, or {"all": true}')
     return webhook or None, reason or None

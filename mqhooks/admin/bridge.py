@@ -4,9 +4,11 @@ The parts of a bridge that the admin room looks at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from mqhooks.interfaces import IEventSink
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
@@ -23,6 +25,7 @@ class Bridge:
     :param listener: listens for VerneMQ.
     :param webhooks: the configured webhooks.
     :param store: the durable outbox; ``None`` when deliveries are kept in memory.
+    :param sinks: the other sinks, by what they are called.
     """
 
     settings: Any
@@ -30,3 +33,4 @@ class Bridge:
     listener: SidecarService
     webhooks: list[WebhookSink]
     store: SqliteStore | None
+    sinks: Mapping[str, IEventSink] = field(default_factory=dict)

@@ -4,6 +4,7 @@ Listing, replaying and purging dead letters within the bridge's own process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -140,6 +141,27 @@ class DeadLetters:
             if numbers:
                 count += _settle(store, numbers, replay=replay)
                 await store.flushed()
+            await deferLater(self._clock, 0)
+        return count
+
+    async def settle_some(self, wanted: Sequence[int], *, replay: bool) -> int:
+        """
+        Replay or purge some by their numbers, :data:`CHUNK` in each reactor turn. Those that are gone, and damaged ones that
+        would be replayed, are left out.
+
+        :returns: how many.
+        :raises Refused: when the outbox cannot be written.
+        """
+        store = self._bridge.store
+        count = 0
+        for begin in range(0, 0 if store is None else len(wanted), CHUNK):
+            assert store is not None
+            if store.failing is not None:
+                raise Refused(503, f"the outbox cannot be written ({store.failing}); {count} are done")
+            found = map(store.dead_letter, dict.fromkeys(wanted[begin : begin + CHUNK]))
+            numbers = [letter.number for letter in found if letter is not None and not (replay and letter.damage)]
+            count += _settle(store, numbers, replay=replay)
+            await store.flushed()
             await deferLater(self._clock, 0)
         return count
 

@@ -17,22 +17,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HTTPRequest
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request, Site
+from twisted.web.server import NOT_DONE_YET, Site
 
 from mqhooks.admin.api import Api
+from mqhooks.admin.connections import MAX_BODY, AdminConnections, AdminRequest
 from mqhooks.admin.guard import RESPONSE_HEADERS, Guard
 from mqhooks.admin.metrics import Metrics
 from mqhooks.admin.replies import Call, Handler, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import OutboxError
-from mqhooks.support.closing import ClosingFactory
-
-MAX_BODY = 64 << 10
-"""The longest body of a request, in bytes."""
 
 CONNECTIONS = 256
-"""How many connections may be open; further ones are closed at once."""
+"""How many connections may be open."""
 
 VARIES = "*"
 """Stands for any text in a part of a path."""
@@ -95,6 +92,7 @@ def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
         Route("POST", (*letters, VARIES, "purge"), api.purge),
         Route("POST", (*webhook, "pause"), api.pause),
         Route("POST", (*webhook, "resume"), api.resume),
+        Route("POST", (*webhook, "try"), api.try_now),
     ]
 
 
@@ -182,18 +180,6 @@ def _send(request: HTTPRequest, reply: Reply) -> None:
     request.finish()
 
 
-class _LimitedRequest(Request):
-    """A request whose body is limited to :data:`MAX_BODY`."""
-
-    oversized = False
-
-    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
-        if self.content is not None and self.content.tell() + len(data) > MAX_BODY:
-            self.oversized = True
-        else:
-            super().handleContentChunk(data)
-
-
 class _AdminSite(Site):
     noisy = False
 
@@ -201,7 +187,7 @@ class _AdminSite(Site):
         """Log no requests: the page makes many."""
 
 
-class AdminFactory(ClosingFactory):
+class AdminFactory(AdminConnections):
     """
     Makes the HTTP connections.
 
@@ -210,8 +196,8 @@ class AdminFactory(ClosingFactory):
     """
 
     def __init__(self, clock: IReactorTime, root: Root) -> None:
-        super().__init__(clock, _AdminSite(root, requestFactory=_LimitedRequest, reactor=clock))
+        super().__init__(clock, _AdminSite(root, requestFactory=AdminRequest, reactor=clock, timeout=None))
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Make the protocol of a connection; none when too many are open."""
-        return super().buildProtocol(addr) if len(self.protocols) < CONNECTIONS else None
+        """Make the protocol of a connection; none when too many are open and none makes room."""
+        return super().buildProtocol(addr) if self.room(CONNECTIONS) else None

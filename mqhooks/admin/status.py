@@ -4,6 +4,7 @@ The state of a bridge as plain data.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from time import time
 from typing import Any
@@ -13,8 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
-from mqhooks.support.redact import hide, hide_url
-from mqhooks.webhook.dispatcher import LastFailure
+from mqhooks.admin.sinks import shown_sinks
+from mqhooks.support.redact import hide_url
+from mqhooks.webhook.counters import LastFailure
 from mqhooks.webhook.sink import WebhookSink
 
 
@@ -33,6 +35,7 @@ class Status:
         self._clock = clock
         self._now = now
         self._began = clock.seconds()
+        self._host = socket.gethostname()
 
     def snapshot(self) -> dict[str, Any]:
         """
@@ -42,11 +45,13 @@ class Status:
         uptime = self._clock.seconds() - self._began
         return {
             "version": mqhooks.__version__,
+            "host": self._host,
             "now": now,
             "started": now - uptime,
             "uptime": uptime,
             "sidecar": self._sidecar(),
             "webhooks": [self._webhook(sink, now) for sink in self.bridge.webhooks],
+            "sinks": shown_sinks(self.bridge.sinks),
             "outbox": self._outbox(),
         }
 
@@ -81,8 +86,9 @@ class Status:
             "down_since": sink.down_since,
             "refusing": sink.refusing,
             "next_attempt": None if probe is None or sink.paused else now + probe,
-            "last_error": _error(sink.failure, settings.url),
-            "last_answer": _answer(sink.refusal, settings.url),
+            "retrying": sink.retrying,
+            "last_error": _error(sink.failure),
+            "last_answer": _answer(sink.refusal),
             "accepted": counts.accepted,
             "resumed": counts.resumed,
             "replayed": counts.replayed,
@@ -121,11 +127,11 @@ class Status:
         }
 
 
-def _error(failure: LastFailure | None, url: str) -> dict[str, Any] | None:
-    return None if failure is None else {"at": failure.at, "reason": hide(failure.reason, url)}
+def _error(failure: LastFailure | None) -> dict[str, Any] | None:
+    return None if failure is None else {"at": failure.at, "reason": failure.reason}
 
 
-def _answer(failure: LastFailure | None, url: str) -> dict[str, Any] | None:
+def _answer(failure: LastFailure | None) -> dict[str, Any] | None:
     if failure is None:
         return None
-    return {"at": failure.at, "status": failure.status, "body": hide(failure.body.decode("utf-8", "replace"), url)}
+    return {"at": failure.at, "status": failure.status, "body": failure.body.decode("utf-8", "replace")}

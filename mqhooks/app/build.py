@@ -16,6 +16,7 @@ from twisted.application.service import IService
 import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
+from mqhooks.admin.sinks import shown_description
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import OutboxSettings, Settings
@@ -69,6 +70,7 @@ def build(
     *,
     sidecars: Sequence[str] = (f"tcp:{SIDECAR_PORT}",),
     sinks: Sequence[IEventSink] = (),
+    descriptions: Sequence[str] = (),
     load: Callable[[], Settings] | None = None,
 ) -> BridgeService:
     """
@@ -78,6 +80,7 @@ def build(
     :param reactor: for all parts; :func:`mqhooks.app.reactor.install` returns one whose timers ignore changes of the clock.
     :param sidecars: where to listen for VerneMQ: Twisted endpoint strings, on the loopback interface unless they name another.
     :param sinks: sinks that get every event, besides the webhooks.
+    :param descriptions: how ``--sink`` described the first of them; the others go by their service's name, or by their class.
     :param load: reads the settings again at SIGHUP; ``None`` when they cannot change.
     :raises mqhooks.errors.ConfigError: when a setting is wrong.
     """
@@ -101,7 +104,7 @@ def build(
     )
     listener = SidecarService(reactor, sidecars, factory)
     file = store if isinstance(store, SqliteStore) else None
-    bridge = Bridge(settings, factory, listener, webhooks.sinks, file)
+    bridge = Bridge(settings, factory, listener, webhooks.sinks, file, _named(sinks, descriptions))
     admin = _admin(settings, reactor, bridge)
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, usernames)
     summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
@@ -113,6 +116,15 @@ def build(
 def _needs_usernames(settings: Settings, *, others: bool) -> bool:
     # Sinks other than webhooks may need anything.
     return others or any(needs_usernames(webhook.bodies) for webhook in settings.webhooks)
+
+
+def _named(sinks: Sequence[IEventSink], descriptions: Sequence[str]) -> dict[str, IEventSink]:
+    named: dict[str, IEventSink] = {}
+    for index, sink in enumerate(sinks):
+        described = index < len(descriptions)
+        name = shown_description(descriptions[index]) if described else sink.name or type(sink).__qualname__
+        named[name if name not in named else f"{name} ({index + 1})"] = sink
+    return named
 
 
 def _store(settings: Settings, reactor: Any) -> SqliteStore | MemoryStore | None:

@@ -112,7 +112,7 @@ def _make(reactor: Any, options: Options) -> IService:
     elif not settings.webhooks and not sinks:
         sinks = [LogSink(reactor)]
     sidecars = _sidecars(options)
-    service = build(settings, reactor, sidecars=sidecars, sinks=sinks, load=reload)
+    service = build(settings, reactor, sidecars=sidecars, sinks=sinks, descriptions=options["sink"], load=reload)
     if options["check"]:
         print(describe(settings, sidecars, options["sink"]))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)

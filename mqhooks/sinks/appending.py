@@ -213,6 +213,10 @@ class AppendingSink(Service):
         """Events that could not be written."""
         return self._appender.lost
 
+    def shown(self) -> dict[str, str | float | bool | None]:
+        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        return {"file": self._appender.name, "written": self.written, "lost": self.lost}
+
     def startService(self) -> None:
         """
         Open the file.

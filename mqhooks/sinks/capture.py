@@ -15,12 +15,12 @@ from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import Event, Message
-from mqhooks.interfaces import IEventSink
+from mqhooks.interfaces import IShownSink
 from mqhooks.sinks.appending import Appender, AppendingSink
 from mqhooks.support.recording import Record, line, resume
 
 
-@implementer(IEventSink)
+@implementer(IShownSink)
 class CaptureSink(AppendingSink):
     """
     Records the frame of each event and when it came. :mod:`mqhooks.support.recording` describes the file format.
@@ -68,6 +68,10 @@ class CaptureSink(AppendingSink):
             lines = self._fitting(lines)
         if lines:
             self._size += self._appender.append(b"".join(lines), len(lines))
+
+    def shown(self) -> dict[str, str | float | bool | None]:
+        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        return super().shown() | {"left out": self.left_out}
 
     def _fitting(self, lines: list[bytes]) -> list[bytes]:
         room = self._max_size - self._size

@@ -18,11 +18,11 @@ from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event
-from mqhooks.interfaces import IEventSink
+from mqhooks.interfaces import IEventSink, IShownSink
 from mqhooks.nanomq.topics import compile_filter
 
 
-@implementer(IEventSink)
+@implementer(IShownSink)
 class FanOut(MultiService):
     """
     Passes each batch to several sinks; it is accepted once all have accepted it. They stop concurrently.
@@ -56,6 +56,10 @@ class FanOut(MultiService):
             return None
         return waiting[0] if len(waiting) == 1 else gatherResults(waiting).addCallback(_nothing)
 
+    def shown(self) -> dict[str, str | float | bool | None]:
+        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        return {"failures": self.failures}
+
     def _failed(self, failure: Failure, sink: IEventSink, count: int) -> None:
         self.failures += 1
         if str(self.failures).strip("0") == "1":
@@ -72,7 +76,7 @@ def _nothing(_: object) -> None:
     return None
 
 
-@implementer(IEventSink)
+@implementer(IShownSink)
 class _Selection(MultiService):
     """
     Passes on the events that pass a test, and counts the others in :attr:`filtered`.
@@ -91,6 +95,10 @@ class _Selection(MultiService):
         passed = [event for event in events if passes(event)]
         self.filtered += len(events) - len(passed)
         return self._sink.receive(passed) if passed else None
+
+    def shown(self) -> dict[str, str | float | bool | None]:
+        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        return {"filtered": self.filtered}
 
 
 class FilterSink(_Selection):

@@ -12,12 +12,12 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.events import Event
-from mqhooks.interfaces import IEventSink
+from mqhooks.interfaces import IShownSink
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.sinks.appending import STANDARD_OUTPUT, Appender, AppendingSink
 
 
-@implementer(IEventSink)
+@implementer(IShownSink)
 class LogSink(AppendingSink):
     """
     Writes each event as one line: a JSON object with VerneMQ's own names.

@@ -23,9 +23,28 @@ ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 """The bounds of :attr:`WebhookCounters.answers`, in seconds."""
 
 
+class LastFailure:
+    """
+    The last failed attempt.
+
+    :ivar at: when, in seconds since 1970.
+    :ivar reason: why, without what may be a credential in the URL.
+    :ivar status: the response's status; 0 when there was none.
+    :ivar body: the beginning of the response's body.
+    """
+
+    __slots__ = ("at", "body", "reason", "status")
+
+    def __init__(self, at: float, reason: str, status: int, body: bytes) -> None:
+        self.at = at
+        self.reason = reason
+        self.status = status
+        self.body = body
+
+
 class WebhookCounters:
     """
-    Counters of one webhook since the process began.
+    Counters of one webhook since the process began, and its last failure. They outlive its sinks.
 
     ``events = filtered + matched`` and ``attempts = arrived + refused + failed`` hold at every moment.
 
@@ -38,6 +57,8 @@ class WebhookCounters:
     :ivar failures: the failed attempts by cause, one of :data:`FAILURES`.
     :ivar ages: from each event to its delivery.
     :ivar answers: how long the endpoint took to answer, the wait for a connection included.
+    :ivar failure: the last failed attempt; ``None`` for none.
+    :ivar refusal: the last failed attempt that got an answer.
     """
 
     def __init__(self) -> None:
@@ -50,6 +71,8 @@ class WebhookCounters:
         self.failures = dict.fromkeys(FAILURES, 0)
         self.ages = Histogram(AGES)
         self.answers = Histogram(ANSWERS)
+        self.failure: LastFailure | None = None
+        self.refusal: LastFailure | None = None
 
     @property
     def matched(self) -> int:

@@ -29,7 +29,7 @@ from mqhooks.interfaces import ICallbackTransport, IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.counters import WebhookCounters, failure_of
+from mqhooks.webhook.counters import LastFailure, WebhookCounters, failure_of
 from mqhooks.webhook.lanes import Lanes, Settle
 from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
@@ -63,25 +63,6 @@ UNREADABLE = 1.0
 """Seconds before deliveries that could not be read are recalled again."""
 
 
-class LastFailure:
-    """
-    The last failed attempt.
-
-    :ivar at: when, in seconds since 1970.
-    :ivar reason: why.
-    :ivar status: the response's status; 0 when there was none.
-    :ivar body: the beginning of the response's body.
-    """
-
-    __slots__ = ("at", "body", "reason", "status")
-
-    def __init__(self, at: float, reason: str, status: int, body: bytes) -> None:
-        self.at = at
-        self.reason = reason
-        self.status = status
-        self.body = body
-
-
 class Dispatcher:
     """
     Delivers what one outbox holds.
@@ -96,8 +77,6 @@ class Dispatcher:
     :param now: the time of day, in seconds since 1970.
     :ivar settled: called whenever an attempt has ended; ``None`` for no call.
     :ivar down_since: when the breaker opened, in seconds since 1970; ``None`` while it is closed.
-    :ivar failure: the last failed attempt.
-    :ivar refusal: the last failed attempt that got an answer.
     """
 
     log = Logger()
@@ -116,8 +95,6 @@ class Dispatcher:
     ) -> None:
         self.settled: Callable[[], object] | None = None
         self.down_since: float | None = None
-        self.failure: LastFailure | None = None
-        self.refusal: LastFailure | None = None
         self.outbox = outbox
         self._clock = clock
         self._seconds = clock.seconds
@@ -149,6 +126,7 @@ class Dispatcher:
         self._due: deque[Delivery | Shelved] = deque()
         self._due_size = 0
         self._recalling = False
+        self._recall_timer: IDelayedCall | None = None
         self._ahead: IDelayedCall | None = None
         self._budget = budget
         self._claim: Deferred[Sequence[Delivery]] | None = None
@@ -156,7 +134,7 @@ class Dispatcher:
         self._pumping = False
         self._running = False
         self._paused = False
-        self._retries: set[IDelayedCall] = set()
+        self._retries: dict[IDelayedCall, Sequence[str]] = {}
         self._probe_timer: IDelayedCall | None = None
         self._probe_due = 0.0
         self._held_at = 0.0
@@ -177,6 +155,11 @@ class Dispatcher:
     def refusing(self) -> bool:
         """Whether the breaker is open because the endpoint refuses everything."""
         return self._breaker.refusing
+
+    @property
+    def retrying(self) -> int:
+        """How many attempts wait for their time; clients that failed in one request are one."""
+        return len(self._retries)
 
     @property
     def next_probe(self) -> float | None:
@@ -200,7 +183,7 @@ class Dispatcher:
         """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
-        for timer in (*self._retries, self._probe_timer, self._merge_timer, self._ahead):
+        for timer in (*self._retries, self._probe_timer, self._merge_timer, self._ahead, self._recall_timer):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
@@ -216,6 +199,26 @@ class Dispatcher:
         self._paused = False
         self._admit()
         self._pump()
+
+    def try_now(self) -> bool:
+        """
+        Make the next attempts now: the probe of an endpoint that is down, and the retries of parked clients.
+
+        :returns: whether any waited for its time, and nothing keeps them from being made.
+        """
+        if self._paused or not self._running:
+            return False
+        waited = bool(self._retries)
+        retries, self._retries = self._retries, {}
+        for retry, keys in retries.items():
+            retry.cancel()
+            for key in keys:
+                self._lanes.unpark(key)
+        if self._probe_timer is None:
+            return waited
+        self._probe_due = self._seconds()
+        self._probe_timer.reset(0)
+        return True
 
     # From the outbox through the merge window into the lanes.
 
@@ -377,7 +380,7 @@ class Dispatcher:
 
     def _not_recalled(self, failure: Failure, batch: Sequence[Delivery | Shelved]) -> None:
         failure.trap(OutboxError)
-        self._after(UNREADABLE, partial(self._recall, batch))
+        self._recall_timer = self._clock.callLater(UNREADABLE, self._recall, batch)
 
     def _horizon(self) -> float:
         """Work out up to what time everything accepted has also been claimed."""
@@ -396,18 +399,11 @@ class Dispatcher:
 
     def _later(self, delay: float, keys: Sequence[str]) -> None:
         def again() -> None:
-            for key in keys:
+            for key in self._retries.pop(retry):
                 self._lanes.unpark(key)
 
-        self._after(delay, again)
-
-    def _after(self, delay: float, act: Callable[[], object]) -> None:
-        def again() -> None:
-            self._retries.discard(retry)
-            act()
-
         retry: IDelayedCall = self._clock.callLater(delay, again)
-        self._retries.add(retry)
+        self._retries[retry] = keys
 
     # Attempts.
 
@@ -505,10 +501,13 @@ class Dispatcher:
             self._complain(reason, "a batch of {count} is tried in halves", count=len(deliveries))
 
     def _note(self, result: Response | DeliveryError, reason: str, now: float) -> None:
+        # A reload may change the URL: what may not be shown of this one is hidden now.
+        reason = hide(reason, self._settings.url)
         if isinstance(result, Response):
-            self.failure = self.refusal = LastFailure(now, reason, result.status, result.body)
+            body = hide(result.body.decode("utf-8", "replace"), self._settings.url).encode()
+            self._counters.failure = self._counters.refusal = LastFailure(now, reason, result.status, body)
         else:
-            self.failure = LastFailure(now, reason, 0, b"")
+            self._counters.failure = LastFailure(now, reason, 0, b"")
 
     # The breaker.
 

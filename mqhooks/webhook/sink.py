@@ -26,8 +26,8 @@ from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink, IOutbox, IWebhookTransport
 from mqhooks.nanomq.rules import Rules
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.counters import WebhookCounters
-from mqhooks.webhook.dispatcher import Dispatcher, LastFailure
+from mqhooks.webhook.counters import LastFailure, WebhookCounters
+from mqhooks.webhook.dispatcher import Dispatcher
 from mqhooks.webhook.settings import WebhookSettings
 
 APPENDED_BYTES = 1 << 20
@@ -172,6 +172,17 @@ class WebhookSink(Service):
             )
             self._dispatcher.resume()
 
+    def try_now(self) -> bool:
+        """
+        Make the next attempts now instead of waiting for their time: the probe of an endpoint that is down, and retries.
+
+        :returns: whether any waited; ``False`` also while it is paused.
+        """
+        tried = self._dispatcher.try_now()
+        if tried:
+            self.log.info("webhook {name}: the next attempts are made now", name=self.settings.name)
+        return tried
+
     def _end(self) -> Deferred[None]:
         ended: Deferred[None] = Deferred()
         if self._drained is None:
@@ -224,16 +235,21 @@ class WebhookSink(Service):
         return self._dispatcher.refusing
 
     @property
+    def retrying(self) -> int:
+        """How many attempts wait for their time; clients that failed in one request are one."""
+        return self._dispatcher.retrying
+
+    @property
     def next_probe(self) -> float | None:
         """Seconds until an endpoint that is down is probed; ``None`` when it is up or being probed."""
         return self._dispatcher.next_probe
 
     @property
     def failure(self) -> LastFailure | None:
-        """The last failed attempt."""
-        return self._dispatcher.failure
+        """The last failed attempt, be it of the sink that this one replaced."""
+        return self.counters.failure
 
     @property
     def refusal(self) -> LastFailure | None:
         """The last failed attempt that got an answer."""
-        return self._dispatcher.refusal
+        return self.counters.refusal

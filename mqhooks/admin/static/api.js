@@ -30,18 +30,11 @@ async function request(path, { method = "GET", json, signal, accept = "applicati
   return answer;
 }
 
-/** Get something. */
 export const get = async (path) => (await request(path)).json();
 
-/** Have something done. */
 export const post = async (path, json) => (await request(path, { method: "POST", json })).json();
 
-/**
- * Read server-sent events until the connection ends. By fetch, because an EventSource cannot send the token.
- * @param {string} path where from
- * @param {AbortSignal} signal ends it
- * @param {(name: string, data: any) => void} heard called with each event
- */
+/** Call `heard(name, data)` with each server-sent event until the connection ends. An EventSource could not send the token. */
 export async function follow(path, signal, heard) {
   const answer = await request(path, { signal, accept: "text/event-stream" });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,14 +1,8 @@
 // Making elements and words. Whatever comes from outside becomes text here, never markup.
 
-/** Find an element by its id. */
 export const byId = (id) => document.getElementById(id);
 
-/**
- * Make an element.
- * @param {string} tag its name
- * @param {object} attributes attributes; `on…` is a listener
- * @param {...(Node|string)} children what it holds; strings become text
- */
+/** Make an element of its name, its attributes (`on…` is a listener) and what it holds; strings become text. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -27,6 +21,13 @@ export function draw(tag, attributes = {}) {
   return element;
 }
 
+/** Have as many elements in a list as there are items, made by `one`; show each item by `show(element, item)`. */
+export function fit(list, items, one, show) {
+  while (list.childElementCount > items.length) list.lastElementChild.remove();
+  while (list.childElementCount < items.length) list.append(one());
+  items.forEach((item, index) => show(list.children[index], item));
+}
+
 /** Write a text, and leave the document alone when it stands there already. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
@@ -35,10 +36,19 @@ export function write(element, text) {
 // Control characters, and those that turn or hide what follows them.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
-/** Show what a text from outside would hide; bounded, because a topic may have 65,535 bytes. */
-export function visible(text, most = 300) {
+/** Show what a text from outside would hide, but for the characters `kept`; bounded, because a topic may have 65,535 bytes. */
+export function visible(text, most = 300, kept = "") {
   const cut = text.length > most ? `${text.slice(0, most)}…` : text;
-  return cut.replace(UNSEEN, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return cut.replace(UNSEEN, (character) => (kept.includes(character) ? character : `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`));
+}
+
+/** The same for a text of several lines. */
+export const lines = (text, most) => visible(text.replace(/\r\n?/g, "\n"), most, "\n\t");
+
+/** What an endpoint said with its last error, in a line; nothing when that was no answer. */
+export function said({ last_error: error, last_answer: answer }) {
+  const body = answer && error && answer.at === error.at ? answer.body.replace(/\s+/g, " ").trim() : "";
+  return body && ` It said: “${visible(body, 200)}”.`;
 }
 
 const COUNT = new Intl.NumberFormat("en");
@@ -48,9 +58,8 @@ const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" })
 
 export const count = (number) => COUNT.format(number);
 export const rate = (number) => (number >= 100 || number === 0 ? COUNT.format(Math.round(number)) : TENTHS.format(number));
-export const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
+export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 
-/** A number of bytes, for people. */
 export function bytes(number) {
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
@@ -58,10 +67,9 @@ export function bytes(number) {
     number /= 1024;
     unit += 1;
   }
-  return unit === 0 ? plural(number, "byte", "bytes") : `${TENTHS.format(number)} ${units[unit]}`;
+  return unit === 0 ? plural(number, "byte") : `${TENTHS.format(number)} ${units[unit]}`;
 }
 
-/** A number of seconds, for people. */
 export function span(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 120) return `${whole} s`;

@@ -1,6 +1,6 @@
 // The newest events, as they pass.
 
-import { byId, bytes, clock, make, visible } from "./dom.js";
+import { byId, bytes, clock, lines, make, visible } from "./dom.js";
 
 const KEPT = 100;
 
@@ -48,5 +48,5 @@ function row(event) {
 
 function payload({ text, base64, truncated }) {
   const more = truncated ? " … (cut)" : "";
-  return text === undefined ? `base64: ${base64}${more}` : (visible(text, 4096) || "(empty)") + more;
+  return text === undefined ? `base64: ${base64}${more}` : (lines(text, 4096) || "(empty)") + more;
 }

@@ -1,30 +1,29 @@
 // Dead letters: what was given up, why, and what to do with it.
 
 import { get, post } from "./api.js";
-import { byId, clock, count, make, plural, visible, write } from "./dom.js";
+import { byId, clock, count, lines, make, plural, visible, write } from "./dom.js";
 
-const FIRST = 10;
-const PAGE = 50;
+/** How many are read at first and at a time, how many lines are shown, and how many that are alike are one line. */
+const READ = 200;
+const LINES = 10;
+const ALIKE = 6;
+const MOST = 2 << 20;
 
-/**
- * The table.
- * @param {(text: string, verb: string) => Promise<boolean>} sure asks before something is lost
- * @param {(text: string) => void} tell says what was done, or why not
- */
+/** The table. `sure(text, verb)` asks before something is lost, `tell(text)` says what was done, or why not. */
 export class Letters {
   constructor(sure, tell) {
-    Object.assign(this, { sure, tell });
-    this.outbox = null;
+    Object.assign(this, { sure, tell, outbox: null, lines: LINES, next: null, total: 0, reading: null });
     this.body = byId("letters").tBodies[0];
     this.rows = new Map();
-    this.next = null;
-    this.total = 0;
-    this.reading = null;
+    this.groups = new Map();
     this.more = byId("letters-more");
     this.webhook = byId("letters-webhook");
     this.reason = byId("letters-reason");
     this.all = { replay: byId("letters-replay"), purge: byId("letters-purge") };
-    this.more.addEventListener("click", () => this.extend());
+    this.more.addEventListener("click", () => {
+      this.lines += 5 * LINES;
+      if (!this.arrange() && this.next !== null) this.refresh(false);
+    });
     this.webhook.addEventListener("change", () => this.refresh());
     this.reason.addEventListener("input", () => {
       clearTimeout(this.typing);
@@ -48,25 +47,15 @@ export class Letters {
     this.webhook.value = names.includes(chosen) ? chosen : "";
   }
 
-  /** Read the first of them again; one reading at a time, and the last one asked for wins. */
-  async refresh() {
+  /** Read the first of them again, or some more; one reading at a time, and the last one asked for wins. */
+  async refresh(anew = true) {
     const mine = (this.reading = Symbol("reading"));
+    const part = anew ? { limit: Math.max(READ, Math.min(this.rows.size, 1000)) } : { limit: READ, after: this.next };
     try {
-      const shown = Math.max(FIRST, Math.min(this.rows.size, 1000));
-      const found = await get(this.address({ limit: shown }));
-      if (this.reading === mine) this.show(found, true);
+      const found = await get(`/api/dead-letters?${new URLSearchParams({ ...this.filter(), ...part })}`);
+      if (this.reading === mine) this.show(found, anew);
     } catch (error) {
       if (this.reading === mine) this.tell(error.message);
-    }
-  }
-
-  async extend() {
-    const mine = (this.reading = Symbol("reading"));
-    try {
-      const found = await get(this.address({ limit: PAGE, after: this.next }));
-      if (this.reading === mine) this.show(found, false);
-    } catch (error) {
-      this.tell(error.message);
     }
   }
 
@@ -77,29 +66,15 @@ export class Letters {
     return filter;
   }
 
-  address(more) {
-    return `/api/dead-letters?${new URLSearchParams({ ...this.filter(), ...more })}`;
-  }
-
   show({ letters, total, next }, anew) {
     if (anew) {
       const here = new Set(letters.map((letter) => letter.id));
-      for (const [id, row] of this.rows) {
-        if (here.has(id)) continue;
-        row.remove();
-        this.rows.delete(id);
-      }
+      for (const id of this.rows.keys()) if (!here.has(id)) this.rows.delete(id);
     }
-    let place = anew ? this.body.firstChild : null;
-    for (const letter of letters) {
-      if (!this.rows.has(letter.id)) this.rows.set(letter.id, new Row(letter, this));
-      const row = this.rows.get(letter.id);
-      if (row.line === place) place = row.detail.nextSibling;
-      else row.before(this.body, place);
-    }
+    for (const letter of letters) if (!this.rows.has(letter.id)) this.rows.set(letter.id, new Row(letter, this));
     this.next = next;
     this.total = total;
-    this.more.hidden = next === null;
+    this.arrange();
     byId("letters").hidden = this.rows.size === 0;
     const filtered = Object.keys(this.filter()).length > 0;
     const what = filtered ? `these ${count(total)}` : `all ${count(total)}`;
@@ -110,6 +85,34 @@ export class Letters {
     write(byId("letters-count"), this.told(total, filtered));
   }
 
+  /** Put the rows in place, those that are alike below one line; returns whether there were enough of them. */
+  arrange() {
+    const alike = Map.groupBy(this.rows.values(), ({ letter }) => JSON.stringify([letter.webhook, letter.status, letter.reason]));
+    const groups = new Map();
+    const blocks = [...alike].flatMap(([key, rows]) => {
+      if (rows.length < ALIKE) return rows.map((row) => [row.letter.id, row.elements]);
+      const group = this.groups.get(key) ?? new Group(this);
+      groups.set(key, group);
+      group.show(rows, this.next !== null);
+      return [[rows[0].letter.id, [group.line, ...(group.opened ? rows.flatMap((row) => row.elements) : [])]]];
+    });
+    this.groups = groups;
+    blocks.sort(([one], [other]) => one - other);
+    // What stays in its place keeps the focus.
+    let place = this.body.firstChild;
+    for (const element of blocks.slice(0, this.lines).flatMap(([, elements]) => elements)) {
+      if (element === place) place = place.nextSibling;
+      else this.body.insertBefore(element, place);
+    }
+    while (place) {
+      const next = place.nextSibling;
+      place.remove();
+      place = next;
+    }
+    this.more.hidden = this.next === null && blocks.length <= this.lines;
+    return blocks.length >= this.lines;
+  }
+
   told(total, filtered) {
     if (this.outbox.kind === "memory") return "An outbox in memory does not show them; outbox.kind = sqlite does.";
     if (total === 0) return filtered ? "None like this." : "None. Nothing was given up.";
@@ -117,23 +120,15 @@ export class Letters {
     return `${shown}, oldest first. A replayed one waits in line for its endpoint again.`;
   }
 
-  async one(verb, letter) {
-    const text = `Purge dead letter ${letter.id}? Its request is lost for good.`;
-    if (verb === "purge" && !(await this.sure(text, "Purge"))) return;
-    await this.done(verb, `/api/dead-letters/${letter.id}/${verb}`);
-  }
-
-  async many(verb) {
-    const filter = this.filter();
-    const number = plural(this.total, "dead letter", "dead letters");
-    if (verb === "purge" && !(await this.sure(`Purge ${number}? Their requests are lost for good.`, `Purge ${number}`))) return;
-    await this.done(verb, `/api/dead-letters/${verb}`, Object.keys(filter).length ? filter : { all: true });
-  }
-
-  async done(verb, path, filter) {
+  async many(verb, ids) {
+    const filter = ids ? { ids } : this.filter();
+    const number = plural(ids?.length ?? this.total, "dead letter");
+    if (verb === "purge" && !(await this.sure(`Purge ${number}? What is purged is lost for good.`, `Purge ${number}`))) return;
     try {
-      const { count: number } = await post(path, filter);
-      this.tell(`${plural(number, "dead letter", "dead letters")} ${verb === "replay" ? "replayed" : "purged"}.`);
+      // By itself, one says why not.
+      const path = `/api/dead-letters/${ids?.length === 1 ? `${ids[0]}/` : ""}${verb}`;
+      const { count: number } = await post(path, Object.keys(filter).length ? filter : { all: true });
+      this.tell(`${plural(number, "dead letter")} ${verb === "replay" ? "replayed" : "purged"}.`);
     } catch (error) {
       this.tell(error.message);
     }
@@ -141,53 +136,76 @@ export class Letters {
   }
 }
 
-class Row {
-  constructor(letter, letters) {
-    this.letter = letter;
+/** A line that opens, with its cells and buttons; `act(verb)` is called with "replay" or "purge". */
+class Line {
+  constructor(attributes, toggle, act) {
+    const cell = (name = "") => make("td", { class: name });
+    const button = (verb, name, text) => make("button", { type: "button", class: name, onclick: () => act(verb) }, text);
     this.opened = false;
+    this.open = make("button", { type: "button", class: "open", "aria-expanded": "false", onclick: () => toggle() });
+    this.buttons = [button("replay", "", "Replay"), button("purge", "danger", "Purge")];
+    this.cells = [cell(), cell(), cell("client"), cell("why")];
+    this.cells[0].append(this.open);
+    this.line = make("tr", attributes, ...this.cells, make("td", { class: "actions" }, ...this.buttons));
+  }
+
+  fillIn(letter, when, client, note, what) {
+    write(this.open, when);
+    write(this.cells[1], visible(letter.webhook, 60));
+    write(this.cells[2], client);
+    write(this.cells[3], `${visible(letter.reason)} (${note})`);
+    for (const [index, verb] of ["Replay", "Purge"].entries()) this.buttons[index].setAttribute("aria-label", `${verb} ${what}`);
+  }
+
+  expand(opened) {
+    this.opened = opened;
+    this.open.setAttribute("aria-expanded", opened);
+  }
+}
+
+/** Those that are alike, as one line. */
+class Group extends Line {
+  constructor(letters) {
+    const toggle = () => {
+      this.expand(!this.opened);
+      letters.arrange();
+    };
+    super({ "data-group": "" }, toggle, (verb) => letters.many(verb, this.ids));
+  }
+
+  show(rows, more) {
+    const [first, last] = [rows[0].letter, rows.at(-1).letter];
+    const now = Date.now() / 1000;
+    const clients = new Set(rows.map((row) => row.letter.client)).size;
+    this.ids = rows.map((row) => row.letter.id);
+    const [from, to] = [clock(first.died, now), clock(last.died, now)];
+    const when = `${count(rows.length)}${more ? " or more" : ""} × ${from}${from === to ? "" : ` – ${to}`}`;
+    this.fillIn(first, when, plural(clients, "client"), "all alike", `these ${rows.length} dead letters`);
+  }
+}
+
+class Row extends Line {
+  constructor(letter, letters) {
     const id = `letter-${letter.id}`;
-    this.open = make(
-      "button",
-      { type: "button", class: "open", "aria-expanded": "false", "aria-controls": id, onclick: () => this.toggle(letters) },
-      make("span", {}, clock(letter.died, Date.now() / 1000)),
-    );
-    const act = (verb, name, text) =>
-      make("button", { type: "button", class: name, "aria-label": `${text} dead letter ${letter.id}`, onclick: () => letters.one(verb, letter) }, text);
-    const tries = plural(letter.attempts, "attempt", "attempts");
-    this.line = make(
-      "tr",
-      { "data-letter": letter.id },
-      make("td", {}, this.open),
-      make("td", {}, make("bdi", {}, visible(letter.webhook, 60))),
-      make("td", { class: "client" }, make("bdi", {}, visible(letter.client, 120))),
-      make("td", { class: "why" }, `${visible(letter.reason)} `, make("span", { class: "note" }, `(${tries})`)),
-      make("td", { class: "actions" }, act("replay", "", "Replay"), act("purge", "danger", "Purge")),
-    );
+    super({ "data-letter": letter.id }, () => this.toggle(letters), (verb) => letters.many(verb, [letter.id]));
+    this.letter = letter;
+    this.open.setAttribute("aria-controls", id);
+    this.fillIn(letter, clock(letter.died, Date.now() / 1000), visible(letter.client, 120), plural(letter.attempts, "attempt"), `dead letter ${letter.id}`);
     this.cell = make("td", { colspan: "5" });
     this.detail = make("tr", { class: "detail", id, hidden: true }, this.cell);
-  }
-
-  before(body, place) {
-    body.insertBefore(this.line, place);
-    body.insertBefore(this.detail, place);
-  }
-
-  remove() {
-    this.line.remove();
-    this.detail.remove();
+    this.elements = [this.line, this.detail];
   }
 
   async toggle(letters) {
-    this.opened = !this.opened;
+    this.expand(!this.opened);
     if (this.opened && !this.cell.hasChildNodes()) {
       try {
         this.fill(await get(`/api/dead-letters/${this.letter.id}`));
       } catch (error) {
-        this.opened = false;
+        this.expand(false);
         letters.tell(error.message);
       }
     }
-    this.open.setAttribute("aria-expanded", this.opened);
     this.detail.hidden = !this.opened;
   }
 
@@ -196,12 +214,9 @@ class Row {
     const said = answer.status ? `${answer.status}\n\n${answer.body || "(empty)"}` : "None came.";
     this.cell.replaceChildren(
       make("h4", {}, "Request"),
-      make("pre", { class: "request" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`)),
+      make("pre", { class: "request" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
       make("h4", {}, "Answer"),
-      make("pre", { class: "answer" }, lines(said)),
+      make("pre", { class: "answer" }, lines(said, MOST)),
     );
   }
 }
-
-/** Show what a text of several lines would hide. */
-const lines = (text) => text.split(/\r?\n/).map((line) => visible(line, 1 << 20)).join("\n");

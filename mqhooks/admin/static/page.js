@@ -1,7 +1,7 @@
 // The status page: one stream of status and events from mqhooks, shown as it comes.
 
 import { Refused, follow, get, post, token } from "./api.js";
-import { byId, clock, count, make, rate, span, visible, write } from "./dom.js";
+import { byId, clock, count, fit, make, rate, span, visible, write } from "./dom.js";
 import { Events } from "./events.js";
 import { Letters } from "./letters.js";
 import { judge } from "./verdict.js";
@@ -15,10 +15,12 @@ const LONGEST_WAIT = 10;
 let status = null;
 let heardAt = performance.now();
 let deadSeen = null;
+let refusal = null;
 let stream = null;
 
 const webhooks = new Webhooks(async (name, verb) => {
-  await attempt(() => post(`/api/webhooks/${encodeURIComponent(name)}/${verb}`));
+  const done = await attempt(() => post(`/api/webhooks/${encodeURIComponent(name)}/${verb}`));
+  if (done && verb === "try") tell(done.trying ? `${visible(name, 60)} is being tried.` : "Nothing waited for its time.");
 });
 const events = new Events(() => stream?.abort());
 const letters = new Letters(sure, tell);
@@ -74,9 +76,10 @@ byId("login-form").addEventListener("submit", (event) => {
 
 function showStatus(news) {
   status = news;
-  write(byId("version"), status.version);
+  write(byId("version"), `${status.version} on ${visible(status.host, 80)}`);
   webhooks.show(status);
   letters.offer(status);
+  showSinks();
   showSidecar();
   showVerdict();
   const seen = status.webhooks.map((webhook) => webhook.dead).join() + status.outbox.dead;
@@ -91,20 +94,34 @@ function showVerdict() {
   byId("verdict").dataset.level = level;
   write(byId("headline"), headline);
   write(byId("summary"), summary);
-  document.title = level === "good" ? "mqhooks" : `(!) ${headline} – mqhooks`;
+  showTitle(level === "good" ? "" : `(!) ${headline} – `);
   const list = byId("problems");
-  while (list.childElementCount > problems.length) list.lastElementChild.remove();
-  while (list.childElementCount < problems.length)
-    list.append(make("li", {}, make("strong", {}), " ", make("span", {}), " ", make("a", {}, "Look")));
-  problems.forEach((problem, index) => {
-    const [title, text, link] = list.children[index].children;
-    list.children[index].dataset.level = problem.level;
+  list.hidden = false;
+  const one = () => make("li", {}, make("strong"), " ", make("span"), " ", make("a", {}, "Look"));
+  fit(list, problems, one, (item, problem) => {
+    const [title, text, link] = item.children;
+    item.dataset.level = problem.level;
     write(title, problem.title);
     write(text, problem.text);
     link.hidden = !problem.link;
     if (problem.link) link.setAttribute("href", `#${problem.link}`);
     link.setAttribute("aria-label", `Look at: ${problem.title}`);
   });
+}
+
+function showTitle(problem) {
+  document.title = `${problem}mqhooks${status ? ` on ${visible(status.host, 80)}` : ""}`;
+}
+
+function showSinks() {
+  byId("sinks-section").hidden = status.sinks.length === 0;
+  const said = ([key, value]) => `${visible(key, 60)}: ${typeof value === "number" ? count(value) : visible(String(value ?? "–"))}`;
+  const rows = status.sinks.map(({ name, class: kind, running, shown }) => {
+    const all = Object.entries(shown).map(said).join(" · ");
+    return [visible(name), running ? "runs" : "does not run", all || `${kind} says nothing more`];
+  });
+  const one = () => make("tr", {}, make("th", { scope: "row" }), make("td"), make("td"));
+  fit(byId("sinks"), rows, one, (row, texts) => texts.forEach((text, cell) => write(row.cells[cell], text)));
 }
 
 function showSidecar() {
@@ -117,24 +134,15 @@ function showSidecar() {
   // Those that never came would push down those that did.
   const active = Object.keys(hooks).filter((hook) => hooks[hook] > 0);
   const most = Math.max(1e-9, ...active.map((hook) => rates[hook] ?? 0));
-  const rows = new Map([...body.rows].map((row) => [row.dataset.hook, row]));
-  active.forEach((hook, index) => {
-    let row = rows.get(hook);
-    if (!row) {
-      row = make(
-        "tr",
-        { "data-hook": hook },
-        make("th", { scope: "row" }, hook),
-        make("td", { class: "number" }),
-        make("td", { class: "share" }, make("span", { class: "fill", "aria-hidden": "true" })),
-        make("td", { class: "number" }),
-      );
-      body.insertBefore(row, body.rows[index] ?? null);
-    }
-    const now = rates[hook] ?? 0;
-    write(row.cells[1], rate(now));
-    row.cells[2].firstChild.style.width = `${((now / most) * 100).toFixed(1)}%`;
-    write(row.cells[3], count(hooks[hook]));
+  const one = () =>
+    make("tr", {}, make("th", { scope: "row" }), make("td", { class: "number" }), make("td", { class: "share" }, make("span", { class: "fill", "aria-hidden": "true" })), make("td", { class: "number" }));
+  fit(body, active, one, (row, hook) => {
+    const [name, now, share, all] = row.cells;
+    row.dataset.hook = hook;
+    write(name, hook);
+    write(now, rate(rates[hook] ?? 0));
+    share.firstChild.style.width = `${(((rates[hook] ?? 0) / most) * 100).toFixed(1)}%`;
+    write(all, count(hooks[hook]));
   });
   byId("hooks").hidden = active.length === 0;
   const quiet = Object.keys(hooks).length - active.length;
@@ -161,21 +169,28 @@ function* flat(value, path) {
 function showLive() {
   const age = (performance.now() - heardAt) / 1000;
   const live = byId("live");
-  const state = status === null ? "waiting" : age > STALE ? "stale" : "live";
+  // Whoever types the token is not waiting for news.
+  const state = byId("login").open ? "waiting" : age > STALE ? "stale" : status === null ? "waiting" : "live";
   live.dataset.state = state;
   document.body.dataset.stale = state === "stale";
   const up = status === null ? "connecting …" : `live, up for ${span(status.uptime)}`;
-  write(byId("live-text"), state === "stale" ? `no news since ${clock(status.now)}, ${span(age)} ago; reconnecting` : up);
+  const since = status === null ? "no news yet" : `no news since ${clock(status.now, Date.now() / 1000)}, ${span(age)} ago`;
+  write(byId("live-text"), state === "stale" ? `${since}; reconnecting` : up);
   if (state === "stale") {
+    const headline = refusal === null ? "mqhooks does not answer" : "mqhooks refuses this page";
     byId("verdict").dataset.level = "unknown";
-    write(byId("headline"), "mqhooks does not answer");
-    write(byId("summary"), "What is shown is old. Is the process running? This page goes on by itself when it is back.");
+    byId("problems").hidden = true;
+    write(byId("headline"), headline);
+    const old = status === null ? "Nothing is known yet." : "What is shown is old.";
+    write(byId("summary"), `${old} ${refusal ?? "Is the process running?"} This page goes on by itself when it is back.`);
+    showTitle(`(?) ${headline} – `);
   }
   if (age > SILENT) stream?.abort();
 }
 
 function heard(name, data) {
   heardAt = performance.now();
+  refusal = null;
   if (name === "status") {
     showStatus(data);
     showLive();
@@ -193,9 +208,10 @@ async function run() {
     try {
       await follow(`/api/stream${payload ? "?payload=1" : ""}`, stream.signal, heard);
     } catch (error) {
+      refusal = error instanceof Refused ? `${error.message}.` : null;
       if (error instanceof Refused && error.status === 401) {
         await login(token.get() !== null);
-        heardAt = performance.now();
+        [heardAt, refusal] = [performance.now(), null];
         continue;
       }
       if (error instanceof Refused) tell(error.message);
@@ -207,6 +223,9 @@ async function run() {
   }
 }
 
+const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+const offset = zone.formatToParts().find((part) => part.type === "timeZoneName").value;
+write(byId("zone"), `· times in ${zone.resolvedOptions().timeZone} (${offset})`);
 byId("config").addEventListener("toggle", () => byId("config").open && showConfiguration());
 setInterval(showLive, 1000);
 run();

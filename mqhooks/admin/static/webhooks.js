@@ -1,28 +1,27 @@
 // Each webhook a card: its state, its numbers, its last 15 minutes.
 
-import { byId, bytes, clock, count, draw, make, plural, rate, span, visible, write } from "./dom.js";
+import { byId, bytes, clock, count, draw, lines, make, plural, rate, said, span, visible, write } from "./dom.js";
 
 const WIDTH = 180;
 const FLOW = 48;
 const GAP = 4;
 const HEIGHT = 68;
 const LEAST = 6; // a single failure has to be seen beside a thousand deliveries
-const WORDS = { up: "up", down: "failing", paused: "paused" };
+const WORDS = { up: "up", down: "failing", paused: "paused", untried: "not tried yet" };
 
-/** The cards of all webhooks. `press(webhook, verb)` is called with "pause" or "resume" and returns a promise. */
+/** The cards of all webhooks. `press(webhook, verb)` is called with "pause", "resume" or "try" and returns a promise. */
 export class Webhooks {
   constructor(press) {
     this.box = byId("webhooks");
     this.press = press;
-    this.cards = new Map();
+    this.cards = null;
   }
 
   show(status) {
     const names = status.webhooks.map((webhook) => webhook.name);
-    const same = names.length === this.cards.size && [...this.cards.keys()].every((name, index) => name === names[index]);
-    if (!same) {
+    if (this.cards === null || [...this.cards.keys()].join("\n") !== names.join("\n")) {
       this.cards = new Map(names.map((name, index) => [name, new Card(name, index, this.press)]));
-      const nothing = make("p", { class: "empty" }, "No webhook is configured.");
+      const nothing = make("p", { class: "empty" }, `No webhook is configured.${status.sinks.length ? " Events go to the sinks below." : ""}`);
       this.box.replaceChildren(...(names.length ? [...this.cards.values()].map((card) => card.element) : [nothing]));
     }
     for (const webhook of status.webhooks) this.cards.get(webhook.name).show(webhook, status.now);
@@ -34,7 +33,11 @@ class Card {
     const title = make("h3", { id: `webhook-${index}`, tabindex: "-1" }, make("bdi", {}, visible(name, 60)));
     this.name = name;
     this.state = make("span", { class: "state" });
-    this.button = make("button", { type: "button", onclick: () => this.pressed(press) });
+    const button = (verb) => make("button", { type: "button", "data-verb": verb, onclick: (event) => this.pressed(press, event.currentTarget) });
+    this.button = button("pause");
+    this.now = button("try");
+    this.now.append("Try now");
+    this.now.setAttribute("aria-label", `Try ${visible(name, 60)} now`);
     this.url = make("p", { class: "url" });
     this.said = make("p", { class: "said" });
     this.answer = make("pre");
@@ -45,7 +48,7 @@ class Card {
     this.element = make(
       "article",
       { class: "card webhook", "aria-labelledby": `webhook-${index}` },
-      make("header", {}, title, this.state, this.button),
+      make("header", {}, title, this.state, this.button, this.now),
       this.url,
       this.said,
       this.numbers.element,
@@ -55,35 +58,39 @@ class Card {
     );
   }
 
-  async pressed(press) {
-    this.button.disabled = true;
+  async pressed(press, button) {
+    button.disabled = true;
     try {
-      await press(this.name, this.button.dataset.verb);
+      await press(this.name, button.dataset.verb);
     } finally {
-      this.button.disabled = false;
+      button.disabled = false;
     }
   }
 
   show(webhook, now) {
-    this.element.dataset.state = webhook.state;
-    write(this.state, WORDS[webhook.state]);
-    const verb = webhook.state === "paused" ? "resume" : "pause";
-    this.button.dataset.verb = verb;
-    write(this.button, verb === "pause" ? "Pause" : "Resume");
-    this.button.setAttribute("aria-label", `${verb === "pause" ? "Pause" : "Resume"} ${visible(this.name, 60)}`);
+    const tried = Object.values(webhook.attempts).reduce((sum, number) => sum + number, 0);
+    const state = webhook.state === "up" && tried === 0 ? "untried" : webhook.state;
+    this.element.dataset.state = state;
+    write(this.state, WORDS[state]);
+    const verb = webhook.state === "paused" ? "Resume" : "Pause";
+    this.button.dataset.verb = verb.toLowerCase();
+    write(this.button, verb);
+    this.button.setAttribute("aria-label", `${verb} ${visible(this.name, 60)}`);
+    // A second before its time it makes no difference.
+    this.now.hidden = state === "paused" || !(webhook.retrying || webhook.next_attempt > now + 1);
     write(this.url, visible(webhook.url));
     write(this.said, sentence(webhook, now));
     const { refused = 0, failed = 0 } = webhook.attempts;
     this.numbers.show("waiting", count(webhook.pending), webhook.pending > 0 && webhook.state === "down");
     this.numbers.show("delivered", count(webhook.delivered));
     this.numbers.show("failed attempts", count(refused + failed), webhook.state === "down");
-    this.numbers.show("dead", count(webhook.dead));
-    const tried = Object.values(webhook.attempts).reduce((sum, number) => sum + number, 0);
+    this.numbers.show("dead", count(webhook.letters), webhook.letters > 0);
     const rest = [
       `${count(webhook.accepted)} accepted`,
-      plural(tried, "attempt", "attempts"),
+      plural(tried, "attempt"),
       webhook.oldest_seconds >= 1 ? `oldest waits ${span(webhook.oldest_seconds)}` : "",
       webhook.bytes ? `room used ${bytes(webhook.bytes)}` : "",
+      webhook.dead ? `${count(webhook.dead)} given up since the start` : "",
       webhook.dropped ? `${count(webhook.dropped)} dropped` : "",
       webhook.late ? `${count(webhook.late)} late` : "",
     ];
@@ -91,19 +98,20 @@ class Card {
     this.chart.show(webhook.history);
     const answer = webhook.last_answer;
     this.answerBox.hidden = !answer;
-    if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${visible(answer.body ?? "", 4096) || "(empty)"}`);
+    if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body ?? "", 4096) || "(empty)"}`);
   }
 }
 
 function sentence(webhook, now) {
   const error = webhook.last_error;
-  const last = error ? `${clock(error.at, now)}: ${visible(error.reason)}` : "";
+  const last = error ? `Last error ${clock(error.at, now)}: ${visible(error.reason)}.${said(webhook)}` : "";
+  const retries = webhook.retrying ? `${plural(webhook.retrying, "retry waits for its time", "retries wait for their time")}. ` : "";
   if (webhook.state === "paused") return "Paused by hand. Everything is accepted, nothing is sent.";
-  if (webhook.state === "up") return error ? `Last error ${last}` : "No error since the start.";
+  if (webhook.state === "up") return retries + (last || "No error since the start.");
   const since = webhook.down_since === null ? "Failing." : `Failing since ${clock(webhook.down_since, now)} (${span(now - webhook.down_since)}).`;
   const next =
     webhook.next_attempt === null || webhook.next_attempt <= now ? "Trying now." : `Next try in ${span(webhook.next_attempt - now)}.`;
-  return `${since} ${next} ${last ? `Last error ${last}` : ""}`;
+  return `${since} ${next} ${last}`;
 }
 
 /** Named numbers in a list of their own, each with its place from the start. */
@@ -121,35 +129,69 @@ export class Numbers {
   }
 }
 
+/** The next of 1, 2, 5, 10, 20 … from a number on. */
+function round(number) {
+  const unit = 10 ** Math.floor(Math.log10(number));
+  return [1, 2, 5, 10].find((factor) => factor * unit >= number) * unit;
+}
+
+/** How high a drawing of these reaches: as high as they do, unless a burst would flatten all the rest. */
+function reach(values) {
+  const sorted = values.filter((value) => value > 0).sort((one, other) => one - other);
+  const most = sorted.at(-1) ?? 0;
+  const usual = sorted[Math.floor(sorted.length * 0.75)] ?? 0;
+  return most > 4 * usual ? 2 * usual : most;
+}
+
 /** The last 15 minutes: what was accepted (line) and delivered (area), what failed (bars), and below what waited. */
 class Chart {
   constructor() {
-    this.drawing = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
-    this.parts = Object.fromEntries(
-      ["delivered", "failed", "accepted", "waiting"].map((name) => [name, draw("path", { class: name })]),
-    );
-    this.drawing.append(draw("path", { class: "ground", d: `M0 ${FLOW}H${WIDTH}M0 ${HEIGHT}H${WIDTH}` }), ...Object.values(this.parts));
-    const key = (name, text) => make("span", { class: `key ${name}` }, text);
+    this.drawing = draw("svg", {
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      preserveAspectRatio: "none",
+      role: "slider",
+      tabindex: "0",
+      "aria-valuemin": 0,
+      "aria-valuemax": WIDTH - 1,
+    });
+    this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, draw("path", { class: name })]));
+    this.cut = draw("path", { class: "cut" });
+    this.cursor = draw("path", { class: "cursor" });
+    const ground = draw("path", { class: "ground", d: [2, FLOW / 2 + 1, FLOW, HEIGHT].map((y) => `M0 ${y}H${WIDTH}`).join("") });
+    this.drawing.append(ground, ...Object.values(this.parts), this.cut, this.cursor);
+    const key = (name) => make("span", { class: `key ${name}` }, name);
     this.readout = make("p", { class: "note readout" });
+    this.scale = ["full", "half", "depth"].map((name) => make("span", { class: name }));
     this.element = make(
       "figure",
       { class: "chart" },
-      this.drawing,
+      make("div", { class: "plot" }, this.drawing, ...this.scale),
+      make("p", { class: "note times" }, ...["15 min ago", "10", "5", "now"].map((text) => make("span", {}, text))),
       make(
         "figcaption",
         {},
-        make("span", { class: "keys" }, key("accepted", "accepted"), key("delivered", "delivered"), key("failed", "failed"), key("waiting", "waiting")),
+        make("span", { class: "keys" }, ...["accepted", "delivered", "failed", "waiting"].map(key)),
         this.readout,
       ),
     );
-    this.pointed = null;
-    this.drawing.addEventListener("pointermove", (event) => this.point(event));
-    this.drawing.addEventListener("pointerleave", () => this.point(null));
+    this.at = null;
+    this.drawing.addEventListener("pointermove", ({ clientX }) => {
+      const { left, width } = this.drawing.getBoundingClientRect();
+      this.point(Math.floor(((clientX - left) / width) * WIDTH));
+    });
+    for (const name of ["pointerleave", "blur"]) this.drawing.addEventListener(name, () => this.point(null));
+    this.drawing.addEventListener("focus", () => this.point(this.at ?? WIDTH - 1));
+    this.drawing.addEventListener("keydown", (event) => {
+      const at = this.at ?? WIDTH;
+      const to = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at - 12, PageDown: at + 12, Home: 0, End: WIDTH - 1, Escape: null }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      this.point(to);
+    });
   }
 
-  point(event) {
-    const { left, width } = this.drawing.getBoundingClientRect();
-    this.pointed = event === null ? null : Math.min(WIDTH - 1, Math.max(0, Math.floor(((event.clientX - left) / width) * WIDTH)));
+  point(at) {
+    this.at = at === null ? null : Math.min(WIDTH - 1, Math.max(0, at));
     if (this.history) this.read();
   }
 
@@ -157,36 +199,39 @@ class Chart {
     // The newest step is at the right end, however short the past.
     const pad = (values) => [...Array(Math.max(0, WIDTH - values.length)).fill(0), ...values.slice(-WIDTH)];
     const series = Object.fromEntries(Object.keys(this.parts).map((name) => [name, pad(history[name])]));
-    this.history = { ...series, step: history.step, end: history.end };
-    const flow = Math.max(1, ...series.accepted, ...series.delivered, ...series.failed);
-    // What waits for less than one step is a thin line.
-    const waiting = Math.max(flow, ...series.waiting);
-    const y = (value) => (FLOW - (value / flow) * (FLOW - 2)).toFixed(2);
+    const { step, end } = history;
+    this.history = { ...series, step, end };
+    const flow = round(Math.max(1, ...[series.accepted, series.delivered, series.failed].map(reach)) / step) * step;
+    const waiting = round(Math.max(10, reach(series.waiting)));
+    const y = (value) => (FLOW - Math.min(1, value / flow) * (FLOW - 2)).toFixed(2);
+    const deep = (value) => (HEIGHT - Math.min(1, value / waiting) * (HEIGHT - FLOW - GAP)).toFixed(2);
     const stairs = (values, height) => values.map((value, x) => `L${x} ${height(value)}H${x + 1}`).join("");
     this.parts.delivered.setAttribute("d", `M0 ${FLOW}${stairs(series.delivered, y)}V${FLOW}Z`);
     this.parts.accepted.setAttribute("d", `M0 ${y(series.accepted[0])}${stairs(series.accepted, y)}`);
-    this.parts.failed.setAttribute(
-      "d",
-      series.failed.map((value, x) => (value ? `M${x} ${FLOW}V${Math.min(y(value), FLOW - LEAST)}H${x + 1}V${FLOW}Z` : "")).join(""),
-    );
-    const depth = HEIGHT - FLOW - GAP;
-    this.parts.waiting.setAttribute(
-      "d",
-      `M0 ${HEIGHT}${stairs(series.waiting, (value) => (HEIGHT - (value / waiting) * depth).toFixed(2))}V${HEIGHT}Z`,
-    );
+    const failed = series.failed.map((value, x) => (value ? `M${x} ${FLOW}V${Math.min(y(value), FLOW - LEAST)}H${x + 1}V${FLOW}Z` : ""));
+    this.parts.failed.setAttribute("d", failed.join(""));
+    this.parts.waiting.setAttribute("d", `M0 ${HEIGHT}${stairs(series.waiting, deep)}V${HEIGHT}Z`);
+    // What is higher than the drawing has a mark on its top.
+    const marks = (values, most, y) => values.map((value, x) => (value > most ? `M${x} ${y}h1v2h-1Z` : "")).join("");
+    const flows = [series.accepted, series.delivered, series.failed].map((values) => marks(values, flow, 0));
+    this.cut.setAttribute("d", flows.join("") + marks(series.waiting, waiting, FLOW + 1));
+    [`${rate(flow / step)}/s`, `${rate(flow / step / 2)}/s`, `${count(waiting)} waiting`].forEach((text, index) => write(this.scale[index], text));
     this.read();
   }
 
   read() {
     const { accepted, delivered, failed, waiting, step, end } = this.history;
     const whole = `15 min: at most ${rate(Math.max(...delivered) / step)}/s delivered, ${count(Math.max(...waiting))} waiting`;
-    const at = this.pointed;
+    const at = this.at;
     const text =
       at === null
         ? whole
         : `${clock(end - (WIDTH - at) * step)}: ${rate(accepted[at] / step)}/s accepted, ${rate(delivered[at] / step)}/s delivered, ` +
           `${count(failed[at])} failed, ${count(waiting[at])} waiting`;
     write(this.readout, text);
+    this.cursor.setAttribute("d", at === null ? "" : `M${at + 0.5} 0V${HEIGHT}`);
     this.drawing.setAttribute("aria-label", `The last ${whole}, ${count(failed.reduce((sum, value) => sum + value, 0))} failed`);
+    this.drawing.setAttribute("aria-valuenow", at ?? WIDTH - 1);
+    this.drawing.setAttribute("aria-valuetext", text);
   }
 }
