@@ -8,22 +8,28 @@ is lost, sent twice or overtaken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mqhooks.app.webhooks import transport_for
 from mqhooks.errors import ConfigError, together
+from mqhooks.events import Event
 from mqhooks.interfaces import IOutbox
 from mqhooks.sinks.compose import FanOut
 from mqhooks.support.files import read_bounded
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
+
+LONG_PAYLOAD = 1 << 20
+"""How many bytes a payload has that is passed on to all webhooks at once."""
 
 Version = tuple[WebhookSettings, tuple[bytes, ...]]
 """What a sink was made from: its settings, and a hash of each of its certificate files."""
@@ -65,7 +71,42 @@ class WebhookGroup(FanOut):
         self._budget = Budget()
         self._slots: dict[str, _Slot] = {}
         self._current: list[WebhookSink] = []
+        self._waiting: deque[tuple[Sequence[Event], Deferred[None]]] = deque()
+        self._passing = False
         self.apply(self.plan(settings))
+
+    def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """
+        Pass a batch on to all webhooks; a long payload to one after the other, each in a turn of the reactor of its own.
+
+        Each webhook makes a body of it. Made all at once, forty of them would stop everything for many seconds. What comes
+        meanwhile waits behind it.
+        """
+        if not self._passing and (len(self._current) < 2 or not _long(events)):
+            return super().receive(events)
+        accepted: Deferred[None] = Deferred()
+        self._waiting.append((events, accepted))
+        if not self._passing:
+            self._passing = True
+            self._pass_long().addErrback(lambda failure: self.log.failure("a batch could not be passed on", failure))
+        return accepted
+
+    @inlineCallbacks
+    def _pass_long(self) -> Generator[Deferred[None], None, None]:
+        while self._waiting:
+            events, accepted = self._waiting.popleft()
+            if _long(events):
+                for name in [sink.settings.name for sink in self._current]:
+                    # A reload may have replaced it meanwhile.
+                    sink = self._slots[name].sink
+                    stored = None if sink is None else self.pass_on(sink, events)
+                    if stored is not None:
+                        yield stored
+                    yield deferLater(self._reactor, 0)
+                accepted.callback(None)
+            else:
+                (super().receive(events) or succeed(None)).chainDeferred(accepted)
+        self._passing = False
 
     @property
     def sinks(self) -> list[WebhookSink]:
@@ -139,6 +180,10 @@ class WebhookGroup(FanOut):
         current = [self._slots[name].sink for name in plan.names]
         self._current = [sink for sink in current if sink is not None]
         self._sinks = tuple(self._current)
+
+
+def _long(events: Sequence[Event]) -> bool:
+    return any(len(getattr(event.message, "payload", b"")) > LONG_PAYLOAD for event in events)
 
 
 class _Slot:

@@ -46,12 +46,9 @@ class FanOut(MultiService):
         """Pass the batch on; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
         waiting: list[Deferred[None]] = []
         for sink in self._sinks:
-            try:
-                accepted = sink.receive(events)
-                if accepted is not None:
-                    waiting.append(accepted.addErrback(self._failed, sink, len(events)))
-            except Exception:
-                self._failed(Failure(), sink, len(events))
+            accepted = self.pass_on(sink, events)
+            if accepted is not None:
+                waiting.append(accepted)
         if not waiting:
             return None
         return waiting[0] if len(waiting) == 1 else gatherResults(waiting).addCallback(_nothing)
@@ -59,6 +56,15 @@ class FanOut(MultiService):
     def shown(self) -> dict[str, str | float | bool | None]:
         """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return {"failures": self.failures}
+
+    def pass_on(self, sink: IEventSink, events: Sequence[Event]) -> Deferred[None] | None:
+        """Pass a batch on to one sink. An error is counted, not raised."""
+        try:
+            accepted = sink.receive(events)
+            return None if accepted is None else accepted.addErrback(self._failed, sink, len(events))
+        except Exception:
+            self._failed(Failure(), sink, len(events))
+            return None
 
     def _failed(self, failure: Failure, sink: IEventSink, count: int) -> None:
         self.failures += 1

@@ -5,12 +5,12 @@ Dividing frames that carry very much, and working them off piece by piece.
   So it becomes many events with some of the topics each: one is made when the one before it was accepted, in another turn of
   the reactor.
 - A registration is one event however many user properties it has, so only the first of them are kept.
-- What the same client does next waits behind its divided frame, so that the order is kept.
+- What the same client does next waits behind its divided frame, so that the order is kept. Clients take turns.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -187,12 +187,11 @@ class Pieces:
         self._hand_over = hand_over
         self._failed = failed
         self._changed = changed
-        self._items: deque[_Item] = deque()
-        self._clients: Counter[Client] = Counter()
+        self._clients: dict[Client, deque[_Item]] = {}
         self._working = False
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._clients)
 
     def __contains__(self, client: object) -> bool:
         return client in self._clients
@@ -200,7 +199,7 @@ class Pieces:
     @property
     def behind(self) -> int:
         """How many bytes of long frames wait behind the one that is worked off."""
-        first = self._items[0].size if self._items else 0
+        first = next((items[0].size for items in self._clients.values() if items), 0)
         return self._long - (first if first > LONG else 0)
 
     def add(self, owner: Any, divided: Divided, size: int) -> None:
@@ -217,23 +216,16 @@ class Pieces:
 
         :returns: how many they were.
         """
-        count = len(self._items)
-        while self._items:
-            self._remove()
-        return count
+        items = [item for waiting in self._clients.values() for item in waiting]
+        self._clients.clear()
+        for item in items:
+            self._count(item, -1)
+        return len(items)
 
     def _add(self, item: _Item) -> None:
-        self._items.append(item)
-        self._clients[item.client] += 1
+        self._clients.setdefault(item.client, deque()).append(item)
         self._count(item, 1)
         self._go_on()
-
-    def _remove(self) -> None:
-        item = self._items.popleft()
-        self._clients[item.client] -= 1
-        if not self._clients[item.client]:
-            del self._clients[item.client]
-        self._count(item, -1)
 
     def _count(self, item: _Item, sign: int) -> None:
         if item.size > LONG:
@@ -243,24 +235,29 @@ class Pieces:
         self._changed()
 
     def _go_on(self) -> None:
-        if self._items and not self._working:
+        if self._clients and not self._working:
             self._working = True
             self._clock.callLater(0, self._work)
 
     def _work(self) -> None:
-        """Hand over the next piece, or the next few short frames."""
+        """Hand over the next piece of a client, or its next few short frames."""
         events: list[Event] = []
         size = frames = 0
-        while self._items and size < PIECE:
-            item = self._items[0]
+        client = next(iter(self._clients), None)
+        # The client goes to the end: others have their turn. It stays until what is handed over is accepted.
+        items = self._clients.pop(client) if client is not None else deque[_Item]()
+        if client is not None:
+            self._clients[client] = items
+        while items and size < PIECE:
+            item = items[0]
             try:
                 event, length = next(item.events)
             except StopIteration:
-                self._remove()
+                self._end(items)
                 continue
             except MalformedFrame as error:
                 self._failed(item.owner, error, not item.begun)
-                self._remove()
+                self._end(items)
                 continue
             events.append(event)
             size += length
@@ -270,13 +267,19 @@ class Pieces:
                 break
         accepted = self._hand_over(events, size, frames) if events else None
         if accepted is None:
-            self._accepted(None)
+            self._accepted(None, client)
         else:
-            accepted.addCallback(self._accepted)
+            accepted.addCallback(self._accepted, client)
 
-    def _accepted(self, _: None) -> None:
+    def _accepted(self, _: None, client: Client | None) -> None:
         self._working = False
+        if client is not None and client in self._clients and not self._clients[client]:
+            del self._clients[client]
+            self._changed()
         self._go_on()
+
+    def _end(self, items: deque[_Item]) -> None:
+        self._count(items.popleft(), -1)
 
 
 def _decoded(frame: bytes) -> tuple[Event, int]:
