@@ -10,7 +10,7 @@ from mqhooks.errors import ConnectFailed, OutboxError
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook import budget as budget_module
-from mqhooks.webhook import dispatcher
+from mqhooks.webhook import dispatcher, outcomes
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
@@ -241,6 +241,18 @@ class OrderTests(SinkMixin, SynchronousTestCase):
             gone += [self.transport.end().id[-5:] for _ in self.in_flight[:]]
         self.assertGreater(len(gone), 130)
         self.assertEqual(sorted(gone), [f"{time:05}" for time in range(len(gone))])
+
+
+class FairnessTests(SinkMixin, SynchronousTestCase):
+    def test_unordered_deliveries_of_one_client_that_fail_keep_nobody_waiting(self):
+        self.patch(outcomes, "CROWD", 100)
+        self.make(DurableOutbox(1 << 30), ordering="none", retry=RetrySettings(initial=600, maximum=600, jitter=0))
+        self.transport.at_once = lambda attempt: 503 if attempt.id.startswith("bad") else 200
+        self.outbox.append([Delivery(f"bad-{number}", "c", number, b"{}") for number in range(200)])
+        self.clock.advance(1)
+        self.outbox.append([Delivery(f"good-{client}", client, 0, b"{}") for client in ("c", "d")])
+        self.clock.advance(2)
+        self.assertEqual((self.outbox.counts.delivered, self.sink.down_since), (2, None))
 
 
 class WindowTests(SinkMixin, SynchronousTestCase):

@@ -23,6 +23,9 @@ from mqhooks.webhook.settings import RetrySettings
 CROWD = 8192
 """When this many clients are parked, the endpoint is at fault rather than their messages."""
 
+MOST = 1 << 16
+"""How many keys are parked at most. Without order each delivery is one, however few clients they have."""
+
 
 class Fate(Enum):
     """What becomes of a delivery after an attempt."""
@@ -113,7 +116,7 @@ class Outcomes:
         :param deliveries: what shared the request.
         :param result: a response that is not 2xx, or why there is none.
         :param now: seconds since 1970.
-        :param parked: how many clients are parked.
+        :param parked: how many keys are parked.
         :param waits_beside: says whether any client other than these has something waiting.
         """
         breaker = self.breaker
@@ -125,7 +128,7 @@ class Outcomes:
             down = True
         else:
             down = breaker.failed(deliveries[0], result)
-        crowded = parked >= CROWD
+        crowded = min(parked, len(breaker.failing)) >= CROWD or parked >= MOST
         if crowded and not down:
             breaker.trip()
         return self._wait(deliveries, result, now, down=down or crowded, was_down=was_down, crowded=crowded)
