@@ -12,7 +12,7 @@ from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook import budget as budget_module
 from mqhooks.webhook import dispatcher, outcomes
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.settings import RetrySettings, WebhookSettings
+from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.webhooks import DurableOutbox, FakeTransport, SinkMixin, publish
 
@@ -124,6 +124,28 @@ class MemoryTests(SinkMixin, SynchronousTestCase):
         self.assertEqual(budget.part, 3_000_000)
 
 
+class RecallTests(SinkMixin, SynchronousTestCase):
+    def test_parked_deliveries_are_recalled_as_far_as_there_is_memory(self):
+        self.make(DurableOutbox(1 << 30), pool_size=8, budget=Budget(300_000), retry=RetrySettings(initial=1, jitter=0))
+        body = b'{"n":"%b"}' % (b"x" * 75_000)
+        for client in "abcdefgh":
+            self.outbox.append([Delivery(f"{client}-{number}", client, number, body) for number in range(4)])
+        # Each client fails once, and is parked.
+        seen, arrived = set(), []
+        while self.outbox.counts.pending:
+            held = sum(len(attempt.request.body) for attempt in self.in_flight)
+            self.assertLessEqual(held, 300_000 + len(body))
+            for attempt in self.in_flight[:]:
+                failed = attempt.id not in seen and attempt.id.endswith("-0")
+                seen.add(attempt.id)
+                self.transport.end(503 if failed else 200)
+                arrived += [] if failed else [attempt.id]
+            self.clock.advance(0.5)
+        self.assertEqual(len(arrived), 32)
+        for client in "abcdefgh":
+            self.assertEqual([id_ for id_ in arrived if id_[0] == client], [f"{client}-{number}" for number in range(4)])
+
+
 class OrderTests(SinkMixin, SynchronousTestCase):
     """However long the bodies and the backlog, a client's events that come within the window of each other are in order."""
 
@@ -206,6 +228,7 @@ class OrderTests(SinkMixin, SynchronousTestCase):
 
     def test_more_than_the_window_claims(self):
         self.patch(dispatcher, "WINDOW", 16)
+        self.patch(dispatcher, "HELD", 16)
         self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4)
         self.sink.pause()
         self.fill(200, 5, 0.0005, 10)
@@ -230,6 +253,7 @@ class OrderTests(SinkMixin, SynchronousTestCase):
 
     def test_what_has_to_go_early_is_what_happened_first(self):
         self.patch(dispatcher, "WINDOW", 16)
+        self.patch(dispatcher, "HELD", 16)
         self.patch(dispatcher, "SHELVED", 64)
         self.make(DurableOutbox(1 << 30), merge_window=60, pool_size=4)
         self.sink.pause()
@@ -244,6 +268,26 @@ class OrderTests(SinkMixin, SynchronousTestCase):
 
 
 class FairnessTests(SinkMixin, SynchronousTestCase):
+    def test_one_client_with_a_backlog_keeps_nobody_waiting(self):
+        self.patch(dispatcher, "WINDOW", 64)
+        for window in (0, 0.05):
+            for batch in (None, BatchSettings(size=3, linger=0)):
+                self.make(DurableOutbox(1 << 30), merge_window=window, pool_size=8, batch=batch)
+                self.outbox.append([Delivery(f"busy-{number:05}", "busy", number, b'{"n":0}') for number in range(2000)])
+                self.outbox.append([Delivery(f"other-{number}", f"other{number}", 0, b'{"n":0}') for number in range(20)])
+                arrived = []
+                while self.outbox.counts.pending:
+                    self.clock.advance(0.01)
+                    for attempt in self.in_flight[:]:
+                        ids = [attempt.id] if batch is None else [body["webhook_id"] for body in attempt.bodies]
+                        arrived += ids
+                        self.transport.end()
+                last = max(index for index, id_ in enumerate(arrived) if id_.startswith("other"))
+                # A second passes before the long lane is shortened.
+                self.assertLess(last, 600)
+                busy = [id_ for id_ in arrived if id_.startswith("busy")]
+                self.assertEqual((len(busy), busy), (2000, sorted(busy)))
+
     def test_unordered_deliveries_of_one_client_that_fail_keep_nobody_waiting(self):
         self.patch(outcomes, "CROWD", 100)
         self.make(DurableOutbox(1 << 30), ordering="none", retry=RetrySettings(initial=600, maximum=600, jitter=0))

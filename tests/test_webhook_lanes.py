@@ -1,6 +1,7 @@
 """Each client's deliveries in order, many in flight at a time, one or several in a request."""
 
 from collections import defaultdict
+from itertools import cycle
 from operator import attrgetter
 
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ class LaneCase(SynchronousTestCase):
         self.clock = Clock()
         self.in_flight, self.finished, self.unreadable = [], [], []
         self.outbox, self.shelved = {}, set()
+        self.answers, self.late = lambda: "now", []
         self.lanes = Lanes(
             count,
             lambda batch, settle: self.in_flight.append((batch, settle)),
@@ -49,7 +51,15 @@ class LaneCase(SynchronousTestCase):
     def recall(self, places):
         # As an outbox on disk does: it makes the deliveries anew.
         self.shelved -= set(places)
-        return [Delivery(*self.outbox[place], place=place) for place in places if place in self.outbox]
+        found = [Delivery(*self.outbox[place], place=place) for place in places if place in self.outbox]
+        answer = self.answers()
+        if answer == "fails":
+            self.shelved |= set(places)
+            raise OutboxError("cannot be read")
+        if answer == "later":
+            self.late.append((Deferred(), found))
+            return self.late[-1][0]
+        return found
 
     def names(self):
         return [[one.id for one in batch] for batch, _ in self.in_flight]
@@ -69,7 +79,7 @@ class LaneCase(SynchronousTestCase):
 
     def assert_empty(self):
         lanes = self.lanes
-        self.assertEqual((lanes.parked, lanes.load, lanes.size, lanes.in_flight), (0, 0, 0, 0))
+        self.assertEqual((lanes.parked, lanes.load, lanes.size, lanes.in_flight, lanes.runs), (0, 0, 0, 0, 0))
 
 
 class LanesTests(LaneCase):
@@ -423,13 +433,23 @@ class OrderTests(LaneCase):
         lanes = self.make(count, BatchSettings(size=size, linger=data.draw(st.sampled_from([0, 0.05])), max_bytes=150))
         numbers, arrived = defaultdict(int), defaultdict(list)
         waiting, parked = [], set()
+        # Drawn beforehand: hypothesis must not raise anything within a Deferred's callback.
+        answers = cycle([*data.draw(st.lists(st.sampled_from(["now", "later", "fails"]), max_size=20)), "now"])
+        self.answers = lambda: next(answers)
         for client in clients:
             numbers[client] += 1
             waiting.append(self.delivery(str(client), numbers[client], data.draw(st.sampled_from([1, 100]))))
         for _ in range(2000):
-            step = data.draw(st.integers(0, 7))
+            step = data.draw(st.integers(0, 9))
             if step == 0 and waiting:
                 lanes.push([waiting.pop(0)])
+            elif step in (8, 9):
+                lanes.shorten(data.draw(st.integers(0, 2)))
+            elif step == 6 and self.late:
+                answered, found = self.late.pop()
+                answered.callback(found)
+            elif step == 7 and self.unreadable:
+                lanes.reread(self.unreadable.pop())
             elif step == 1 and parked:
                 lanes.unpark(parked.pop())
             elif step == 2 and data.draw(st.booleans()):
@@ -468,11 +488,17 @@ class OrderTests(LaneCase):
                 lanes.push([waiting.pop(0)])
             elif parked:
                 lanes.unpark(parked.pop())
+            elif self.late:
+                answered, found = self.late.pop()
+                answered.callback(found)
+            elif self.unreadable:
+                lanes.reread(self.unreadable.pop())
             else:
+                self.answers = lambda: "now"
                 lanes.limit = count
                 lanes.admit()
                 self.clock.advance(1)
-                if not self.in_flight:
+                if not (self.in_flight or self.late or self.unreadable):
                     break
         for client, number in numbers.items():
             self.assertEqual(arrived[str(client)], [f"{client}-{index}" for index in range(1, number + 1)])

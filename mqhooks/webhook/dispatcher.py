@@ -44,8 +44,17 @@ WINDOW = 4096
 MOST = 1 << 14
 """The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
 
+HELD = 1 << 14
+"""How many deliveries the merge window holds with their bodies: 50 milliseconds of 300,000 a second."""
+
 SHELVED = 1 << 16
-"""How many deliveries the merge window holds at most, those of which it keeps only the places included."""
+"""
+How many deliveries the merge window holds at most, those of which it keeps only the places included; and how many runs of
+consecutive places lanes are given to keep.
+"""
+
+PATIENCE = 1.0
+"""How many seconds most lanes have nothing to do before a few long ones are shortened: what they keep has to be read again."""
 
 AHEAD = 1 << 20
 """About how many bytes of bodies are claimed in one turn when only their places are kept."""
@@ -117,6 +126,7 @@ class Dispatcher:
         )
         self._window = _window(settings)
         self._low = self._window // 2
+        self._stay = max(self._low // settings.pool_size, 1 if settings.batch is None else settings.batch.size)
         merge = settings.merge_window if ordered else 0
         self._merge = MergeWindow(merge, counters.late) if merge else None
         self._merge_timer: IDelayedCall | None = None
@@ -127,7 +137,8 @@ class Dispatcher:
         self._due_size = 0
         self._recalling = False
         self._recall_timer: IDelayedCall | None = None
-        self._ahead: IDelayedCall | None = None
+        self._room_timer: IDelayedCall | None = None
+        self._crowded_since: float | None = None
         self._budget = budget
         self._claim: Deferred[Sequence[Delivery]] | None = None
         self._last_arrival = 0.0
@@ -135,6 +146,7 @@ class Dispatcher:
         self._running = False
         self._paused = False
         self._retries: dict[IDelayedCall, Sequence[str]] = {}
+        self._rereads: set[IDelayedCall] = set()
         self._probe_timer: IDelayedCall | None = None
         self._probe_due = 0.0
         self._held_at = 0.0
@@ -183,10 +195,18 @@ class Dispatcher:
         """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
-        for timer in (*self._retries, self._probe_timer, self._merge_timer, self._ahead, self._recall_timer):
+        for timer in (
+            *self._retries,
+            *self._rereads,
+            self._probe_timer,
+            self._merge_timer,
+            self._room_timer,
+            self._recall_timer,
+        ):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
+        self._rereads.clear()
         self._budget.leave(self)
 
     def pause(self) -> None:
@@ -234,8 +254,7 @@ class Dispatcher:
             self._pumping = False
         if self._merge is not None and len(self._merge) and self._merge_timer is None:
             self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
-        if self._ahead is None and self._stuck:
-            self._ahead = self._clock.callLater(0, self._claim_ahead)
+        self._check_room()
         if self._breaker.down:
             self._hurry()
 
@@ -244,8 +263,9 @@ class Dispatcher:
         lanes, merge = self._lanes, self._merge
         if self._claim is not None or lanes.load > self._low:
             return False
-        limit = self._window - (lanes.load if merge is None else len(merge))
+        limit = self._window - lanes.load if merge is None else HELD - len(merge)
         left = self._left()
+        lanes.most = self._most
         if limit <= 0 or left <= 0:
             return False
         return self._claim_up_to(limit, left)
@@ -262,7 +282,7 @@ class Dispatcher:
     @property
     def _full(self) -> bool:
         """Whether the merge window has no room in memory for another body."""
-        return self._merge is not None and (len(self._merge) >= self._window or self._left() <= 0)
+        return self._merge is not None and (len(self._merge) >= HELD or self._left() <= 0)
 
     @property
     def _stuck(self) -> bool:
@@ -271,27 +291,59 @@ class Dispatcher:
         idle = lanes.load <= self._low and lanes.in_flight < lanes.limit
         return idle and self._claim is None and not self._due and self._full
 
-    def _claim_ahead(self) -> None:
-        """
-        Have the full merge window find out what may go: it keeps the places of what comes, and none of the bodies.
+    @property
+    def _crowded(self) -> bool:
+        """Whether most lanes have nothing to do while a few have all the room."""
+        lanes = self._lanes
+        return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and not lanes.idle
 
-        So it restores the order of a backlog however long its bodies are.
-        """
-        self._ahead = None
-        if self._merge is None or not self._running or not self._stuck:
+    def _check_room(self) -> None:
+        """Keep places instead of bodies if there is need, in a turn of the reactor of its own."""
+        if self._stuck:
+            delay = 0.0
+        elif self._crowded:
+            self._crowded_since = since = self._crowded_since or self._seconds()
+            delay = max(since + PATIENCE - self._seconds(), 0.0)
+        else:
+            if 2 * self._lanes.in_flight > self._lanes.limit:
+                self._crowded_since = None
             return
-        if len(self._merge) < SHELVED:
+        if self._room_timer is None:
+            self._room_timer = self._clock.callLater(delay, self._make_room)
+        elif not delay:
+            self._room_timer.reset(0)
+
+    def _make_room(self) -> None:
+        self._room_timer = None
+        if not self._running:
+            return
+        if self._crowded:
+            self._shorten()
+        elif self._stuck and self._merge is not None:
+            self._claim_ahead(self._merge)
+
+    def _shorten(self) -> None:
+        """Keep the places of what is far behind in long lanes, so that a client's backlog does not hold up the others."""
+        if self._lanes.runs < SHELVED and self._lanes.shorten(self._stay):
+            self._pump()
+
+    def _claim_ahead(self, merge: MergeWindow) -> None:
+        """Have the full window keep the places of what comes, so that it restores the order however long the bodies are."""
+        if len(merge) < SHELVED:
             self._claim_up_to(self._window, AHEAD)
         else:
             # What happened first has to go before its time.
-            self._put_due(self._merge.release_oldest(SHELVED // 64))
+            self._put_due(merge.release_oldest(SHELVED // 64))
         self._pump()
 
     def _left(self) -> int:
         """How many bytes of bodies may be claimed."""
-        held = self._lanes.size + self._due_size + (0 if self._merge is None else self._merge.size)
+        return self._most - self._lanes.size - self._due_size - (0 if self._merge is None else self._merge.size)
+
+    @property
+    def _most(self) -> int:
         # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
-        return min(self._budget.part, self.outbox.max_size // 2) - held
+        return min(self._budget.part, self.outbox.max_size // 2)
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
@@ -395,7 +447,12 @@ class Dispatcher:
         self._pump()
 
     def _unreadable(self, key: str) -> None:
-        self._later(UNREADABLE, (key,))
+        def again() -> None:
+            self._rereads.discard(reread)
+            self._lanes.reread(key)
+
+        reread: IDelayedCall = self._clock.callLater(UNREADABLE, again)
+        self._rereads.add(reread)
 
     def _later(self, delay: float, keys: Sequence[str]) -> None:
         def again() -> None:
@@ -467,7 +524,9 @@ class Dispatcher:
         self._go_on()
 
     def _go_on(self) -> None:
-        if (self._claim is None or self._due) and self._lanes.load <= self._low:
+        if self._lanes.load > self._low:
+            self._check_room()
+        elif self._claim is None or self._due:
             self._pump()
         if self.settled is not None:
             self.settled()

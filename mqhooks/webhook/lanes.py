@@ -4,6 +4,8 @@ Keeping each client's deliveries in order while many requests are in flight.
 - A lane is a queue. All deliveries with the same key are in the same lane, and a lane has one request in flight, so they cannot
   overtake each other. A request carries a list of deliveries: a single one, unless events share requests.
 - A delivery that waits for its retry parks its key: later ones with this key wait behind it, and the lane goes on.
+- A client with a long backlog must not take the room of all others: its key is parked too, but may go on at once, and others
+  have their turn after each of its requests.
 - Of parked deliveries only the places in the outbox are kept. They are recalled when their turn comes; any that the outbox had
   to drop meanwhile are missing then.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any, Protocol
 from zlib import crc32
 
@@ -21,6 +24,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from mqhooks.delivery import Delivery
 from mqhooks.errors import OutboxError
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, HALVE, PARK, Fate
+from mqhooks.webhook.places import Places
 from mqhooks.webhook.settings import BatchSettings
 
 Settle = Callable[[Fate | Sequence[Fate]], None]
@@ -48,7 +52,7 @@ class Lanes:
     :param send: ``send(deliveries, settle)`` makes an attempt. It calls ``settle`` once, with what becomes of all of them or of
         each; possibly before it returns.
     :param outbox: shelves and recalls deliveries of which only the places are kept.
-    :param unreadable: called with a key whose deliveries could not be read: :meth:`unpark` it to try again.
+    :param unreadable: called with a key whose deliveries could not be read: :meth:`reread` them later.
     :param key: deliveries with the same key stay in order.
     :param clock: for lingering.
     :param batch: how many deliveries share a request; one each when ``None``.
@@ -56,7 +60,10 @@ class Lanes:
     :ivar size: bytes of their bodies.
     :ivar in_flight: how many requests have no result yet.
     :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
-    :ivar parked: how many keys are parked.
+    :ivar most: bytes of bodies beyond which nothing is recalled, unless there are none.
+    :ivar parked: how many keys wait for a retry, or have waited for one.
+    :ivar runs: how many runs of consecutive places parked deliveries have.
+    :ivar idle: the lanes that have something to send, and wait for the limit or for memory.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Lanes:
         batch: BatchSettings | None = None,
     ) -> None:
         self.limit = count
+        self.most = 1 << 62
         self.send = send
         self.outbox = outbox
         self.unreadable = unreadable
@@ -80,7 +88,7 @@ class Lanes:
         self.load = 0
         self.size = 0
         self.in_flight = 0
-        self.parked = 0
+        self.parked = self.runs = 0
         self.idle: dict[Lane, None] = {}
         self._lanes = [Lane(self) for _ in range(count)]
 
@@ -99,17 +107,40 @@ class Lanes:
         """Let the deliveries of a parked key be tried again when their lane comes to them."""
         self._lane(key).unpark(key)
 
+    def reread(self, key: str) -> None:
+        """Recall a key's deliveries once more that could not be read, unless it waits for a retry."""
+        self._lane(key).reread(key)
+
     def admit(self) -> None:
-        """Resume lanes that the limit had stopped."""
-        while self.idle and self.in_flight < self.limit:
-            lane = next(iter(self.idle))
-            del self.idle[lane]
-            lane.run()
+        """Resume lanes that the limit, or too little memory, had stopped."""
+        for lane in list(self.idle):
+            if self.in_flight >= self.limit:
+                break
+            if lane in self.idle:
+                del self.idle[lane]
+                lane.run()
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing may be recalled before something is settled."""
+        return self.size >= self.most and self.load > 0
 
     def shelve(self) -> None:
         """Park what waits in lanes behind a parked delivery now rather than when its turn comes, to make room."""
         for lane in self._lanes:
             lane.shelve()
+
+    def shorten(self, length: int) -> bool:
+        """
+        Park the keys of what waits behind the first deliveries of each lane, to make room for other lanes.
+
+        :param length: how many of each lane are not behind.
+        :returns: whether there was something.
+        """
+        before = self.load
+        for lane in self._lanes:
+            lane.shorten(length)
+        return self.load < before
 
     def waits_beside(self, clients: Collection[str]) -> bool:
         """Say whether a delivery of another client than these waits in a lane."""
@@ -147,15 +178,20 @@ class Parked:
     :param client: whose deliveries they are.
     :ivar places: of those that are parked, in the outbox.
     :ivar recalled: the first of them, when it was recalled before it could be sent.
+    :ivar queued: whether it may go on, and stands in its lane's queue.
+    :ivar asked: whether the outbox has yet to answer a recall.
+    :ivar held: whether it waits for a retry.
+    :ivar failed: whether it has waited for one.
     """
 
-    __slots__ = ("client", "key", "places", "recalled")
+    __slots__ = ("asked", "client", "failed", "held", "key", "places", "queued", "recalled")
 
     def __init__(self, key: str, client: str) -> None:
         self.key = key
         self.client = client
-        self.places: deque[int] = deque()
+        self.places = Places()
         self.recalled: Delivery | None = None
+        self.queued = self.asked = self.held = self.failed = False
 
 
 class Lane:
@@ -194,9 +230,22 @@ class Lane:
         """Put a parked key at the end: one that keeps failing must not go before one that never had a turn."""
         if not self._queue:
             self._since = self._all.clock.seconds()
-        self._queue.append(self._parked[key])
+        parked = self._parked[key]
+        parked.held = False
+        self._append(parked)
         if self._current is None:
             self.run()
+
+    def reread(self, key: str) -> None:
+        """Go on with a parked key whose deliveries could not be read."""
+        parked = self._parked.get(key)
+        if parked is not None and not parked.held:
+            self.unpark(key)
+
+    def _append(self, parked: Parked) -> None:
+        if not (parked.queued or parked.asked):
+            parked.queued = True
+            self._queue.append(parked)
 
     def stop(self) -> None:
         """Forget the timer."""
@@ -219,6 +268,21 @@ class Lane:
                 else:
                     self._park_behind(item)
 
+    def shorten(self, length: int) -> None:
+        """Park the keys of what waits behind the first deliveries; they may go on at once unless they wait for a retry."""
+        behind = islice(self._queue, length, None)
+        keys = {self._all.key(item) for item in behind if isinstance(item, Delivery)}
+        if not keys:
+            return
+        queue, self._queue = self._queue, deque()
+        for item in queue:
+            if isinstance(item, Parked) or (key := self._all.key(item)) not in keys:
+                self._queue.append(item)
+                continue
+            if key not in self._parked:
+                self._append(self._new_parked(key, item.client))
+            self._park_behind(item)
+
     def newest(self, known: Callable[[str], bool]) -> tuple[int, str] | None:
         """Find place and key of the last delivery whose client is not known, unless a request is in flight here."""
         if self._current is not None:
@@ -229,7 +293,7 @@ class Lane:
             if isinstance(item, Delivery):
                 return item.place, self._all.key(item)
             if item.places:
-                return item.places[-1], item.key
+                return item.places.last, item.key
             if item.recalled is not None:
                 return item.recalled.place, item.key
         return None
@@ -263,6 +327,9 @@ class Lane:
                 break
             else:
                 batch = self._collect()
+                if not batch and self._queue and lanes.spent:
+                    lanes.idle[self] = None
+                    break
             if batch:
                 self._current = batch
                 lanes.in_flight += 1
@@ -292,24 +359,39 @@ class Lane:
         part = bool(self._parts)
         room = self._parts.pop() if part else limits.size
         batch: list[Delivery] = []
+        turned: Parked | None = None
         size, most = 0, room
         while queue and room and len(batch) < most:
-            head = queue.popleft()
-            delivery = self._resume(head) if isinstance(head, Parked) else self._unless_parked(head)
+            head = queue[0]
+            if isinstance(head, Parked) and head.recalled is None and lanes.spent:
+                break
+            queue.popleft()
+            if isinstance(head, Parked):
+                head.queued = False
+                delivery = self._resume(head)
+            else:
+                delivery = self._unless_parked(head)
             if delivery is not None:
                 if delivery.attempts:
                     # One that always fails must not hold those for long that were with it: each time it has a quarter as many.
                     most = min(most, limits.size >> 2 * delivery.attempts)
                 if batch and (size + len(delivery.body) > limits.max_bytes or len(batch) >= most):
                     if isinstance(head, Parked):
-                        head.recalled = delivery
+                        head.recalled, head.queued = delivery, True
                     queue.appendleft(head)
                     break
                 batch.append(delivery)
                 size += len(delivery.body)
+                if isinstance(head, Parked) and head.places and not head.failed:
+                    # More of it may share the request.
+                    head.queued, turned = True, head
+                    queue.appendleft(head)
             room -= 1
         if part and room and queue:
             self._parts.append(room)
+        if turned is not None and queue and queue[0] is turned and not self._parts:
+            # Others have their turn.
+            queue.rotate(-1)
         if limits.linger:
             self._since = lanes.clock.seconds()
         return batch
@@ -327,34 +409,44 @@ class Lane:
                 self._free(parked)
                 return None
             try:
-                found = self._all.outbox.recall((parked.places[0],))
+                found = self._all.outbox.recall((parked.places.first,))
             except OutboxError:
                 self._all.unreadable(parked.key)
                 return None
             if isinstance(found, Deferred):
-                found.addCallbacks(self._came_back, self._unreadable, callbackArgs=(parked,), errbackArgs=(parked,))
+                parked.asked = True
+                more = (parked, parked.places.first)
+                found.addCallbacks(self._came_back, self._unreadable, callbackArgs=more, errbackArgs=more)
                 return None
             self._take(found, parked)
             if parked.recalled is None:
                 # It was dropped; the next one behind it has its turn.
-                self._queue.append(parked)
+                self._append(parked)
         recalled, parked.recalled = parked.recalled, None
         return recalled
 
     def _take(self, found: Sequence[Delivery], parked: Parked) -> None:
+        self._all.runs -= parked.places.runs
         attempts = self._attempts.pop(parked.places.popleft(), 0)
+        self._all.runs += parked.places.runs
         for delivery in found:
             delivery.attempts = attempts
             parked.recalled = delivery
             self._all.load += 1
             self._all.size += len(delivery.body)
 
-    def _came_back(self, found: Sequence[Delivery], parked: Parked) -> None:
-        self._take(found, parked)
-        self.unpark(parked.key)
+    def _came_back(self, found: Sequence[Delivery], parked: Parked, place: int) -> None:
+        parked.asked = False
+        if parked.places.first == place:
+            self._take(found, parked)
+        else:
+            # One before it was parked again meanwhile.
+            self._all.outbox.shelve((place,))
+        self.reread(parked.key)
 
-    def _unreadable(self, failure: Any, parked: Parked) -> None:
+    def _unreadable(self, failure: Any, parked: Parked, _place: int) -> None:
         failure.trap(OutboxError)
+        parked.asked = False
         self._all.unreadable(parked.key)
 
     # What becomes of it.
@@ -390,6 +482,7 @@ class Lane:
         for delivery, fate in zip(reversed(batch), reversed(fates), strict=True):
             if fate is PARK:
                 self._park(delivery)
+                self._hold(self._parked[key(delivery)])
             elif fate is AGAIN or fate is HALVE:
                 back += self._put_back(delivery, named=key(delivery) in waiting)
             else:
@@ -404,34 +497,49 @@ class Lane:
         """Resume the deliveries that waited behind settled ones."""
         for key in dict.fromkeys(keys):
             parked = self._parked.get(key)
-            if parked is None:
+            if parked is None or parked.queued or parked.asked:
                 continue
             if parked.places:
                 # Behind other clients' that came meanwhile: a long queue of one client must not hold them up.
-                self._queue.append(parked)
+                self._append(parked)
             else:
                 self._free(parked)
 
+    def _new_parked(self, key: str, client: str) -> Parked:
+        parked = self._parked[key] = Parked(key, client)
+        return parked
+
     def _free(self, parked: Parked) -> None:
         del self._parked[parked.key]
-        self._all.parked -= 1
+        self._all.parked -= parked.failed
+
+    def _hold(self, parked: Parked) -> None:
+        """Have a parked key wait until it is unparked."""
+        if parked.queued:
+            parked.queued = False
+            self._queue.remove(parked)
+        self._all.parked += not parked.failed
+        parked.held = parked.failed = True
 
     def _park(self, delivery: Delivery) -> None:
         """Park a delivery that has been tried, before others with its key."""
         key = self._all.key(delivery)
-        parked = self._parked.get(key)
-        if parked is None:
-            parked = self._parked[key] = Parked(key, delivery.client)
-            self._all.parked += 1
-        parked.places.appendleft(delivery.place)
-        self._shelve(delivery)
+        parked = self._parked.get(key) or self._new_parked(key, delivery.client)
+        if parked.recalled is not None:
+            recalled, parked.recalled = parked.recalled, None
+            self._leave(recalled)
+            self._shelve(recalled, parked, front=True)
+        self._shelve(delivery, parked, front=True)
 
     def _park_behind(self, delivery: Delivery) -> None:
         self._leave(delivery)
-        self._parked[self._all.key(delivery)].places.append(delivery.place)
-        self._shelve(delivery)
+        self._shelve(delivery, self._parked[self._all.key(delivery)])
 
-    def _shelve(self, delivery: Delivery) -> None:
+    def _shelve(self, delivery: Delivery, parked: Parked, *, front: bool = False) -> None:
+        places = parked.places
+        self._all.runs -= places.runs
+        (places.appendleft if front else places.append)(delivery.place)
+        self._all.runs += places.runs
         self._all.outbox.shelve((delivery.place,))
         if delivery.attempts:
             self._attempts[delivery.place] = delivery.attempts
@@ -448,12 +556,18 @@ class Lane:
         :returns: how much longer the queue is now.
         """
         key = self._all.key(delivery)
-        if key in self._parked:
+        parked = self._parked.get(key)
+        if parked is not None:
             self._park(delivery)
-            if named:
+            if parked.asked:
+                # It goes on once the outbox has answered.
                 return 0
-            self._queue.appendleft(self._parked[key])
-            return 1
+            if not named:
+                if parked.queued:
+                    self._queue.remove(parked)
+                parked.queued = True
+                self._queue.appendleft(parked)
+            return 0 if named and parked.failed else 1
         self._all.load += 1
         self._all.size += len(delivery.body)
         self._queue.appendleft(delivery)
