@@ -137,7 +137,7 @@ class PiecesTests(ProtocolCase):
         self.clock.advance(0)
 
     def turns(self):
-        while self.factory.pieces:
+        while self.factory.pieces.clients:
             self.turn()
 
     def clients(self):

@@ -173,6 +173,7 @@ class Pieces:
     :param failed: called with a connection, the error, and 0 if events of the frame were handed over before it, else 1.
     :param changed: called when another number of bytes waits.
     :ivar short: bytes of short frames that wait.
+    :ivar clients: what waits of each client.
     """
 
     def __init__(
@@ -187,19 +188,13 @@ class Pieces:
         self._hand_over = hand_over
         self._failed = failed
         self._changed = changed
-        self._clients: dict[Client, deque[_Item]] = {}
+        self.clients: dict[Client, deque[_Item]] = {}
         self._working = False
-
-    def __len__(self) -> int:
-        return len(self._clients)
-
-    def __contains__(self, client: object) -> bool:
-        return client in self._clients
 
     @property
     def behind(self) -> int:
         """How many bytes of long frames wait behind the one that is worked off."""
-        first = next((items[0].size for items in self._clients.values() if items), 0)
+        first = next((items[0].size for items in self.clients.values() if items), 0)
         return self._long - (first if first > LONG else 0)
 
     def add(self, owner: Any, divided: Divided, size: int) -> None:
@@ -216,14 +211,14 @@ class Pieces:
 
         :returns: how many they were.
         """
-        items = [item for waiting in self._clients.values() for item in waiting]
-        self._clients.clear()
+        items = [item for waiting in self.clients.values() for item in waiting]
+        self.clients.clear()
         for item in items:
             self._count(item, -1)
         return len(items)
 
     def _add(self, item: _Item) -> None:
-        self._clients.setdefault(item.client, deque()).append(item)
+        self.clients.setdefault(item.client, deque()).append(item)
         self._count(item, 1)
         self._go_on()
 
@@ -235,7 +230,7 @@ class Pieces:
         self._changed()
 
     def _go_on(self) -> None:
-        if self._clients and not self._working:
+        if self.clients and not self._working:
             self._working = True
             self._clock.callLater(0, self._work)
 
@@ -243,11 +238,11 @@ class Pieces:
         """Hand over the next piece of a client, or its next few short frames."""
         events: list[Event] = []
         size = frames = 0
-        client = next(iter(self._clients), None)
+        client = next(iter(self.clients), None)
         # The client goes to the end: others have their turn. It stays until what is handed over is accepted.
-        items = self._clients.pop(client) if client is not None else deque[_Item]()
+        items = self.clients.pop(client) if client is not None else deque[_Item]()
         if client is not None:
-            self._clients[client] = items
+            self.clients[client] = items
         while items and size < PIECE:
             item = items[0]
             try:
@@ -273,8 +268,8 @@ class Pieces:
 
     def _accepted(self, _: None, client: Client | None) -> None:
         self._working = False
-        if client is not None and client in self._clients and not self._clients[client]:
-            del self._clients[client]
+        if client is not None and client in self.clients and not self.clients[client]:
+            del self.clients[client]
             self._changed()
         self._go_on()
 

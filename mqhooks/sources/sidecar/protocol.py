@@ -259,7 +259,8 @@ class SidecarProtocol(Int32StringReceiver):
                 self._divide(divided, len(string))
                 return
             event = decode(string)
-            if factory.pieces and (event.mountpoint, event.client_id) in factory.pieces:
+            waiting = factory.pieces.clients
+            if waiting and (event.mountpoint, event.client_id) in waiting:
                 factory.pieces.add_behind(self, string, (event.mountpoint, event.client_id))
                 return
             self._events.append(factory.sessions.see(event) if event.hook in CONCERNED else event)
@@ -418,7 +419,7 @@ class SidecarFactory(ServerFactory):
         return deferred
 
     def _tell_empty(self) -> None:
-        if not self.connections and not self.pieces:
+        if not self.connections and not self.pieces.clients:
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)
