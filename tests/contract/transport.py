@@ -1,11 +1,14 @@
 """What every provider of IWebhookTransport keeps, against real servers on loopback."""
 
+import shutil
+import subprocess
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SkipTest
 from zope.interface.verify import verifyObject
 
 from mqhooks.delivery import Head, Request, Response
@@ -14,6 +17,27 @@ from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.interfaces import IWebhookTransport
 from tests.endpoints import Endpoint
 from tests.waiting import until
+
+NODE = """
+const server = require("http").createServer((request, response) => {
+  let body = "";
+  request.on("data", (data) => { body += data; });
+  request.on("end", () => {
+    const answer = `${request.method} ${request.url} ${body}`;
+    if (request.url === "/chunked") {
+      response.write(answer.slice(0, 4));
+      response.end(answer.slice(4));
+      return;
+    }
+    if (request.url === "/interim") response.writeProcessing();
+    if (request.url === "/close") response.setHeader("connection", "close");
+    response.statusCode = {"/close": 503, "/empty": 204}[request.url] || 200;
+    response.end(request.url === "/empty" ? undefined : answer);
+  });
+});
+server.listen(0, "127.0.0.1", () => console.log(server.address().port));
+"""
+"""An endpoint that says what it got."""
 
 
 class TransportContract:
@@ -223,6 +247,28 @@ class TransportContract:
         self.assertEqual(await self.status(transport, body), 200)
         self.assertEqual(await self.status(transport), 200)
         self.assertEqual([request.body == body for request in self.endpoint.requests], [True, False])
+
+    async def test_server_in_node(self):
+        if shutil.which("node") is None:
+            raise SkipTest("there is no node")
+        server = await deferToThread(subprocess.Popen, ["node", "-e", NODE], stdout=subprocess.PIPE)
+        self.addCleanup(deferToThread, server.wait)
+        self.addCleanup(server.stdout.close)
+        self.addCleanup(server.kill)
+        port = int(await deferToThread(server.stdout.readline))
+        transport = self.connect(f"http://127.0.0.1:{port}?token=1")
+        for path, (status, body) in {
+            "": (200, b"POST /?token=1 {}"),
+            "/chunked": (200, b"POST /chunked {}"),
+            "/close": (503, b"POST /close {}"),
+            "/interim": (200, b"POST /interim {}"),
+            "/empty": (204, b""),
+        }.items():
+            head = Head("POST", f"http://127.0.0.1:{port}{path or '?token=1'}", ())
+            for _ in range(3):
+                response = await self.result(transport, head=head)
+                self.assertEqual((response.status, response.body), (status, body))
+        await transport.close()
 
     async def test_server_of_the_standard_library(self):
         bodies = []
