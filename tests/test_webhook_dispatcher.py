@@ -10,7 +10,7 @@ from mqhooks.errors import ConnectFailed, OutboxError
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook import budget as budget_module
-from mqhooks.webhook import dispatcher, outcomes
+from mqhooks.webhook import intake, outcomes
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
@@ -227,8 +227,8 @@ class OrderTests(SinkMixin, SynchronousTestCase):
         self.assertGreater(len(missing), 10)
 
     def test_more_than_the_window_claims(self):
-        self.patch(dispatcher, "WINDOW", 16)
-        self.patch(dispatcher, "HELD", 16)
+        self.patch(intake, "WINDOW", 16)
+        self.patch(intake, "HELD", 16)
         self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4)
         self.sink.pause()
         self.fill(200, 5, 0.0005, 10)
@@ -252,9 +252,9 @@ class OrderTests(SinkMixin, SynchronousTestCase):
         self.assertEqual((len(arrived), arrived), (80, sorted(arrived)))
 
     def test_what_has_to_go_early_is_what_happened_first(self):
-        self.patch(dispatcher, "WINDOW", 16)
-        self.patch(dispatcher, "HELD", 16)
-        self.patch(dispatcher, "SHELVED", 64)
+        self.patch(intake, "WINDOW", 16)
+        self.patch(intake, "HELD", 16)
+        self.patch(intake, "SHELVED", 64)
         self.make(DurableOutbox(1 << 30), merge_window=60, pool_size=4)
         self.sink.pause()
         self.fill(100, 100, 0.0001, 10)
@@ -269,7 +269,7 @@ class OrderTests(SinkMixin, SynchronousTestCase):
 
 class FairnessTests(SinkMixin, SynchronousTestCase):
     def test_one_client_with_a_backlog_keeps_nobody_waiting(self):
-        self.patch(dispatcher, "WINDOW", 64)
+        self.patch(intake, "WINDOW", 64)
         for window in (0, 0.05):
             for batch in (None, BatchSettings(size=3, linger=0)):
                 self.make(DurableOutbox(1 << 30), merge_window=window, pool_size=8, batch=batch)

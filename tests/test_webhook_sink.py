@@ -16,7 +16,7 @@ from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
-from mqhooks.webhook import dispatcher
+from mqhooks.webhook import intake
 from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
@@ -29,7 +29,7 @@ class SinkTests(SinkMixin, SynchronousTestCase):
     """With a clock and a transport that do as they are told."""
 
     def setUp(self):
-        self.patch(dispatcher, "WINDOW", WINDOW)
+        self.patch(intake, "WINDOW", WINDOW)
 
     def test_interface(self):
         verifyObject(IEventSink, self.make())

@@ -1,0 +1,357 @@
+"""
+From the outbox through the merge window into the lanes.
+
+- Deliveries are claimed only as far as the lanes and the memory have room for them; the rest stays in the outbox.
+- Accept first, order afterwards: window and lanes are in memory only, and a restart begins with the outbox.
+- Where bodies take too much room, only the places of deliveries are kept, and the bodies are recalled when they may go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from mqhooks.delivery import Delivery, Shelved
+from mqhooks.errors import OutboxError
+from mqhooks.interfaces import IOutbox
+from mqhooks.webhook.budget import Budget
+from mqhooks.webhook.counters import WebhookCounters
+from mqhooks.webhook.lanes import Lanes
+from mqhooks.webhook.merge import MergeWindow
+from mqhooks.webhook.settings import WebhookSettings
+
+WINDOW = 4096
+"""How many deliveries are claimed and neither settled nor parked; further ones stay in the outbox."""
+
+MOST = 1 << 14
+"""The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
+
+HELD = 1 << 14
+"""How many deliveries the merge window holds with their bodies: 50 milliseconds of 300,000 a second."""
+
+SHELVED = 1 << 16
+"""
+How many deliveries the merge window holds at most, those of which it keeps only the places included; and how many runs of
+consecutive places lanes are given to keep.
+"""
+
+PATIENCE = 1.0
+"""How many seconds most lanes have nothing to do before a few long ones are shortened: what they keep has to be read again."""
+
+AHEAD = 1 << 20
+"""About how many bytes of bodies are claimed in one turn when only their places are kept."""
+
+LONGEST_COMMIT = 1.0
+"""How many seconds the merge window waits for a commit at most."""
+
+UNREADABLE = 1.0
+"""Seconds before deliveries that could not be read are recalled again."""
+
+
+class Intake:
+    """
+    Fills the lanes of one webhook from its outbox.
+
+    :param clock: for timers.
+    :param settings: the webhook's.
+    :param outbox: holds what waits; it is open between :meth:`start` and :meth:`close`.
+    :param lanes: where deliveries go.
+    :param counters: late deliveries are counted here.
+    :param budget: bounds what is held in memory.
+    :param now: the time of day, in seconds since 1970.
+    :param pumped: called whenever something may have come into the lanes.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        settings: WebhookSettings,
+        outbox: IOutbox,
+        lanes: Lanes,
+        counters: WebhookCounters,
+        *,
+        budget: Budget,
+        now: Callable[[], float],
+        pumped: Callable[[], object],
+    ) -> None:
+        self._clock = clock
+        self._seconds = clock.seconds
+        self._settings = settings
+        self._outbox = outbox
+        self._lanes = lanes
+        self._counters = counters
+        self._budget = budget
+        self._now = now
+        self._pumped = pumped
+        self._window = _window(settings)
+        self._low = self._window // 2
+        self._stay = max(self._low // settings.pool_size, 1 if settings.batch is None else settings.batch.size)
+        merge = settings.merge_window if settings.ordering == "client" else 0
+        self._merge = MergeWindow(merge, counters.late) if merge else None
+        self._merge_timer: IDelayedCall | None = None
+        # Of how many the window, or what it has released, holds only the places.
+        self._shelved = 0
+        # What it has released and lanes have no room for yet, the bytes of its bodies, and whether some is being recalled.
+        self._due: deque[Delivery | Shelved] = deque()
+        self._due_size = 0
+        self._recalling = False
+        self._recall_timer: IDelayedCall | None = None
+        self._room_timer: IDelayedCall | None = None
+        self._crowded_since: float | None = None
+        self._claim: Deferred[Sequence[Delivery]] | None = None
+        self._last_arrival = 0.0
+        self._pumping = False
+        self._running = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is nothing to do until the outbox has something new."""
+        return self._claim is not None and not self._due
+
+    def start(self) -> None:
+        """Begin, first of all with what the outbox holds."""
+        self._running = True
+        self._budget.join(self)
+        self.pump()
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._running = False
+        if self._claim is not None:
+            self._claim.cancel()
+
+    def close(self) -> None:
+        """End all timers, and leave the memory to others."""
+        self.stop()
+        for timer in (self._merge_timer, self._room_timer, self._recall_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._budget.leave(self)
+
+    def go_on(self) -> None:
+        """Note that something was settled."""
+        if self._lanes.load > self._low:
+            self._check_room()
+        elif not self.waits:
+            self.pump()
+
+    def pump(self) -> None:
+        """Push what may go into the lanes, and claim what there is room for."""
+        # An attempt that ends at once comes back here; what it makes room for must not overtake what is being pushed.
+        if not self._running or self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._release() or self._claim_more():
+                pass
+        finally:
+            self._pumping = False
+        if self._merge is not None and len(self._merge) and self._merge_timer is None:
+            self._merge_timer = self._clock.callLater(self._settings.merge_window / 5, self._tick)
+        self._check_room()
+        self._pumped()
+
+    def _claim_more(self) -> bool:
+        """Claim what there is room for; returns whether something came at once."""
+        lanes, merge = self._lanes, self._merge
+        if self._claim is not None or lanes.load > self._low:
+            return False
+        limit = self._window - lanes.load if merge is None else HELD - len(merge)
+        left = self._left()
+        lanes.most = self._most
+        if limit <= 0 or left <= 0:
+            return False
+        return self._claim_up_to(limit, left)
+
+    def _claim_up_to(self, limit: int, size: int) -> bool:
+        claimed = self._outbox.claim(limit, size)
+        if isinstance(claimed, Deferred):
+            self._claim = claimed
+            claimed.addCallbacks(self._claimed, self._not_claimed)
+            return False
+        self._take(claimed)
+        return True
+
+    @property
+    def _full(self) -> bool:
+        """Whether the merge window has no room in memory for another body."""
+        return self._merge is not None and (len(self._merge) >= HELD or self._left() <= 0)
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether lanes have nothing to do while the merge window is full of what may not go yet."""
+        lanes = self._lanes
+        idle = lanes.load <= self._low and lanes.in_flight < lanes.limit
+        return idle and self._claim is None and not self._due and self._full
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether most lanes have nothing to do while a few have all the room."""
+        lanes = self._lanes
+        return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and not lanes.idle
+
+    def _check_room(self) -> None:
+        """Keep places instead of bodies if there is need, in a turn of the reactor of its own."""
+        if self._stuck:
+            delay = 0.0
+        elif self._crowded:
+            self._crowded_since = since = self._crowded_since or self._seconds()
+            delay = max(since + PATIENCE - self._seconds(), 0.0)
+        else:
+            if 2 * self._lanes.in_flight > self._lanes.limit:
+                self._crowded_since = None
+            return
+        if self._room_timer is None:
+            self._room_timer = self._clock.callLater(delay, self._make_room)
+        elif not delay:
+            self._room_timer.reset(0)
+
+    def _make_room(self) -> None:
+        self._room_timer = None
+        if not self._running:
+            return
+        if self._crowded:
+            self._shorten()
+        elif self._stuck and self._merge is not None:
+            self._claim_ahead(self._merge)
+
+    def _shorten(self) -> None:
+        """Keep the places of what is far behind in long lanes, so that a client's backlog does not hold up the others."""
+        if self._lanes.runs < SHELVED and self._lanes.shorten(self._stay):
+            self.pump()
+
+    def _claim_ahead(self, merge: MergeWindow) -> None:
+        """Have the full window keep the places of what comes, so that it restores the order however long the bodies are."""
+        if len(merge) < SHELVED:
+            self._claim_up_to(self._window, AHEAD)
+        else:
+            # What happened first has to go before its time.
+            self._put_due(merge.release_oldest(SHELVED // 64))
+        self.pump()
+
+    def _left(self) -> int:
+        """How many bytes of bodies may be claimed."""
+        return self._most - self._lanes.size - self._due_size - (0 if self._merge is None else self._merge.size)
+
+    @property
+    def _most(self) -> int:
+        # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
+        return min(self._budget.part, self._outbox.max_size // 2)
+
+    def _claimed(self, claimed: Sequence[Delivery]) -> None:
+        self._claim = None
+        pumping, self._pumping = self._pumping, True
+        try:
+            self._take(claimed)
+        finally:
+            self._pumping = pumping
+        self.pump()
+
+    def _not_claimed(self, failure: Failure) -> None:
+        self._claim = None
+        failure.trap(CancelledError)
+
+    def _take(self, claimed: Sequence[Delivery]) -> None:
+        if self._merge is None:
+            self._lanes.push(claimed)
+            return
+        held = [delivery for delivery in claimed if delivery.window]
+        if len(held) < len(claimed):
+            self._lanes.push([delivery for delivery in claimed if not delivery.window])
+        # A backlog was accepted at different times: each delivery waits for the window from its own acceptance on.
+        now, wall = self._seconds(), int(self._now() * 1000)
+        groups = [held] if held and held[0].accepted == held[-1].accepted else _by_acceptance(held)
+        for group in groups:
+            arrival = now - max(wall - group[0].accepted, 0) / 1000
+            self._last_arrival = arrival = max(arrival, self._last_arrival)
+            self._merge.push(self._shelve(group) if self._full else group, arrival)
+
+    def _shelve(self, deliveries: Sequence[Delivery]) -> Sequence[Shelved]:
+        self._shelved += len(deliveries)
+        self._outbox.shelve([delivery.place for delivery in deliveries])
+        return [Shelved(each.client, each.timestamp, each.place, len(each.body)) for each in deliveries]
+
+    def _release(self) -> bool:
+        """Let the merge window go what it has held long enough; returns whether there was some."""
+        merge, lanes = self._merge, self._lanes
+        if merge is None or not (len(merge) or self._due) or lanes.load > self._low or self._recalling:
+            return False
+        if not self._due:
+            released = merge.release(self._horizon(), self._window - lanes.load)
+            self._counters.late = merge.late
+            if not self._shelved:
+                lanes.push(cast("Sequence[Delivery]", released))
+                return bool(released)
+            self._put_due(released)
+        return self._push_due()
+
+    def _put_due(self, released: Sequence[Delivery | Shelved]) -> None:
+        self._due.extend(released)
+        self._due_size += sum([len(held.body) for held in released])
+
+    def _push_due(self) -> bool:
+        """Push what was released and there is memory for; returns whether there was some, and none of it is being recalled."""
+        due, room = self._due, self._left()
+        batch: list[Delivery | Shelved] = []
+        while due and (room > 0 or not (batch or self._lanes.load)):
+            held = due.popleft()
+            # A body that was in memory all the time takes no more than before.
+            room -= held.size if isinstance(held, Shelved) else 0
+            self._shelved -= isinstance(held, Shelved)
+            self._due_size -= len(held.body)
+            batch.append(held)
+        if batch:
+            self._recall(batch)
+        return bool(batch) and not self._recalling
+
+    def _recall(self, batch: Sequence[Delivery | Shelved]) -> None:
+        self._recalling = True
+        places = [held.place for held in batch if isinstance(held, Shelved)]
+        recall: Callable[[Sequence[int]], Any] = self._outbox.recall
+        recalled: Deferred[Sequence[Delivery]] = maybeDeferred(recall, places)
+        recalled.addCallbacks(self._recalled, self._not_recalled, (batch,), {}, (batch,))
+
+    def _recalled(self, found: Sequence[Delivery], batch: Sequence[Delivery | Shelved]) -> None:
+        self._recalling = False
+        back = {delivery.place: delivery for delivery in found}
+        whole = [back.get(held.place) if isinstance(held, Shelved) else held for held in batch]
+        pumping, self._pumping = self._pumping, True
+        try:
+            # What the outbox had to drop is missing.
+            self._lanes.push([delivery for delivery in whole if delivery is not None])
+        finally:
+            self._pumping = pumping
+        self.pump()
+
+    def _not_recalled(self, failure: Failure, batch: Sequence[Delivery | Shelved]) -> None:
+        failure.trap(OutboxError)
+        self._recall_timer = self._clock.callLater(UNREADABLE, self._recall, batch)
+
+    def _horizon(self) -> float:
+        """Work out up to what time everything accepted has also been claimed."""
+        if self._claim is None:
+            return self._last_arrival
+        now, since = self._seconds(), self._outbox.waiting_since
+        # A full disk must not stop the deliveries that would free it.
+        return now if since is None else max(since, now - LONGEST_COMMIT)
+
+    def _tick(self) -> None:
+        self._merge_timer = None
+        self.pump()
+
+
+def _window(settings: WebhookSettings) -> int:
+    if settings.batch is None:
+        return WINDOW
+    return min(max(WINDOW, 2 * settings.pool_size * settings.batch.size), MOST)
+
+
+def _by_acceptance(deliveries: Sequence[Delivery]) -> list[list[Delivery]]:
+    return [list(group) for _, group in groupby(deliveries, attrgetter("accepted"))]
