@@ -163,13 +163,6 @@ def _cpu(pid: int) -> float:
     return seconds
 
 
-def free_port() -> int:
-    """Find a port of 127.0.0.1 that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def wait_for_port(process: Process, port: int) -> None:
     """
     Wait until a process listens.

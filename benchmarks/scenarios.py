@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import certificates, subjects
-from benchmarks.processes import BenchmarkError, Process, free_port, until, wait_for_port
+from benchmarks.processes import BenchmarkError, Process, until, wait_for_port
 from benchmarks.subjects import FLOOR, PEERS, Wiring
+from mqhooks.tools.ports import free_port
 
 GIVEN_UP = 20.0
 """After how many seconds without a delivery what has not come counts as missing."""

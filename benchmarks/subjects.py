@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.processes import BenchmarkError, Process, free_port
+from benchmarks.processes import BenchmarkError, Process
 from mqhooks.app.configuration import load
 from mqhooks.errors import ConfigError
+from mqhooks.tools.ports import free_port
 
 SECRET = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcms="
 

@@ -15,8 +15,9 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from socket import socket
 from tempfile import TemporaryDirectory
+
+from mqhooks.tools.ports import free_port
 
 LAST_LINES = 15
 """How many of a process's last lines are shown when it fails."""
@@ -118,7 +119,7 @@ async def demonstrate(seconds: float | None) -> int:
     :returns: the exit status.
     :raises OSError: when a process cannot be started.
     """
-    webhooks, events, page = _free_ports(3)
+    webhooks, events, page = (free_port() for _ in range(3))
     url = f"http://127.0.0.1:{webhooks}/hook"
     twistd = [_shortest(Path(sysconfig.get_path("scripts"), "twistd")), "-n", "--pidfile="]
     receiver = ReceiverProcess("an endpoint that shows what arrives", [*twistd, "mqhooks-receive", "--port", str(webhooks)])
@@ -178,17 +179,6 @@ async def run(children: Sequence[Child], seconds: float | None) -> int:
     for child in failed:
         _complain(f"\n{shlex.join(child.command)} ended with status {ended[child].result()}. Its last lines:", *child.last)
     return 1 if failed else 0
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _shortest(path: Path) -> str:

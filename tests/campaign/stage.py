@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from socket import socket
 
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import deferLater
 
+from mqhooks.tools.ports import free_port
 from tests.campaign.endpoint import Recorder
 from tests.campaign.producer import Producer
 from tests.metrics import broken_identities, read_metrics
@@ -87,8 +87,8 @@ class Stage:
         for endpoint in self.endpoints.values():
             endpoint.open()
         self.endpoint = self.endpoints[webhooks[0]]
-        self.port = _free_port()
-        self.admin_port = _free_port()
+        self.port = free_port()
+        self.admin_port = free_port()
         blocks = "\n".join(
             f'{name} {{ url = "http://127.0.0.1:{endpoint.number}/{name}", pool_size = {POOL}, cancel_timeout = 1s, '
             "merge_window = 20ms, retry { initial = 50ms, max = 400ms }, events = [ { event = on_message_publish } ] }"
@@ -393,9 +393,3 @@ class Stage:
 def _counters(connection):
     rows = connection.execute(f"SELECT name, {', '.join(COUNTERS)} FROM webhook").fetchall()
     return {name: (*numbers, numbers[0] - sum(numbers[1:])) for name, *numbers in rows}
-
-
-def _free_port():
-    with closing(socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
