@@ -1,14 +1,14 @@
 """
 The interfaces through which the rooms know each other.
 
-An event goes source → :class:`IEventSink` → :class:`IOutbox` → :class:`IWebhookTransport` → endpoint; only "accepted" and
-"wait" (backpressure) flow back.
+An event goes :class:`IEventSource` → :class:`IEventSink` → :class:`IOutbox` → :class:`IWebhookTransport` → endpoint; only
+"accepted" and "wait" (backpressure) flow back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService
 from zope.interface import Attribute, Interface
@@ -35,6 +35,44 @@ class IEventSink(IService):
             not change it.
         :returns: ``None`` when the batch was accepted at once, else a ``Deferred`` that fires with ``None`` once it is. For a
             durable sink "accepted" means committed to disk.
+        """
+
+
+class IBoundedSink(IEventSink):
+    """
+    A sink for sources that answer each event: it says when events are committed, and apart from that whether it has room.
+
+    ``receive`` answers both at once, for sources that only stop reading.
+    """
+
+    full: bool = Attribute("Whether it has no room, so that a source refuses events rather than let them wait.")
+
+    def store(events: Sequence[Event]) -> Deferred[None] | None:
+        """
+        Accept events, whether there is room for more or not.
+
+        :param events: as for ``receive``.
+        :returns: ``None`` when they are committed already, else a ``Deferred`` that fires with ``None`` once they are.
+        """
+
+
+class IEventSource(IService):
+    """
+    Where events come from: a service that listens, and hands what it reads to the sink that it was made for.
+
+    It starts after the sink and stops before it.
+    """
+
+    via: str = Attribute("How events come: ``sidecar``, ``webhooks`` or ``grpc``; a name for metrics and the page.")
+    addresses: Sequence[Any] = Attribute("Where it listens, as Twisted's addresses; empty when it does not.")
+    counters: Any = Attribute("What has come in: a :class:`mqhooks.sources.counters.SourceCounters`.")
+
+    def watch(watcher: Callable[[Sequence[Event]], object] | None) -> None:
+        """
+        Show each batch to a watcher before the sink gets it.
+
+        :param watcher: called with the batch, which it must not change; it must not raise. It replaces the previous one;
+            ``None`` for none.
         """
 
 
@@ -66,14 +104,15 @@ class IOutbox(Interface):
     used: int = Attribute("How many bytes are used.")
     max_size: int = Attribute("How many bytes may be used.")
     letters: int = Attribute("How many dead letters are kept.")
-    full: bool = Attribute("Whether callers of append() are waiting for room: backpressure.")
+    full: bool = Attribute("Whether callers of append() wait for room, or would: backpressure.")
 
-    def append(deliveries: Sequence[Delivery]) -> Deferred[None] | None:
+    def append(deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
         """
         Accept deliveries, in this order. Accepted means committed; nothing counts as accepted earlier.
 
-        :returns: ``None`` when they are accepted and there is room for more; else a ``Deferred`` that fires with ``None`` when
-            both hold.
+        :param room: whether the answer also waits until there is room for more.
+        :returns: ``None`` when they are accepted and, if asked for, there is room; else a ``Deferred`` that fires with ``None``
+            when that holds.
         """
 
     def claim(limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:

@@ -81,7 +81,7 @@ class AdminCase(TestCase):
         listener = SidecarService(reactor, [ANYWHERE], self.sidecar)
         outbox = OutboxSettings(kind="memory" if memory else "sqlite", path=str(self.path))
         admin = admin or AdminSettings(ANYWHERE)
-        self.bridge = Bridge(Settings(webhooks, outbox=outbox, admin=admin), self.sidecar, listener, self.sinks, self.store)
+        self.bridge = Bridge(Settings(webhooks, outbox=outbox, admin=admin), [listener], self.sinks, self.store)
         self.admin = AdminService(reactor, self.bridge, admin)
         children = [fan_out, self.admin, listener]
         self.service = OrderedService(children if memory else [self.store, *children])

@@ -564,9 +564,9 @@ class RequestTests(AdminCase):
         await self.start()
         answer = await self.json("/readyz")
         self.assertEqual(answer["status"], "ready")
-        port = self.bridge.listener.addresses[0].port
+        port = self.bridge.sources[0].addresses[0].port
         self.assertEqual(answer["checks"]["listening"]["reason"], f"for VerneMQ on 127.0.0.1:{port}")
-        await self.bridge.listener.stopService()
+        await self.bridge.sources[0].stopService()
         answer = await self.json("/readyz", status=503)
         self.assertEqual((answer["status"], answer["checks"]["listening"]["ok"]), ("not ready", False))
         self.assertEqual(await self.json("/healthz"), {"status": "ok"})

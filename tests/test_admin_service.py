@@ -167,7 +167,7 @@ class ListenTests(AdminCase):
 
 def bridge_of(clock):
     sidecar = SidecarFactory(clock, RecordingSink())
-    return Bridge(Settings(), sidecar, SidecarService(clock, [], sidecar), [], None)
+    return Bridge(Settings(), [SidecarService(clock, [], sidecar)], [], None)
 
 
 class ProcessTests(TestCase):

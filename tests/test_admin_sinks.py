@@ -115,8 +115,8 @@ class BridgeTests(TestCase):
         self.assertEqual(inner["name"], f"{webhook['name']} → webhook audit")
         self.assertEqual((inner["shown"]["up"], inner["shown"]["waiting"]), (True, 0))
         self.assertEqual(log["shown"]["written"], 0)
-        status.bridge.sidecar.accept([make_event("on_publish")], 1)
-        status.bridge.sidecar.flush()
+        status.bridge.sources[0].factory.accept([make_event("on_publish")], 1)
+        status.bridge.sources[0].factory.flush()
         await until(lambda: status.snapshot()["sinks"][1]["shown"]["last error"])
         webhook, inner, log = status.snapshot()["sinks"]
         self.assertEqual((inner["shown"]["waiting"], log["shown"]["written"]), (1, 1))

@@ -57,7 +57,7 @@ class StreamTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.sidecar = WatchedSidecar(self.clock, RecordingSink())
-        self.bridge = Bridge(Settings(), self.sidecar, SidecarService(self.clock, [], self.sidecar), [], None)
+        self.bridge = Bridge(Settings(), [SidecarService(self.clock, [], self.sidecar)], [], None)
         self.stream = Stream(Status(self.bridge, self.clock, self.clock.seconds), self.clock)
 
     def join(self, **settings):
@@ -149,14 +149,6 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual([request.finished for request in requests], [1, 1])
         self.assertEqual((self.clock.getDelayedCalls(), self.sidecar.watcher), ([], None))
         self.assertRaises(Refused, self.join)
-
-    def test_another_listener_after_a_reload(self):
-        request = self.join()
-        self.bridge.sidecar = self.sidecar = WatchedSidecar(self.clock, RecordingSink())
-        self.clock.advance(INTERVAL)
-        self.pass_by(1)
-        self.clock.advance(INTERVAL)
-        self.assertEqual(len(request.heard("events")), 1)
 
 
 class DescribeTests(SynchronousTestCase):

@@ -42,7 +42,7 @@ class BuildTests(SynchronousTestCase):
     def test_every_sink_gets_every_event(self):
         sinks = [RecordingSink(), RecordingSink()]
         service = build(self.settings(), self.reactor, sinks=sinks)
-        protocol = service.bridge.sidecar.buildProtocol(None)
+        protocol = service.bridge.sources[0].factory.buildProtocol(None)
         protocol.makeConnection(StringTransport())
         protocol.dataReceived(framed(envelope(make_event("on_client_gone").message)))
         self.reactor.advance(0)

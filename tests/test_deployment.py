@@ -234,7 +234,7 @@ class LogExamples(SynchronousTestCase):
         clock = Clock()
         sidecar = SidecarCounters()
         webhook = CountedWebhook("billing")
-        service = SummaryService(clock, sidecar, lambda: [webhook])
+        service = SummaryService(clock, [sidecar], lambda: [webhook])
         service.startService()
         sidecar.hooks["on_publish"] = events
         webhook.counters.filtered, webhook.counters.failed = filtered, failed

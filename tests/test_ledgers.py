@@ -58,7 +58,7 @@ class LedgerTests(TestCase):
         self.service = build(settings, reactor, sidecars=[ANYWHERE])
         self.service.startService()
         self.addCleanup(self.stop)
-        port = self.service.bridge.listener.addresses[0].port
+        port = self.service.bridge.sources[0].addresses[0].port
         self.broker = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", port), Protocol())
         self.addCleanup(self.broker.transport.abortConnection)
         self.port = self.service.admin.address.port

@@ -132,7 +132,7 @@ class SummaryTests(SynchronousTestCase):
         self.clock = Clock()
         self.sidecar = SidecarCounters()
         self.webhooks: list[CountedWebhook] = []
-        self.summary = SummaryService(self.clock, self.sidecar, lambda: self.webhooks)
+        self.summary = SummaryService(self.clock, [self.sidecar], lambda: self.webhooks)
         self.logged = self.enterContext(capturedLogs())
         self.summary.startService()
 

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent
 
 from mqhooks.app.tap import Options, makeService
-from mqhooks.sources.sidecar.sessions import SessionTable
+from mqhooks.sources.sessions import SessionTable
 from mqhooks.testing import make_event
 from tests.admin import Follower
 from tests.certificates import Authority, key_pem, pem
@@ -77,7 +77,7 @@ class BridgeCase(TestCase):
         self.service.startService()
         self.addCleanup(self.stop)
         self.bridge = self.service.bridge
-        port = self.bridge.listener.addresses[0].port
+        port = self.bridge.sources[0].addresses[0].port
         self.broker = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", port), Protocol())
         self.addCleanup(self.broker.transport.abortConnection)
 
@@ -133,16 +133,16 @@ class ReloadTests(BridgeCase):
 
     async def register(self, client):
         """Send a registration, and wait until it was read."""
-        before = self.bridge.sidecar.counters.hooks["on_register"]
+        before = self.bridge.sources[0].factory.counters.hooks["on_register"]
         self.broker.transport.write(framed(envelope(make_event("on_register", client_id=client).message)))
-        await self.until(lambda: self.bridge.sidecar.counters.hooks["on_register"] > before)
+        await self.until(lambda: self.bridge.sources[0].factory.counters.hooks["on_register"] > before)
 
     async def test_usernames_are_remembered_while_a_rule_needs_them(self):
         _, url = self.endpoint()
         without = f'webhooks.a {{ url = "{url}", events = [{{ event = on_message_publish }}] }}\nmqhooks {{ {self.outbox} }}'
         self.path.write_text(without, encoding="utf-8")
         await self.start()
-        sessions = self.bridge.sidecar.sessions
+        sessions = self.bridge.sources[0].factory.sessions
         await self.register("a")
         self.assertEqual(len(sessions), 0)
         self.path.write_text(without.replace("on_message_publish", "on_session_terminated"), encoding="utf-8")
@@ -158,7 +158,7 @@ class ReloadTests(BridgeCase):
         self.write(("a", f'url = "{url}"'))
         await self.start("--sink", f"log:path={self.directory / 'log'}")
         await self.register("a")
-        self.assertEqual(len(self.bridge.sidecar.sessions), 1)
+        self.assertEqual(len(self.bridge.sources[0].factory.sessions), 1)
 
     async def changed(self, outbox=None, more=""):
         """Change a webhook while attempts are under way, others wait in lanes and others come."""
@@ -296,7 +296,7 @@ class ReloadTests(BridgeCase):
         full = "outbox.kind = memory, outbox.max_size = 1MiB"
         self.write(("a", f'url = "{refusing}"'), outbox=full)
         await self.start()
-        sidecar = self.bridge.sidecar
+        sidecar = self.bridge.sources[0].factory
         payload = b"x" * 100_000
         message = framed(envelope(make_event("on_publish", client_id="c", payload=payload, topic="t").message))
         while not sidecar.braked:
@@ -394,12 +394,12 @@ class ReloadTests(BridgeCase):
         await self.start()
         payload = b"1" + b" " * 100_000
         message = framed(envelope(make_event("on_publish", client_id="c", payload=payload, topic="t").message))
-        while not self.bridge.sidecar.braked:
+        while not self.bridge.sources[0].factory.braked:
             self.broker.transport.write(message)
             await deferLater(reactor, 0.01)
         self.write(("a", f'url = "{url}"'), outbox="outbox { kind = memory, max_size = 100MiB }")
         self.assertEqual(self.reload(), ["configuration reloaded: outbox.max_size changed"])
-        self.assertFalse(self.bridge.sidecar.braked)
+        self.assertFalse(self.bridge.sources[0].factory.braked)
         endpoint.answer = lambda request: request.connection.reply()
         self.release()
         await self.until(lambda: not self.sink("a").outbox.counts.pending)

@@ -108,7 +108,7 @@ class FramingTests(ProtocolCase):
         self.assert_identity()
 
     def test_events_are_gathered(self):
-        self.factory.limit(max_frame=1000, max_sessions=0, max_sessions_size=1000, usernames=True, gather=0.005)
+        self.factory.limit(max_frame=1000, gather=0.005)
         one, other = self.connect(), self.connect()
         batches = []
         for number in range(4):
@@ -121,7 +121,7 @@ class FramingTests(ProtocolCase):
         self.assertEqual([[event.client_id for event in batch] for batch in self.sink.batches], [["c0"], ["c1", "c2"], ["c3"]])
 
     def test_events_are_gathered_no_longer_once_there_are_many(self):
-        self.factory.limit(max_frame=60_000, max_sessions=0, max_sessions_size=1000, usernames=True, gather=60)
+        self.factory.limit(max_frame=60_000, gather=60)
         protocol = self.connect()
         self.feed(protocol, publish(0))
         self.feed(protocol, publish(1, 40_000))
@@ -260,9 +260,9 @@ class FramingTests(ProtocolCase):
 
     def test_a_new_limit_holds_for_open_connections(self):
         protocol = self.connect()
-        self.factory.limit(max_frame=100, max_sessions=0, max_sessions_size=1000, usernames=True, gather=0.0)
+        self.factory.limit(max_frame=100, gather=0.0)
         self.feed(protocol, publish(1, 500) + publish(2))
-        self.factory.limit(max_frame=200_000, max_sessions=0, max_sessions_size=1000, usernames=True, gather=0.0)
+        self.factory.limit(max_frame=200_000, gather=0.0)
         self.feed(protocol, publish(3, 500) + publish(4, 150_000))
         self.assertEqual([event.client_id for event in self.sink.events], ["c2", "c3", "c4"])
         self.assertEqual(self.counters.oversized, 1)

@@ -4,14 +4,14 @@ The parts of a bridge that the admin room looks at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mqhooks.interfaces import IEventSink
+from mqhooks.events import HOOKS
+from mqhooks.interfaces import IEventSink, IEventSource
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.sources.sidecar.listener import SidecarService
-from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.webhook.sink import WebhookSink
 
 
@@ -21,16 +21,22 @@ class Bridge:
     The parts of a running bridge. A reload replaces them here; they are looked up at each use.
 
     :param settings: the configuration.
-    :param sidecar: receives VerneMQ's events.
-    :param listener: listens for VerneMQ.
+    :param sources: where VerneMQ's events come in.
     :param webhooks: the configured webhooks.
     :param store: the durable outbox; ``None`` when deliveries are kept in memory.
     :param sinks: the other sinks, by what they are called.
     """
 
     settings: Any
-    sidecar: SidecarFactory
-    listener: SidecarService
+    sources: Sequence[IEventSource]
     webhooks: list[WebhookSink]
     store: SqliteStore | None
     sinks: Mapping[str, IEventSink] = field(default_factory=dict)
+
+    @property
+    def hooks(self) -> Counter[str]:
+        """How many events came in, by hook, over all sources."""
+        hooks: Counter[str] = Counter(dict.fromkeys(HOOKS, 0))
+        for source in self.sources:
+            hooks.update(source.counters.hooks)
+        return hooks

@@ -18,10 +18,14 @@ def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
 
     :returns: whether all checks pass, and the checks with their reasons.
     """
-    addresses = [address_name(address) for address in bridge.listener.addresses]
+    addresses = [address_name(address) for source in bridge.sources for address in source.addresses]
+    deaf = [source.via for source in bridge.sources if not source.addresses]
     failing = None if bridge.store is None else bridge.store.failing
     checks = {
-        "listening": (bool(addresses), f"for VerneMQ on {', '.join(addresses)}" if addresses else "not for VerneMQ"),
+        "listening": (
+            bool(addresses) and not deaf,
+            f"for VerneMQ on {', '.join(addresses)}" if addresses and not deaf else "not for VerneMQ",
+        ),
         "outbox": (failing is None, "writable" if failing is None else f"cannot be written: {failing}"),
     }
     for sink in bridge.webhooks:

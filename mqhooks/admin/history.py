@@ -4,7 +4,7 @@ The last 15 minutes, for the page's charts.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -33,13 +33,13 @@ class History:
         self._clock = clock
         self._sampled = clock.seconds()
         self._webhooks: dict[str, _Samples] = {}
-        self._hooks: deque[tuple[float, dict[str, int]]] = deque(maxlen=2)
-        self._hooks.append((self._sampled, dict(bridge.sidecar.counters.hooks)))
+        self._hooks: deque[tuple[float, Counter[str]]] = deque(maxlen=2)
+        self._hooks.append((self._sampled, bridge.hooks))
 
     def sample(self) -> None:
         """Take a sample."""
         self._sampled = self._clock.seconds()
-        self._hooks.append((self._sampled, dict(self._bridge.sidecar.counters.hooks)))
+        self._hooks.append((self._sampled, self._bridge.hooks))
         webhooks = {}
         for sink in self._bridge.webhooks:
             name, counts, counters = sink.settings.name, sink.outbox.counts, sink.counters
@@ -62,8 +62,7 @@ class History:
         """Get the events per second of each hook, averaged since the last sample but one."""
         since, then = self._hooks[0]
         span = max(self._clock.seconds() - since, 0.001)
-        now = self._bridge.sidecar.counters.hooks
-        return {hook: round((count - then[hook]) / span, 2) for hook, count in now.items()}
+        return {hook: round((count - then[hook]) / span, 2) for hook, count in self._bridge.hooks.items()}
 
 
 class _Samples:

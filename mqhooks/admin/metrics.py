@@ -20,6 +20,8 @@ import mqhooks
 from mqhooks.admin.replies import Call, Reply
 from mqhooks.admin.status import Status
 from mqhooks.delivery import Counts
+from mqhooks.interfaces import IEventSource
+from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.sink import WebhookSink
 
@@ -58,6 +60,7 @@ class BridgeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read all counters."""
         yield InfoMetricFamily("mqhooks", "The version of mqhooks.", {"version": mqhooks.__version__})
+        yield from _sources(self._status.bridge.sources)
         yield from self._sidecar()
         webhooks = [(sink.settings.name, sink, sink.outbox.counts) for sink in self._status.bridge.webhooks]
         yield from _events(webhooks)
@@ -66,7 +69,13 @@ class BridgeCollector(Collector):
         yield from self._outbox(webhooks)
 
     def _sidecar(self) -> Iterator[Metric]:
-        counters = self._status.bridge.sidecar.counters
+        bridge = self._status.bridge
+        received = CounterMetricFamily("mqhooks_events_received", "Events received, by hook.", labels=("hook",))
+        for hook, count in bridge.hooks.items():
+            received.add_metric((hook,), count)
+        yield received
+        sidecars = [source.counters for source in bridge.sources if isinstance(source.counters, SidecarCounters)]
+        counters = sidecars[0] if sidecars else SidecarCounters()
         yield CounterMetricFamily("mqhooks_frames", "Frames that VerneMQ sent.", counters.frames)
         malformed = "Frames that do not parse, are too long, or were cut off."
         yield CounterMetricFamily("mqhooks_frames_malformed", malformed, counters.malformed)
@@ -74,10 +83,6 @@ class BridgeCollector(Collector):
             "mqhooks_frames_unknown", "Frames of a type that no hook sends.", sum(counters.unknown.values())
         )
         yield CounterMetricFamily("mqhooks_frames_empty", "Frames without an event in them.", counters.empty)
-        received = CounterMetricFamily("mqhooks_events_received", "Events received, by hook.", labels=("hook",))
-        for hook, count in counters.hooks.items():
-            received.add_metric((hook,), count)
-        yield received
         yield GaugeMetricFamily("mqhooks_sidecar_connections", "Open connections from VerneMQ.", counters.connections)
         paused = "Whether backpressure has stopped reading from VerneMQ."
         yield GaugeMetricFamily("mqhooks_sidecar_paused", paused, int(counters.paused))
@@ -110,6 +115,21 @@ class BridgeCollector(Collector):
         yield GaugeMetricFamily("mqhooks_outbox_writable", "Whether the outbox can be written to.", int(writable))
         damaged = "Damaged outbox files that were set aside and not salvaged yet."
         yield GaugeMetricFamily("mqhooks_outbox_damaged_files", damaged, 0 if store is None else len(store.damaged))
+
+
+def _sources(sources: Sequence[IEventSource]) -> Iterator[Metric]:
+    via = ("via",)
+    events = CounterMetricFamily("mqhooks_source_events", "Events received, by the way they came.", labels=via)
+    malformed = CounterMetricFamily("mqhooks_source_malformed", "What should have become events and did not.", labels=via)
+    refused = CounterMetricFamily("mqhooks_source_refused", "Events refused because there was no room for them.", labels=via)
+    connections = GaugeMetricFamily("mqhooks_source_connections", "Open connections from VerneMQ.", labels=via)
+    for source in sources:
+        counters, name = source.counters, (source.via,)
+        events.add_metric(name, counters.events)
+        malformed.add_metric(name, counters.malformed)
+        refused.add_metric(name, counters.refused)
+        connections.add_metric(name, counters.connections)
+    yield from (events, malformed, refused, connections)
 
 
 _Webhook = tuple[str, WebhookSink, Counts]

@@ -15,6 +15,10 @@ import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
 from mqhooks.admin.sinks import shown_sinks
+from mqhooks.interfaces import IEventSource
+from mqhooks.sources.counters import SourceCounters
+from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.support.listening import address_name
 from mqhooks.support.redact import hide_url
 from mqhooks.webhook.counters import LastFailure
 from mqhooks.webhook.sink import WebhookSink
@@ -50,6 +54,8 @@ class Status:
             "started": now - uptime,
             "uptime": uptime,
             "sidecar": self._sidecar(),
+            "sources": [_source(source) for source in self.bridge.sources],
+            **self._came(),
             "webhooks": [self._webhook(sink, now) for sink in self.bridge.webhooks],
             "sinks": shown_sinks(self.bridge.sinks),
             "outbox": self._outbox(),
@@ -60,9 +66,14 @@ class Status:
         oldest = sink.outbox.oldest
         return None if oldest is None else max(self._now() - oldest / 1000, 0.0)
 
-    def _sidecar(self) -> dict[str, Any]:
-        counters = self.bridge.sidecar.counters
+    def _came(self) -> dict[str, Any]:
         rates = self.history.rates()
+        return {"hooks": dict(self.bridge.hooks), "rates": rates, "rate": round(sum(rates.values()), 2)}
+
+    def _sidecar(self) -> dict[str, Any]:
+        rates = self.history.rates()
+        sidecars = [source.counters for source in self.bridge.sources if isinstance(source.counters, SidecarCounters)]
+        counters = sidecars[0] if sidecars else SidecarCounters()
         return {
             "connections": counters.connections,
             "paused": counters.paused,
@@ -125,6 +136,19 @@ class Status:
             "damaged": [] if store is None else store.damaged,
             "dead": sum(outbox.letters for outbox in outboxes),
         }
+
+
+def _source(source: IEventSource) -> dict[str, Any]:
+    counters: SourceCounters = source.counters
+    return {
+        "via": source.via,
+        "listening": [address_name(address) for address in source.addresses],
+        "connections": counters.connections,
+        "paused": counters.paused,
+        "events": counters.events,
+        "malformed": counters.malformed,
+        "refused": counters.refused,
+    }
 
 
 def _error(failure: LastFailure | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -82,7 +82,7 @@ class Stream:
         self._watchers[watcher] = None
         request.write(b"retry: 2000\n\n" + _message(b"status", self._status.snapshot()))
         if self._timer is None:
-            self._status.bridge.sidecar.watch(self._passed)
+            self._watch(self._passed)
             self._timer = self._clock.callLater(INTERVAL, self._sample)
 
     def close(self) -> None:
@@ -100,8 +100,12 @@ class Stream:
         if not self._watchers and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._status.bridge.sidecar.watch(None)
+            self._watch(None)
             self._events.clear()
+
+    def _watch(self, watcher: Callable[[Sequence[Event]], object] | None) -> None:
+        for source in self._status.bridge.sources:
+            source.watch(watcher)
 
     def _passed(self, events: Sequence[Event]) -> None:
         room = EVENTS - len(self._events)
@@ -110,8 +114,6 @@ class Stream:
 
     def _sample(self) -> None:
         self._timer = self._clock.callLater(INTERVAL, self._sample)
-        # A reload may have replaced the factory.
-        self._status.bridge.sidecar.watch(self._passed)
         self._samples += 1
         message = _message(b"status", self._status.snapshot()) if self._samples % 4 == 0 else b""
         events, self._events = self._events, []

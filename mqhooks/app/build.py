@@ -27,6 +27,7 @@ from mqhooks.nanomq.rules import needs_usernames
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks.compose import FanOut
+from mqhooks.sources.sessions import SessionTable
 from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.support.redact import hide_url
@@ -92,24 +93,23 @@ def build(
     if not receivers:
         raise ConfigError("there is neither a webhook nor a sink: events would go nowhere")
     sink = receivers[0] if len(receivers) == 1 else FanOut(receivers)
-    usernames = partial(_needs_usernames, others=bool(sinks))
-    factory = SidecarFactory(
-        reactor,
-        sink,
-        max_frame=settings.sidecar.max_frame,
-        max_sessions=settings.sidecar.max_sessions,
-        max_sessions_size=settings.sidecar.max_sessions_size,
-        usernames=usernames(settings),
-        gather=settings.gather,
-    )
-    listener = SidecarService(reactor, sidecars, factory)
+    sessions = SessionTable()
+    factory = SidecarFactory(reactor, sink, sessions=sessions)
+    sources = [SidecarService(reactor, sidecars, factory)]
+
+    def limit(new: Settings) -> None:
+        bounds = new.sidecar
+        sessions.limit(bounds.max_sessions, bounds.max_sessions_size, needed=_needs_usernames(new, others=bool(sinks)))
+        factory.limit(max_frame=bounds.max_frame, gather=new.gather)
+
+    limit(settings)
     file = store if isinstance(store, SqliteStore) else None
-    bridge = Bridge(settings, factory, listener, webhooks.sinks, file, _named(sinks, descriptions))
+    bridge = Bridge(settings, sources, webhooks.sinks, file, _named(sinks, descriptions))
     admin = _admin(settings, reactor, bridge)
-    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, usernames)
-    summary = SummaryService(reactor, factory.counters, lambda: bridge.webhooks)
+    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
+    summary = SummaryService(reactor, [source.counters for source in sources], lambda: bridge.webhooks)
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, summary, sink, admin, listener) if child is not None]
+    children = [child for child in (reloader, file, summary, sink, admin, *sources) if child is not None]
     return BridgeService(children, bridge, reloader, admin)
 
 

@@ -71,7 +71,7 @@ class WebhookGroup(FanOut):
         self._budget = Budget()
         self._slots: dict[str, _Slot] = {}
         self._current: list[WebhookSink] = []
-        self._waiting: deque[tuple[Sequence[Event], Deferred[None]]] = deque()
+        self._waiting: deque[tuple[Sequence[Event], Deferred[None], bool]] = deque()
         self._passing = False
         self.apply(self.plan(settings))
 
@@ -84,8 +84,17 @@ class WebhookGroup(FanOut):
         """
         if not self._passing and (len(self._current) < 2 or not _long(events)):
             return super().receive(events)
+        return self._pass_in_turn(events, room=True)
+
+    def store(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Pass a batch on as :meth:`receive` does; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
+        if not self._passing and (len(self._current) < 2 or not _long(events)):
+            return super().store(events)
+        return self._pass_in_turn(events, room=False)
+
+    def _pass_in_turn(self, events: Sequence[Event], *, room: bool) -> Deferred[None]:
         accepted: Deferred[None] = Deferred()
-        self._waiting.append((events, accepted))
+        self._waiting.append((events, accepted, room))
         if not self._passing:
             self._passing = True
             self._pass_long().addErrback(lambda failure: self.log.failure("a batch could not be passed on", failure))
@@ -94,18 +103,19 @@ class WebhookGroup(FanOut):
     @inlineCallbacks
     def _pass_long(self) -> Generator[Deferred[None], None, None]:
         while self._waiting:
-            events, accepted = self._waiting.popleft()
+            events, accepted, room = self._waiting.popleft()
             if _long(events):
                 for name in [sink.settings.name for sink in self._current]:
                     # A reload may have replaced it meanwhile.
                     sink = self._slots[name].sink
-                    stored = None if sink is None else self.pass_on(sink, events)
+                    stored = None if sink is None else self.pass_on(sink, events, room=room)
                     if stored is not None:
                         yield stored
                     yield deferLater(self._reactor, 0)
                 accepted.callback(None)
             else:
-                (super().receive(events) or succeed(None)).chainDeferred(accepted)
+                passed = super().receive(events) if room else super().store(events)
+                (passed or succeed(None)).chainDeferred(accepted)
         self._passing = False
 
     @property

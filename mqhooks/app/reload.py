@@ -41,7 +41,7 @@ class Reloader(Service):
     :param webhooks: its webhooks.
     :param resize: replaces the limits of the outbox.
     :param admin: the status page; ``None`` when there is none.
-    :param usernames: says of settings whether any sink needs remembered usernames.
+    :param limit: replaces the limits of the sources.
     """
 
     log = Logger()
@@ -54,7 +54,7 @@ class Reloader(Service):
         webhooks: WebhookGroup,
         resize: Callable[[OutboxSettings], object],
         admin: AdminService | None,
-        usernames: Callable[[Settings], bool],
+        limit: Callable[[Settings], object],
     ) -> None:
         self._reactor = reactor
         self._load = load
@@ -62,7 +62,7 @@ class Reloader(Service):
         self._webhooks = webhooks
         self._resize = resize
         self._admin = admin
-        self._usernames = usernames
+        self._limit = limit
         self._forget: Callable[[], None] | None = None
 
     def privilegedStartService(self) -> None:
@@ -101,13 +101,7 @@ class Reloader(Service):
         for warning in new.warnings:
             self.log.warn("{line}", line=warning)
         self._resize(new.outbox)
-        self._bridge.sidecar.limit(
-            max_frame=new.sidecar.max_frame,
-            max_sessions=new.sidecar.max_sessions,
-            max_sessions_size=new.sidecar.max_sessions_size,
-            usernames=self._usernames(new),
-            gather=new.gather,
-        )
+        self._limit(new)
         if self._admin is not None:
             self._admin.change(new.admin)
         self._webhooks.apply(plan)

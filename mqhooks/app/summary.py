@@ -16,7 +16,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.interfaces import IOutbox
-from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.sources.counters import SourceCounters
 from mqhooks.webhook.counters import WebhookCounters
 from mqhooks.webhook.settings import WebhookSettings
 
@@ -40,14 +40,16 @@ class SummaryService(Service):
     Logs one line about events and deliveries since the last line; nothing when there were none.
 
     :param clock: for the interval.
-    :param sidecar: what came in.
+    :param sources: what came in.
     :param webhooks: returns the webhooks that are configured now.
     """
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, sidecar: SidecarCounters, webhooks: Callable[[], Sequence[Counted]]) -> None:
-        self._sidecar = sidecar
+    def __init__(
+        self, clock: IReactorTime, sources: Sequence[SourceCounters], webhooks: Callable[[], Sequence[Counted]]
+    ) -> None:
+        self._sources = sources
         self._webhooks = webhooks
         self._loop = LoopingCall(self._summarise)
         self._loop.clock = clock
@@ -72,7 +74,7 @@ class SummaryService(Service):
     def _summarise(self) -> None:
         now = self._clock.seconds()
         seconds, self._since = now - self._since, now
-        came = (self._sidecar.events, self._sidecar.malformed)
+        came = (sum(source.events for source in self._sources), sum(source.malformed for source in self._sources))
         events, malformed = (new - old for new, old in zip(came, self._came, strict=True))
         self._came = came
         rows: list[dict[str, Any]] = []

@@ -66,16 +66,16 @@ class MemoryOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether callers of append() are waiting for room."""
-        return bool(self._unaccepted)
+        """Whether callers of append() wait for room, or would."""
+        return bool(self._unaccepted) or (not self._abandoned and self.used > self.max_size)
 
-    def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
+    def append(self, deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
         """Accept deliveries."""
         self._waiting.extend(deliveries)
         self._appended += len(deliveries)
         self.used += DELIVERY_SIZE * len(deliveries) + sum([len(delivery.body) for delivery in deliveries])
         accepted: Deferred[None] | None = None
-        if not self._abandoned and (self._unaccepted or self.used > self.max_size):
+        if room and not self._abandoned and (self._unaccepted or self.used > self.max_size):
             accepted = Deferred()
             self._unaccepted.append(accepted)
         self._claim.serve()

@@ -97,7 +97,8 @@ class _New:
     :ivar resolved: numbers of the dead letters that are replayed.
     :ivar refused: dead letters of unstorable deliveries.
     :ivar letters: dead letters that another process has handed over.
-    :ivar accepting: the callers that wait for it, each with the number of deliveries up to its last one.
+    :ivar accepting: the callers that wait for it, each with the number of deliveries up to its last one, and whether it waits
+        for room as well.
     :ivar since: when the oldest was appended, in the reactor's seconds.
     """
 
@@ -108,7 +109,7 @@ class _New:
     resolved: list[int] = field(default_factory=list)
     refused: list[DeadLetter] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
-    accepting: list[tuple[Deferred[None], int]] = field(default_factory=list)
+    accepting: list[tuple[Deferred[None], int, bool]] = field(default_factory=list)
     since: float | None = None
 
     def __bool__(self) -> bool:
@@ -126,8 +127,8 @@ class _New:
             self.refused + later.refused,
             self.letters + later.letters,
             # Unstorable ones have been taken out.
-            [(accepted, min(upto, count)) for accepted, upto in self.accepting]
-            + [(accepted, upto + count) for accepted, upto in later.accepting],
+            [(accepted, min(upto, count), room) for accepted, upto, room in self.accepting]
+            + [(accepted, upto + count, room) for accepted, upto, room in later.accepting],
             later.since if self.since is None else self.since,
         )
 
@@ -144,8 +145,8 @@ class _New:
         first = _New(self.deliveries[:count], size, 0, 0, self.resolved, self.refused, self.letters, [], self.since)
         left = self.deliveries[count:]
         rest = _New(left, self.size - size, since=self.since if left else None)
-        for accepted, upto in self.accepting:
-            (first if upto <= count else rest).accepting.append((accepted, max(upto - count, 0)))
+        for accepted, upto, room in self.accepting:
+            (first if upto <= count else rest).accepting.append((accepted, max(upto - count, 0), room))
         return first, rest
 
 
@@ -241,8 +242,13 @@ class SqliteOutbox:
 
     @property
     def full(self) -> bool:
-        """Whether callers of append() are waiting for room."""
-        return bool(self._unaccepted)
+        """Whether callers of append() wait for room, or would, or nothing can be committed."""
+        return self._store.failing is not None or bool(self._unaccepted) or not (self._abandoned or self._room)
+
+    @property
+    def _room(self) -> bool:
+        limits = self._around.limits
+        return self._ledger.size <= limits.max_size or limits.on_full == "drop_oldest"
 
     @property
     def unwritten(self) -> int:
@@ -251,7 +257,7 @@ class SqliteOutbox:
 
     # IOutbox
 
-    def append(self, deliveries: Sequence[Delivery]) -> Deferred[None] | None:
+    def append(self, deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
         """Accept deliveries when they are committed."""
         if not deliveries:
             return None
@@ -262,7 +268,7 @@ class SqliteOutbox:
         accepted: Deferred[None] = Deferred()
         new.deliveries += deliveries
         new.size += size
-        new.accepting.append((accepted, len(new.deliveries)))
+        new.accepting.append((accepted, len(new.deliveries), room))
         if new.since is None:
             new.since = self._store.seconds()
         self._store.commit(self, 0.0)
@@ -385,7 +391,8 @@ class SqliteOutbox:
         self._sparse = ledger.sparse(limits.max_size)
         if self._sparse or (limits.on_full == "drop_oldest" and ledger.excess(limits.max_size) > 0):
             self._store.commit(self, 0.0)
-        if self.full and self._around.complaints.allow(("full", self.name)) is not None:
+        full = self._unaccepted or not (self._abandoned or self._room)
+        if full and self._around.complaints.allow(("full", self.name)) is not None:
             self.log.warn(
                 "{path}: webhook {name} is full ({bytes} bytes, outbox.max_size): nothing more is read from VerneMQ",
                 path=self._around.path,
@@ -398,9 +405,7 @@ class SqliteOutbox:
 
     def release(self) -> None:
         """Release callers of append() if there is room."""
-        limits = self._around.limits
-        room = self._ledger.size <= limits.max_size or limits.on_full == "drop_oldest"
-        if self._unaccepted and (room or self._abandoned):
+        if self._unaccepted and (self._abandoned or self._room):
             unaccepted, self._unaccepted = self._unaccepted, []
             for accepted in unaccepted:
                 accepted.callback(None)
@@ -490,18 +495,22 @@ class SqliteOutbox:
         """Go on after a transaction was committed."""
         new, self._writing = self._writing, None
         ledger = self._ledger
+        committed: list[Deferred[None]] = []
         if new is not None:
             appended = len(new.deliveries) + len(new.refused) - new.replayed - new.resumed
             ledger.accept(appended, new.replayed, new.resumed, len(new.refused))
             handed = len(new.letters)
-            accepted, delivered, dead, dropped = self._base
-            self._base = accepted + handed, delivered, dead + handed, dropped
+            total, delivered, dead, dropped = self._base
+            self._base = total + handed, delivered, dead + handed, dropped
             for row in changes.rows:
                 ledger.add(row.number, row.deliveries, len(row.data), row.settled)
-            self._unaccepted += [accepted for accepted, _ in new.accepting]
+            for accepted, _, room in new.accepting:
+                (self._unaccepted if room else committed).append(accepted)
         self._resolved.difference_update(changes.resolved)
         if changes.forgotten:
             self._forget(changes.forgotten)
+        for accepted in committed:
+            accepted.callback(None)
         self.release()
         self._claim.serve()
 

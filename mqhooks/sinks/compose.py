@@ -18,11 +18,11 @@ from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event
-from mqhooks.interfaces import IEventSink, IShownSink
+from mqhooks.interfaces import IBoundedSink, IEventSink, IShownSink
 from mqhooks.nanomq.topics import compile_filter
 
 
-@implementer(IShownSink)
+@implementer(IShownSink, IBoundedSink)
 class FanOut(MultiService):
     """
     Passes each batch to several sinks; it is accepted once all have accepted it. They stop concurrently.
@@ -44,9 +44,21 @@ class FanOut(MultiService):
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass the batch on; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        return self._pass_to_all(events, room=True)
+
+    @property
+    def full(self) -> bool:
+        """Whether one of the sinks has no room."""
+        return any(IBoundedSink.providedBy(sink) and sink.full for sink in self._sinks)
+
+    def store(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Pass the batch on; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
+        return self._pass_to_all(events, room=False)
+
+    def _pass_to_all(self, events: Sequence[Event], *, room: bool) -> Deferred[None] | None:
         waiting: list[Deferred[None]] = []
         for sink in self._sinks:
-            accepted = self.pass_on(sink, events)
+            accepted = self.pass_on(sink, events, room=room)
             if accepted is not None:
                 waiting.append(accepted)
         if not waiting:
@@ -57,10 +69,10 @@ class FanOut(MultiService):
         """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return {"failures": self.failures}
 
-    def pass_on(self, sink: IEventSink, events: Sequence[Event]) -> Deferred[None] | None:
-        """Pass a batch on to one sink. An error is counted, not raised."""
+    def pass_on(self, sink: IEventSink, events: Sequence[Event], *, room: bool = True) -> Deferred[None] | None:
+        """Pass a batch on to one sink, and wait for room as well if asked to. An error is counted, not raised."""
         try:
-            accepted = sink.receive(events)
+            accepted = sink.receive(events) if room or not IBoundedSink.providedBy(sink) else sink.store(events)
             return None if accepted is None else accepted.addErrback(self._failed, sink, len(events))
         except Exception:
             self._failed(Failure(), sink, len(events))
@@ -82,7 +94,7 @@ def _nothing(_: object) -> None:
     return None
 
 
-@implementer(IShownSink)
+@implementer(IShownSink, IBoundedSink)
 class _Selection(MultiService):
     """
     Passes on the events that pass a test, and counts the others in :attr:`filtered`.
@@ -97,10 +109,26 @@ class _Selection(MultiService):
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass on what passes the test; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        passed = self._select(events)
+        return self._sink.receive(passed) if passed else None
+
+    @property
+    def full(self) -> bool:
+        """Whether the other sink has no room."""
+        return IBoundedSink.providedBy(self._sink) and bool(self._sink.full)
+
+    def store(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Pass on what passes the test; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
+        passed = self._select(events)
+        if not passed:
+            return None
+        return self._sink.store(passed) if IBoundedSink.providedBy(self._sink) else self._sink.receive(passed)
+
+    def _select(self, events: Sequence[Event]) -> list[Event]:
         passes = self._passes
         passed = [event for event in events if passes(event)]
         self.filtered += len(events) - len(passed)
-        return self._sink.receive(passed) if passed else None
+        return passed
 
     def shown(self) -> dict[str, str | float | bool | None]:
         """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from mqhooks.delivery import Delivery
 from mqhooks.events import Event
-from mqhooks.interfaces import IEventSink, IOutbox, IWebhookTransport
+from mqhooks.interfaces import IBoundedSink, IOutbox, IWebhookTransport
 from mqhooks.nanomq.rules import Rules
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import LastFailure, WebhookCounters
@@ -34,7 +34,7 @@ APPENDED_BYTES = 1 << 20
 """About how many bytes of bodies are made before they go into the outbox."""
 
 
-@implementer(IEventSink)
+@implementer(IBoundedSink)
 class WebhookSink(Service):
     """
     Sends what the rules want to one endpoint, each client's events in the order in which they happened.
@@ -91,6 +91,18 @@ class WebhookSink(Service):
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        return self._put(events, room=True)
+
+    @property
+    def full(self) -> bool:
+        """Whether the outbox has no room."""
+        return self.outbox.full
+
+    def store(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
+        return self._put(events, room=False)
+
+    def _put(self, events: Sequence[Event], *, room: bool) -> Deferred[None] | None:
         deliveries: list[Delivery] = []
         waiting: list[Deferred[None]] = []
         size = filtered = 0
@@ -104,20 +116,20 @@ class WebhookSink(Service):
                 deliveries.append(Delivery(f"{prefix}{next(numbers):x}", client, event.timestamp, body, now))
                 size += len(body)
                 if size > APPENDED_BYTES:
-                    self._append(deliveries, waiting)
+                    self._append(deliveries, waiting, room=room)
                     deliveries, size = [], 0
             if not matched:
                 filtered += 1
         self.counters.events += len(events)
         self.counters.filtered += filtered
-        self._append(deliveries, waiting)
+        self._append(deliveries, waiting, room=room)
         if len(waiting) < 2:
             return waiting[0] if waiting else None
         return gatherResults(waiting).addCallback(lambda _: None)
 
-    def _append(self, deliveries: list[Delivery], waiting: list[Deferred[None]]) -> None:
+    def _append(self, deliveries: list[Delivery], waiting: list[Deferred[None]], *, room: bool) -> None:
         if deliveries:
-            accepted = self.outbox.append(deliveries)
+            accepted = self.outbox.append(deliveries) if room else self.outbox.append(deliveries, room=False)
             if accepted is not None:
                 waiting.append(accepted)
 

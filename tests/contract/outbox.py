@@ -263,6 +263,19 @@ class OutboxContract:
         self.assertFalse(outbox.full)
         await self.append(outbox, make(1, 12))
 
+    async def test_who_does_not_wait_for_room_is_told_of_the_commit_when_it_is_full(self):
+        outbox = await maybeDeferred(self.open)
+        self.assertFalse(outbox.full)
+        await self.answer(outbox.append(make(12, body=b"x" * (self.max_size // 10)), room=False))
+        self.check(outbox, accepted=12, pending=12)
+        self.assertTrue(outbox.full)
+        await self.answer(outbox.append(make(1, 12), room=False))
+        self.check(outbox, accepted=13, pending=13)
+        outbox.acknowledge(await self.claim_all(outbox))
+        await maybeDeferred(self.settle)
+        self.check(outbox, delivered=13, pending=0)
+        self.assertFalse(outbox.full)
+
     async def test_abandoned_holds_nobody_up(self):
         outbox = await maybeDeferred(self.open)
         accepted = outbox.append(make(12, body=b"x" * (self.max_size // 10)))

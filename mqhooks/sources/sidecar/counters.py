@@ -1,18 +1,18 @@
 """
-Counters of what has come in.
+Counters of the sidecar's stream.
 
 Events are counted when they are handed to the sink, all other frames when they are read.
 """
 
 from __future__ import annotations
 
-from mqhooks.events import HOOKS
+from mqhooks.sources.counters import SourceCounters
 
 UNKNOWN_NAMES = 64
 """How many unknown types are counted by name; further ones share the name ``other``."""
 
 
-class SidecarCounters:
+class SidecarCounters(SourceCounters):
     """
     Counters of one sidecar listener, from its start.
 
@@ -25,33 +25,21 @@ class SidecarCounters:
     :ivar undecodable: frames that don't parse.
     :ivar oversized: frames longer than ``sidecar.max_frame`` (skipped), or than the hard limit (the connection was aborted).
     :ivar truncated: frames cut off by the end of their connection, or skipped because they came too slowly while others waited.
-    :ivar hooks: events by hook.
-    :ivar connections: how many connections are open.
-    :ivar pauses: how often backpressure paused all connections for a second or longer.
-    :ivar paused: whether it does so now.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.frames = 0
         self.empty = 0
         self.unknown: dict[str, int] = {}
         self.undecodable = 0
         self.oversized = 0
         self.truncated = 0
-        self.hooks = dict.fromkeys(HOOKS, 0)
-        self.connections = 0
-        self.pauses = 0
-        self.paused = False
 
     @property
     def malformed(self) -> int:
         """Frames that should have become events and did not."""
         return self.undecodable + self.oversized + self.truncated
-
-    @property
-    def events(self) -> int:
-        """Frames that became events."""
-        return sum(self.hooks.values())
 
     def count_unknown(self, name: str) -> None:
         """Count a frame of an unknown type, keeping the table bounded."""

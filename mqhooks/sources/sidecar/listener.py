@@ -14,7 +14,11 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
+from zope.interface import implementer
 
+from mqhooks.interfaces import IEventSource
+from mqhooks.sources.handover import Watcher
+from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.support.listening import Listener, address_name
 
@@ -22,6 +26,7 @@ CLOSING_TIME = 2.0
 """How many seconds open connections get to close before they are aborted."""
 
 
+@implementer(IEventSource)
 class SidecarService(Service):
     """
     Listens on any number of endpoints; stopping it closes their connections too.
@@ -29,16 +34,27 @@ class SidecarService(Service):
     :param reactor: listens and tells the time.
     :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
     :param factory: what the connections share.
+    :ivar factory: the same.
     :raises mqhooks.errors.ConfigError: when a description is wrong.
     """
 
+    via = "sidecar"
     log = Logger()
 
     def __init__(self, reactor: Any, descriptions: Sequence[str], factory: SidecarFactory) -> None:
+        self.factory = factory
         self._clock: IReactorTime = reactor
-        self._factory = factory
         self._listeners = [Listener(reactor, description) for description in descriptions]
         self._ports: list[IListeningPort] = []
+
+    @property
+    def counters(self) -> SidecarCounters:
+        """What has come in."""
+        return self.factory.counters
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
+        self.factory.watch(watcher)
 
     @property
     def addresses(self) -> list[Any]:
@@ -52,7 +68,7 @@ class SidecarService(Service):
         :raises mqhooks.errors.ListenError: when an address is taken or not allowed.
         """
         for listener in self._listeners:
-            port = listener.listen(self._factory)
+            port = listener.listen(self.factory)
             self._ports.append(port)
             self.log.info("listening for VerneMQ on {address}", address=address_name(port.getHost()))
 
@@ -72,9 +88,9 @@ class SidecarService(Service):
         super().stopService()
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        for protocol in list(self._factory.connections):
+        for protocol in list(self.factory.connections):
             protocol.close()
-        late = self._clock.callLater(CLOSING_TIME, self._factory.give_up)
-        yield self._factory.when_empty()
+        late = self._clock.callLater(CLOSING_TIME, self.factory.give_up)
+        yield self.factory.when_empty()
         if late.active():
             late.cancel()

@@ -13,7 +13,6 @@ Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -26,11 +25,12 @@ from twisted.python.failure import Failure
 from mqhooks.errors import MalformedFrame, UnknownType
 from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
+from mqhooks.sources.handover import Handover, Watcher
+from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.longframes import COMMON, HELD, HELD_COMMON, LONG, LongFrames
 from mqhooks.sources.sidecar.pieces import MANY, UNDIVIDED, Divided, Pieces, divide
-from mqhooks.sources.sidecar.sessions import CONCERNED, MAX_SESSIONS, MAX_SIZE, SessionTable
 from mqhooks.support.listening import address_name
 from mqhooks.support.printable import printable
 from mqhooks.support.ratelimit import RateLimit
@@ -49,8 +49,6 @@ PATIENCE = 1.0
 
 GATHERED = 1 << 16
 """How many bytes of frames are handed over as a batch without waiting for the end of the reactor's turn."""
-
-Watcher = Callable[[Sequence[Event]], object]
 
 
 class _ShortFrames(Int32StringReceiver):
@@ -316,9 +314,7 @@ class SidecarFactory(ServerFactory):
     :param reactor: a clock, whose ``callLater(0, …)`` ends a turn.
     :param sink: gets the events. It is not started or stopped here.
     :param max_frame: bytes; a longer frame is skipped and counted.
-    :param max_sessions: how many clients' usernames are remembered at most.
-    :param max_sessions_size: how many bytes these may take.
-    :param usernames: whether any sink needs them; if not, none are remembered.
+    :param sessions: remembers usernames; ``None`` for a table of its own.
     :param gather: for how many seconds events are gathered into a batch; 0 until the end of the reactor's turn.
     :ivar braked: whether backpressure pauses all connections.
     :ivar pieces: works off the frames that carry very much.
@@ -335,18 +331,16 @@ class SidecarFactory(ServerFactory):
         sink: IEventSink,
         *,
         max_frame: int = 16 << 20,
-        max_sessions: int = MAX_SESSIONS,
-        max_sessions_size: int = MAX_SIZE,
-        usernames: bool = True,
+        sessions: SessionTable | None = None,
         gather: float = 0.0,
     ) -> None:
         self.max_frame = min(max_frame, HARD_LIMIT)
         self.counters = SidecarCounters()
         self.long_frames = LongFrames(reactor, HELD)
         self.common_frames = LongFrames(reactor, HELD_COMMON)
-        self.sessions = SessionTable(max_sessions, max_sessions_size, needed=usernames)
+        self.sessions = SessionTable() if sessions is None else sessions
         self.connections: set[SidecarProtocol] = set()
-        self._sink = sink
+        self._handover = Handover(sink, self.counters)
         self._complaints = RateLimit(reactor)
         self.braked = False
         self.pieces = Pieces(reactor, self._hand_over_piece, self._undecodable, self._pieces_changed)
@@ -359,24 +353,17 @@ class SidecarFactory(ServerFactory):
         self._next = 0.0
         self._flushing: IDelayedCall | None = None
         self._emptied: list[Deferred[None]] = []
-        self._watcher: Watcher | None = None
 
-    def limit(self, *, max_frame: int, max_sessions: int, max_sessions_size: int, usernames: bool, gather: float) -> None:
+    def limit(self, *, max_frame: int, gather: float) -> None:
         """Replace the limits; see the class for what they are."""
         self.max_frame = min(max_frame, HARD_LIMIT)
         for protocol in self.connections:
             protocol.limit()
-        self.sessions.limit(max_sessions, max_sessions_size, needed=usernames)
         self._gather = gather
 
     def watch(self, watcher: Watcher | None) -> None:
-        """
-        Show each batch to a watcher before the sink gets it.
-
-        :param watcher: called with the batch, which it must not change; it must not raise. It replaces the previous one;
-            ``None`` for none.
-        """
-        self._watcher = watcher
+        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
+        self._handover.watcher = watcher
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Make the protocol of one connection."""
@@ -477,24 +464,11 @@ class SidecarFactory(ServerFactory):
         :param frames: how many frames begin with these events.
         :returns: fires when the batch is accepted; ``None`` when it is.
         """
-        counters = self.counters
-        counters.frames += frames
-        for event in events:
-            counters.hooks[event.hook] += 1
-        if self._watcher is not None:
-            self._watcher(events)
-        try:
-            accepted = self._sink.receive(events)
-        except Exception:
-            self.log.failure("the sink raised an error; {count} events are lost", count=len(events))
-            return None
+        self.counters.frames += frames
+        accepted = self._handover.receive(events)
         if accepted is None:
             return None
         self._unaccepted += size
-        count = len(events)
-        accepted.addErrback(
-            lambda failure: self.log.failure("the sink did not accept {count} events; they are lost", failure, count=count)
-        )
         accepted.addCallback(self._accepted, size)
         self._regulate()
         return accepted

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.events import Event
-from mqhooks.sources.sidecar.sessions import SessionTable
+from mqhooks.sources.sessions import SessionTable
 
 
 def event(hook, timestamp, client_id="c", username="", mountpoint=""):

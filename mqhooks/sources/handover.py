@@ -1,0 +1,77 @@
+"""
+Handing events over to the sink: what all sources do with what they have decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from mqhooks.events import Event
+from mqhooks.interfaces import IBoundedSink, IEventSink
+from mqhooks.sources.counters import SourceCounters
+
+Watcher = Callable[[Sequence[Event]], object]
+
+
+class Handover:
+    """
+    Counts events, shows them to whoever watches, and gives them to the sink.
+
+    A sink that breaks its contract and fails is logged; the source goes on.
+
+    :param sink: gets the events. It is not started or stopped here.
+    :param counters: the source's.
+    :ivar watcher: called with each batch before the sink gets it; ``None`` for nobody.
+    """
+
+    log = Logger()
+
+    def __init__(self, sink: IEventSink, counters: SourceCounters) -> None:
+        self.watcher: Watcher | None = None
+        self._sink = sink
+        self._bounded: IBoundedSink | None = sink if IBoundedSink.providedBy(sink) else None
+        self._counters = counters
+
+    @property
+    def full(self) -> bool:
+        """Whether the sink has no room: sources that can refuse events do so."""
+        return self._bounded is not None and self._bounded.full
+
+    def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """
+        Have the sink accept a batch.
+
+        :returns: fires when it is accepted and there is room for more; ``None`` when that is so already.
+        """
+        return self._pass_on(events, self._sink.receive)
+
+    def store(self, events: Sequence[Event]) -> Deferred[None] | None:
+        """
+        Have the sink commit a batch, whether there is room for more or not.
+
+        :returns: fires when it is committed; ``None`` when it is already.
+        """
+        return self._pass_on(events, self._sink.receive if self._bounded is None else self._bounded.store)
+
+    def _pass_on(
+        self, events: Sequence[Event], receive: Callable[[Sequence[Event]], Deferred[None] | None]
+    ) -> Deferred[None] | None:
+        hooks = self._counters.hooks
+        for event in events:
+            hooks[event.hook] += 1
+        if self.watcher is not None:
+            self.watcher(events)
+        try:
+            accepted = receive(events)
+        except Exception:
+            self.log.failure("the sink raised an error; {count} events are lost", count=len(events))
+            return None
+        if accepted is not None:
+            count = len(events)
+            accepted.addErrback(
+                lambda failure: self.log.failure("the sink did not accept {count} events; they are lost", failure, count=count)
+            )
+        return accepted
