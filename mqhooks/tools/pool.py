@@ -123,6 +123,15 @@ class SenderPool:
         self._holders = [Deferred.fromCoroutine(self._hold(first)) for first in tried]
         return gatherResults(tried).addCallback(lambda _: self._complain())
 
+    @property
+    def outcome(self) -> str:
+        """How many connections were lost, if any were."""
+        return f"connections lost: {self.lost}" if self.lost else ""
+
+    def put(self, item: bytes, random: Random) -> None:
+        """Write a frame to one of the ready connections."""
+        self.ready[int(random.random() * len(self.ready))].transport.write(item)
+
     def close(self) -> Deferred[None]:
         """
         Close the connections, each once the kernel has taken what was written to it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -14,8 +15,7 @@ from twisted.logger import Logger
 from mqhooks.errors import ConfigError
 from mqhooks.sources.sidecar.encode import hook_of
 from mqhooks.support.recording import Record, read
-from mqhooks.tools.pool import SenderPool
-from mqhooks.tools.sender import CHUNK, Sender, framed
+from mqhooks.tools.sender import CHUNK, Pool, Sender, framed
 
 
 class Capture:
@@ -61,6 +61,7 @@ class Replay(Sender):
     :param random: picks connections.
     :param speed: how many times as fast as they came; infinite for as fast as the peer reads.
     :param when_done: called when all frames are sent and all connections are closed.
+    :param encode: makes of a frame what the pool sends; ``None`` for what it cannot.
     """
 
     log = Logger()
@@ -68,16 +69,18 @@ class Replay(Sender):
     def __init__(
         self,
         clock: IReactorTime,
-        pool: SenderPool,
+        pool: Pool,
         records: Iterator[Record],
         random: Random,
         *,
         speed: float = 1.0,
         when_done: Callable[[], object] = lambda: None,
+        encode: Callable[[bytes], Any] = framed,
     ) -> None:
         super().__init__(clock, pool, random, when_done)
         self._records = records
         self._speed = speed
+        self._encode = encode
         self._next: Record | None = None
         self._origin: tuple[int, float] | None = None
 
@@ -93,5 +96,7 @@ class Replay(Sender):
                 self._next = record
                 return early
             self._next = None
-            self._put(hook_of(record.frame), framed(record.frame))
+            item = self._encode(record.frame)
+            if item is not None:
+                self._put(hook_of(record.frame), item)
         return 0.0

@@ -1,5 +1,5 @@
 """
-Sending frames like VerneMQ's events sidecar: each over one of many connections.
+Sending events at a pace, like VerneMQ.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 from struct import Struct
+from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -15,7 +16,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from mqhooks.events import HOOKS
-from mqhooks.tools.pool import SenderPool
 
 CHUNK = 512
 """How many events are written in one reactor turn."""
@@ -33,12 +33,44 @@ def framed(content: bytes) -> bytes:
     return _LENGTH.pack(len(content)) + content
 
 
+class Pool(Protocol):
+    """
+    Where a sender's events go.
+
+    :ivar size: how many connections or calls there may be.
+    :ivar wake: called when it is ready after it was not.
+    """
+
+    size: int
+    wake: Callable[[], None]
+
+    @property
+    def outcome(self) -> str:
+        """What became of what was sent, as far as it is known, for the log."""
+
+    @property
+    def ready(self) -> object:
+        """Whether it takes something now."""
+
+    def open(self) -> Deferred[None]:
+        """Get ready; fires when sending may begin."""
+
+    def put(self, item: Any, random: Random) -> None:
+        """Send an item."""
+
+    def close(self) -> Deferred[None]:
+        """Finish; fires when everything is closed."""
+
+    def abort(self) -> None:
+        """End at once."""
+
+
 class Sender(Service):
     """
-    Sends frames over a pool of connections, each over one picked at random among the ready ones.
+    Sends events by a pool.
 
-    It starts once each connection has been tried, and waits while none is ready. What was written to a connection that breaks
-    may be lost, as VerneMQ's events are. Subclasses decide in :meth:`_send` which frames go out and when.
+    It starts once the pool is open, and waits while it is not ready. What was written to a connection that breaks
+    may be lost, as VerneMQ's events are. Subclasses decide in :meth:`_send` what goes out and when.
 
     :param clock: tells the time.
     :param pool: not yet opened.
@@ -48,7 +80,7 @@ class Sender(Service):
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, pool: SenderPool, random: Random, when_done: Callable[[], object]) -> None:
+    def __init__(self, clock: IReactorTime, pool: Pool, random: Random, when_done: Callable[[], object]) -> None:
         self._clock = clock
         self._pool = pool
         self._random = random
@@ -77,17 +109,16 @@ class Sender(Service):
 
     def _send(self) -> float:
         """
-        Write up to about :data:`CHUNK` frames with :meth:`_put`, as long as a connection is ready.
+        Send up to about :data:`CHUNK` events with :meth:`_put`, as long as the pool is ready.
 
         :returns: seconds until there may be more to write.
         :raises StopIteration: when there is nothing left.
         """
         raise NotImplementedError
 
-    def _put(self, hook: str, data: bytes) -> None:
-        ready = self._pool.ready
+    def _put(self, hook: str, item: Any) -> None:
         self.sent[hook] += 1
-        ready[int(self._random.random() * len(ready))].transport.write(data)
+        self._pool.put(item, self._random)
 
     def _begin(self) -> None:
         self._started = self._clock.seconds()
@@ -122,11 +153,11 @@ class Sender(Service):
         seconds = self._clock.seconds() - began
         total = self.sent.total()
         self.log.info(
-            "sent {total} events over {size} connections in {seconds:.1f} s ({rate:.0f}/s){lost}: {hooks}",
+            "sent {total} events over {size} connections in {seconds:.1f} s ({rate:.0f}/s){outcome}: {hooks}",
             total=total,
             size=self._pool.size,
             seconds=seconds,
             rate=total / seconds if seconds > 0 else 0.0,
-            lost=f", connections lost: {self._pool.lost}" if self._pool.lost else "",
+            outcome=f", {self._pool.outcome}" if self._pool.outcome else "",
             hooks=", ".join(f"{hook} {self.sent[hook]}" for hook in HOOKS if self.sent[hook]) or "none",
         )

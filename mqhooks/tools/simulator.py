@@ -1,5 +1,5 @@
 """
-A simulator of VerneMQ: events of made-up clients, spread over a pool of connections like those of its events sidecar.
+A simulator of VerneMQ: events of made-up clients, sent in any of the ways that VerneMQ has.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from twisted.python.usage import UsageError
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event, Message
+from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.encode import encode
 from mqhooks.support.options import CommandOptions, number, one_of, speed, whole
+from mqhooks.tools.calls import CallPool, call_of
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
 from mqhooks.tools.pool import SenderPool
 from mqhooks.tools.replay import Capture, Replay
-from mqhooks.tools.sender import CHUNK, Sender, framed
+from mqhooks.tools.sender import CHUNK, Pool, Sender, framed
 
 TICK = 0.01
 """Seconds between two writes when the rate is limited."""
@@ -54,6 +56,7 @@ class Simulator(Sender):
     :param random: picks connections.
     :param rate: events per second; 0 for as fast as the peer reads.
     :param when_done: called when all events are sent and all connections are closed.
+    :param encode: makes of an event what the pool sends; ``None`` for what it cannot.
     """
 
     log = Logger()
@@ -61,16 +64,18 @@ class Simulator(Sender):
     def __init__(
         self,
         clock: IReactorTime,
-        pool: SenderPool,
+        pool: Pool,
         events: Iterator[Event],
         random: Random,
         *,
         rate: float = 0.0,
         when_done: Callable[[], object] = lambda: None,
+        encode: Callable[[Event], Any] = lambda event: frame(event.message),
     ) -> None:
         super().__init__(clock, pool, random, when_done)
         self._events = events
         self._rate = rate
+        self._encode = encode
         self._credit = 1.0
         self._credited: float | None = None
 
@@ -84,7 +89,9 @@ class Simulator(Sender):
             while written < count and self._pool.ready:
                 event = next(self._events)
                 written += 1
-                self._put(event.hook, frame(event.message))
+                item = self._encode(event)
+                if item is not None:
+                    self._put(event.hook, item)
         finally:
             self._credit -= written
 
@@ -102,6 +109,10 @@ class Simulator(Sender):
         if not self._rate or self._credit >= 1.0:
             return 0.0
         return max(TICK, (1.0 - self._credit) / self._rate)
+
+
+TARGETS = {"sidecar": "tcp:127.0.0.1:8890", "webhooks": "http://127.0.0.1:8892/vernemq"}
+"""Where mqhooks listens by default, for each way to send."""
 
 
 def _mix(text: str) -> dict[str, float]:
@@ -127,9 +138,10 @@ class Options(CommandOptions):
     """The options of ``twistd mqhooks-simulate``."""
 
     synopsis = "[options]"
-    longdesc = "Sends events as VerneMQ's events sidecar does, of made-up clients or from a capture."
+    longdesc = "Sends events as VerneMQ does, of made-up clients or from a capture."
     optParameters = [
-        ["target", None, "tcp:127.0.0.1:8890", "Where to connect: a Twisted client endpoint."],
+        ["via", None, "sidecar", f"How to send them: {', '.join(TARGETS)}.", lambda text: one_of("--via", text, TARGETS)],
+        ["target", None, None, "Where to: a Twisted client endpoint, or the URL of webhooks. [default: where mqhooks listens]"],
         ["connections", None, 100, "How many connections to spread the events over.", whole("--connections", 1, 10_000)],
         ["clients", None, 1000, "How many MQTT clients to make up.", whole("--clients", 1, 10_000_000)],
         ["rate", None, 100.0, "Events per second; 0 for as fast as the peer reads.", number("--rate")],
@@ -144,10 +156,11 @@ class Options(CommandOptions):
 
     def postOptions(self) -> None:
         """
-        Check the options against each other.
+        Check the options against each other, and complete them.
 
         :raises UsageError: when they do not go together.
         """
+        self["target"] = self["target"] or TARGETS[self["via"]]
         if self["speed"] is not None and self["replay"] is None:
             raise UsageError("--speed goes with --replay FILE; for made-up events use --rate")
 
@@ -173,13 +186,9 @@ def from_options(reactor: Any, options: Options) -> Sender:
     :param reactor: connects, tells the time, and is stopped once everything is sent.
     :raises mqhooks.errors.ConfigError: when the target is not an endpoint, or there is no capture to replay.
     """
-    target = options["target"]
-    try:
-        endpoint = clientFromString(reactor, target)
-    except Exception as error:
-        raise ConfigError(f"not a client endpoint ({error}); write it like tcp:127.0.0.1:8890", "--target", target) from error
+    via, target = options["via"], options["target"]
     seed = options["seed"] or f"{SystemRandom().getrandbits(32):08x}"
-    pool = SenderPool(reactor, endpoint, target, options["connections"], Random(seed))
+    pool = _pool(reactor, via, target, options["connections"], Random(seed))
     if options["replay"] is not None:
         return _replay(reactor, options, pool, Random(seed))
     model = SessionModel(
@@ -191,19 +200,33 @@ def from_options(reactor: Any, options: Options) -> Sender:
         generation=options["generation"],
     )
     events = islice(model, options["count"] or None)
-    simulator = Simulator(reactor, pool, events, Random(seed), rate=options["rate"], when_done=reactor.stop)
+    encode = call_of if via == "webhooks" else lambda event: frame(event.message)
+    simulator = Simulator(reactor, pool, events, Random(seed), rate=options["rate"], when_done=reactor.stop, encode=encode)
     simulator.log.info("sending to {target} with --seed {seed}", target=target, seed=seed)
     return simulator
 
 
-def _replay(reactor: Any, options: Options, pool: SenderPool, random: Random) -> Replay:
+def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Pool:
+    if via == "webhooks":
+        if not target.startswith(("http://", "https://")):
+            raise ConfigError(f"not a URL; write it like {TARGETS[via]}", "--target", target)
+        return CallPool(reactor, target, size)
+    try:
+        endpoint = clientFromString(reactor, target)
+    except Exception as error:
+        raise ConfigError(f"not a client endpoint ({error}); write it like {TARGETS[via]}", "--target", target) from error
+    return SenderPool(reactor, endpoint, target, size, random)
+
+
+def _replay(reactor: Any, options: Options, pool: Pool, random: Random) -> Replay:
     try:
         capture = Capture(options["replay"])
     except ConfigError as error:
         raise ConfigError(str(error), "--replay") from None
     pace = options["speed"] or 1.0
     records = islice(capture.records(), options["count"] or None)
-    replay = Replay(reactor, pool, records, random, speed=pace, when_done=reactor.stop)
+    encode = (lambda frame: call_of(decode(frame))) if options["via"] == "webhooks" else framed
+    replay = Replay(reactor, pool, records, random, speed=pace, when_done=reactor.stop, encode=encode)
     replay.log.info(
         "replaying {count} frames over {span:.1f} s from {path} to {target}, {how}",
         target=options["target"],

@@ -1,0 +1,208 @@
+"""
+Calling like VerneMQ's webhooks plugin: a request for each event, and for each client one at a time.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+from zlib import crc32
+
+import msgspec
+import treq
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.http_headers import Headers
+
+from mqhooks.events import Event
+
+WAITING = 1000
+"""How many calls may wait for earlier ones of their clients; VerneMQ's sessions wait themselves."""
+
+TIMEOUT = 5.0
+"""Seconds that an answer may take: VerneMQ's ``response_timeout``."""
+
+_encode = msgspec.json.Encoder().encode
+
+_TOPIC = ("qos", "topic", "payload", "retain")
+_USER = ("username", "mountpoint", "client_id")
+_PEER = ("peer_addr", "peer_port", "mountpoint", "client_id", "username")
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "on_register": _PEER,
+    "on_publish": _USER + _TOPIC,
+    "on_subscribe": (*_USER, "topics"),
+    "on_unsubscribe": (*_USER, "topics"),
+    "on_deliver": _USER + _TOPIC,
+    "on_offline_message": ("mountpoint", "client_id", *_TOPIC),
+    "on_client_wakeup": ("mountpoint", "client_id"),
+    "on_client_offline": ("mountpoint", "client_id"),
+    "on_client_gone": ("mountpoint", "client_id"),
+    "on_session_expired": ("mountpoint", "client_id"),
+}
+_FOR_BOTH = {"on_offline_message", "on_client_wakeup", "on_client_offline", "on_client_gone", "on_session_expired"}
+
+
+class Call(NamedTuple):
+    """
+    One request.
+
+    :param hook: what its header ``vernemq-hook`` says.
+    :param client: whose event it is: the mountpoint and the client id.
+    :param body: a JSON object.
+    """
+
+    hook: str
+    client: tuple[str, str]
+    body: bytes
+
+
+def call_of(event: Event) -> Call | None:
+    """
+    Make the request of an event, with the keys in VerneMQ's order.
+
+    Half of the clients speak MQTT 5, whose hooks have names of their own. A payload is in base64.
+
+    :returns: ``None`` for a hook that the plugin does not have.
+    """
+    keys = _KEYS.get(event.hook)
+    if keys is None:
+        return None
+    newer = event.hook not in _FOR_BOTH and crc32(event.client_id.encode()) % 2 == 0
+    body = {key: _value(key, event.message, newer=newer) for key in keys}
+    if newer or event.hook == "on_deliver":
+        body["properties"] = {}
+    return Call(f"{event.hook}_m5" if newer else event.hook, (event.mountpoint, event.client_id), _encode(body))
+
+
+def _value(key: str, message: Any, *, newer: bool) -> Any:
+    if key == "retain" and hasattr(message, "is_retain"):
+        return message.is_retain
+    value = getattr(message, key)
+    if key == "payload":
+        return b64encode(value).decode()
+    if key == "username":
+        return value or None
+    if key == "topics" and value and not isinstance(value[0], str):
+        options = {"no_local": False, "rap": False, "retain_handling": "send_retain"} if newer else {}
+        return [{"topic": topic.topic, "qos": topic.qos, **options} for topic in value]
+    return value
+
+
+class CallPool:
+    """
+    Makes calls over a number of connections, for each client one at a time, and counts the answers.
+
+    :param reactor: connects, and tells the time.
+    :param url: where to; may hold credentials.
+    :param size: how many calls may be under way.
+    :ivar answers: how often each status was answered; ``no answer`` for calls that got none.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, url: str, size: int) -> None:
+        self.size = size
+        self.answers: Counter[str] = Counter()
+        self.wake: Callable[[], None] = lambda: None
+        self._clock: IReactorTime = reactor
+        parts = urlsplit(url)
+        self._auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+        self._url = url if parts.username is None else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        connections = HTTPConnectionPool(reactor)
+        connections.maxPersistentPerHost = size
+        connections.retryAutomatically = False
+        self._connections = connections
+        self._client = treq.client.HTTPClient(Agent(reactor, connectTimeout=TIMEOUT, pool=connections))
+        self._clients: dict[tuple[str, str], deque[Call]] = {}
+        self._turn: deque[tuple[str, str]] = deque()
+        self._under_way: set[Deferred[Any]] = set()
+        self._waiting = 0
+        self._complained = False
+        self._idle: list[Deferred[None]] = []
+
+    @property
+    def outcome(self) -> str:
+        """How often each status was answered."""
+        return ", ".join(f"{answer}: {count}" for answer, count in self.answers.most_common())
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes another call."""
+        return self._waiting < WAITING and len(self._turn) < self.size
+
+    def open(self) -> Deferred[None]:
+        """Do nothing: connections are made when they are needed."""
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        """
+        Wait for all answers, and close the connections.
+
+        :returns: a ``Deferred`` that fires when they are closed.
+        """
+        idle: Deferred[None] = Deferred()
+        self._idle.append(idle)
+        self._go_on()
+        return idle.addCallback(lambda _: self._connections.closeCachedConnections())
+
+    def abort(self) -> None:
+        """Make no more calls, and wait for no answers."""
+        self._clients.clear()
+        self._turn.clear()
+        self._waiting = 0
+        for call in list(self._under_way):
+            call.cancel()
+        self._go_on()
+
+    def put(self, call: Call, _: Random) -> None:
+        """Make a call, after earlier ones of its client."""
+        waiting = self._clients.get(call.client)
+        if waiting is None:
+            self._clients[call.client] = waiting = deque()
+            self._turn.append(call.client)
+        waiting.append(call)
+        self._waiting += 1
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._turn and len(self._under_way) < self.size:
+            client = self._turn.popleft()
+            self._waiting -= 1
+            self._start(self._clients[client].popleft())
+        if not self._under_way and not self._turn:
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+        elif self.ready:
+            self.wake()
+
+    def _start(self, call: Call) -> None:
+        headers = Headers({"Content-Type": ["application/json"], "vernemq-hook": [call.hook]})
+        made = self._client.post(self._url, headers=headers, data=call.body, timeout=TIMEOUT, auth=self._auth)
+        made.addCallback(lambda response: treq.content(response).addCallback(lambda _: str(response.code)))
+        self._under_way.add(made)
+        made.addErrback(self._failed).addCallback(self._answered, call, made)
+
+    def _failed(self, failure: Any) -> str:
+        if not failure.check(CancelledError) and not self._complained:
+            self._complained = True
+            self.log.warn("{url}: {reason}", url=self._url, reason=failure.getErrorMessage())
+        return "no answer"
+
+    def _answered(self, answer: str, call: Call, made: Deferred[Any]) -> None:
+        self._under_way.discard(made)
+        self.answers[answer] += 1
+        if answer == "200":
+            self._complained = False
+        waiting = self._clients.get(call.client)
+        if waiting:
+            self._turn.append(call.client)
+        elif waiting is not None:
+            del self._clients[call.client]
+        self._go_on()
