@@ -4,12 +4,14 @@ What is done with the sidecars, and what is measured of it.
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from benchmarks import certificates, subjects
@@ -19,6 +21,9 @@ from mqhooks.tools.ports import free_port
 
 GIVEN_UP = 20.0
 """After how many seconds without a delivery what has not come counts as missing."""
+
+IDLE = 30
+"""For how many seconds nothing happens."""
 
 SOON = {"retry": "{ initial = 200ms, max = 200ms }"}
 """Has mqhooks look often whether the endpoint is back."""
@@ -32,7 +37,8 @@ class Scenario:
     :param title: what is done.
     :param events: how many mqhooks gets; its peers get a share (:data:`benchmarks.subjects.SUBJECTS`) unless there is a rate.
     :param measures: ``relay`` counts from the first event to the last delivery, ``accept`` until all are committed while the
-        endpoint is down, ``backlog`` from the moment when that endpoint comes back.
+        endpoint is down, ``backlog`` from the moment when that endpoint comes back. ``idle`` counts for :data:`IDLE` seconds
+        after the last delivery, each of which stands for an event; ``watched`` does so while the status page is open.
     :param peers: who does it beside mqhooks.
     :param size: bytes of a payload.
     :param rate: events a second; 0 for as fast as they are read.
@@ -45,7 +51,7 @@ class Scenario:
 
     title: str
     events: int
-    measures: Literal["relay", "accept", "backlog"] = "relay"
+    measures: Literal["relay", "accept", "backlog", "idle", "watched"] = "relay"
     peers: tuple[str, ...] = ()
     size: int = 100
     rate: float = 0.0
@@ -118,6 +124,8 @@ SCENARIOS = {
     "rate-5k": _paced(5_000, 40_000),
     "rate-20k": _paced(20_000, 100_000),
     "window": Scenario("5,000 events a second", 40_000, peers=COMPILED, rate=5000.0),
+    "idle": Scenario("a second without events", 1_000, "idle", peers=("Go",), signed=True),
+    "idle-watched": Scenario("the same, the status page open", 1_000, "watched", signed=True),
 }
 """All of them, in the table's order. ``batch``, ``size``, ``backlog`` and ``rate`` stand for all whose names begin so."""
 
@@ -152,7 +160,7 @@ class Run:
         :raises BenchmarkError: when it cannot be measured.
         """
         with self._stack:
-            down = self._scenario.measures != "relay"
+            down = self._scenario.measures in ("accept", "backlog")
             if not down:
                 receiver = self._receiver()
             if self._profile is None:
@@ -174,6 +182,8 @@ class Run:
                 receiver = self._receiver()
                 began = None
             self._delivered(sidecar, receiver)
+            if self._scenario.measures in ("idle", "watched"):
+                return self._idle(sidecar)
             if not down:
                 began = load.answer()["began"]
             cpu = sidecar.settle() - before
@@ -193,6 +203,15 @@ class Run:
             if self._profile is not None:
                 sidecar.stop()
             return sample
+
+    def _idle(self, sidecar: Process) -> Sample:
+        if self._scenario.measures == "watched":
+            watcher = self._stack.enter_context(socket.create_connection(("127.0.0.1", self._wiring.page)))
+            watcher.sendall(b"GET /api/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            Thread(target=_read, args=(watcher,), daemon=True).start()
+        before = sidecar.settle()
+        time.sleep(IDLE)
+        return Sample(IDLE, IDLE, sidecar.cpu() - before, float(IDLE), 0, 0, sidecar.peak(), {})
 
     def _receiver(self) -> Process:
         arguments = ["-m", "benchmarks.receiver", "--port", str(self._endpoint_port), "--events", str(self._events)]
@@ -230,6 +249,13 @@ class Run:
             elif time.monotonic() > end:
                 return
             time.sleep(0.05)
+
+
+def _read(watcher: socket.socket) -> None:
+    """Read until the end; an error is the end of the run."""
+    with suppress(OSError):
+        while watcher.recv(1 << 16):
+            pass
 
 
 def chosen(names: list[str], *, long: bool) -> dict[str, Scenario]:

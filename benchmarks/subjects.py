@@ -33,6 +33,7 @@ class Wiring:
     :param signed: whether requests are signed.
     :param authority: a PEM file with the certificate of who vouches for the endpoint; ``None`` for one without TLS.
     :param webhook: more keys of mqhooks' webhook block.
+    :param page: the port of mqhooks' status page.
     """
 
     directory: Path
@@ -41,6 +42,7 @@ class Wiring:
     signed: bool = False
     authority: Path | None = None
     webhook: Mapping[str, str] = field(default_factory=dict)
+    page: int = field(default_factory=free_port)
 
 
 def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
@@ -71,7 +73,7 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
     command = ["-c", TWISTD, "-n", "--pidfile="]
     if profile is not None:
         command += [f"--profile={profile}", "--profiler=cprofile", "--savestats"]
-    command += ["mqhooks", "--config", str(path), "--sidecar-port", str(wiring.port), "--admin-port", str(free_port())]
+    command += ["mqhooks", "--config", str(path), "--sidecar-port", str(wiring.port), "--admin-port", str(wiring.page)]
     return Process("mqhooks", command, wiring.directory)
 
 
