@@ -10,9 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
+
+
+class UserProperties(dict[str, str]):
+    """User properties of MQTT 5. Like the rest of an event they cannot be changed, and have a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> Any:
+        return UserProperties, (dict(self),)
+
+    def _refuse(self, *_args: Any, **_values: Any) -> NoReturn:
+        raise TypeError("the user properties of an event cannot be changed: make a dict of them")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+
+NO_PROPERTIES = UserProperties()
+"""What an event has that came without user properties."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -44,7 +63,7 @@ class Register(Message, frozen=True, gc=False):
     username: str = ""
     mountpoint: str = ""
     client_id: str = ""
-    user_properties: dict[str, str] = {}
+    user_properties: dict[str, str] = NO_PROPERTIES
     session_id: str = ""
 
 
@@ -72,6 +91,7 @@ class Publish(Message, frozen=True, gc=False):
     retain: bool = False
     matched_acl: MatchedACL = MatchedACL()
     session_id: str = ""
+    user_properties: dict[str, str] = NO_PROPERTIES
 
 
 class Subscribe(Message, frozen=True, gc=False):
@@ -82,6 +102,7 @@ class Subscribe(Message, frozen=True, gc=False):
     username: str = ""
     topics: tuple[TopicInfo, ...] = ()
     session_id: str = ""
+    user_properties: dict[str, str] = NO_PROPERTIES
 
 
 class Unsubscribe(Message, frozen=True, gc=False):
@@ -92,6 +113,7 @@ class Unsubscribe(Message, frozen=True, gc=False):
     mountpoint: str = ""
     topics: tuple[str, ...] = ()
     session_id: str = ""
+    user_properties: dict[str, str] = NO_PROPERTIES
 
 
 class _ToSubscriber(Message, frozen=True, gc=False):
@@ -105,6 +127,7 @@ class _ToSubscriber(Message, frozen=True, gc=False):
     matched_acl: MatchedACL = MatchedACL()
     persisted: bool = False
     session_id: str = ""
+    user_properties: dict[str, str] = NO_PROPERTIES
 
 
 class Deliver(_ToSubscriber, frozen=True, gc=False):
@@ -191,6 +214,12 @@ HOOKS: Mapping[str, type[Message]] = MappingProxyType(
 )
 """Each hook's message, by the hook's name."""
 
+M5_HOOKS = tuple(hook for hook, message in HOOKS.items() if "user_properties" in message.__struct_fields__)
+"""
+Those that newer versions of VerneMQ's fork have for clients of MQTT 5 too, with ``_m5`` behind the name. The messages are the
+same, with user properties.
+"""
+
 REASONS = (
     "unspecified",
     "not_authorized",
@@ -221,6 +250,12 @@ FAILURES = (
     "stale_request",
     "invalid_signature",
     "username_rid_mismatch",
+    "missing_rid",
+    "rate_limit_exceeded",
+    "will_not_authorized",
+    "registration_retry_exhausted",
+    "registration_sync_failed",
+    "state_store_error",
 )
 """Why a registration was refused, by number: VerneMQ's ``RegistrationFailureReason`` without ``REASON_``."""
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from mqhooks.events import FAILURES, HOOKS, REASONS, Event
+from mqhooks.events import FAILURES, HOOKS, REASONS, Event, UserProperties
 from mqhooks.interfaces import IEventSink
 
 TIMESTAMP = 1_767_225_600_123_000_000
@@ -67,6 +67,8 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
     if "reason" in names and hook != "on_message_drop":
         values["reason"] = _number(FAILURES if hook == "on_register_failed" else REASONS, values["reason"])
     message: Any = msgspec.convert(values | {"timestamp": timestamp}, message_type)
+    if "user_properties" in values:
+        message = msgspec.structs.replace(message, user_properties=UserProperties(message.user_properties))
     return Event(hook, message, timestamp, message.mountpoint, message.client_id, username)
 
 

@@ -39,7 +39,9 @@ topic_infos = st.builds(TopicInfo, qos=int32, matched_acl=st.from_type(MatchedAC
 
 def values_of(kind: type[Message]) -> st.SearchStrategy[Message]:
     """What a frame can hold."""
-    given: dict[str, Any] = {field.name: int32 for field in msgspec.structs.fields(kind) if field.type is int}
+    given: dict[str, Any] = {
+        field.name: int32 if field.type is int else st.from_type(field.type) for field in msgspec.structs.fields(kind)
+    }
     given["timestamp"] = st.integers(-(1 << 63), (1 << 63) - 1)
     if kind is Subscribe:
         given["topics"] = st.lists(topic_infos).map(tuple)

@@ -1,12 +1,26 @@
 """Events are values, and agree with VerneMQ's proto files without needing them."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.events import FAILURES, HOOKS, REASONS, Event, MatchedACL, TopicInfo, failure_name, reason_name
+from mqhooks.events import (
+    FAILURES,
+    HOOKS,
+    M5_HOOKS,
+    NO_PROPERTIES,
+    REASONS,
+    Event,
+    MatchedACL,
+    TopicInfo,
+    UserProperties,
+    failure_name,
+    reason_name,
+)
 from mqhooks.pb.disconnect_reason_pb2 import Reason
 from mqhooks.pb.matched_acl_pb2 import MatchedACL as ProtobufACL
 from mqhooks.pb.on_register_failed_pb2 import RegistrationFailureReason
@@ -63,6 +77,21 @@ class EventTests(SynchronousTestCase):
         with self.assertRaises(AttributeError):
             event.message.topic = "other"
 
+    def test_user_properties_are_a_value_too(self):
+        properties = UserProperties({"b": "1", "a": "2"})
+        self.assertEqual(hash(properties), hash(UserProperties({"a": "2", "b": "1"})))
+        for same in (copy.deepcopy(properties), pickle.loads(pickle.dumps(properties))):
+            self.assertEqual((same, type(same)), (properties, UserProperties))
+        for change in (lambda each: each.update(a="b"), lambda each: each.__setitem__("a", "b"), lambda each: each.clear()):
+            for each in (properties, NO_PROPERTIES):
+                self.assertIn("cannot be changed", str(self.assertRaises(TypeError, change, each)))
+        self.assertEqual((properties, NO_PROPERTIES), ({"a": "2", "b": "1"}, {}))
+
+    def test_events_have_a_hash_with_user_properties_and_without(self):
+        for hook in M5_HOOKS:
+            events = [make_event(hook, user_properties=properties) for properties in ({}, {"a": "b"}, {"a": "b"})]
+            self.assertEqual(len({make_event(hook), *events}), 2)
+
     def test_messages_of_different_hooks_differ(self):
         deliver, complete = (make_event(hook).message for hook in ("on_deliver", "on_delivery_complete"))
         self.assertNotEqual(deliver, complete)
@@ -71,7 +100,7 @@ class EventTests(SynchronousTestCase):
     def test_names_of_reasons(self):
         self.assertEqual((reason_name(0), reason_name(17), reason_name(18)), ("unspecified", "tcp_closed", "reason_18"))
         self.assertEqual(
-            (failure_name(6), failure_name(7), failure_name(-1)), ("username_rid_mismatch", "reason_7", "reason_-1")
+            (failure_name(12), failure_name(13), failure_name(-1)), ("state_store_error", "reason_13", "reason_-1")
         )
 
     def test_fields_have_the_completed_username(self):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.events import HOOKS
+from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.nanomq.events import CAUSES, NANOMQ_EVENTS
 from mqhooks.nanomq.rules import Rules
@@ -360,6 +360,37 @@ class DetailsTests(SynchronousTestCase):
         tail = self.tail("on_client_connack", event)
         expected = {"ts": 1, "mountpoint": "mp", "session_id": "s", "ipaddress": "::1", "port": 7}
         self.assertEqual(compact(tail), compact(expected | {"user_properties": {"a": "1", "b": "2"}}))
+
+    def test_user_properties_of_every_event(self):
+        for hook in M5_HOOKS:
+            event = make_event(hook, user_properties={"b": "2", "a": "1"})
+            for name in CAUSES[hook]:
+                with_them, without = self.tail(name, event), self.tail(name, make_event(hook))
+                self.assertEqual(compact(with_them), compact(without | {"user_properties": {"a": "1", "b": "2"}}))
+
+    def test_user_properties_without_details(self):
+        for hook in set(M5_HOOKS) - {"on_register"}:
+            for name in CAUSES[hook]:
+                bodies = [list(webhook(name).bodies(make_event(hook, user_properties=each))) for each in ({}, {"a": "b"})]
+                self.assertEqual(bodies[0], bodies[1])
+
+    def test_user_properties_in_own_words(self):
+        for hook in M5_HOOKS:
+            plain, event = hook_body(make_event(hook)), make_event(hook, user_properties={"b": "2", "a": "1"})
+            body = hook_body(event)
+            self.assertEqual(list(json.loads(body))[1:], list(HOOKS[hook].__struct_fields__))
+            self.assertIn(b'"user_properties":{"a":"1","b":"2"}', body)
+            if hook == "on_register":
+                self.assertIn(b'"user_properties":{}', plain)
+            else:
+                self.assertEqual(body, plain[:-1] + b',"user_properties":{"a":"1","b":"2"}}')
+
+    def test_payload_encoding_stands_behind_user_properties(self):
+        event = make_event("on_publish", payload=b"\xff", user_properties={"a": "b"})
+        end = b'"user_properties":{"a":"b"},"payload_encoding":"base64"}'
+        (details,) = webhook("on_message_publish", details=True).bodies(event)
+        for body in (hook_body(event), details):
+            self.assertTrue(body.endswith(end), body)
 
     def test_nothing_twice(self):
         event = make_event("on_register", peer_addr="::1", peer_port=7)

@@ -23,6 +23,7 @@ from mqhooks.app.configuration import compose, load
 from mqhooks.delivery import Delivery
 from mqhooks.events import HOOKS, failure_name, reason_name
 from mqhooks.nanomq.block import Block
+from mqhooks.nanomq.bodies import hook_body
 from mqhooks.nanomq.events import CAUSES, RULE_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.rules import Rules
@@ -74,6 +75,7 @@ class Events(SynchronousTestCase):
         shown = dict(re.findall(r"^\.\. code-block:: json\n +:name: (\S+)\n\n +(.+)$", self.text, re.M))
         expected = {f"body-{rule}": body(rule) for rule in RULE_EVENTS}
         expected["body-details"] = body("on_message_publish", details=True)
+        expected["properties-on_publish"] = hook_body(make_event("on_publish", user_properties={"trace": "7"})).decode()
         self.assertEqual(shown, expected)
 
     def test_causes(self) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import DecodeError, MalformedFrame, UnknownType
-from mqhooks.events import HOOKS, failure_name, reason_name
+from mqhooks.events import HOOKS, M5_HOOKS, NO_PROPERTIES, failure_name, reason_name
 from mqhooks.pb.on_client_gone_pb2 import OnClientGone
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
@@ -105,6 +105,46 @@ class DecodeTests(SynchronousTestCase):
             type_url="type.googleapis.com/eventssidecar.v1.OnRegister", value=b"".join(entry)
         ).SerializeToString()
         self.assertEqual(dict(decode(frame).message.user_properties), {"k": "b"})
+
+    def test_user_properties(self):
+        for hook in M5_HOOKS:
+            message = MESSAGES[hook].protobuf(client_id="c", user_properties={"b": "ü", "": "", "a": "2"}, session_id="s")
+            event = decode(envelope(message))
+            self.assertEqual((event.hook, event.client_id, event.message.session_id), (hook, "c", "s"))
+            self.assertEqual(event.message.user_properties, {"a": "2", "b": "ü", "": ""})
+            self.assertEqual(dict(event.fields())["user_properties"], {"": "", "a": "2", "b": "ü"})
+            message.user_properties.clear()
+            self.assertIs(decode(envelope(message)).message.user_properties, NO_PROPERTIES)
+
+    @given(st.sampled_from(M5_HOOKS), st.data())
+    def test_user_properties_stand_anywhere_and_the_last_of_a_key_wins(self, hook, data):
+        protobuf = MESSAGES[hook].protobuf
+        pairs = data.draw(st.lists(st.tuples(st.sampled_from(("", "a", "b")), st.text(max_size=3))))
+        fields = [protobuf(user_properties={key: value}).SerializeToString() for key, value in pairs]
+        for number in range(len(fields) + 1):
+            fields.insert(2 * number, protobuf(client_id=f"c{number}").SerializeToString())
+        frame = AnyMessage(type_url=f"type.googleapis.com/{protobuf.DESCRIPTOR.full_name}", value=b"".join(fields))
+        event = decode(frame.SerializeToString())
+        self.assertEqual(event.message.user_properties, dict(pairs))
+        self.assertEqual(event.client_id, f"c{len(pairs)}")
+
+    def test_user_properties_that_are_not_utf_8(self):
+        for hook in M5_HOOKS:
+            message = MESSAGES[hook].protobuf(client_id="cX", user_properties={"kX": "vX", "ü": "ü"})
+            for bad, client, properties in (
+                ((b"cX", b"c\xff"), "c\ufffd", {"kX": "vX", "ü": "ü"}),
+                ((b"vX", b"v\xff"), "cX", {"kX": "v\ufffd", "ü": "ü"}),
+                ((b"kX", b"k\xff"), "cX", {"k\ufffd": "vX", "ü": "ü"}),
+            ):
+                event = decode(envelope(message).replace(*bad))
+                self.assertEqual((event.client_id, event.message.user_properties), (client, properties))
+
+    def test_user_properties_that_are_none(self):
+        for hook in M5_HOOKS:
+            protobuf = MESSAGES[hook].protobuf
+            tag = protobuf.DESCRIPTOR.fields_by_name["user_properties"].number << 3 | 2
+            frame = AnyMessage(type_url=f"type.googleapis.com/{protobuf.DESCRIPTOR.full_name}", value=b"%c\x02\x0a\x05" % tag)
+            self.assertRaises(MalformedFrame, decode, frame.SerializeToString())
 
     def test_topics(self):
         subscription = OnSubscribe()

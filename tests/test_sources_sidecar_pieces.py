@@ -1,6 +1,7 @@
 """A frame that carries very much is worked off piece by piece, between which others have their turn."""
 
 import tracemalloc
+from time import process_time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,14 +9,17 @@ from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import MalformedFrame
+from mqhooks.events import M5_HOOKS
 from mqhooks.pb.on_client_gone_pb2 import OnClientGone
+from mqhooks.pb.on_deliver_pb2 import OnDeliver
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_register_pb2 import OnRegister
 from mqhooks.pb.on_subscribe_pb2 import OnSubscribe
 from mqhooks.pb.on_unsubscribe_pb2 import OnUnsubscribe
 from mqhooks.sources.sidecar import longframes, pieces, protocol
 from mqhooks.sources.sidecar.decode import decode
-from mqhooks.sources.sidecar.pieces import MANY, NAMES, divide
+from mqhooks.sources.sidecar.messages import MESSAGES
+from mqhooks.sources.sidecar.pieces import MANY, NAMES, PIECE, divide
 from tests.frames import TYPE_URL, AnyMessage, envelope, framed
 from tests.test_sources_sidecar_protocol import ProtocolCase, publish
 
@@ -29,6 +33,14 @@ def subscribe(client, count, **fields):
 
 def raw(value, message=OnSubscribe):
     return AnyMessage(type_url=TYPE_URL + message.DESCRIPTOR.full_name, value=value).SerializeToString()
+
+
+def backwards(message):
+    """A message with its user properties first."""
+    properties = OnSubscribe(user_properties=message.user_properties).SerializeToString()
+    rest = OnSubscribe.FromString(message.SerializeToString())
+    rest.user_properties.clear()
+    return properties + rest.SerializeToString()
 
 
 def topics(events):
@@ -80,10 +92,83 @@ class DivideTests(SynchronousTestCase):
         self.assertTrue(divided.cut)
         self.assertEqual((len(event.message.user_properties), event.message.session_id), (MANY, "s"))
 
+    def test_so_it_is_with_every_message_that_has_some(self):
+        properties = {f"{number}": "v" for number in range(2 * MANY)}
+        for hook in M5_HOOKS:
+            message = MESSAGES[hook].protobuf(client_id="c", username="u", user_properties=properties, session_id="s")
+            if "payload" in message.DESCRIPTOR.fields_by_name:
+                message.payload = bytes(2 * PIECE)
+            if hook == "on_subscribe":
+                message.topics.add(topic="t", qos=1)
+            elif hook == "on_unsubscribe":
+                message.topics.append("t")
+            whole, divided = decode(envelope(message)), divide(envelope(message))
+            ((event, _),) = divided.events
+            self.assertTrue(divided.cut)
+            kept = event.message.user_properties
+            self.assertEqual((len(kept), kept.items() - properties.items()), (MANY, set()))
+            self.assertEqual(replace(whole.message, user_properties=kept), event.message)
+
+    def test_up_to_a_thousand_user_properties_and_64_kib_are_kept(self):
+        for hook in M5_HOOKS:
+            for count, size, cut in ((MANY, 1, False), (MANY + 1, 1, True), (60, 1000, False), (70, 1000, True)):
+                properties = {f"{number}": "v" * size for number in range(count)}
+                divided = divide(envelope(MESSAGES[hook].protobuf(user_properties=properties)))
+                self.assertEqual(divided is not None, cut, (hook, count, size))
+                if cut:
+                    ((event, _),) = divided.events
+                    self.assertIn(len(event.message.user_properties), (MANY, 66, 65))
+
+    def test_a_payload_full_of_what_looks_like_user_properties(self):
+        for payload in (b"Z" * 3000, b"b" * 100_000, b"\x5a\x02\x0a\x00" * 20_000):
+            self.assertIsNone(divide(envelope(OnPublish(payload=payload, user_properties={"a": "b"}))))
+            self.assertIsNone(divide(envelope(OnDeliver(payload=payload, user_properties={"a": "b"}))))
+
+    def test_many_topics_and_many_user_properties(self):
+        message = subscribe("c", 3 * MANY, user_properties={f"{number}": "v" for number in range(2 * MANY)})
+        for value in (message.SerializeToString(), backwards(message)):
+            divided = divide(raw(value))
+            events = [event for event, _ in divided.events]
+            self.assertTrue(divided.cut)
+            self.assertEqual(topics(events), [str(number) for number in range(3 * MANY)])
+            self.assertEqual({len(event.message.user_properties) for event in events}, {MANY})
+
+    def test_each_piece_has_the_user_properties(self):
+        events = self.events(envelope(subscribe("c", 3 * MANY, user_properties={"a": "b"})))
+        self.assertEqual([event.message.user_properties for event in events], [{"a": "b"}] * 3)
+
+    def test_long_user_properties_make_small_pieces(self):
+        message = subscribe("c", MANY + 1, user_properties={"a": "v" * 60_000})
+        self.assertLessEqual(max(len(event.topics) for event in self.events(envelope(message))), NAMES // 60_000)
+
+    def test_a_million_user_properties_do_not_stop_anything(self):
+        entries = {number: b"%c\x06\x0a\x01k\x12\x01v" % (number << 3 | 2) * 1_000_000 for number in (7, 11, 12)}
+        topic = b"\x2a\x03\x0a\x01t" * 100_000
+        for hook in M5_HOOKS:
+            protobuf = MESSAGES[hook].protobuf
+            number = protobuf.DESCRIPTOR.fields_by_name["user_properties"].number
+            for before in (b"",) if hook not in ("on_subscribe", "on_unsubscribe") else (b"", topic):
+                started = process_time()
+                divided = divide(raw(before + entries[number], protobuf))
+                next(divided.events)
+                # In Python alone it takes a second.
+                self.assertLess(process_time() - started, 0.5, hook)
+
+    def test_millions_of_other_fields_are_refused(self):
+        for value, message in (
+            (b"\x28\x00" * 1_000_000, OnPublish),
+            (b"\x28\x00" * 1_000_000 + b"\x3a\x00" * 2000, OnRegister),
+            (b"\x2a\x00" * 2000 + b"\x78\x00" * 1_000_000, OnSubscribe),
+        ):
+            self.assertRaises(MalformedFrame, lambda frame: list(divide(frame).events), raw(value, message))
+
     def test_what_is_no_message_is_refused_as_ever(self):
         for value in (b"\x2a\x00" * 2000 + b"\x2a\x05", b"\x2a" + b"\xff" * 3000, b"\x2b" * 3000):
-            self.assertRaises(MalformedFrame, decode, raw(value))
-            self.assertRaises(MalformedFrame, divide, raw(value))
+            for message in (OnSubscribe, OnPublish, OnRegister):
+                self.assertRaises(MalformedFrame, decode, raw(value, message))
+                self.assertRaises(
+                    MalformedFrame, lambda frame: decode(frame) if divide(frame) is None else None, raw(value, message)
+                )
 
     def test_a_group_is_refused(self):
         self.assertRaises(MalformedFrame, divide, raw(b"\x7b\x7c" + b"\x2a\x00" * 2000))
@@ -220,6 +305,17 @@ class PiecesTests(ProtocolCase):
         )
         self.assertEqual(len(self.factory.sessions), 0)
         self.assertIn("more than 1000 user properties", self.warnings()[0])
+
+    def test_a_message_with_many_user_properties_keeps_its_place(self):
+        properties = {f"{number}": "" for number in range(2 * MANY)}
+        many = envelope(OnPublish(client_id="c", topic="many", user_properties=properties))
+        self.feed(self.connection, framed(envelope(OnPublish(client_id="c", topic="before"))) + framed(many))
+        self.feed(self.connect(), framed(envelope(OnPublish(client_id="c", topic="behind"))))
+        self.turns()
+        self.assertEqual(topics(self.sink.events), ["before", "many", "behind"])
+        self.assertEqual(len(self.sink.events[1].message.user_properties), MANY)
+        self.assertIn("client c has more than 1000 user properties, or more than 64 KiB", self.warnings()[0])
+        self.assertEqual((self.counters.frames, self.counters.hooks["on_publish"]), (3, 3))
 
     def test_many_short_frames_are_backpressure(self):
         self.patch(protocol, "SHORT_LIMIT", 50_000)

@@ -270,9 +270,12 @@ def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
 
     :param encoding: how a payload becomes a string. A plain one that is not UTF-8, and one too long for base62, is in base64
         instead, and the body ends with ``"payload_encoding":"base64"``.
-    :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields.
+    :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields. Only a registration
+        has ``user_properties`` when they are empty.
     """
     fields: dict[str, Any] = {"action": event.hook.removeprefix("on_"), **dict(event.fields())}
+    if event.hook != "on_register" and not fields.get("user_properties"):
+        fields.pop("user_properties", None)
     if "payload" in fields:
         fields["payload"], other = _PAYLOADS[encoding](fields["payload"])
         if other is not None:

@@ -26,13 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mqhooks.pb import matched_acl_pb2 as matched__acl__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aon_delivery_complete.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x11matched_acl.proto\"\x96\x02\n\x12OnDeliveryComplete\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x12\n\nmountpoint\x18\x04 \x01(\t\x12\r\n\x05topic\x18\x05 \x01(\t\x12\x0b\n\x03qos\x18\x06 \x01(\x05\x12\x11\n\tis_retain\x18\x07 \x01(\x08\x12\x0f\n\x07payload\x18\x08 \x01(\x0c\x12\x31\n\x0bmatched_acl\x18\t \x01(\x0b\x32\x1c.eventssidecar.v1.MatchedACL\x12\x11\n\tpersisted\x18\n \x01(\x08\x12\x12\n\nsession_id\x18\x0b \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aon_delivery_complete.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x11matched_acl.proto\"\xa0\x03\n\x12OnDeliveryComplete\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x12\n\nmountpoint\x18\x04 \x01(\t\x12\r\n\x05topic\x18\x05 \x01(\t\x12\x0b\n\x03qos\x18\x06 \x01(\x05\x12\x11\n\tis_retain\x18\x07 \x01(\x08\x12\x0f\n\x07payload\x18\x08 \x01(\x0c\x12\x31\n\x0bmatched_acl\x18\t \x01(\x0b\x32\x1c.eventssidecar.v1.MatchedACL\x12\x11\n\tpersisted\x18\n \x01(\x08\x12\x12\n\nsession_id\x18\x0b \x01(\t\x12Q\n\x0fuser_properties\x18\x0c \x03(\x0b\x32\x38.eventssidecar.v1.OnDeliveryComplete.UserPropertiesEntry\x1a\x35\n\x13UserPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'on_delivery_complete_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ONDELIVERYCOMPLETE_USERPROPERTIESENTRY']._loaded_options = None
+  _globals['_ONDELIVERYCOMPLETE_USERPROPERTIESENTRY']._serialized_options = b'8\001'
   _globals['_ONDELIVERYCOMPLETE']._serialized_start=101
-  _globals['_ONDELIVERYCOMPLETE']._serialized_end=379
+  _globals['_ONDELIVERYCOMPLETE']._serialized_end=517
+  _globals['_ONDELIVERYCOMPLETE_USERPROPERTIESENTRY']._serialized_start=464
+  _globals['_ONDELIVERYCOMPLETE_USERPROPERTIESENTRY']._serialized_end=517
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from mqhooks.pb import matched_acl_pb2 as _matched_acl_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Mapping as _Mapping
@@ -10,7 +11,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OnDeliveryComplete(_message.Message):
-    __slots__ = ("timestamp", "username", "client_id", "mountpoint", "topic", "qos", "is_retain", "payload", "matched_acl", "persisted", "session_id")
+    __slots__ = ("timestamp", "username", "client_id", "mountpoint", "topic", "qos", "is_retain", "payload", "matched_acl", "persisted", "session_id", "user_properties")
+    class UserPropertiesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
     USERNAME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +30,7 @@ class OnDeliveryComplete(_message.Message):
     MATCHED_ACL_FIELD_NUMBER: _ClassVar[int]
     PERSISTED_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_PROPERTIES_FIELD_NUMBER: _ClassVar[int]
     timestamp: _timestamp_pb2.Timestamp
     username: str
     client_id: str
@@ -33,4 +42,5 @@ class OnDeliveryComplete(_message.Message):
     matched_acl: _matched_acl_pb2.MatchedACL
     persisted: bool
     session_id: str
-    def __init__(self, timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., username: _Optional[str] = ..., client_id: _Optional[str] = ..., mountpoint: _Optional[str] = ..., topic: _Optional[str] = ..., qos: _Optional[int] = ..., is_retain: _Optional[bool] = ..., payload: _Optional[bytes] = ..., matched_acl: _Optional[_Union[_matched_acl_pb2.MatchedACL, _Mapping]] = ..., persisted: _Optional[bool] = ..., session_id: _Optional[str] = ...) -> None: ...
+    user_properties: _containers.ScalarMap[str, str]
+    def __init__(self, timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., username: _Optional[str] = ..., client_id: _Optional[str] = ..., mountpoint: _Optional[str] = ..., topic: _Optional[str] = ..., qos: _Optional[int] = ..., is_retain: _Optional[bool] = ..., payload: _Optional[bytes] = ..., matched_acl: _Optional[_Union[_matched_acl_pb2.MatchedACL, _Mapping]] = ..., persisted: _Optional[bool] = ..., session_id: _Optional[str] = ..., user_properties: _Optional[_Mapping[str, str]] = ...) -> None: ...

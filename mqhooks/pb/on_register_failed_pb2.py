@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18on_register_failed.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n\x10OnRegisterFailed\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmountpoint\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x11\n\tpeer_addr\x18\x04 \x01(\t\x12\x11\n\tpeer_port\x18\x05 \x01(\x05\x12\x10\n\x08username\x18\x06 \x01(\t\x12\x15\n\rclean_session\x18\x07 \x01(\x08\x12;\n\x06reason\x18\x08 \x01(\x0e\x32+.eventssidecar.v1.RegistrationFailureReason*\xc6\x02\n\x19RegistrationFailureReason\x12#\n\x1fREGISTRATION_REASON_UNSPECIFIED\x10\x00\x12.\n*REGISTRATION_REASON_NO_MATCHING_HOOK_FOUND\x10\x01\x12+\n\'REGISTRATION_REASON_INVALID_CREDENTIALS\x10\x02\x12&\n\"REGISTRATION_REASON_NOT_AUTHORIZED\x10\x03\x12%\n!REGISTRATION_REASON_STALE_REQUEST\x10\x04\x12)\n%REGISTRATION_REASON_INVALID_SIGNATURE\x10\x05\x12-\n)REGISTRATION_REASON_USERNAME_RID_MISMATCH\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18on_register_failed.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n\x10OnRegisterFailed\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nmountpoint\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x11\n\tpeer_addr\x18\x04 \x01(\t\x12\x11\n\tpeer_port\x18\x05 \x01(\x05\x12\x10\n\x08username\x18\x06 \x01(\t\x12\x15\n\rclean_session\x18\x07 \x01(\x08\x12;\n\x06reason\x18\x08 \x01(\x0e\x32+.eventssidecar.v1.RegistrationFailureReason*\xd8\x04\n\x19RegistrationFailureReason\x12#\n\x1fREGISTRATION_REASON_UNSPECIFIED\x10\x00\x12.\n*REGISTRATION_REASON_NO_MATCHING_HOOK_FOUND\x10\x01\x12+\n\'REGISTRATION_REASON_INVALID_CREDENTIALS\x10\x02\x12&\n\"REGISTRATION_REASON_NOT_AUTHORIZED\x10\x03\x12%\n!REGISTRATION_REASON_STALE_REQUEST\x10\x04\x12)\n%REGISTRATION_REASON_INVALID_SIGNATURE\x10\x05\x12-\n)REGISTRATION_REASON_USERNAME_RID_MISMATCH\x10\x06\x12#\n\x1fREGISTRATION_REASON_MISSING_RID\x10\x07\x12+\n\'REGISTRATION_REASON_RATE_LIMIT_EXCEEDED\x10\x08\x12+\n\'REGISTRATION_REASON_WILL_NOT_AUTHORIZED\x10\t\x12\x34\n0REGISTRATION_REASON_REGISTRATION_RETRY_EXHAUSTED\x10\n\x12\x30\n,REGISTRATION_REASON_REGISTRATION_SYNC_FAILED\x10\x0b\x12)\n%REGISTRATION_REASON_STATE_STORE_ERROR\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'on_register_failed_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTRATIONFAILUREREASON']._serialized_start=327
-  _globals['_REGISTRATIONFAILUREREASON']._serialized_end=653
+  _globals['_REGISTRATIONFAILUREREASON']._serialized_end=927
   _globals['_ONREGISTERFAILED']._serialized_start=80
   _globals['_ONREGISTERFAILED']._serialized_end=324
 # @@protoc_insertion_point(module_scope)

@@ -18,6 +18,12 @@ class RegistrationFailureReason(int, metaclass=_enum_type_wrapper.EnumTypeWrappe
     REGISTRATION_REASON_STALE_REQUEST: _ClassVar[RegistrationFailureReason]
     REGISTRATION_REASON_INVALID_SIGNATURE: _ClassVar[RegistrationFailureReason]
     REGISTRATION_REASON_USERNAME_RID_MISMATCH: _ClassVar[RegistrationFailureReason]
+    REGISTRATION_REASON_MISSING_RID: _ClassVar[RegistrationFailureReason]
+    REGISTRATION_REASON_RATE_LIMIT_EXCEEDED: _ClassVar[RegistrationFailureReason]
+    REGISTRATION_REASON_WILL_NOT_AUTHORIZED: _ClassVar[RegistrationFailureReason]
+    REGISTRATION_REASON_REGISTRATION_RETRY_EXHAUSTED: _ClassVar[RegistrationFailureReason]
+    REGISTRATION_REASON_REGISTRATION_SYNC_FAILED: _ClassVar[RegistrationFailureReason]
+    REGISTRATION_REASON_STATE_STORE_ERROR: _ClassVar[RegistrationFailureReason]
 REGISTRATION_REASON_UNSPECIFIED: RegistrationFailureReason
 REGISTRATION_REASON_NO_MATCHING_HOOK_FOUND: RegistrationFailureReason
 REGISTRATION_REASON_INVALID_CREDENTIALS: RegistrationFailureReason
@@ -25,6 +31,12 @@ REGISTRATION_REASON_NOT_AUTHORIZED: RegistrationFailureReason
 REGISTRATION_REASON_STALE_REQUEST: RegistrationFailureReason
 REGISTRATION_REASON_INVALID_SIGNATURE: RegistrationFailureReason
 REGISTRATION_REASON_USERNAME_RID_MISMATCH: RegistrationFailureReason
+REGISTRATION_REASON_MISSING_RID: RegistrationFailureReason
+REGISTRATION_REASON_RATE_LIMIT_EXCEEDED: RegistrationFailureReason
+REGISTRATION_REASON_WILL_NOT_AUTHORIZED: RegistrationFailureReason
+REGISTRATION_REASON_REGISTRATION_RETRY_EXHAUSTED: RegistrationFailureReason
+REGISTRATION_REASON_REGISTRATION_SYNC_FAILED: RegistrationFailureReason
+REGISTRATION_REASON_STATE_STORE_ERROR: RegistrationFailureReason
 
 class OnRegisterFailed(_message.Message):
     __slots__ = ("timestamp", "mountpoint", "client_id", "peer_addr", "peer_port", "username", "clean_session", "reason")

@@ -26,15 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mqhooks.pb import matched_acl_pb2 as matched__acl__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12on_subscribe.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x11matched_acl.proto\"\xb6\x01\n\x0bOnSubscribe\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x12\n\nmountpoint\x18\x03 \x01(\t\x12\x10\n\x08username\x18\x04 \x01(\t\x12+\n\x06topics\x18\x05 \x03(\x0b\x32\x1b.eventssidecar.v1.TopicInfo\x12\x12\n\nsession_id\x18\x06 \x01(\t\"Z\n\tTopicInfo\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0b\n\x03qos\x18\x02 \x01(\x05\x12\x31\n\x0bmatched_acl\x18\x03 \x01(\x0b\x32\x1c.eventssidecar.v1.MatchedACLb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12on_subscribe.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x11matched_acl.proto\"\xb9\x02\n\x0bOnSubscribe\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x12\n\nmountpoint\x18\x03 \x01(\t\x12\x10\n\x08username\x18\x04 \x01(\t\x12+\n\x06topics\x18\x05 \x03(\x0b\x32\x1b.eventssidecar.v1.TopicInfo\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12J\n\x0fuser_properties\x18\x07 \x03(\x0b\x32\x31.eventssidecar.v1.OnSubscribe.UserPropertiesEntry\x1a\x35\n\x13UserPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\tTopicInfo\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0b\n\x03qos\x18\x02 \x01(\x05\x12\x31\n\x0bmatched_acl\x18\x03 \x01(\x0b\x32\x1c.eventssidecar.v1.MatchedACLb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'on_subscribe_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ONSUBSCRIBE_USERPROPERTIESENTRY']._loaded_options = None
+  _globals['_ONSUBSCRIBE_USERPROPERTIESENTRY']._serialized_options = b'8\001'
   _globals['_ONSUBSCRIBE']._serialized_start=93
-  _globals['_ONSUBSCRIBE']._serialized_end=275
-  _globals['_TOPICINFO']._serialized_start=277
-  _globals['_TOPICINFO']._serialized_end=367
+  _globals['_ONSUBSCRIBE']._serialized_end=406
+  _globals['_ONSUBSCRIBE_USERPROPERTIESENTRY']._serialized_start=353
+  _globals['_ONSUBSCRIBE_USERPROPERTIESENTRY']._serialized_end=406
+  _globals['_TOPICINFO']._serialized_start=408
+  _globals['_TOPICINFO']._serialized_end=498
 # @@protoc_insertion_point(module_scope)

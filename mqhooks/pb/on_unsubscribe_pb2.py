@@ -25,13 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14on_unsubscribe.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x01\n\rOnUnsubscribe\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x12\n\nmountpoint\x18\x04 \x01(\t\x12\x0e\n\x06topics\x18\x05 \x03(\t\x12\x12\n\nsession_id\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14on_unsubscribe.proto\x12\x10\x65ventssidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x02\n\rOnUnsubscribe\x12-\n\ttimestamp\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x12\n\nmountpoint\x18\x04 \x01(\t\x12\x0e\n\x06topics\x18\x05 \x03(\t\x12\x12\n\nsession_id\x18\x06 \x01(\t\x12L\n\x0fuser_properties\x18\x07 \x03(\x0b\x32\x33.eventssidecar.v1.OnUnsubscribe.UserPropertiesEntry\x1a\x35\n\x13UserPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'on_unsubscribe_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ONUNSUBSCRIBE_USERPROPERTIESENTRY']._loaded_options = None
+  _globals['_ONUNSUBSCRIBE_USERPROPERTIESENTRY']._serialized_options = b'8\001'
   _globals['_ONUNSUBSCRIBE']._serialized_start=76
-  _globals['_ONUNSUBSCRIBE']._serialized_end=231
+  _globals['_ONUNSUBSCRIBE']._serialized_end=364
+  _globals['_ONUNSUBSCRIBE_USERPROPERTIESENTRY']._serialized_start=311
+  _globals['_ONUNSUBSCRIBE_USERPROPERTIESENTRY']._serialized_end=364
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,9 @@ Decoding a frame into an :class:`~mqhooks.events.Event`.
 
 VerneMQ's envelope always begins with the type and ends with the value, so most are taken apart by looking at three bytes.
 Everything else is left to protobuf, whose verdict counts.
+
+Reading a map costs a twentieth of all the decoding even when it is empty, as that of user properties mostly is. So a message is
+parsed with a twin that has a field of bytes in the map's place, and once more only when that is not empty.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
 from mqhooks.errors import MalformedFrame, UnknownType
-from mqhooks.events import Event
+from mqhooks.events import Event, UserProperties
 from mqhooks.sources.sidecar.lenient import parse_lenient
 from mqhooks.sources.sidecar.messages import MESSAGES
+from mqhooks.sources.sidecar.twins import PROPERTIES, summary_of
 
 TYPE_URL = "type.googleapis.com/"
 """What VerneMQ's encoder puts before a type's full name."""
@@ -38,27 +42,43 @@ def decode(frame: bytes) -> Event:
     try:
         end = frame[1] + 3
         size = len(frame) - end
-        if frame[end] == size - 1 and size < 129:
-            protobuf, parse, read = _BY_PREFIX[frame[:end]]
+        length = frame[end]
+        if length == size - 1 and length < 128:
+            protobuf, parse, full, read = _BY_PREFIX[frame[:end]]
             value = frame[end + 1 :]
-        elif frame[end] > 127 and frame[end + 1] < 128 and frame[end] - 128 + (frame[end + 1] << 7) == size - 2:
-            protobuf, parse, read = _BY_PREFIX[frame[:end]]
+        elif length > 127 and (more := frame[end + 1]) < 128 and length - 128 + (more << 7) == size - 2:
+            protobuf, parse, full, read = _BY_PREFIX[frame[:end]]
             value = frame[end + 2 :]
         else:
-            (protobuf, parse, read), value = _open(frame)
+            (protobuf, parse, full, read), value = _open(frame)
     except LookupError:
-        (protobuf, parse, read), value = _open(frame)
+        (protobuf, parse, full, read), value = _open(frame)
+    properties: Any = None
     try:
         message = parse(value)
+        if full is not None and message.user_properties:
+            properties = full(value).user_properties
     except ProtobufError:
         message = parse_lenient(protobuf, value)
+        if full is not None:
+            properties = message.user_properties
     # A long payload is in memory often enough: in the frame, in the message, and soon in the event.
     del value
     time = message.timestamp
     timestamp = time.seconds * 1_000_000_000 + time.nanos
     if not -0x8000_0000_0000_0000 <= timestamp <= 0x7FFF_FFFF_FFFF_FFFF:
         timestamp = 0x7FFF_FFFF_FFFF_FFFF if timestamp > 0 else -0x8000_0000_0000_0000
-    return read(message, timestamp)
+    return read(message, timestamp, UserProperties(properties.items())) if properties else read(message, timestamp)
+
+
+def type_of(frame: bytes) -> type[Message] | None:
+    """
+    Tell the class of a frame's message, if its envelope is like VerneMQ's.
+
+    :param frame: two bytes or more.
+    """
+    parser = _BY_PREFIX.get(frame[: frame[1] + 3])
+    return None if parser is None else parser[0]
 
 
 def open_frame(frame: bytes, wanted: Container[type[Message]]) -> tuple[type[Message], bytes] | None:
@@ -69,10 +89,10 @@ def open_frame(frame: bytes, wanted: Container[type[Message]]) -> tuple[type[Mes
     :raises mqhooks.errors.UnknownType: as :func:`decode` does.
     :raises mqhooks.errors.MalformedFrame: when the bytes are not a protobuf ``Any``.
     """
-    parser = _BY_PREFIX.get(frame[: frame[1] + 3])
-    if parser is not None and parser[0] not in wanted:
+    protobuf = type_of(frame)
+    if protobuf is not None and protobuf not in wanted:
         return None
-    (protobuf, _, _), value = _open(frame)
+    (protobuf, *_), value = _open(frame)
     return (protobuf, value) if protobuf in wanted else None
 
 
@@ -89,9 +109,16 @@ def _open(frame: bytes) -> tuple[_Parser, bytes]:
     return known, envelope.value
 
 
-_Parser = tuple[type[Message], Callable[[bytes], Any], Callable[[Any, int], Event]]
+def _parser(protobuf: type[Message], read: Callable[..., Event]) -> _Parser:
+    if PROPERTIES not in protobuf.DESCRIPTOR.fields_by_name:
+        return protobuf, protobuf.FromString, None, read
+    return protobuf, summary_of(protobuf).FromString, protobuf.FromString, read
+
+
+# The class; what parses, perhaps only telling whether there are user properties; what parses these; what reads the message.
+_Parser = tuple[type[Message], Callable[[bytes], Any], Callable[[bytes], Any] | None, Callable[..., Event]]
 _PARSERS: dict[str, _Parser] = {
-    protobuf.DESCRIPTOR.full_name: (protobuf, protobuf.FromString, read) for _, protobuf, read in MESSAGES.values()
+    protobuf.DESCRIPTOR.full_name: _parser(protobuf, read) for _, protobuf, read in MESSAGES.values()
 }
 # Field 1 of google.protobuf.Any with its length and the type in it, and the tag of field 2.
 _BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): parser for name, parser in _PARSERS.items()}

@@ -2,7 +2,8 @@
 Each hook's protobuf message, and how it becomes an event.
 
 Reading a field of a protobuf message costs as much as everything that Python does around it. So each field is read only once,
-and each hook has a function of its own, which builds the value from positional arguments.
+and each hook has a function of its own, which builds the value from positional arguments. User properties are not read there:
+most messages have none, and an empty map costs more than any other field.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import Message as ProtobufMessage
 
 from mqhooks.events import (
+    NO_PROPERTIES,
     ClientGone,
     ClientOffline,
     ClientWakeUp,
@@ -30,6 +32,7 @@ from mqhooks.events import (
     Subscribe,
     TopicInfo,
     Unsubscribe,
+    UserProperties,
 )
 from mqhooks.pb.on_client_gone_pb2 import OnClientGone
 from mqhooks.pb.on_client_offline_pb2 import OnClientOffline
@@ -52,16 +55,17 @@ class MessageType(NamedTuple):
 
     :param hook: a key of :data:`mqhooks.events.HOOKS`.
     :param protobuf: the generated class.
-    :param read: makes an event of a parsed message; the timestamp is given, in nanoseconds.
+    :param read: makes an event of a parsed message; the timestamp is given, in nanoseconds, and user properties if there are
+        any.
     """
 
     hook: str
     protobuf: type[ProtobufMessage]
-    read: Callable[[Any, int], Event]
+    read: Callable[..., Event]
 
 
-def _register(message: Any, time: int) -> Event:
-    mountpoint, client, user, properties = message.mountpoint, message.client_id, message.username, message.user_properties
+def _register(message: Any, time: int, properties: UserProperties = NO_PROPERTIES) -> Event:
+    mountpoint, client, user = message.mountpoint, message.client_id, message.username
     register = Register(
         time,
         message.peer_addr,
@@ -69,7 +73,7 @@ def _register(message: Any, time: int) -> Event:
         user,
         mountpoint,
         client,
-        dict(properties.items()) if properties else {},
+        properties,
         message.session_id,
     )
     return Event("on_register", register, time, mountpoint, client, user)
@@ -83,7 +87,7 @@ def _register_failed(message: Any, time: int) -> Event:
     return Event("on_register_failed", failed, time, mountpoint, client, user)
 
 
-def _publish(message: Any, time: int) -> Event:
+def _publish(message: Any, time: int, properties: UserProperties = NO_PROPERTIES) -> Event:
     mountpoint, client, user, acl = message.mountpoint, message.client_id, message.username, message.matched_acl
     publish = Publish(
         time,
@@ -96,51 +100,47 @@ def _publish(message: Any, time: int) -> Event:
         message.retain,
         MatchedACL(acl.name, acl.pattern),
         message.session_id,
+        properties,
     )
     return Event("on_publish", publish, time, mountpoint, client, user)
 
 
-def _subscribe(message: Any, time: int) -> Event:
+def _subscribe(message: Any, time: int, properties: UserProperties = NO_PROPERTIES) -> Event:
     mountpoint, client, user = message.mountpoint, message.client_id, message.username
     topics = []
     for info in message.topics:
         acl = info.matched_acl
         topics.append(TopicInfo(info.topic, info.qos, MatchedACL(acl.name, acl.pattern)))
-    subscribe = Subscribe(time, client, mountpoint, user, tuple(topics), message.session_id)
+    subscribe = Subscribe(time, client, mountpoint, user, tuple(topics), message.session_id, properties)
     return Event("on_subscribe", subscribe, time, mountpoint, client, user)
 
 
-def _unsubscribe(message: Any, time: int) -> Event:
+def _unsubscribe(message: Any, time: int, properties: UserProperties = NO_PROPERTIES) -> Event:
     mountpoint, client, user = message.mountpoint, message.client_id, message.username
-    unsubscribe = Unsubscribe(time, user, client, mountpoint, tuple(message.topics), message.session_id)
+    unsubscribe = Unsubscribe(time, user, client, mountpoint, tuple(message.topics), message.session_id, properties)
     return Event("on_unsubscribe", unsubscribe, time, mountpoint, client, user)
 
 
-def _deliver(message: Any, time: int) -> Event:
-    deliver = Deliver(*_delivered(message, time))
-    return Event("on_deliver", deliver, time, deliver.mountpoint, deliver.client_id, deliver.username)
+def _to_subscriber(hook: str, values: Callable[..., Any]) -> Callable[..., Event]:
+    def read(message: Any, time: int, properties: UserProperties = NO_PROPERTIES) -> Event:
+        mountpoint, client, user, acl = message.mountpoint, message.client_id, message.username, message.matched_acl
+        delivered = values(
+            time,
+            user,
+            client,
+            mountpoint,
+            message.topic,
+            message.qos,
+            message.is_retain,
+            message.payload,
+            MatchedACL(acl.name, acl.pattern),
+            message.persisted,
+            message.session_id,
+            properties,
+        )
+        return Event(hook, delivered, time, mountpoint, client, user)
 
-
-def _delivery_complete(message: Any, time: int) -> Event:
-    complete = DeliveryComplete(*_delivered(message, time))
-    return Event("on_delivery_complete", complete, time, complete.mountpoint, complete.client_id, complete.username)
-
-
-def _delivered(message: Any, time: int) -> tuple[Any, ...]:
-    acl = message.matched_acl
-    return (
-        time,
-        message.username,
-        message.client_id,
-        message.mountpoint,
-        message.topic,
-        message.qos,
-        message.is_retain,
-        message.payload,
-        MatchedACL(acl.name, acl.pattern),
-        message.persisted,
-        message.session_id,
-    )
+    return read
 
 
 def _offline_message(message: Any, time: int) -> Event:
@@ -199,8 +199,8 @@ MESSAGES: Mapping[str, MessageType] = MappingProxyType(
             MessageType("on_publish", OnPublish, _publish),
             MessageType("on_subscribe", OnSubscribe, _subscribe),
             MessageType("on_unsubscribe", OnUnsubscribe, _unsubscribe),
-            MessageType("on_deliver", OnDeliver, _deliver),
-            MessageType("on_delivery_complete", OnDeliveryComplete, _delivery_complete),
+            MessageType("on_deliver", OnDeliver, _to_subscriber("on_deliver", Deliver)),
+            MessageType("on_delivery_complete", OnDeliveryComplete, _to_subscriber("on_delivery_complete", DeliveryComplete)),
             MessageType("on_offline_message", OnOfflineMessage, _offline_message),
             MessageType("on_client_wakeup", OnClientWakeUp, _client_wakeup),
             MessageType("on_client_offline", OnClientOffline, _client_offline),

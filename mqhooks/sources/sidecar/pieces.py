@@ -4,7 +4,7 @@ Dividing frames that carry very much, and working them off piece by piece.
 - One SUBSCRIBE of 16 MiB can name millions of topics. In one go they would stop everything for ten seconds and take gigabytes.
   So it becomes many events with some of the topics each: one is made when the one before it was accepted, in another turn of
   the reactor.
-- A registration is one event however many user properties it has, so only the first of them are kept.
+- User properties stay with their event however many there are, so only the first of them are kept.
 - What the same client does next waits behind its divided frame, so that the order is kept. Clients take turns.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -23,10 +23,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from mqhooks.errors import MalformedFrame
 from mqhooks.events import Event
-from mqhooks.sources.sidecar.decode import TYPE_URL, decode, open_frame
-from mqhooks.sources.sidecar.lenient import leave_out
+from mqhooks.sources.sidecar.decode import TYPE_URL, decode, open_frame, type_of
 from mqhooks.sources.sidecar.longframes import LONG
 from mqhooks.sources.sidecar.messages import MESSAGES
+from mqhooks.sources.sidecar.twins import PROPERTIES, without
 
 MANY = 1000
 """How many topics an event has at most, and how many user properties."""
@@ -38,17 +38,28 @@ PIECE = 64 << 10
 """About how many bytes of them an event has at most, unless a single one has more."""
 
 NAMES = 1 << 20
-"""About how many bytes of names a piece repeats at most: client id and username stand in each topic's body."""
+"""
+About how many bytes of names a piece repeats at most: client id and username stand in each topic's body, and user properties
+may.
+"""
+
+OTHERS = 16 * MANY
+"""How many further fields a divided message may have. There are a dozen, but walking over millions would stop everything."""
 
 Client = tuple[str, str]
 """Mountpoint and client id."""
 
-_REPEATED: dict[type[Message], Any] = {
-    message.protobuf: field
-    for message in MESSAGES.values()
-    for field in message.protobuf.DESCRIPTOR.fields
-    if field.is_repeated
-}
+TOPICS = "topics"
+
+
+def _having(name: str) -> dict[type[Message], int]:
+    """List the messages that have a field, with its number."""
+    fields = {message.protobuf: message.protobuf.DESCRIPTOR.fields_by_name.get(name) for message in MESSAGES.values()}
+    return {protobuf: field.number for protobuf, field in fields.items() if field is not None}
+
+
+_WITH_PROPERTIES = _having(PROPERTIES)
+_WITH_TOPICS = _having(TOPICS)
 
 
 class Divided(NamedTuple):
@@ -58,7 +69,7 @@ class Divided(NamedTuple):
     :param events: its events, made one by one, each with the bytes that it stands for. They end in a
         :class:`~mqhooks.errors.MalformedFrame` at a piece that is not what the message says.
     :param client: whose they are.
-    :param cut: whether there is only one, with the first part of what the frame carries.
+    :param cut: whether they have only the first of the frame's user properties.
     """
 
     events: Iterator[tuple[Event, int]]
@@ -74,71 +85,144 @@ def divide(frame: bytes) -> Divided | None:
     :raises mqhooks.errors.UnknownType: as :func:`~mqhooks.sources.sidecar.decode.decode` does.
     :raises mqhooks.errors.MalformedFrame: likewise.
     """
-    opened = open_frame(frame, _REPEATED)
+    protobuf = type_of(frame)
+    if protobuf in _WITH_PROPERTIES and protobuf not in _WITH_TOPICS and _has_few(frame, _WITH_PROPERTIES[protobuf]):
+        return None
+    opened = open_frame(frame, _WITH_PROPERTIES)
     if opened is None:
         return None
     protobuf, value = opened
-    field = _REPEATED[protobuf]
-    first = decode(_envelope(protobuf, leave_out(protobuf, field.name, value)))
-    names = len(first.client_id) + len(first.username) + len(first.mountpoint) + len(first.message.session_id)
-    pieces = _pieces(value, field.number, max(1, min(MANY, NAMES // (names + 1))))
+    rest = without(protobuf, TOPICS, value) if protobuf in _WITH_TOPICS else value
+    properties, cut = _first(rest, _WITH_PROPERTIES[protobuf])
+    if cut:
+        rest = without(protobuf, PROPERTIES, rest) + properties
+    elif protobuf not in _WITH_TOPICS:
+        return None
+    first = decode(_envelope(protobuf, rest))
+    client = (first.mountpoint, first.client_id)
+    if protobuf not in _WITH_TOPICS:
+        return Divided(iter([(first, len(rest))]), client, cut)
+    if cut:
+        value = without(protobuf, PROPERTIES, value)
+    names = len(first.client_id) + len(first.username) + len(first.mountpoint) + len(first.message.session_id) + len(properties)
+    pieces = _pieces(value, _WITH_TOPICS[protobuf], max(1, min(MANY, NAMES // (names + 1))))
     start, second = next(pieces, b""), next(pieces, None)
-    if second is None:
+    if second is None and not cut:
         return None
 
     def event(piece: bytes) -> tuple[Event, int]:
-        part = getattr(decode(_envelope(protobuf, piece)).message, field.name)
-        return replace(first, message=replace(first.message, **{field.name: part})), len(piece)
+        topics = decode(_envelope(protobuf, piece)).message.topics
+        return replace(first, message=replace(first.message, topics=topics)), len(piece)
 
-    cut = field.message_type is not None and field.message_type.GetOptions().map_entry
-    return Divided(map(event, (start,) if cut else chain((start, second), pieces)), (first.mountpoint, first.client_id), cut)
+    return Divided(map(event, chain((start,) if second is None else (start, second), pieces)), client, cut)
 
 
 def _envelope(protobuf: type[Message], value: bytes) -> bytes:
     return AnyMessage(type_url=TYPE_URL + protobuf.DESCRIPTOR.full_name, value=value).SerializeToString()
 
 
+def _has_few(frame: bytes, number: int) -> bool:
+    """
+    Tell in no time of most frames that they cannot have more than :data:`MANY` fields of a number.
+
+    :param frame: one of a usual form; it may still be malformed.
+    """
+    if len(frame) <= 4 * UNDIVIDED and frame.count(number << 3 | 2) <= MANY:
+        return True
+    # A payload that leaves no room for many others.
+    try:
+        _, at = _varint(frame, frame[1] + 3)
+        for _, start, end in islice(_fields(frame, at), 2 * len(MESSAGES)):
+            if end - start >= len(frame) - UNDIVIDED:
+                return True
+    except MalformedFrame:
+        pass
+    return False
+
+
+def _first(value: bytes, number: int) -> tuple[bytes, bool]:
+    """
+    Gather the first fields of a number, up to :data:`MANY` or :data:`PIECE`.
+
+    :returns: them, and whether there are more.
+    """
+    kept: list[bytes] = []
+    size = 0
+    for start, end in _fields_of(value, number):
+        if len(kept) >= MANY or size >= PIECE:
+            return b"".join(kept), True
+        kept.append(value[start:end])
+        size += end - start
+    return b"".join(kept), False
+
+
 def _pieces(value: bytes, number: int, most: int) -> Iterator[bytes]:
     """
-    Cut a message, which protobuf has accepted, where a piece has enough of a repeated field.
+    Cut a message where a piece has enough of a repeated field.
 
     :param number: the field's.
     :param most: how many of it a piece has at most.
     """
-    tag = number << 3 | 2
-    start = at = count = 0
+    begin = count = 0
+    for start, _ in _fields_of(value, number):
+        if count and (count >= most or start - begin >= PIECE):
+            yield value[begin:start]
+            begin, count = start, 0
+        count += 1
+    if count:
+        yield value[begin:]
+
+
+def _fields_of(value: bytes, number: int) -> Iterator[tuple[int, int]]:
+    """
+    Find a message's fields of a number: where each begins and ends.
+
+    :raises mqhooks.errors.MalformedFrame: when it is no message, or has more than :data:`OTHERS` fields beside them.
+    """
+    others = 0
+    for tag, start, end in _fields(value, 0):
+        if tag == number << 3 | 2:
+            yield start, end
+        elif others == OTHERS:
+            raise MalformedFrame("not a message that a hook sends: it repeats its fields thousands of times")
+        else:
+            others += 1
+
+
+def _fields(value: bytes, at: int) -> Iterator[tuple[int, int, int]]:
+    """
+    Walk over a message's fields.
+
+    :param at: where the first one begins.
+    :returns: of each its tag, where it begins and where it ends.
+    :raises mqhooks.errors.MalformedFrame: where there is no field.
+    """
     end = len(value)
     while at < end:
-        if value[at] == tag:
-            if count and (count >= most or at - start >= PIECE):
-                yield value[start:at]
-                start, count = at, 0
-            count += 1
-        at = _after(value, at)
-    if count:
-        yield value[start:]
+        start = at
+        tag, at = _varint(value, at)
+        kind = tag & 7
+        if kind == 2:
+            length, at = _varint(value, at)
+            at += length
+        elif kind == 0:
+            _, at = _varint(value, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise MalformedFrame("not a message that a hook sends: it has a group")
+        yield tag, start, at
 
 
-def _after(value: bytes, at: int) -> int:
-    """Find the end of the field that begins here."""
-    kind = value[at] & 7
-    while value[at] > 127:
+def _varint(value: bytes, at: int) -> tuple[int, int]:
+    """Read a number; say where it ends."""
+    number = 0
+    for shift, byte in zip(range(0, 70, 7), value[at : at + 10], strict=False):
         at += 1
-    at += 1
-    if kind == 2:
-        length = shift = 0
-        while value[at] > 127:
-            length |= (value[at] & 127) << shift
-            shift += 7
-            at += 1
-        return at + 1 + (length | value[at] << shift)
-    if kind == 0:
-        while value[at] > 127:
-            at += 1
-        return at + 1
-    if kind in (1, 5):
-        return at + (8 if kind == 1 else 4)
-    raise MalformedFrame("not a message that a hook sends: it has a group")
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, at
+    raise MalformedFrame("not a protobuf message")
 
 
 class _Item:

@@ -30,7 +30,7 @@ from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.longframes import COMMON, HELD, HELD_COMMON, LONG, LongFrames
-from mqhooks.sources.sidecar.pieces import MANY, UNDIVIDED, Divided, Pieces, divide
+from mqhooks.sources.sidecar.pieces import MANY, PIECE, UNDIVIDED, Divided, Pieces, divide
 from mqhooks.support.listening import address_name
 from mqhooks.support.printable import printable
 from mqhooks.support.ratelimit import RateLimit
@@ -280,7 +280,8 @@ class SidecarProtocol(Int32StringReceiver):
             self.factory.complain(
                 self,
                 "properties",
-                f"client {printable(divided.client[1], 64)} has more than {MANY} user properties: only {MANY} of them are kept",
+                f"client {printable(divided.client[1], 64)} has more than {MANY} user properties, "
+                f"or more than {PIECE >> 10} KiB of them: only the first of them are kept",
             )
         self.factory.pieces.add(self, divided, size)
 
