@@ -24,7 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
-from mqhooks.events import HOOKS, Event, Publish
+from mqhooks.events import HOOKS, M5_HOOKS, Event, Publish
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.support.options import duration, number, share, whole
 from mqhooks.tools.model import DEFAULT_MIX, SessionModel
@@ -228,9 +228,18 @@ class SessionModelTests(SynchronousTestCase):
                 self.assertIsNone(event.message)
                 continue
             self.assertEqual(getattr(event.message, "session_id", ""), "")
+            if event.hook != "on_register":
+                self.assertFalse(getattr(event.message, "user_properties", None))
             if event.hook in ("on_client_offline", "on_client_gone"):
                 self.assertEqual((event.message.username, event.username), ("", ""))
         self.assertEqual(seen, set(HOOKS))
+
+    def test_messages_of_some_clients_have_user_properties(self):
+        seen = {hook: set() for hook in M5_HOOKS}
+        for event in islice(model(clients=8), 3000):
+            if event.hook in seen:
+                seen[event.hook].add(bool(event.message.user_properties))
+        self.assertEqual(seen, {hook: {True, False} for hook in M5_HOOKS})
 
     def test_the_encoder_of_2026(self):
         for event in islice(model(clients=8), 3000):

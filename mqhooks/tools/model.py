@@ -15,6 +15,7 @@ from uuid import UUID
 
 from mqhooks.events import (
     FAILURES,
+    NO_PROPERTIES,
     REASONS,
     ClientGone,
     ClientOffline,
@@ -32,6 +33,7 @@ from mqhooks.events import (
     Subscribe,
     TopicInfo,
     Unsubscribe,
+    UserProperties,
 )
 
 Generation = Literal[2024, 2026]
@@ -83,8 +85,8 @@ class SessionModel:
     :param clients: how many clients there are.
     :param mix: weights by hook.
     :param payload_size: in bytes; a payload is longer where its JSON requires it.
-    :param generation: of VerneMQ's encoder. That of 2024 has no session ids, no username when a client leaves, and sends an
-        empty frame instead of ``on_register_failed``: the event's message is ``None``.
+    :param generation: of VerneMQ's encoder. That of 2024 has no session ids, no username when a client leaves, user properties
+        of registrations only, and sends an empty frame instead of ``on_register_failed``: the event's message is ``None``.
     """
 
     def __init__(
@@ -141,6 +143,8 @@ class SessionModel:
         client = self._clients.get(index)
         if client is None:
             client = self._clients[index] = _Client(index)
+            if self._old:
+                client.marks = NO_PROPERTIES
         return hook, client
 
     def _payload(self, client: _Client) -> bytes:
@@ -192,6 +196,7 @@ class SessionModel:
             retain=self._random.random() < 0.1,
             matched_acl=_PUBLISH_ACL,
             session_id=client.session,
+            user_properties=client.marks,
         )
 
     def _subscribe(self, client: _Client, timestamp: int, _aim: str) -> Subscribe:
@@ -210,6 +215,7 @@ class SessionModel:
             username=client.username,
             topics=tuple(topics),
             session_id=client.session,
+            user_properties=client.marks,
         )
 
     def _unsubscribe(self, client: _Client, timestamp: int, _aim: str) -> Unsubscribe:
@@ -221,6 +227,7 @@ class SessionModel:
             client_id=client.id,
             topics=(name,),
             session_id=client.session,
+            user_properties=client.marks,
         )
 
     def _deliver(self, client: _Client, timestamp: int, aim: str) -> Deliver:
@@ -241,6 +248,7 @@ class SessionModel:
             matched_acl=_SUBSCRIBE_ACL,
             persisted=not client.clean,
             session_id=client.session,
+            user_properties=client.marks,
         )
 
     def _acknowledge(self, client: _Client, timestamp: int, _aim: str) -> DeliveryComplete:
@@ -255,6 +263,7 @@ class SessionModel:
             matched_acl=_SUBSCRIBE_ACL,
             persisted=not client.clean,
             session_id=client.session,
+            user_properties=client.marks,
         )
 
     def _offline_message(self, client: _Client, timestamp: int, _aim: str) -> OfflineMessage:
@@ -331,6 +340,7 @@ class _Client:
         "clean",
         "filters",
         "id",
+        "marks",
         "payloads",
         "properties",
         "session",
@@ -345,7 +355,12 @@ class _Client:
         self.id = name = f"device-{index:06d}"
         self.username = "" if index % 10 == 9 else f"user-{index:06d}"
         self.address = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
-        self.properties = {"firmware": f"1.{index % 7}", "site": f"site-{index % 5}"} if index % 4 == 1 else {}
+        # A quarter speaks MQTT 5, and half of these give properties to what they do later too.
+        self.properties = self.marks = NO_PROPERTIES
+        if index % 4 == 1:
+            self.properties = UserProperties({"firmware": f"1.{index % 7}", "site": f"site-{index % 5}"})
+        if index % 8 == 1:
+            self.marks = UserProperties({"trace": f"t-{index}"})
         self.topic = f"devices/{name}/telemetry"
         commands = f"devices/{name}/commands"
         self.filters = {commands: commands, "fleet/+/alerts": "fleet/north/alerts", "news/#": "news/today"}
