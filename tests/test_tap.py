@@ -16,6 +16,7 @@ from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.app.tap import Options, makeService
+from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
@@ -183,6 +184,11 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         )
         text = self.checked("-c", path, "--sink", "log")
         full = "when it is full no more is read; 100000 dead letters"
+        everything = (
+            "on_register,on_register_m5,on_register_failed,on_publish,on_publish_m5,on_subscribe,on_subscribe_m5,on_unsubscribe,"
+            "on_unsubscribe_m5,on_deliver,on_deliver_m5,on_delivery_complete,on_delivery_complete_m5,on_offline_message,"
+            "on_client_wakeup,on_client_offline,on_client_gone,on_session_expired,on_message_drop"
+        )
         self.assertEqual(
             text.splitlines(),
             [
@@ -202,9 +208,48 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
                 "        on_client_connack",
                 f"outbox  mqhooks-outbox, sync normal, at most 1024 MiB for each webhook; {full}",
                 "sink    log",
+                "hooks   what vernemq.conf needs for this:",
+                f"        vmq_events_sidecar.hooks = {everything}",
+                "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of",
+                "        VerneMQ's fork know them: leave them out for older ones",
                 "The configuration is good.",
             ],
         )
+
+    def hooks(self, *args):
+        lines = [line.strip() for line in self.checked(*args).splitlines()]
+        named = [line.removeprefix("vmq_events_sidecar.hooks = ") for line in lines if line.startswith("vmq_")]
+        self.assertEqual("those with _m5" in "".join(lines), "_m5" in "".join(named))
+        return [hook for names in named for hook in names.split(",")]
+
+    def test_hooks_that_rules_need(self):
+        for rules, hooks in {
+            "on_publish": ["on_publish", "on_publish_m5"],
+            "on_client_connack": ["on_register", "on_register_m5", "on_register_failed"],
+            # The username of a disconnect is remembered from the registration.
+            "on_client_disconnected": ["on_register", "on_register_m5", "on_client_offline", "on_client_gone"],
+            "on_session_terminated": ["on_register", "on_register_m5", "on_client_gone", "on_session_expired"],
+            "on_message_acked, on_message_drop": ["on_delivery_complete", "on_delivery_complete_m5", "on_message_drop"],
+            "on_offline_message": ["on_offline_message"],
+            "": [],
+        }.items():
+            events = ", ".join(f"{{ event = {rule} }}" for rule in rules.split(", ") if rule)
+            path = self.file(f'webhook {{ url = "http://h/", events = [ {events} ] }}')
+            self.assertEqual(self.hooks("-c", path), hooks)
+
+    def test_hooks_of_all_webhooks_together(self):
+        path = self.file(
+            """
+            webhooks.a { url = "http://h/", events = [ { event = on_message_delivered } ] }
+            webhooks.b { url = "http://h/", events = [ { event = on_publish, topic = "a/#" }, { event = on_deliver } ] }
+            """
+        )
+        self.assertEqual(self.hooks("-c", path), ["on_publish", "on_publish_m5", "on_deliver", "on_deliver_m5"])
+
+    def test_without_webhooks_all_hooks(self):
+        everything = {*HOOKS, *(f"{hook}_m5" for hook in M5_HOOKS)}
+        self.assertEqual(set(self.hooks()), everything)
+        self.assertEqual(set(self.hooks("--sink", "log")), everything)
 
 
 def twistd(arguments, directory):

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.events import HOOKS, M5_HOOKS
+from mqhooks.nanomq.rules import hooks_for
 from mqhooks.support.listening import complete
 from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.webhook.retry import span
@@ -16,7 +18,7 @@ from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
 def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:
     """
-    Describe where mqhooks would listen, and what it would send where.
+    Describe where mqhooks would listen, what it would send where, and which of VerneMQ's hooks that takes.
 
     :param descriptions: where to listen for VerneMQ.
     :param sinks: the descriptions of the other sinks.
@@ -41,7 +43,21 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"sink    {hide_urls(sink)}"
     if not settings.webhooks and not sinks:
         yield "sink    JSON lines to standard output"
+    yield from _hooks(settings, others=bool(sinks) or not settings.webhooks)
     yield "The configuration is good."
+
+
+def _hooks(settings: Settings, *, others: bool) -> Iterator[str]:
+    # Sinks other than webhooks get every event.
+    wanted = set(HOOKS) if others else set[str]().union(*(hooks_for(webhook.bodies) for webhook in settings.webhooks))
+    names = [name for hook in HOOKS if hook in wanted for name in ((hook, f"{hook}_m5") if hook in M5_HOOKS else (hook,))]
+    if not names:
+        return
+    yield "hooks   what vernemq.conf needs for this:"
+    yield f"        vmq_events_sidecar.hooks = {','.join(names)}"
+    if wanted.intersection(M5_HOOKS):
+        yield "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of"
+        yield "        VerneMQ's fork know them: leave them out for older ones"
 
 
 def _webhook(webhook: WebhookSettings) -> Iterator[str]:

@@ -52,6 +52,16 @@ def needs_usernames(settings: BodySettings) -> bool:
     return any(rule.event in NAMELESS for rule in settings.rules)
 
 
+def hooks_for(settings: BodySettings) -> set[str]:
+    """
+    List the VerneMQ hooks that a webhook lives on: those that its rules name, those that cause the events that its rules name,
+    and ``on_register`` where usernames have to be remembered.
+    """
+    named = {rule.event for rule in settings.rules}
+    hooks = {hook for hook, events in CAUSES.items() if named.intersection(events) or hook in named}
+    return hooks | {"on_register"} if needs_usernames(settings) else hooks
+
+
 def _steps(settings: BodySettings, hook: str) -> Iterator[_Step]:
     bodies = Bodies(settings)
     for name in CAUSES[hook]:
