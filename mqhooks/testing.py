@@ -66,7 +66,11 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
             raise ValueError(f"{hook} has no field {name!r}")
     if "reason" in names and hook != "on_message_drop":
         values["reason"] = _number(FAILURES if hook == "on_register_failed" else REASONS, values["reason"])
-    message: Any = msgspec.convert(values | {"timestamp": timestamp}, message_type)
+    try:
+        message: Any = msgspec.convert(values | {"timestamp": timestamp}, message_type)
+    except msgspec.ValidationError as error:
+        # In older versions of msgspec it is no ValueError.
+        raise ValueError(f"{hook}: {error}") from error
     if "user_properties" in values:
         message = msgspec.structs.replace(message, user_properties=UserProperties(message.user_properties))
     return Event(hook, message, timestamp, message.mountpoint, message.client_id, username)
