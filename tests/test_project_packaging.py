@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,19 @@ class Version(SynchronousTestCase):
         sources = [*(PROJECT / "mqhooks").rglob("*.py"), PROJECT / "pyproject.toml", PROJECT / "docs" / "conf.py"]
         quoted = f'"{found[1]}"'
         self.assertEqual([str(path) for path in sources if quoted in path.read_text()], [])
+
+
+class LowestVersions(SynchronousTestCase):
+    def test_are_those_that_setup_cfg_allows(self) -> None:
+        setup = ConfigParser()
+        setup.read(PROJECT / "setup.cfg")
+        allowed = [
+            re.fullmatch(r"([\w.]+)(?:\[tls\])? >= ([\d.]+)(?:, < .*)?", line)
+            for line in setup["options"]["install_requires"].split("\n")[1:]
+        ]
+        tested = (PROJECT / "tests" / "lowest.txt").read_text()
+        pinned = dict(re.findall(r"^([\w.]+) == ([\d.]+)$", tested, re.M))
+        self.assertGreater(len(allowed), 9)
+        for lowest in allowed:
+            assert lowest is not None
+            self.assertRegex(pinned.get(lowest[1], "none"), rf"^{re.escape(lowest[2])}(\.0)*$", lowest[1])
