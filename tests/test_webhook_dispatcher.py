@@ -1,6 +1,7 @@
 """What is held in memory, and when it is let go."""
 
 from collections import defaultdict
+from random import Random
 
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
@@ -144,6 +145,30 @@ class RecallTests(SinkMixin, SynchronousTestCase):
         self.assertEqual(len(arrived), 32)
         for client in "abcdefgh":
             self.assertEqual([id_ for id_ in arrived if id_[0] == client], [f"{client}-{number}" for number in range(4)])
+
+    def test_what_waits_behind_a_failed_delivery_does_not_take_the_room_that_it_needs(self):
+        for seed in range(30):
+            random = Random(seed)
+            merge_window, pool_size = random.choice([0, 0.05]), random.choice([1, 4])
+            self.make(DurableOutbox(1 << 30), merge_window=merge_window, pool_size=pool_size, budget=Budget(1_000_000))
+            size, clients = random.choice([75_000, 1_500_000]), random.choice([1, 3])
+            for number in range(150):
+                step = random.random()
+                if step < 0.5:
+                    body = b'{"n":"%b"}' % (b"x" * size)
+                    now = int(self.clock.seconds() * 1000)
+                    client = f"c{random.randrange(clients)}"
+                    self.outbox.append([Delivery(f"msg_{number}", client, now - random.randrange(60), body, accepted=now)])
+                elif step < 0.7 and self.in_flight:
+                    self.transport.end(random.choice([200, 503, ConnectFailed("refused")]))
+                elif step > 0.95:
+                    (self.sink.pause if step > 0.975 else self.sink.resume)()
+                self.clock.advance(random.choice([0.001, 0.02, 2]))
+            self.sink.resume()
+            for _ in range(2000):
+                self.end_all()
+                self.clock.advance(0.5)
+            self.assertEqual(self.outbox.counts.pending, 0, f"seed {seed}")
 
 
 class OrderTests(SinkMixin, SynchronousTestCase):

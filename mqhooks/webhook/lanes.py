@@ -364,7 +364,9 @@ class Lane:
         while queue and room and len(batch) < most:
             head = queue[0]
             if isinstance(head, Parked) and head.recalled is None and lanes.spent:
-                break
+                if batch or not self._make_room():
+                    break
+                continue
             queue.popleft()
             if isinstance(head, Parked):
                 head.queued = False
@@ -395,6 +397,21 @@ class Lane:
         if limits.linger:
             self._since = lanes.clock.seconds()
         return batch
+
+    def _make_room(self) -> bool:
+        """Have the first in the queue go on although the bodies behind it take all the memory; returns whether it may."""
+        if self._all.in_flight:
+            # There is room when that is settled.
+            return False
+        self.shelve()
+        if not self._all.spent:
+            return True
+        whole = next((item for item in self._queue if isinstance(item, Delivery) or item.recalled is not None), None)
+        if whole is None:
+            return False
+        self._queue.remove(whole)
+        self._queue.appendleft(whole)
+        return True
 
     def _unless_parked(self, delivery: Delivery) -> Delivery | None:
         if self._parked and self._all.key(delivery) in self._parked:
