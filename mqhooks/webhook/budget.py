@@ -2,7 +2,7 @@
 Bounding what all webhooks together hold in memory.
 
 A webhook claims at most its share of bytes of bodies, which its merge window and lanes hold: 64 MiB divided by the webhooks, at
-most 16 MiB. One body may exceed it, so that any body can be sent.
+most 16 MiB. One body may exceed it, so that any body can be sent; about two more may while the merge window is full.
 """
 
 from __future__ import annotations
