@@ -418,13 +418,19 @@ class ProcessTests(OptionsCase, TestCase):
         self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
 
     async def stop(self, signal, *more):
-        self.endpoint = Endpoint(lambda request: reactor.callLater(0.3, request.connection.reply))
+        held = []
+        self.endpoint = Endpoint(lambda request: held.append(request.connection))
         bridge = await self.start("--url", self.endpoint.listen(self, reactor), *more)
         for number in range(5):
             self.publish(number)
         while not self.endpoint.requests:
             await deferLater(reactor, 0.02)
         bridge.process.signalProcess(signal)
+        await bridge.until("Received SIG", anywhere=True)
+        await deferLater(reactor, 0.3)
+        self.endpoint.answer = lambda request: request.connection.reply()
+        for connection in held:
+            connection.reply()
         await bridge.ended
         self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
 
