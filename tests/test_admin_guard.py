@@ -7,8 +7,8 @@ from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin.guard import is_loopback
-from mqhooks.admin.server import is_local
 from mqhooks.admin.settings import AdminSettings
+from mqhooks.support.listening import is_local
 from tests.admin import ANYWHERE, TOKEN, AdminCase, Follower
 from tests.waiting import until
 

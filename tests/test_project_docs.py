@@ -56,7 +56,7 @@ webhook {
   unknown { }
   batch { }
 }
-mqhooks { sidecar { }, outbox { }, admin { } }
+mqhooks { sources { grpc { } }, sidecar { }, outbox { }, admin { } }
 """
 
 

@@ -4,7 +4,6 @@ The service that serves the status page.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator
 from typing import Any
 
@@ -15,14 +14,14 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.guard import Guard, is_loopback
+from mqhooks.admin.guard import Guard
 from mqhooks.admin.history import STEP
 from mqhooks.admin.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.admin.site import AdminFactory, Root, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import ConfigError, ListenError
-from mqhooks.support.listening import Listener, address_name, complete
+from mqhooks.support.listening import Listener, address_name, is_local
 
 
 class AdminService(Service):
@@ -120,17 +119,3 @@ class AdminService(Service):
             yield maybeDeferred(port.stopListening)
         self._stream.close()
         yield self._factory.close()
-
-
-def is_local(description: str) -> bool:
-    """
-    Whether only this machine can connect to a listening endpoint; ``False`` for unknown kinds of endpoint.
-
-    :param description: for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
-    """
-    kind, *parts = re.split(r"(?<!\\):", complete(description))
-    if kind == "unix":
-        return True
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    interface = named.get("interface", "").replace("\\", "")
-    return kind in ("tcp", "tcp6", "ssl") and (interface == "localhost" or is_loopback(interface))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService
 
@@ -22,7 +22,7 @@ from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
-from mqhooks.interfaces import IEventSink, IOutbox
+from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
 from mqhooks.nanomq.rules import needs_usernames
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
@@ -32,6 +32,9 @@ from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
+
+if TYPE_CHECKING:
+    from mqhooks.sources.grpc.listener import GrpcService
 
 SIDECAR_PORT = 8890
 """Where VerneMQ's ``vmq_events_sidecar`` connects to by default."""
@@ -95,12 +98,17 @@ def build(
     sink = receivers[0] if len(receivers) == 1 else FanOut(receivers)
     sessions = SessionTable()
     factory = SidecarFactory(reactor, sink, sessions=sessions)
-    sources = [SidecarService(reactor, sidecars, factory)]
+    sources: list[IEventSource] = [SidecarService(reactor, sidecars, factory)]
+    calls = _grpc(settings, reactor, sink, sessions)
+    if calls is not None:
+        sources.append(calls)
 
     def limit(new: Settings) -> None:
         bounds = new.sidecar
         sessions.limit(bounds.max_sessions, bounds.max_sessions_size, needed=_needs_usernames(new, others=bool(sinks)))
         factory.limit(max_frame=bounds.max_frame, gather=new.gather)
+        if calls is not None:
+            calls.limit(max_frame=bounds.max_frame)
 
     limit(settings)
     file = store if isinstance(store, SqliteStore) else None
@@ -111,6 +119,22 @@ def build(
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
     children = [child for child in (reloader, file, summary, sink, admin, *sources) if child is not None]
     return BridgeService(children, bridge, reloader, admin)
+
+
+def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionTable) -> GrpcService | None:
+    if not settings.sources.grpc.listen:
+        return None
+    try:
+        # An extra: whoever takes no calls need not have h2.
+        from mqhooks.sources.grpc.factory import GrpcFactory
+        from mqhooks.sources.grpc.listener import GrpcService
+    except ModuleNotFoundError as error:
+        remedy = "install it with pip install 'mqhooks[grpc]'"
+        raise ConfigError(f"gRPC needs {error.name}, which is not installed: {remedy}", key="mqhooks.sources.grpc") from None
+    try:
+        return GrpcService(reactor, settings.sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
+    except ConfigError as error:
+        raise ConfigError(str(error), key="mqhooks.sources.grpc.listen") from None
 
 
 def _needs_usernames(settings: Settings, *, others: bool) -> bool:

@@ -4,13 +4,14 @@ Describes a configuration in words, for ``--check``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
-from mqhooks.support.listening import complete
+from mqhooks.support.listening import complete, is_local
 from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
@@ -32,6 +33,9 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"warning: {warning}"
     for description in descriptions:
         yield f"listen  {complete(description)}"
+    for description in settings.sources.grpc.listen:
+        yield f"grpc    {complete(description)}"
+        yield from _grpc_lines(complete(description))
     if settings.admin.listen != "off":
         locked = "" if settings.admin.token is None else ", with a token"
         yield f"page    {complete(settings.admin.listen or ADMIN_LISTEN)}{locked}"
@@ -105,3 +109,20 @@ def _outbox(outbox: OutboxSettings) -> str:
         return f"outbox  in memory, {size}; {outbox.dead_max} dead letters"
     full = "no more is read" if outbox.on_full == "pause" else "the oldest is dropped"
     return f"outbox  {outbox.path}, sync {outbox.sync}, {size}; when it is full {full}; {outbox.dead_max} dead letters"
+
+
+def _grpc_lines(description: str) -> Iterator[str]:
+    """Say what VerneMQ is told, if it can be."""
+    kind, *parts = re.split(r"(?<!\\):", description)
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    port = next((part for part in parts if "=" not in part), named.get("port", ""))
+    host = named.get("interface", "").replace("\\", "")
+    if kind not in ("tcp", "tcp6"):
+        yield "        VerneMQ cannot connect to it: it knows TCP only"
+        return
+    address = host if is_local(description) else "the address of this machine"
+    port = "the port that the log names" if port == "0" else port
+    yield f"        vmq_events_sidecar.grpc_endpoint = {address}"
+    yield f"        vmq_events_sidecar.grpc_port = {port}"
+    yield "        vmq_events_sidecar.grpc_enabled = on         (newer versions)"
+    yield "        vmq_events_sidecar.grpc_percentage = 100     (v4.4.0-grpc, v5.1.0-grpc)"

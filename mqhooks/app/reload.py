@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from operator import attrgetter
 from typing import Any
 
 from twisted.application.service import Service
@@ -24,6 +25,7 @@ from mqhooks.errors import ConfigError, MqhooksError
 from mqhooks.support.hangup import on_hangup
 
 RELOADABLE = {
+    "sources.grpc": (),
     "sidecar": ("max_frame", "max_sessions", "max_sessions_size", "gather"),
     "outbox": ("max_size", "on_full", "dead_max"),
     "admin": ("token", "hosts"),
@@ -122,13 +124,19 @@ def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[st
     changes: list[str] = []
     fixed: list[str] = []
     for part, reloadable in RELOADABLE.items():
-        before, after = getattr(old, part), getattr(wanted, part)
+        before, after = attrgetter(part)(old), attrgetter(part)(wanted)
         different = [field.name for field in fields(before) if getattr(before, field.name) != getattr(after, field.name)]
         # With another kind of outbox, the new limits are not meant for the current one.
         live = [] if "kind" in different else [name for name in different if name in reloadable]
-        new = replace(new, **{part: replace(before, **{name: getattr(after, name) for name in live})})
+        new = _with(new, part, replace(before, **{name: getattr(after, name) for name in live}))
         changes += [f"{part}.{name} changed" for name in live]
         fixed += [f"{part}.{name}" for name in different if name not in live]
     if old.shutdown_timeout != wanted.shutdown_timeout:
         fixed.append("shutdown_timeout")
     return new, changes, fixed
+
+
+def _with(settings: Any, path: str, part: object) -> Any:
+    """Replace a part of settings that a path of dots leads to."""
+    name, _, rest = path.partition(".")
+    return replace(settings, **{name: _with(getattr(settings, name), rest, part) if rest else part})

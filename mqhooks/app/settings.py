@@ -9,6 +9,7 @@ from typing import Literal
 
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.outbox.queue import OnFull
+from mqhooks.sources.grpc.settings import GrpcSettings
 from mqhooks.webhook.settings import WebhookSettings
 
 OutboxKind = Literal["sqlite", "memory"]
@@ -46,6 +47,17 @@ class SidecarSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SourcesSettings:
+    """
+    Where events come in.
+
+    :param grpc: VerneMQ's gRPC calls.
+    """
+
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxSettings:
     """
     Where deliveries wait.
@@ -72,11 +84,13 @@ class Settings:
     All settings.
 
     :param webhooks: those that are enabled.
+    :param sources: where events come in.
     :param shutdown_timeout: how many seconds a stop waits for deliveries.
     :param warnings: what is odd in the file but not wrong, one line each.
     """
 
     webhooks: tuple[WebhookSettings, ...] = ()
+    sources: SourcesSettings = SourcesSettings()
     sidecar: SidecarSettings = SidecarSettings()
     outbox: OutboxSettings = OutboxSettings()
     admin: AdminSettings = field(default_factory=AdminSettings)

@@ -24,6 +24,7 @@ from mqhooks.app.settings import Settings
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import LogSink, sinkFromString
+from mqhooks.sources.grpc.settings import GRPC_PORT
 from mqhooks.support.options import CommandOptions, one_of, whole
 from mqhooks.support.services import DaemonService, LoggedService
 
@@ -51,6 +52,13 @@ class Options(CommandOptions):
             None,
             f"Listen for VerneMQ on this port of 127.0.0.1. [default: {SIDECAR_PORT}]",
             whole("--sidecar-port", 0, 65_535),
+        ],
+        [
+            "grpc-port",
+            None,
+            None,
+            f"Take VerneMQ's gRPC calls on this port of 127.0.0.1, usually {GRPC_PORT}; 0 for any free one.",
+            _port("grpc"),
         ],
         ["config", "c", None, "The HOCON file with the webhook {} block, such as nanomq.conf."],
         ["url", None, None, "Send all NanoMQ events to this address; no file is needed."],
@@ -163,6 +171,9 @@ def _settings(options: Options, config: str | None, directory: str) -> Settings:
     if options["admin-port"] is not None:
         port = options["admin-port"]
         settings = replace(settings, admin=replace(settings.admin, listen=f"tcp:{port}" if port else "off"))
+    if options["grpc-port"] is not None:
+        grpc = replace(settings.sources.grpc, listen=(f"tcp:{options['grpc-port']}",))
+        settings = replace(settings, sources=replace(settings.sources, grpc=grpc))
     return replace(settings, outbox=replace(settings.outbox, path=os.path.join(directory, settings.outbox.path)))
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from mqhooks.events import Event
 from mqhooks.interfaces import IBoundedSink, IEventSink
@@ -20,7 +21,7 @@ class Handover:
     """
     Counts events, shows them to whoever watches, and gives them to the sink.
 
-    A sink that breaks its contract and fails is logged; the source goes on.
+    A sink that breaks its contract and fails is logged; the source goes on, and tells its caller if it has one.
 
     :param sink: gets the events. It is not started or stopped here.
     :param counters: the source's.
@@ -52,12 +53,12 @@ class Handover:
         """
         Have the sink commit a batch, whether there is room for more or not.
 
-        :returns: fires when it is committed; ``None`` when it is already.
+        :returns: fires when it is committed, or fails when the sink does; ``None`` when it is committed already.
         """
-        return self._pass_on(events, self._sink.receive if self._bounded is None else self._bounded.store)
+        return self._pass_on(events, self._sink.receive if self._bounded is None else self._bounded.store, telling=True)
 
     def _pass_on(
-        self, events: Sequence[Event], receive: Callable[[Sequence[Event]], Deferred[None] | None]
+        self, events: Sequence[Event], receive: Callable[[Sequence[Event]], Deferred[None] | None], *, telling: bool = False
     ) -> Deferred[None] | None:
         hooks = self._counters.hooks
         for event in events:
@@ -68,10 +69,11 @@ class Handover:
             accepted = receive(events)
         except Exception:
             self.log.failure("the sink raised an error; {count} events are lost", count=len(events))
-            return None
+            return fail() if telling else None
         if accepted is not None:
-            count = len(events)
-            accepted.addErrback(
-                lambda failure: self.log.failure("the sink did not accept {count} events; they are lost", failure, count=count)
-            )
+            accepted.addErrback(self._failed, len(events), telling=telling)
         return accepted
+
+    def _failed(self, failure: Failure, count: int, *, telling: bool) -> Failure | None:
+        self.log.failure("the sink did not accept {count} events; they are lost", failure, count=count)
+        return failure if telling else None

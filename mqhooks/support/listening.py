@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import re
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
@@ -109,3 +110,24 @@ def address_name(address: Any) -> str:
         return f"{host}:{address.port}"
     name = getattr(address, "name", None)
     return name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name or "unix")
+
+
+def is_local(description: str) -> bool:
+    """
+    Whether only this machine can connect to a listening endpoint; ``False`` for unknown kinds of endpoint.
+
+    :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
+    """
+    kind, *parts = re.split(r"(?<!\\):", complete(description))
+    if kind == "unix":
+        return True
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    interface = named.get("interface", "").replace("\\", "")
+    return kind in ("tcp", "tcp6", "ssl") and (interface == "localhost" or _is_loopback(interface))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

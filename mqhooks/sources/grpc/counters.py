@@ -1,0 +1,34 @@
+"""
+Counters of the gRPC source.
+"""
+
+from __future__ import annotations
+
+from mqhooks.sources.counters import SourceCounters
+from mqhooks.sources.grpc.status import CANCELLED, STATUSES
+
+
+class GrpcCounters(SourceCounters):
+    """
+    Counters of gRPC calls, from the source's start.
+
+    Health checks are not counted. ``events`` may be more than the calls answered with status 0: a caller may have given up, and
+    more than 1,000 topics are several events.
+
+    :ivar calls: calls by the status that answered them; those that the caller ended first under ``CANCELLED``.
+    :ivar undecodable: calls whose message is no event.
+    :ivar unknown: calls with an event of a type that no hook sends.
+    :ivar orphaned: calls that began and never ended: they were reset.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = dict.fromkeys((*STATUSES, CANCELLED), 0)
+        self.undecodable = 0
+        self.unknown = 0
+        self.orphaned = 0
+
+    @property
+    def malformed(self) -> int:
+        """Calls that should have brought an event and did not; those that never ended are not among them."""
+        return self.undecodable

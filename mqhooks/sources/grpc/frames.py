@@ -1,0 +1,120 @@
+"""
+Cutting an HTTP/2 connection's bytes into whole frames, before ``h2`` sees them.
+
+``h2`` keeps the protocol. What it leaves open is bounded here: it collects a frame of any length before it refuses it, it works
+off all that it is given in one go, and it answers no call any more once the peer has said that it opens no further ones.
+"""
+
+from __future__ import annotations
+
+from mqhooks.errors import MqhooksError
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client sends first."""
+
+MAX_FRAME = 1 << 14
+"""Bytes of a frame: what HTTP/2 allows unless the server says more, and ours does not."""
+
+MAX_HEADERS = 16 << 10
+"""Bytes of a call's headers as they are sent; VerneMQ's are 300."""
+
+TURN = 64
+"""How many frames of a connection are worked off in one turn of the reactor."""
+
+SMALL = 64
+"""A data frame of at least so many bytes is no abuse."""
+
+_DATA, _HEADERS, _PRIORITY, _GOAWAY, _CONTINUATION = 0, 1, 2, 7, 9
+_END_STREAM, _END_HEADERS = 1, 4
+
+PROTOCOL_ERROR, FRAME_SIZE_ERROR, ENHANCE_YOUR_CALM = 1, 6, 11
+
+
+class Unacceptable(MqhooksError):
+    """
+    A connection cannot go on.
+
+    :param code: why, in HTTP/2's codes.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Frames:
+    """
+    Cuts what one connection sends after its preface.
+
+    :ivar idle: how many frames went by that are no part of a call that was worth it; the owner takes some off.
+    :ivar leaving: whether the peer has said that it opens no further calls.
+    """
+
+    def __init__(self) -> None:
+        self.idle = 0
+        self.leaving = False
+        self._buffer = bytearray()
+        self._headers = 0
+
+    def add(self, data: bytes) -> None:
+        """Take in what was read."""
+        self._buffer += data
+
+    def cut(self) -> tuple[bytes, bool]:
+        """
+        Cut off the next frames, at most :data:`TURN`, without those that are of no use.
+
+        :returns: them, and whether there may be more.
+        :raises Unacceptable: when there is a frame that no client of ours sends.
+        """
+        buffer = self._buffer
+        at = start = count = 0
+        kept = b""
+        end = len(buffer)
+        while end - at >= 9 and count < TURN:
+            length = buffer[at] << 16 | buffer[at + 1] << 8 | buffer[at + 2]
+            kind, flags = buffer[at + 3], buffer[at + 4]
+            try:
+                self._check(kind, length)
+            except Unacceptable:
+                if not count:
+                    raise
+                # The calls before it first.
+                count = TURN
+                break
+            after = at + 9 + length
+            if after > end:
+                break
+            if kind == _HEADERS:
+                self._headers = 0 if flags & _END_HEADERS else length
+            elif kind != _DATA or (length < SMALL and not flags & _END_STREAM):
+                self.idle += 1
+                if kind == _CONTINUATION:
+                    self._headers = 0 if flags & _END_HEADERS else self._headers + length
+                elif kind in (_PRIORITY, _GOAWAY) or kind > _CONTINUATION:
+                    self.leaving = self.leaving or kind == _GOAWAY
+                    kept += buffer[start:at]
+                    start = after
+            at = after
+            count += 1
+        kept += buffer[start:at]
+        del buffer[:at]
+        return kept, count == TURN
+
+    def _check(self, kind: int, length: int) -> None:
+        if length > MAX_FRAME:
+            raise Unacceptable(FRAME_SIZE_ERROR, f"a frame claims to have {length} bytes, and {MAX_FRAME} are allowed")
+        if kind in (_HEADERS, _CONTINUATION):
+            size = length if kind == _HEADERS else self._headers + length
+            if size > MAX_HEADERS:
+                raise Unacceptable(ENHANCE_YOUR_CALM, f"the headers of a call have more than {MAX_HEADERS} bytes")
+
+
+def goaway(last: int, code: int = 0) -> bytes:
+    """
+    Make the frame that ends a connection once the calls up to the last one are answered; ``h2`` would end it at once.
+
+    :param last: the last call's number.
+    :param code: why, in HTTP/2's codes.
+    """
+    return b"\0\0\x08\x07\0\0\0\0\0" + last.to_bytes(4, "big") + code.to_bytes(4, "big")

@@ -1,0 +1,476 @@
+"""
+The connections of VerneMQ's gRPC client: HTTP/2 without TLS, without upgrade.
+
+- ``h2`` keeps the protocol; :mod:`~mqhooks.sources.grpc.frames` bounds what it leaves open. What a peer can make us do or hold
+  is bounded by frames a turn, calls a connection, and bytes of answers that it does not read.
+- Every call is answered in gRPC, whatever is wrong with it: an HTTP error ends the process in VerneMQ that owns the connection,
+  and with it all of its calls. Only what never ends is reset.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from typing import Protocol as Interface
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset, WindowUpdated
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mqhooks.sources.grpc.frames import ENHANCE_YOUR_CALM, PREFACE, PROTOCOL_ERROR, Frames, Unacceptable, goaway
+from mqhooks.sources.grpc.status import CANCELLED, INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED, UNIMPLEMENTED
+from mqhooks.support.listening import address_name
+
+EVENT = b"/webhook.v1beta1.PluginService/Event"
+CHECK = b"/grpc.health.v1.Health/Check"
+
+CALLS = 1000
+"""How many calls of a connection may be open; VerneMQ has 100 in flight over all connections."""
+
+WINDOW = 1 << 20
+"""How many bytes of a call, and of all calls of a connection, may be on their way."""
+
+IDLE = 2000
+"""How many frames a connection may send beyond those of its calls, at once."""
+
+IDLE_RATE = 500
+"""How many of them a second."""
+
+WORTH = 8
+"""How many of them an answered call is worth: window updates and pings belong to it."""
+
+PREFACE_TIME = 10.0
+"""Seconds that a client has to send its first bytes."""
+
+CLOSING_TIME = 2.0
+"""Seconds that a connection gets to close before it is aborted."""
+
+EMPTY = b"\0\0\0\0\0"
+"""The empty message, which answers an event."""
+
+_OK_HEADERS = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+_OK_TRAILERS = [(b"grpc-status", b"0")]
+_IDENTITY = (b"grpc-accept-encoding", b"identity")
+_TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+class _Connection(H2Connection):
+    """
+    An ``h2`` connection that remembers fewer of the calls that have ended: 65,536 of each of 100 connections take a gigabyte.
+    """
+
+    MAX_CLOSED_STREAMS = 1024
+
+
+class Call:
+    """
+    One call that is not answered yet.
+
+    :ivar connection: where it came.
+    :ivar stream: its number there.
+    :ivar path: what it calls.
+    :ivar packed: how its message may be compressed.
+    :ivar timeout: seconds that the caller waits; ``None`` when it does not say.
+    :ivar began: when it began, in the reactor's seconds.
+    :ivar content: what has come of its message.
+    :ivar ended: whether that is all.
+    :ivar refusal: with which status and words it is refused, if it is.
+    """
+
+    __slots__ = ("began", "connection", "content", "ended", "packed", "path", "refusal", "stream", "timeout")
+
+    def __init__(self, connection: GrpcProtocol, stream: int, began: float, headers: dict[bytes, bytes]) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.began = began
+        self.path = headers.get(b":path", b"")
+        self.packed = headers.get(b"grpc-encoding", b"identity")
+        self.timeout = timeout(headers.get(b"grpc-timeout"))
+        self.content = bytearray()
+        self.ended = False
+        self.refusal: tuple[int, str] | None = None
+        if self.path not in (EVENT, CHECK) or headers.get(b":method") != b"POST":
+            self.refusal = UNIMPLEMENTED, "there are only webhook.v1beta1.PluginService/Event and grpc.health.v1.Health/Check"
+        elif not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            self.refusal = INVALID_ARGUMENT, "the content-type is not application/grpc"
+
+
+def timeout(value: bytes | None) -> float | None:
+    """
+    Read a ``grpc-timeout``.
+
+    :returns: seconds; ``None`` when there is none that can be read.
+    """
+    match = None if value is None else _TIMEOUT.fullmatch(value)
+    return None if match is None else int(match[1]) * _UNITS[match[2]]
+
+
+class Owner(Interface):
+    """
+    What a connection's protocol tells of its calls.
+
+    :ivar clock: tells the time; its ``callLater(0, …)`` ends a turn.
+    """
+
+    clock: IReactorTime
+
+    def joined(self, protocol: GrpcProtocol) -> None:
+        """Note a new connection."""
+
+    def left(self, protocol: GrpcProtocol) -> None:
+        """Note that a connection ended."""
+
+    def began(self, call: Call) -> None:
+        """Note a call."""
+
+    def brought(self, call: Call, size: int) -> None:
+        """Note that more of a call's message has come; it may be refused."""
+
+    def ended(self, call: Call) -> None:
+        """Take a whole call; it is answered now or later."""
+
+    def answered(self, call: Call, status: int) -> None:
+        """Count a call that is over."""
+
+    def orphaned(self, call: Call) -> None:
+        """Count a call that never ended."""
+
+    def complain(self, protocol: GrpcProtocol, kind: str, complaint: str) -> None:
+        """Log what is wrong with a peer, at times."""
+
+
+@implementer(IPushProducer)
+class GrpcProtocol(Protocol):
+    """
+    Takes calls, and answers them when the factory says so.
+
+    :ivar calls: those that are not answered, by number, in the order in which they began.
+    """
+
+    factory: Owner
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Call] = {}
+        self._frames = Frames()
+        self._preface = b""
+        self._begun = False
+        self._h2 = _Connection(
+            H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                # What is wrong with one call must not end the others'.
+                validate_inbound_headers=False,
+                normalize_inbound_headers=False,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        self._h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                # More than we keep: with h2, one call beyond it ends the connection.
+                SettingCodes.MAX_CONCURRENT_STREAMS: 2 * CALLS,
+                SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+                SettingCodes.MAX_HEADER_LIST_SIZE: 1 << 14,
+            },
+        )
+        self._h2.decoder.max_header_list_size = 1 << 14
+        self._early: list[Call] = []
+        self._blocked: dict[int, bytes] = {}
+        self._taking = False
+        self._working = False
+        self._unread = False
+        self._closing = False
+        self._lost = False
+        self._calmed = 0.0
+        self._awaiting: IDelayedCall | None = None
+
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, for the log."""
+        assert self.transport is not None
+        return address_name(self.transport.getPeer())
+
+    def connectionMade(self) -> None:
+        """Join the factory's connections, and wait for the client to begin."""
+        transport: Any = self.transport
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpKeepAlive(True)
+            transport.setTcpNoDelay(True)
+        transport.registerProducer(self, streaming=True)
+        self._calmed = self.factory.clock.seconds()
+        self._awaiting = self.factory.clock.callLater(PREFACE_TIME, self.abort)
+        self.factory.joined(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Leave the factory's connections. What its calls brought is kept; what they have not brought is lost."""
+        self._lost = self._closing = True
+        self._began()
+        self._blocked.clear()
+        for call in list(self.calls.values()):
+            self._cancelled(call)
+        self.factory.left(self)
+
+    # What comes in.
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take in one read of the socket. Nothing is raised."""
+        if self._lost:
+            return
+        if not self._begun:
+            self._preface += data
+            if not self._preface.startswith(PREFACE):
+                if not PREFACE.startswith(self._preface):
+                    self._misplaced(self._preface)
+                return
+            data, self._preface = self._preface[len(PREFACE) :], b""
+            self._begun = True
+            self._began()
+            self._h2.initiate_connection()
+            self._h2.increment_flow_control_window(WINDOW - 65_535)
+            self._h2.receive_data(PREFACE)
+        self._frames.add(data)
+        if not self._working:
+            self._work()
+
+    def _began(self) -> None:
+        if self._awaiting is not None and self._awaiting.active():
+            self._awaiting.cancel()
+        self._awaiting = None
+
+    def _misplaced(self, begin: bytes) -> None:
+        if begin.startswith(b"\x16\x03"):
+            speaks = "TLS, which is not for this port"
+        elif begin.startswith(b"\0"):
+            speaks = "VerneMQ's TCP stream, which belongs to the sidecar port"
+        elif re.match(rb"[A-Z]+ ", begin):
+            speaks = "HTTP/1, and this port is for gRPC only"
+        else:
+            speaks = "no HTTP/2"
+        self.factory.complain(self, "preface", f"what connected speaks {speaks}: closed")
+        self.abort()
+
+    def _work(self) -> None:
+        """Work off some frames; the rest in the next turn, so that others have theirs."""
+        self._working = False
+        if self._lost:
+            return
+        try:
+            frames, more = self._frames.cut()
+            self._take(self._h2.receive_data(frames))
+            self._calm()
+        except Unacceptable as error:
+            self._end(error.code, str(error))
+            return
+        except ProtocolError as error:
+            self._end(int(error.error_code), f"not HTTP/2 as it should be ({error})")
+            return
+        except Exception as error:
+            self._end(PROTOCOL_ERROR, f"not HTTP/2 as it should be ({type(error).__name__}: {error})")
+            return
+        self.flush()
+        if more and not self._lost:
+            self._working = True
+            self.factory.clock.callLater(0, self._work)
+        self._regulate()
+
+    def _calm(self) -> None:
+        """End a connection that sends much more than calls."""
+        frames = self._frames
+        if frames.idle > IDLE:
+            now = self.factory.clock.seconds()
+            frames.idle -= min(frames.idle, int((now - self._calmed) * IDLE_RATE))
+            self._calmed = now
+            if frames.idle > IDLE:
+                raise Unacceptable(ENHANCE_YOUR_CALM, "a flood of frames that belong to no calls")
+
+    def _take(self, events: list[Any]) -> None:
+        # ``h2`` has seen all of them, so a call may be over already: nothing is sent before each of them was looked at.
+        ended: list[Call] = []
+        opened = False
+        self._taking = True
+        for event in events:
+            if isinstance(event, DataReceived):
+                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                call = self.calls.get(event.stream_id)
+                if call is not None and call.refusal is None:
+                    call.content += event.data
+                    self.factory.brought(call, len(event.data))
+            elif isinstance(event, StreamEnded):
+                call = self.calls.get(event.stream_id)
+                if call is not None:
+                    call.ended = True
+                    ended.append(call)
+            elif isinstance(event, RequestReceived):
+                self._begin(event)
+            elif isinstance(event, StreamReset):
+                self._blocked.pop(event.stream_id, None)
+                call = self.calls.get(event.stream_id)
+                if call is not None:
+                    self._cancelled(call)
+            elif isinstance(event, (WindowUpdated, RemoteSettingsChanged)):
+                opened = True
+        self._taking = False
+        self._refuse_early()
+        for call in ended:
+            self.factory.ended(call)
+        if opened and self._blocked:
+            blocked, self._blocked = self._blocked, {}
+            for stream, message in blocked.items():
+                self._send(stream, message)
+
+    def _begin(self, event: RequestReceived) -> None:
+        stream = event.stream_id
+        if self._closing:
+            self._reset(stream, ErrorCodes.REFUSED_STREAM)
+            return
+        call = Call(self, stream, self.factory.clock.seconds(), dict(event.headers))
+        if len(self.calls) >= CALLS:
+            orphan = next((other for other in self.calls.values() if not other.ended), None)
+            if orphan is not None:
+                self.orphan(orphan)
+            else:
+                call.refusal = RESOURCE_EXHAUSTED, f"more than {CALLS} calls of this connection wait for an answer"
+        self.calls[stream] = call
+        self.factory.began(call)
+        if call.refusal is not None:
+            self._early.append(call)
+
+    # What goes out.
+
+    def answer(self, call: Call, status: int, words: str = "", message: bytes = EMPTY) -> None:
+        """
+        Answer a call, unless it is answered or its caller has left. :meth:`flush` sends it.
+
+        :param words: what is wrong, in plain ASCII; always the same few, since the peer keeps them in its header table.
+        :param message: for status 0, with the five bytes before it.
+        """
+        if self.calls.pop(call.stream, None) is None:
+            return
+        self.factory.answered(call, status)
+        self._frames.idle = max(0, self._frames.idle - WORTH)
+        if status == OK:
+            self._send(call.stream, message)
+            return
+        headers = [*_OK_HEADERS, (b"grpc-status", b"%d" % status), (b"grpc-message", words.encode("ascii", "replace"))]
+        self._h2.send_headers(call.stream, [*headers, _IDENTITY] if status == UNIMPLEMENTED else headers, end_stream=True)
+        if not call.ended:
+            self._reset(call.stream, ErrorCodes.NO_ERROR)
+
+    def refuse(self, call: Call, status: int, words: str) -> None:
+        """Refuse a call that has not ended, and forget what has come of it."""
+        call.refusal = status, words
+        call.content = bytearray()
+        self._early.append(call)
+        if not self._taking:
+            self._refuse_early()
+            self.flush()
+
+    def _refuse_early(self) -> None:
+        early, self._early = self._early, []
+        for call in early:
+            if call.refusal is not None:
+                self.answer(call, *call.refusal)
+
+    def orphan(self, call: Call) -> None:
+        """Reset a call that does not end."""
+        if self.calls.pop(call.stream, None) is not None:
+            self.factory.orphaned(call)
+            self._reset(call.stream, ErrorCodes.CANCEL)
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        data = self._h2.data_to_send()
+        if data and not self._lost:
+            assert self.transport is not None
+            self.transport.write(data)
+        self._close_if_done()
+
+    def _send(self, stream: int, message: bytes) -> None:
+        if self._h2.local_flow_control_window(stream) < len(message):
+            # The peer has no room for five bytes; one that never has gets no further than MAX_CONCURRENT_STREAMS.
+            self._blocked[stream] = message
+            return
+        self._h2.send_headers(stream, _OK_HEADERS)
+        self._h2.send_data(stream, message)
+        self._h2.send_headers(stream, _OK_TRAILERS, end_stream=True)
+
+    def _reset(self, stream: int, code: ErrorCodes) -> None:
+        try:
+            self._h2.reset_stream(stream, code)
+        except ProtocolError:
+            # The peer has reset it itself.
+            pass
+
+    def _cancelled(self, call: Call) -> None:
+        del self.calls[call.stream]
+        self.factory.answered(call, CANCELLED)
+
+    # Going on and ending.
+
+    def pauseProducing(self) -> None:
+        """Read no more: the peer does not read its answers."""
+        self._unread = True
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        """Go on reading."""
+        self._unread = False
+        self._regulate()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the connection is lost, and :meth:`connectionLost` follows."""
+
+    def _regulate(self) -> None:
+        transport: Any = self.transport
+        if self._lost:
+            return
+        if self._working or self._unread:
+            transport.pauseProducing()
+        else:
+            transport.resumeProducing()
+
+    def close(self) -> None:
+        """Take no further calls, answer those that are here, and close the connection."""
+        if not self._closing:
+            self._closing = True
+            if self._begun and self.transport is not None:
+                self.flush()
+                self.transport.write(goaway(self._h2.highest_inbound_stream_id))
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if (self._closing or self._frames.leaving) and not (self._lost or self.calls or self._blocked or self._working):
+            self._lose()
+
+    def _end(self, code: int, why: str) -> None:
+        """Close a connection whose peer does what no client of ours does."""
+        if self._lost:
+            return
+        self.factory.complain(self, "protocol", f"{why}: connection closed")
+        assert self.transport is not None
+        self.transport.write(self._h2.data_to_send() + goaway(self._h2.highest_inbound_stream_id, code))
+        self._lose()
+
+    def _lose(self) -> None:
+        transport: Any = self.transport
+        self._lost = True
+        for call in list(self.calls.values()):
+            self._cancelled(call)
+        self._began()
+        transport.unregisterProducer()
+        transport.loseConnection()
+        self._awaiting = self.factory.clock.callLater(CLOSING_TIME, transport.abortConnection)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()

@@ -1,0 +1,25 @@
+"""
+What gRPC's status codes are called.
+"""
+
+from __future__ import annotations
+
+OK = 0
+CANCELLED = 1
+INVALID_ARGUMENT = 3
+DEADLINE_EXCEEDED = 4
+NOT_FOUND = 5
+RESOURCE_EXHAUSTED = 8
+UNIMPLEMENTED = 12
+UNAVAILABLE = 14
+
+STATUSES = {
+    OK: "OK",
+    INVALID_ARGUMENT: "INVALID_ARGUMENT",
+    DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
+    NOT_FOUND: "NOT_FOUND",
+    RESOURCE_EXHAUSTED: "RESOURCE_EXHAUSTED",
+    UNIMPLEMENTED: "UNIMPLEMENTED",
+    UNAVAILABLE: "UNAVAILABLE",
+}
+"""Those that answer a call, with their names."""
