@@ -21,6 +21,8 @@ from mqhooks.admin.replies import Call, Reply
 from mqhooks.admin.status import Status
 from mqhooks.delivery import Counts
 from mqhooks.interfaces import IEventSource
+from mqhooks.sources.grpc.counters import GrpcCounters
+from mqhooks.sources.grpc.status import STATUSES
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.sink import WebhookSink
@@ -74,6 +76,8 @@ class BridgeCollector(Collector):
         for hook, count in bridge.hooks.items():
             received.add_metric((hook,), count)
         yield received
+        calls = [source.counters for source in bridge.sources if isinstance(source.counters, GrpcCounters)]
+        yield from _calls(calls[0] if calls else GrpcCounters())
         sidecars = [source.counters for source in bridge.sources if isinstance(source.counters, SidecarCounters)]
         counters = sidecars[0] if sidecars else SidecarCounters()
         yield CounterMetricFamily("mqhooks_frames", "Frames that VerneMQ sent.", counters.frames)
@@ -130,6 +134,15 @@ def _sources(sources: Sequence[IEventSource]) -> Iterator[Metric]:
         refused.add_metric(name, counters.refused)
         connections.add_metric(name, counters.connections)
     yield from (events, malformed, refused, connections)
+
+
+def _calls(counters: GrpcCounters) -> Iterator[Metric]:
+    told = "gRPC calls by the status that answered them; CANCELLED: the caller ended them first."
+    calls = CounterMetricFamily("mqhooks_grpc_calls", told, labels=("status",))
+    for status, count in counters.calls.items():
+        calls.add_metric((STATUSES[status],), count)
+    orphaned = "gRPC calls that began and never ended, and were reset."
+    yield from (calls, CounterMetricFamily("mqhooks_grpc_orphaned", orphaned, counters.orphaned))
 
 
 _Webhook = tuple[str, WebhookSink, Counts]

@@ -130,7 +130,8 @@ def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionT
         from mqhooks.sources.grpc.listener import GrpcService
     except ModuleNotFoundError as error:
         remedy = "install it with pip install 'mqhooks[grpc]'"
-        raise ConfigError(f"gRPC needs {error.name}, which is not installed: {remedy}", key="mqhooks.sources.grpc") from None
+        library = str(error.name).partition(".")[0]
+        raise ConfigError(f"gRPC needs {library}, which is not installed: {remedy}", key="mqhooks.sources.grpc") from None
     try:
         return GrpcService(reactor, settings.sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
     except ConfigError as error:

@@ -5,7 +5,7 @@ Counters of the gRPC source.
 from __future__ import annotations
 
 from mqhooks.sources.counters import SourceCounters
-from mqhooks.sources.grpc.status import CANCELLED, STATUSES
+from mqhooks.sources.grpc.status import STATUSES
 
 
 class GrpcCounters(SourceCounters):
@@ -23,7 +23,7 @@ class GrpcCounters(SourceCounters):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = dict.fromkeys((*STATUSES, CANCELLED), 0)
+        self.calls = dict.fromkeys(STATUSES, 0)
         self.undecodable = 0
         self.unknown = 0
         self.orphaned = 0

@@ -24,7 +24,7 @@ from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.pb.event_request_pb2 import EventRequest
 from mqhooks.sources.grpc.counters import GrpcCounters
-from mqhooks.sources.grpc.protocol import CHECK, Call, GrpcProtocol
+from mqhooks.sources.grpc.protocol import CHECK, EVENT, Call, GrpcProtocol
 from mqhooks.sources.grpc.status import (
     DEADLINE_EXCEEDED,
     INVALID_ARGUMENT,
@@ -134,6 +134,8 @@ class GrpcFactory(ServerFactory):
         self.clock = clock
         self.counters = GrpcCounters()
         self.connections: set[GrpcProtocol] = set()
+        # Health checks come and go, and are not worth a line.
+        self._callers: set[GrpcProtocol] = set()
         self._sessions = SessionTable() if sessions is None else sessions
         self._handover = Handover(sink, self.counters)
         self._max_frame = max_frame
@@ -169,18 +171,23 @@ class GrpcFactory(ServerFactory):
         """Note a new connection."""
         self.connections.add(protocol)
         self.counters.connections = len(self.connections)
-        if len(self.connections) == 1:
-            self.log.info("first gRPC connection, from {peer}", peer=protocol.peer)
 
     def left(self, protocol: GrpcProtocol) -> None:
         """Note that a connection ended."""
+        self._flush()
         self.connections.discard(protocol)
         self.counters.connections = len(self.connections)
+        if protocol in self._callers:
+            self._callers.discard(protocol)
+            if not self._callers:
+                self.log.warn(
+                    "the last gRPC connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
+                    peer=protocol.peer,
+                )
         if not self.connections:
-            self.log.warn(
-                "the last gRPC connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
-                peer=protocol.peer,
-            )
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+                self._sweeper = None
             self._tell_empty()
 
     # Calls that have not ended.
@@ -188,6 +195,10 @@ class GrpcFactory(ServerFactory):
     def began(self, call: Call) -> None:
         """Note a call."""
         self._unfinished[call] = None
+        if call.path == EVENT and call.connection not in self._callers:
+            self._callers.add(call.connection)
+            if len(self._callers) == 1:
+                self.log.info("first gRPC connection, from {peer}", peer=call.connection.peer)
         if self._sweeper is None:
             self._sweeper = self.clock.callLater(ENDING_TIME, self._sweep)
 
@@ -392,7 +403,7 @@ class GrpcFactory(ServerFactory):
         return deferred
 
     def _tell_empty(self) -> None:
-        if not self.connections and not self._calls:
+        if not self.connections:
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:
                 deferred.callback(None)

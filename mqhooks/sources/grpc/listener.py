@@ -42,13 +42,13 @@ class GrpcService(Service):
     def __init__(self, reactor: Any, settings: GrpcSettings, factory: GrpcFactory) -> None:
         self._factory = factory
         self._clock: IReactorTime = reactor
+        self._listeners = [Listener(reactor, description) for description in settings.listen]
         for description in settings.listen:
             if not settings.insecure and not is_local(description):
                 raise ConfigError(
                     f"other machines can reach {description}, and gRPC has neither TLS nor authentication here: set "
                     f"mqhooks.sources.grpc.insecure = true, or listen on tcp:{GRPC_PORT}:interface=127.0.0.1"
                 )
-        self._listeners = [Listener(reactor, description) for description in settings.listen]
         self._ports: list[IListeningPort] = []
 
     @property

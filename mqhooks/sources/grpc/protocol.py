@@ -265,22 +265,29 @@ class GrpcProtocol(Protocol):
             return
         try:
             frames, more = self._frames.cut()
-            self._take(self._h2.receive_data(frames))
+            self._take(self._receive(frames))
             self._calm()
         except Unacceptable as error:
             self._end(error.code, str(error))
             return
         except ProtocolError as error:
-            self._end(int(error.error_code), f"not HTTP/2 as it should be ({error})")
-            return
-        except Exception as error:
-            self._end(PROTOCOL_ERROR, f"not HTTP/2 as it should be ({type(error).__name__}: {error})")
+            self._end(int(error.error_code), f"a call cannot be answered ({error})")
             return
         self.flush()
         if more and not self._lost:
             self._working = True
             self.factory.clock.callLater(0, self._work)
         self._regulate()
+
+    def _receive(self, frames: bytes) -> list[Any]:
+        try:
+            return self._h2.receive_data(frames)
+        except ProtocolError as error:
+            raise Unacceptable(int(error.error_code), f"not HTTP/2 as it should be ({error})") from None
+        except Exception as error:
+            # Whatever else damaged bytes make of h2 and the libraries below it.
+            name = type(error).__name__
+            raise Unacceptable(PROTOCOL_ERROR, f"not HTTP/2 as it should be ({name}: {error})") from None
 
     def _calm(self) -> None:
         """End a connection that sends much more than calls."""
@@ -357,9 +364,15 @@ class GrpcProtocol(Protocol):
             return
         self.factory.answered(call, status)
         self._frames.idle = max(0, self._frames.idle - WORTH)
-        if status == OK:
-            self._send(call.stream, message)
-            return
+        try:
+            if status == OK:
+                self._send(call.stream, message)
+            else:
+                self._decline(call, status, words)
+        except ProtocolError as error:
+            self._end(int(error.error_code), f"a call cannot be answered ({error})")
+
+    def _decline(self, call: Call, status: int, words: str) -> None:
         headers = [*_OK_HEADERS, (b"grpc-status", b"%d" % status), (b"grpc-message", words.encode("ascii", "replace"))]
         self._h2.send_headers(call.stream, [*headers, _IDENTITY] if status == UNIMPLEMENTED else headers, end_stream=True)
         if not call.ended:

@@ -15,6 +15,7 @@ UNAVAILABLE = 14
 
 STATUSES = {
     OK: "OK",
+    CANCELLED: "CANCELLED",
     INVALID_ARGUMENT: "INVALID_ARGUMENT",
     DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
     NOT_FOUND: "NOT_FOUND",
@@ -22,4 +23,4 @@ STATUSES = {
     UNIMPLEMENTED: "UNIMPLEMENTED",
     UNAVAILABLE: "UNAVAILABLE",
 }
-"""Those that answer a call, with their names."""
+"""Those that a call can end with, with their names."""
