@@ -34,6 +34,7 @@ class Wiring:
     :param authority: a PEM file with the certificate of who vouches for the endpoint; ``None`` for one without TLS.
     :param webhook: more keys of mqhooks' webhook block.
     :param page: the port of mqhooks' status page.
+    :param grpc: whether VerneMQ calls by gRPC.
     """
 
     directory: Path
@@ -43,6 +44,7 @@ class Wiring:
     authority: Path | None = None
     webhook: Mapping[str, str] = field(default_factory=dict)
     page: int = field(default_factory=free_port)
+    grpc: bool = False
 
 
 def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
@@ -73,7 +75,10 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
     command = ["-c", TWISTD, "-n", "--pidfile="]
     if profile is not None:
         command += [f"--profile={profile}", "--profiler=cprofile", "--savestats"]
-    command += ["mqhooks", "--config", str(path), "--sidecar-port", str(wiring.port), "--admin-port", str(wiring.page)]
+    sidecar = free_port() if wiring.grpc else wiring.port
+    command += ["mqhooks", "--config", str(path), "--sidecar-port", str(sidecar), "--admin-port", str(wiring.page)]
+    if wiring.grpc:
+        command += ["--grpc-port", str(wiring.port)]
     return Process("mqhooks", command, wiring.directory)
 
 
@@ -111,6 +116,8 @@ def start(name: str, wiring: Wiring) -> Process:
         return _built("go", wiring, "go", "build", "-buildvcs=false", "-o", "PROGRAM", ".")
     if name == FLOOR:
         return _built("c", wiring, "cc", "-O2", "-o", "PROGRAM", "main.c")
+    if name == GRPC:
+        return _python("grpc", wiring, "peer_grpc")
     if name == "asyncio + aiohttp":
         return _python("aiohttp", wiring, "peer_aiohttp")
     return _python(name, wiring, "peer_twisted", "--client", name.lower())
@@ -121,6 +128,8 @@ def absent() -> dict[str, str]:
     missing = {}
     if find_spec("aiohttp") is None:
         missing["asyncio + aiohttp"] = "aiohttp is not installed: pip install -e '.[bench]'"
+    if find_spec("aiohttp") is None or find_spec("grpc") is None:
+        missing[GRPC] = "grpcio or aiohttp is not installed: pip install -e '.[bench]'"
     if shutil.which("go") is None:
         missing["Go"] = "there is no go, 1.19 or newer: on Debian and Ubuntu apt install golang-go"
     if shutil.which("cc") is None:
@@ -131,7 +140,10 @@ def absent() -> dict[str, str]:
 FLOOR = "C, no work"
 """The floor: a loop around epoll that takes frames and sends requests, and nothing else. It can neither sign nor use TLS."""
 
-SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0, FLOOR: 1.0}
+GRPC = "grpcio + aiohttp"
+"""The peer that takes gRPC calls, and nothing else."""
+
+SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0, FLOOR: 1.0, GRPC: 1.0}
 """All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
 
 PEERS = tuple(SUBJECTS)[1:]

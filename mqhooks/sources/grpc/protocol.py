@@ -10,6 +10,7 @@ The connections of VerneMQ's gRPC client: HTTP/2 without TLS, without upgrade.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 from typing import Protocol as Interface
 
@@ -81,11 +82,12 @@ class Call:
     :ivar timeout: seconds that the caller waits; ``None`` when it does not say.
     :ivar began: when it began, in the reactor's seconds.
     :ivar content: what has come of its message.
+    :ivar taken: bytes of it, and of padding, that its window has to be opened for.
     :ivar ended: whether that is all.
     :ivar refusal: with which status and words it is refused, if it is.
     """
 
-    __slots__ = ("began", "connection", "content", "ended", "packed", "path", "refusal", "stream", "timeout")
+    __slots__ = ("began", "connection", "content", "ended", "packed", "path", "refusal", "stream", "taken", "timeout")
 
     def __init__(self, connection: GrpcProtocol, stream: int, began: float, headers: dict[bytes, bytes]) -> None:
         self.connection = connection
@@ -95,6 +97,7 @@ class Call:
         self.packed = headers.get(b"grpc-encoding", b"identity")
         self.timeout = timeout(headers.get(b"grpc-timeout"))
         self.content = bytearray()
+        self.taken = 0
         self.ended = False
         self.refusal: tuple[int, str] | None = None
         if self.path not in (EVENT, CHECK) or headers.get(b":method") != b"POST":
@@ -103,6 +106,7 @@ class Call:
             self.refusal = INVALID_ARGUMENT, "the content-type is not application/grpc"
 
 
+@lru_cache(256)
 def timeout(value: bytes | None) -> float | None:
     """
     Read a ``grpc-timeout``.
@@ -184,6 +188,7 @@ class GrpcProtocol(Protocol):
         )
         self._h2.decoder.max_header_list_size = 1 << 14
         self._early: list[Call] = []
+        self._taken = 0
         self._blocked: dict[int, bytes] = {}
         self._taking = False
         self._working = False
@@ -303,12 +308,15 @@ class GrpcProtocol(Protocol):
         # ``h2`` has seen all of them, so a call may be over already: nothing is sent before each of them was looked at.
         ended: list[Call] = []
         opened = False
+        taken = 0
         self._taking = True
         for event in events:
             if isinstance(event, DataReceived):
-                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                size = event.flow_controlled_length
+                taken += size
                 call = self.calls.get(event.stream_id)
                 if call is not None and call.refusal is None:
+                    call.taken += size
                     call.content += event.data
                     self.factory.brought(call, len(event.data))
             elif isinstance(event, StreamEnded):
@@ -326,6 +334,7 @@ class GrpcProtocol(Protocol):
             elif isinstance(event, (WindowUpdated, RemoteSettingsChanged)):
                 opened = True
         self._taking = False
+        self._make_room(taken)
         self._refuse_early()
         for call in ended:
             self.factory.ended(call)
@@ -333,6 +342,21 @@ class GrpcProtocol(Protocol):
             blocked, self._blocked = self._blocked, {}
             for stream, message in blocked.items():
                 self._send(stream, message)
+
+    def _make_room(self, taken: int) -> None:
+        """
+        Let the peer send more once half of a window is used. ``h2`` would look at each call.
+
+        :param taken: how many bytes came.
+        """
+        self._taken += taken
+        if self._taken >= WINDOW // 2:
+            self._h2.increment_flow_control_window(self._taken)
+            self._taken = 0
+            for call in self.calls.values():
+                if not call.ended and call.taken:
+                    self._h2.increment_flow_control_window(call.taken, call.stream)
+                    call.taken = 0
 
     def _begin(self, event: RequestReceived) -> None:
         stream = event.stream_id
