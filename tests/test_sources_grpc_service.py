@@ -1,6 +1,7 @@
 """VerneMQ's gRPC calls over real sockets, made by grpcio."""
 
 import json
+import re
 import socket
 import sys
 from contextlib import redirect_stdout
@@ -24,6 +25,7 @@ from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.sources.grpc.factory import GrpcFactory
 from mqhooks.sources.grpc.listener import GrpcService
 from mqhooks.sources.grpc.settings import GrpcSettings
+from mqhooks.sources.grpc.status import CANCELLED, STATUSES
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.grpccalls import CHECK, StoringSink, Stub, golden_calls, request
@@ -313,3 +315,10 @@ class ConfigurationTests(SynchronousTestCase):
         service = GrpcService(reactor, GrpcSettings(("tcp:0",)), GrpcFactory(reactor, StoringSink()))
         self.assertTrue(verifyObject(IEventSource, service))
         self.assertEqual((service.via, service.addresses), ("grpc", []))
+
+
+class DocumentationTests(SynchronousTestCase):
+    def test_every_status_is_told(self):
+        text = (Path(__file__).parent.parent / "docs" / "delivery.rst").read_text()
+        told = {int(number): name for number, name in re.findall(r"^   \* - (\d+) ``(\w+)``$", text, re.M)}
+        self.assertEqual(told, {number: name for number, name in STATUSES.items() if number != CANCELLED})

@@ -212,10 +212,8 @@ class GrpcFactory(ServerFactory):
             longest = max(self._unfinished, key=lambda other: len(other.content))
             self._forget(longest)
             self.counters.refused += 1
-            self.complain(
-                longest.connection, "unfinished", f"messages that have not ended take more than {UNFINISHED >> 20} MiB"
-            )
-            longest.connection.refuse(longest, RESOURCE_EXHAUSTED, "messages that have not ended take too much")
+            self.complain(longest.connection, "unfinished", f"unfinished messages take more than {UNFINISHED >> 20} MiB")
+            longest.connection.refuse(longest, RESOURCE_EXHAUSTED, "unfinished messages take too much")
 
     def _refuse_long(self, call: Call) -> None:
         size = int.from_bytes(call.content[1:5], "big")
