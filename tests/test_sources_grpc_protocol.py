@@ -363,7 +363,7 @@ class HostileTests(CallsMixin, SynchronousTestCase):
     def test_frames_that_no_client_sends(self):
         for bytes_, code in (
             (b"\xff\xff\xff\0\0\0\0\0\1", 6),  # 16 MiB: it is not collected
-            (b"\0\x40\x00\1\0\0\0\0\1" + b"\x20" * 16_384 + b"\0\0\1\x09\0\0\0\0\1x", 11),  # headers that go on
+            (b"\0\x20\x00\1\0\0\0\0\1" + b"\x20" * 8192 + b"\0\0\1\x09\0\0\0\0\1x", 11),  # headers that go on
             (b"\0\0\1\0\0\0\0\0\1x", 1),  # data of no call
             (b"\0\0\1\0\x08\0\0\0\1\xff", 1),  # padding that is longer than the frame
             (b"\0\0\5\1\4\0\0\0\1\xff\xff\xff\xff\xff", 9),  # headers that are no HPACK
@@ -378,6 +378,12 @@ class HostileTests(CallsMixin, SynchronousTestCase):
             if code != 9:
                 self.assertEqual(client.gone, code, bytes_[:9])
         self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_headers_that_cost_much_take_a_turn_each(self):
+        client = self.make()
+        block = b"\0\x1f\xf0\1\4\0\0\0\1" + b"\x20" * 0x1FF0
+        client.protocol.dataReceived(block * 8)
+        self.assertEqual((client.transport.producerState, client.closed), ("paused", False))
 
     def test_huge_header_lists(self):
         client = self.make()
