@@ -304,8 +304,8 @@ class GrpcFactory(ServerFactory):
                 if self._flushing is None:
                     self._flushing = self.clock.callLater(0, self._flush)
                 return
-            # The order of a client stays, and so its next events wait behind the pieces.
-            divided = Divided(iter([(event, size)]), client, cut=False)
+            # The order of a client stays, and so its next events wait behind the pieces; as bytes they take the least memory.
+            divided = Divided(((decode(waiting), size) for waiting in (frame,)), client, cut=False)
         elif divided.cut:
             who = printable(divided.client[1], 64)
             self.complain(
