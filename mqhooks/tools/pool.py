@@ -4,6 +4,7 @@ A pool of connections to one peer, like that of VerneMQ's events sidecar.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any, cast
@@ -43,6 +44,10 @@ class PoolConnection(Protocol):
         self._pool.left(self, reason)
         self.ended.callback(None)
 
+    def send(self, item: bytes) -> None:
+        """Write a frame."""
+        self.transport.write(item)
+
     def close(self) -> Deferred[None]:
         """
         Close the connection once the kernel has taken what was written.
@@ -73,11 +78,12 @@ class PoolConnection(Protocol):
 class _ConnectionFactory(Factory):
     noisy = False
 
-    def __init__(self, pool: SenderPool) -> None:
+    def __init__(self, pool: SenderPool, make: Callable[[SenderPool], PoolConnection]) -> None:
         self._pool = pool
+        self._make = make
 
     def buildProtocol(self, addr: IAddress | None) -> PoolConnection:
-        return PoolConnection(self._pool)
+        return self._make(self._pool)
 
 
 class SenderPool:
@@ -89,16 +95,27 @@ class SenderPool:
     :param name: the peer's name in the log.
     :param size: how many connections.
     :param random: the source of jitter.
+    :param make: makes a connection.
+    :ivar answers: what connections were answered, where they are.
     """
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, endpoint: IStreamClientEndpoint, name: str, size: int, random: Random) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        name: str,
+        size: int,
+        random: Random,
+        make: Callable[[SenderPool], PoolConnection] = PoolConnection,
+    ) -> None:
+        self.answers: Counter[str] = Counter()
         self._clock = clock
         self._endpoint = endpoint
         self._name = name
         self._backoff = backoffPolicy(initialDelay=0.5, maxDelay=10.0, jitter=random.random)
-        self._factory = _ConnectionFactory(self)
+        self._factory = _ConnectionFactory(self, make)
         self._holders: list[Deferred[None]] = []
         self._open: set[PoolConnection] = set()
         self._closing = False
@@ -125,12 +142,13 @@ class SenderPool:
 
     @property
     def outcome(self) -> str:
-        """How many connections were lost, if any were."""
-        return f"connections lost: {self.lost}" if self.lost else ""
+        """How many connections were lost, if any were, and what was answered."""
+        lost = [f"connections lost: {self.lost}"] if self.lost else []
+        return ", ".join(lost + [f"{answer}: {count}" for answer, count in self.answers.most_common()])
 
     def put(self, item: bytes, random: Random) -> None:
         """Write a frame to one of the ready connections."""
-        self.ready[int(random.random() * len(self.ready))].transport.write(item)
+        self.ready[int(random.random() * len(self.ready))].send(item)
 
     def close(self) -> Deferred[None]:
         """

@@ -56,7 +56,7 @@ class Simulator(Sender):
     :param random: picks connections.
     :param rate: events per second; 0 for as fast as the peer reads.
     :param when_done: called when all events are sent and all connections are closed.
-    :param encode: makes of an event what the pool sends; ``None`` for what it cannot.
+    :param encode: makes of a frame what the pool sends; ``None`` for what it cannot.
     """
 
     log = Logger()
@@ -70,7 +70,7 @@ class Simulator(Sender):
         *,
         rate: float = 0.0,
         when_done: Callable[[], object] = lambda: None,
-        encode: Callable[[Event], Any] = lambda event: frame(event.message),
+        encode: Callable[[bytes], Any] = framed,
     ) -> None:
         super().__init__(clock, pool, random, when_done)
         self._events = events
@@ -89,7 +89,7 @@ class Simulator(Sender):
             while written < count and self._pool.ready:
                 event = next(self._events)
                 written += 1
-                item = self._encode(event)
+                item = self._encode(b"" if event.message is None else encode(event.message))
                 if item is not None:
                     self._put(event.hook, item)
         finally:
@@ -111,7 +111,7 @@ class Simulator(Sender):
         return max(TICK, (1.0 - self._credit) / self._rate)
 
 
-TARGETS = {"sidecar": "tcp:127.0.0.1:8890", "webhooks": "http://127.0.0.1:8892/vernemq"}
+TARGETS = {"sidecar": "tcp:127.0.0.1:8890", "webhooks": "http://127.0.0.1:8892/vernemq", "grpc": "tcp:127.0.0.1:8893"}
 """Where mqhooks listens by default, for each way to send."""
 
 
@@ -200,10 +200,22 @@ def from_options(reactor: Any, options: Options) -> Sender:
         generation=options["generation"],
     )
     events = islice(model, options["count"] or None)
-    encode = call_of if via == "webhooks" else lambda event: frame(event.message)
-    simulator = Simulator(reactor, pool, events, Random(seed), rate=options["rate"], when_done=reactor.stop, encode=encode)
+    simulator = Simulator(
+        reactor, pool, events, Random(seed), rate=options["rate"], when_done=reactor.stop, encode=_encoder(via)
+    )
     simulator.log.info("sending to {target} with --seed {seed}", target=target, seed=seed)
     return simulator
+
+
+def _encoder(via: str) -> Callable[[bytes], Any]:
+    """Say how a frame is sent; the function makes ``None`` of what this way does not have."""
+    if via == "webhooks":
+        return lambda frame: call_of(decode(frame)) if frame else None
+    if via == "grpc":
+        from mqhooks.tools.grpccalls import message_of
+
+        return message_of
+    return framed
 
 
 def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Pool:
@@ -215,7 +227,13 @@ def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Poo
         endpoint = clientFromString(reactor, target)
     except Exception as error:
         raise ConfigError(f"not a client endpoint ({error}); write it like {TARGETS[via]}", "--target", target) from error
-    return SenderPool(reactor, endpoint, target, size, random)
+    if via == "sidecar":
+        return SenderPool(reactor, endpoint, target, size, random)
+    try:
+        from mqhooks.tools.grpccalls import connections
+    except ImportError:
+        raise ConfigError("needs h2: pip install 'mqhooks[grpc]'", "--via grpc") from None
+    return SenderPool(reactor, endpoint, target, size, random, connections(reactor, size))
 
 
 def _replay(reactor: Any, options: Options, pool: Pool, random: Random) -> Replay:
@@ -225,7 +243,7 @@ def _replay(reactor: Any, options: Options, pool: Pool, random: Random) -> Repla
         raise ConfigError(str(error), "--replay") from None
     pace = options["speed"] or 1.0
     records = islice(capture.records(), options["count"] or None)
-    encode = (lambda frame: call_of(decode(frame))) if options["via"] == "webhooks" else framed
+    encode = _encoder(options["via"])
     replay = Replay(reactor, pool, records, random, speed=pace, when_done=reactor.stop, encode=encode)
     replay.log.info(
         "replaying {count} frames over {span:.1f} s from {path} to {target}, {how}",

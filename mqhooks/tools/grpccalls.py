@@ -1,0 +1,184 @@
+"""
+Calling like the gRPC channel of VerneMQ's fork: over many connections, many calls at once, and in no order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from struct import Struct
+from typing import Any
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.exceptions import ProtocolError
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from mqhooks.pb.event_request_pb2 import EventRequest
+from mqhooks.tools.pool import PoolConnection, SenderPool
+
+CALLS = 100
+"""How many calls may be under way over all connections: VerneMQ's ``grpc_worker_pool_size``."""
+
+TIMEOUT = 0.5
+"""Seconds before a call is given up: VerneMQ's ``grpc_timeout``."""
+
+_HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/webhook.v1beta1.PluginService/Event"),
+    (":authority", "mqhooks"),
+    ("content-type", "application/grpc+proto"),
+    ("user-agent", "grpc-erlang/0.1.0"),
+    ("grpc-encoding", "identity"),
+    ("grpc-message-type", "webhook.v1beta1.EventRequest"),
+    ("te", "trailers"),
+    ("grpc-timeout", "500m"),
+    ("user-type", "customer"),
+]
+_PREFIX = Struct("!BI")
+
+
+def message_of(frame: bytes) -> bytes | None:
+    """
+    Make the message of a call.
+
+    :param frame: what the sidecar would send, without its length.
+    :returns: the message with gRPC's prefix; ``None`` for an empty frame, for which there is no call.
+    """
+    if not frame:
+        return None
+    request = EventRequest()
+    request.event.ParseFromString(frame)
+    message = request.SerializeToString()
+    return _PREFIX.pack(0, len(message)) + message
+
+
+class GrpcConnection(PoolConnection):
+    """
+    A connection whose calls are answered; the pool counts the answers.
+
+    :param pool: the pool.
+    :param clock: gives calls up.
+    :param limit: how many calls may be under way.
+    """
+
+    def __init__(self, pool: SenderPool, clock: IReactorTime, limit: int) -> None:
+        super().__init__(pool)
+        self._clock = clock
+        self._limit = limit
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._calls: dict[int, IDelayedCall] = {}
+        self._waiting: dict[int, bytes] = {}
+        self._choked = False
+        self._idle: list[Deferred[None]] = []
+
+    def connectionMade(self) -> None:
+        """Begin with HTTP/2's preface."""
+        self._h2.initiate_connection()
+        self.transport.write(self._h2.data_to_send())
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Note that nothing under way is answered any more."""
+        for stream in list(self._calls):
+            self._answered(stream, "connection lost")
+        super().connectionLost(reason)
+
+    def send(self, item: bytes) -> None:
+        """Make a call."""
+        stream = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream, _HEADERS)
+        self._calls[stream] = self._clock.callLater(TIMEOUT, self._answered, stream, "deadline exceeded")
+        self._waiting[stream] = item
+        self._write()
+        self._regulate()
+
+    def _write(self) -> None:
+        """Send as much of the messages as the peer has room for."""
+        for stream, rest in list(self._waiting.items()):
+            room = min(self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size)
+            while rest and room > 0:
+                piece, rest = rest[:room], rest[room:]
+                self._h2.send_data(stream, piece, end_stream=not rest)
+                room = min(self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size)
+            if rest:
+                self._waiting[stream] = rest
+            else:
+                del self._waiting[stream]
+        self.transport.write(self._h2.data_to_send())
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take in answers."""
+        try:
+            for event in self._h2.receive_data(data):
+                self._happened(event)
+        except ProtocolError:
+            self.abort()
+            return
+        self._write()
+
+    def _happened(self, event: Event) -> None:
+        if isinstance(event, ResponseReceived | TrailersReceived):
+            headers: dict[Any, Any] = dict(event.headers or ())
+            status = headers.get("grpc-status")
+            if status is not None or headers.get(":status", "200") != "200":
+                self._answered(event.stream_id, f"status {status}" if status is not None else f"HTTP {headers[':status']}")
+        elif isinstance(event, DataReceived):
+            self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
+        elif isinstance(event, StreamEnded | StreamReset):
+            self._answered(event.stream_id, "no status")
+        elif isinstance(event, ConnectionTerminated):
+            self.transport.loseConnection()
+
+    def _answered(self, stream: int | None, answer: str) -> None:
+        timer = self._calls.pop(stream, None) if stream is not None else None
+        if timer is None:
+            return
+        if timer.active():
+            timer.cancel()
+        if stream in self._waiting:
+            del self._waiting[stream]
+            self._h2.reset_stream(stream)
+        self._pool.answers[answer] += 1
+        self._regulate()
+        if not self._calls:
+            idle, self._idle = self._idle, []
+            for waiting in idle:
+                waiting.callback(None)
+
+    def _regulate(self) -> None:
+        (self._pool.busy if self._choked or len(self._calls) >= self._limit else self._pool.free)(self)
+
+    def pauseProducing(self) -> None:
+        """Make no calls: the buffer is full."""
+        self._choked = True
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        """Make calls again."""
+        self._choked = False
+        self._regulate()
+
+    def close(self) -> Deferred[None]:
+        """
+        Wait for all answers, and close the connection.
+
+        :returns: a ``Deferred`` that fires when it is closed.
+        """
+        idle: Deferred[None] = Deferred()
+        self._idle.append(idle)
+        closed = idle.addCallback(lambda _: PoolConnection.close(self))
+        if not self._calls:
+            self._idle.remove(idle)
+            idle.callback(None)
+        return closed
+
+
+def connections(clock: IReactorTime, size: int) -> Callable[[SenderPool], GrpcConnection]:
+    """Make the connections of a pool of a size."""
+    return partial(GrpcConnection, clock=clock, limit=max(CALLS // size, 1))
