@@ -89,6 +89,10 @@ class MalformedFrame(DecodeError):
     """The frame is not a protobuf ``Any``, or its value is not the message that it names."""
 
 
+class MalformedBody(DecodeError):
+    """A request's body is not what its hook sends."""
+
+
 class UnknownType(DecodeError):
     """
     The frame holds a message of a type that we don't know.

@@ -15,19 +15,23 @@ from typing import Any, NoReturn
 import msgspec
 
 
-class UserProperties(dict[str, str]):
-    """User properties of MQTT 5. Like the rest of an event they cannot be changed, and have a hash."""
+class Properties(dict[str, Any]):
+    """Properties of MQTT 5. Like the rest of an event they cannot be changed, and have a hash."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> Any:
-        return UserProperties, (dict(self),)
+        return type(self), (dict(self),)
 
     def _refuse(self, *_args: Any, **_values: Any) -> NoReturn:
-        raise TypeError("the user properties of an event cannot be changed: make a dict of them")
+        raise TypeError("the properties of an event cannot be changed: make a dict of them")
 
     __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+
+class UserProperties(Properties):
+    """User properties of MQTT 5: all of them are text."""
 
 
 NO_PROPERTIES = UserProperties()
@@ -270,6 +274,9 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     :param mountpoint: ``""`` for the default one.
     :param client_id: the client that the event is about.
     :param username: ``""`` when neither the message nor the client's registration gives one.
+    :param window: whether it waits in the merge window, because its source may mix up the order.
+    :param mqtt5: whether its source says that the client speaks MQTT 5.
+    :param properties: properties of MQTT 5 other than the user properties, by VerneMQ's names; ``None`` when there are none.
     """
 
     hook: str
@@ -278,6 +285,9 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     mountpoint: str
     client_id: str
     username: str
+    window: bool = True
+    mqtt5: bool = False
+    properties: Properties | None = None
 
     @property
     def topics(self) -> tuple[str, ...]:

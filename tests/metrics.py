@@ -37,7 +37,9 @@ def broken_identities(samples):
     frames = samples["mqhooks_frames_total",]
     received = sum(value for key, value in samples.items() if key[0] == "mqhooks_events_received_total")
     others = sum(samples[f"mqhooks_frames_{kind}_total",] for kind in ("malformed", "unknown", "empty"))
-    expect("frames = malformed + unknown + empty + events", frames, others + received)
+    sources = {key[1]: value for key, value in samples.items() if key[0] == "mqhooks_source_events_total"}
+    expect("frames = malformed + unknown + empty + events", frames, others + sources.get("sidecar", 0))
+    expect("events = those of all sources", received, sum(sources.values()))
     for name in [key[1] for key in samples if key[0] == "mqhooks_outbox_pending"]:
         of = defaultdict(float)
         for key, value in samples.items():

@@ -6,9 +6,8 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.admin.guard import is_loopback
 from mqhooks.admin.settings import AdminSettings
-from mqhooks.support.listening import is_local
+from mqhooks.support.listening import is_local, is_loopback
 from tests.admin import ANYWHERE, TOKEN, AdminCase, Follower
 from tests.waiting import until
 

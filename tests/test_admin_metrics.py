@@ -173,7 +173,7 @@ class DocumentationTests(AdminCase):
             self.assertTrue(used or query.startswith("up{"), query)
             self.assertEqual(query.count("("), query.count(")"), query)
             for label in re.findall(r'(\w+)(?:=|!=|=~)"', query):
-                self.assertIn(label, ("job", "webhook", "source", "outcome"), query)
+                self.assertIn(label, ("job", "webhook", "source", "outcome", "via"), query)
         outcomes = set(re.findall(r'mqhooks_delivery_attempts_total\{outcome="(\w+)"', text))
         told = re.search(r"mqhooks_delivery_attempts_total.+?\n +- (.+?)\n   \*", (DOCS / "metrics.rst").read_text(), re.S)
         self.assertEqual(set(re.findall(r"``(\w+)``", told[1])), outcomes)

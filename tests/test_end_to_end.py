@@ -19,7 +19,7 @@ COUNT = 50_000
 class EndToEndTests(TestCase):
     timeout = 300
 
-    async def start(self, behaviour=None, more=""):
+    async def start(self, behaviour=None, more="", via="sidecar"):
         """Start an endpoint, and a bridge that sends it every hook in VerneMQ's own words: one delivery for each event."""
         site, self.tally = receiver_site(reactor, behaviour)
         port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
@@ -31,9 +31,9 @@ class EndToEndTests(TestCase):
         config = directory / "mqhooks.conf"
         url = f"http://127.0.0.1:{port.getHost().port}/hook"
         config.write_text(f'webhook {{ url = "{url}"\nevents = [\n{rules}\n]\n{more} }}', encoding="utf-8")
-        self.bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(config.resolve()))
-        match = await self.bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
-        self.target = f"tcp:127.0.0.1:{match[1]}"
+        self.bridge = Twistd(self, "mqhooks", f"--{via}-port", "0", "--admin-port", "0", "--config", str(config.resolve()))
+        match = await self.bridge.until(r"listening for VerneMQ.* on (127\.0\.0\.1:\d+)")
+        self.target = f"tcp:{match[1]}" if via == "sidecar" else f"http://{match[1]}/vernemq"
 
     async def simulate(self, *options):
         simulator = Twistd(
@@ -51,6 +51,21 @@ class EndToEndTests(TestCase):
         self.assertEqual(len(delivered), COUNT)
         self.assertEqual(Counter("on_" + json.loads(received.body)["action"] for received in delivered), sent)
         self.assertEqual(set(sent), set(HOOKS))
+
+    async def test_everything_arrives_exactly_once_by_vernemqs_own_webhooks(self):
+        await self.start(via="webhooks")
+        count = 3_000
+        simulator = Twistd(
+            self, "mqhooks-simulate", "--via=webhooks", "--target", self.target, "--rate=0", f"--count={count}", "--seed=7"
+        )
+        # Those of hooks that the plugin does not have are left out.
+        match = await simulator.until(r"sent (\d+) events over .*, 200: \1: (on_.*)", anywhere=True)
+        sent = {hook: int(number) for hook, number in (pair.split() for pair in match[2].split(", "))}
+        total = sum(sent.values())
+        await self.arrived(total)
+        actions = Counter("on_" + json.loads(received.body)["action"] for received in self.tally.received)
+        self.assertEqual(actions, sent)
+        self.assertEqual(self.tally.requests, total)
 
     async def test_everything_arrives_exactly_once(self):
         await self.start()

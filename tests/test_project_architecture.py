@@ -35,7 +35,7 @@ class Architecture(SynchronousTestCase):
         asked = rows(self.text, "Where to look")
         self.assertGreater(len(asked), 20)
         missing = []
-        elsewhere = set().union(*map(defined, ROOM.glob("*/*.py")))
+        elsewhere = set().union(*map(defined, ROOM.glob("**/*.py")))
         for question, file, functions in asked:
             names = defined(ROOM / file.strip("`")) if (ROOM / file.strip("`")).exists() else set()
             told = [name for name in re.findall(r"``([\w./]+)``", functions) if "/" not in name]

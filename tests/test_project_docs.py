@@ -56,7 +56,7 @@ webhook {
   unknown { }
   batch { }
 }
-mqhooks { sources { grpc { } }, sidecar { }, outbox { }, admin { } }
+mqhooks { sources { webhooks { }, grpc { } }, sidecar { }, outbox { }, admin { } }
 """
 
 

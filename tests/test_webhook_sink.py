@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from random import Random
 
+from msgspec.structs import replace
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -240,6 +241,14 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.clock.pump([0.01] * 10)
         self.transport.end()
         self.assertEqual(sink.counters.late, 1)
+
+    def test_events_of_a_source_that_keeps_the_order_do_not_wait_in_the_window(self):
+        sink = self.make(pool_size=1, merge_window=0.05)
+        for number, timestamp in enumerate((30, 10, 20)):
+            sink.receive([replace(publish("c", number, timestamp=timestamp), window=False)])
+        self.clock.advance(0)
+        self.assertEqual([self.transport.end().number for _ in range(3)], [0, 1, 2])
+        self.assertEqual(self.clock.seconds(), 0)
 
     def test_the_merge_window_waits_for_what_is_being_committed(self):
         sink = self.make(pool_size=1, merge_window=0.05)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from hmac import compare_digest
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.web.http import Request
 
 from mqhooks.admin.replies import Refused
+from mqhooks.support.listening import ip_of, is_loopback
 
 HEADER = "X-Mqhooks"
 """The header that every request that changes something needs, with any value."""
@@ -81,25 +81,11 @@ class Guard:
         name = match[1].strip("[]").rstrip(".").lower()
         if name == "localhost" or name in self._hosts:
             return True
-        return is_loopback(name) or (_address(name) is not None and _address(name) == _address(getattr(local, "host", "")))
+        return is_loopback(name) or (ip_of(name) is not None and ip_of(name) == ip_of(getattr(local, "host", "")))
 
     def _knows(self, request: Request) -> bool:
         kind, _, token = _header(request, "authorization").partition(" ")
         return kind.lower() == "bearer" and compare_digest(token.strip().encode(), self._token or b"")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address belongs to the loopback."""
-    address = _address(host)
-    return address is not None and address.is_loopback
-
-
-def _address(host: str) -> Any:
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
 def _header(request: Request, name: str) -> str:

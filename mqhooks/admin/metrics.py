@@ -24,6 +24,7 @@ from mqhooks.interfaces import IEventSource
 from mqhooks.sources.grpc.counters import GrpcCounters
 from mqhooks.sources.grpc.status import STATUSES
 from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.sources.webhooks.counters import WebhooksCounters
 from mqhooks.support.histogram import Histogram
 from mqhooks.webhook.sink import WebhookSink
 
@@ -64,6 +65,7 @@ class BridgeCollector(Collector):
         yield InfoMetricFamily("mqhooks", "The version of mqhooks.", {"version": mqhooks.__version__})
         yield from _sources(self._status.bridge.sources)
         yield from self._sidecar()
+        yield from _requests(self._status.bridge.sources)
         webhooks = [(sink.settings.name, sink, sink.outbox.counts) for sink in self._status.bridge.webhooks]
         yield from _events(webhooks)
         yield from _deliveries(webhooks)
@@ -127,13 +129,34 @@ def _sources(sources: Sequence[IEventSource]) -> Iterator[Metric]:
     malformed = CounterMetricFamily("mqhooks_source_malformed", "What should have become events and did not.", labels=via)
     refused = CounterMetricFamily("mqhooks_source_refused", "Events refused because there was no room for them.", labels=via)
     connections = GaugeMetricFamily("mqhooks_source_connections", "Open connections from VerneMQ.", labels=via)
+    paused = GaugeMetricFamily("mqhooks_source_paused", "Whether it is not read, or its events are refused.", labels=via)
+    pauses = CounterMetricFamily("mqhooks_source_pauses", "How often that began.", labels=via)
     for source in sources:
         counters, name = source.counters, (source.via,)
         events.add_metric(name, counters.events)
         malformed.add_metric(name, counters.malformed)
         refused.add_metric(name, counters.refused)
         connections.add_metric(name, counters.connections)
-    yield from (events, malformed, refused, connections)
+        paused.add_metric(name, int(counters.paused))
+        pauses.add_metric(name, counters.pauses)
+    yield from (events, malformed, refused, connections, paused, pauses)
+
+
+def _requests(sources: Sequence[IEventSource]) -> Iterator[Metric]:
+    found = [source.counters for source in sources if isinstance(source.counters, WebhooksCounters)]
+    counters = found[0] if found else WebhooksCounters()
+    late = "Events of VerneMQ's webhooks that were answered without their commit, because it took too long."
+    yield CounterMetricFamily("mqhooks_requests_late", late, counters.late)
+    rejected = CounterMetricFamily("mqhooks_requests_rejected", "Requests that were no events.", labels=("reason",))
+    for reason in ("unauthorized", "invalid", "unknown"):
+        rejected.add_metric((reason,), getattr(counters, reason))
+    yield rejected
+    questions = CounterMetricFamily(
+        "mqhooks_requests_questions", "Questions to an authorizer, which are no events.", labels=("hook",)
+    )
+    for hook, count in counters.questions.items():
+        questions.add_metric((hook,), count)
+    yield questions
 
 
 def _calls(counters: GrpcCounters) -> Iterator[Metric]:

@@ -19,6 +19,7 @@ from mqhooks.admin.server import AdminService
 from mqhooks.admin.sinks import shown_description
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.reload import Reloader
+from mqhooks.app.settings import SIDECAR_PORT as SIDECAR_PORT
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
@@ -30,14 +31,13 @@ from mqhooks.sinks.compose import FanOut
 from mqhooks.sources.sessions import SessionTable
 from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.webhooks.factory import WebhooksFactory
+from mqhooks.sources.webhooks.listener import WebhooksService
 from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
 if TYPE_CHECKING:
     from mqhooks.sources.grpc.listener import GrpcService
-
-SIDECAR_PORT = 8890
-"""Where VerneMQ's ``vmq_events_sidecar`` connects to by default."""
 
 
 class BridgeService(OrderedService):
@@ -72,7 +72,7 @@ def build(
     settings: Settings,
     reactor: Any,
     *,
-    sidecars: Sequence[str] = (f"tcp:{SIDECAR_PORT}",),
+    sidecars: Sequence[str] | None = None,
     sinks: Sequence[IEventSink] = (),
     descriptions: Sequence[str] = (),
     load: Callable[[], Settings] | None = None,
@@ -82,7 +82,8 @@ def build(
 
     :param settings: the webhooks, the outbox, the status page.
     :param reactor: for all parts; :func:`mqhooks.app.reactor.install` returns one whose timers ignore changes of the clock.
-    :param sidecars: where to listen for VerneMQ: Twisted endpoint strings, on the loopback interface unless they name another.
+    :param sidecars: where to listen for VerneMQ's stream: Twisted endpoint strings, on the loopback interface unless they name
+        another. ``None`` for what the settings say: by default ``tcp:8890``, unless there are webhooks.
     :param sinks: sinks that get every event, besides the webhooks.
     :param descriptions: how ``--sink`` described the first of them; the others go by their service's name, or by their class.
     :param load: reads the settings again at SIGHUP; ``None`` when they cannot change.
@@ -97,16 +98,25 @@ def build(
         raise ConfigError("there is neither a webhook nor a sink: events would go nowhere")
     sink = receivers[0] if len(receivers) == 1 else FanOut(receivers)
     sessions = SessionTable()
-    factory = SidecarFactory(reactor, sink, sessions=sessions)
-    sources: list[IEventSource] = [SidecarService(reactor, sidecars, factory)]
+    sidecar = SidecarFactory(reactor, sink, sessions=sessions)
+    requests = WebhooksFactory(reactor, sink, settings.sources.webhooks, sessions=sessions)
+    streams = settings.sources.sidecars if sidecars is None else sidecars
+    sources: list[IEventSource] = []
+    if streams:
+        sources.append(SidecarService(reactor, streams, sidecar))
     calls = _grpc(settings, reactor, sink, sessions)
     if calls is not None:
         sources.append(calls)
+    if settings.sources.webhooks.listen:
+        sources.append(WebhooksService(reactor, settings.sources.webhooks, requests))
+    if not sources:
+        raise ConfigError("there is no source: give one an address, like sidecar { listen = tcp:8890 }", key="mqhooks.sources")
 
     def limit(new: Settings) -> None:
         bounds = new.sidecar
         sessions.limit(bounds.max_sessions, bounds.max_sessions_size, needed=_needs_usernames(new, others=bool(sinks)))
-        factory.limit(max_frame=bounds.max_frame, gather=new.gather)
+        sidecar.limit(max_frame=bounds.max_frame, gather=new.gather)
+        requests.change(new.sources.webhooks)
         if calls is not None:
             calls.limit(max_frame=bounds.max_frame)
 

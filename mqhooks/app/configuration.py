@@ -20,9 +20,9 @@ from mqhooks.app.settings import (
     OutboxSettings,
     Settings,
     SidecarSettings,
-    SourcesSettings,
     Sync,
 )
+from mqhooks.app.sourcesblock import sources
 from mqhooks.app.webhookblock import shared, webhooks
 from mqhooks.errors import ConfigError, together
 from mqhooks.nanomq.block import Block
@@ -30,7 +30,6 @@ from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.queue import OnFull
-from mqhooks.sources.grpc.settings import GRPC_PORT, GrpcSettings
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 
@@ -83,10 +82,9 @@ def compose(root: Block) -> Settings:
     ours = root.block("mqhooks")
     enabled = tuple(webhooks(root, shared(ours, SharedSettings())))
     sidecar = ours.block("sidecar")
-    sources = ours.block("sources")
     settings = Settings(
         webhooks=enabled,
-        sources=SourcesSettings(grpc=_grpc(sources.block("grpc"))),
+        sources=sources(ours.block("sources")),
         sidecar=SidecarSettings(
             max_frame=sidecar.size("max_frame", DEFAULTS.sidecar.max_frame, least=1 << 10, most=256 << 20),
             max_sessions=sidecar.integer("max_sessions", DEFAULTS.sidecar.max_sessions, least=0),
@@ -97,18 +95,8 @@ def compose(root: Block) -> Settings:
         admin=_admin(ours.block("admin")),
         shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms", plain=0.1),
     )
-    for block in (sidecar, sources, ours):
+    for block in (sidecar, ours):
         block.close()
-    return settings
-
-
-def _grpc(block: Block) -> GrpcSettings:
-    listen = block.entries("listen") or []
-    for entry in listen:
-        if not isinstance(entry, str) or not entry:
-            block.fail(block.error("listen", f"is not an address or a list of them, like tcp:{GRPC_PORT}"))
-    settings = GrpcSettings(tuple(map(str, listen)), block.boolean("insecure", default=False))
-    block.close()
     return settings
 
 

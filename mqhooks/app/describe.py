@@ -11,6 +11,7 @@ from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
+from mqhooks.sources.webhooks.instructions import instructions
 from mqhooks.support.listening import complete, is_local
 from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.webhook.retry import span
@@ -21,7 +22,7 @@ def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[st
     """
     Describe where mqhooks would listen, what it would send where, and which of VerneMQ's hooks that takes.
 
-    :param descriptions: where to listen for VerneMQ.
+    :param descriptions: where to listen for VerneMQ's stream.
     :param sinks: the descriptions of the other sinks.
     :returns: lines for a terminal, without the values of headers, passwords and secrets, and without those in URLs.
     """
@@ -33,6 +34,10 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"warning: {warning}"
     for description in descriptions:
         yield f"listen  {complete(description)}"
+    webhooks = settings.sources.webhooks
+    for description in webhooks.listen:
+        locked = "" if not webhooks.locked else ", with a token" if webhooks.token is not None else ", with a password"
+        yield f"listen  {complete(description)}, for vmq_webhooks on {webhooks.path}{locked}"
     for description in settings.sources.grpc.listen:
         yield f"grpc    {complete(description)}"
         yield from _grpc_lines(complete(description))
@@ -47,13 +52,19 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"sink    {hide_urls(sink)}"
     if not settings.webhooks and not sinks:
         yield "sink    JSON lines to standard output"
-    yield from _hooks(settings, others=bool(sinks) or not settings.webhooks)
+    # Sinks other than webhooks get every event.
+    rules = [] if sinks else [webhook.bodies for webhook in settings.webhooks]
+    wanted = set[str]().union(*map(hooks_for, rules)) if rules else set(HOOKS)
+    if descriptions or settings.sources.grpc.listen:
+        yield from _hooks(wanted)
+    if webhooks.listen and wanted:
+        yield "hooks   what vernemq.conf needs for this, with VerneMQ's own webhooks:"
+        for line in instructions(webhooks, wanted):
+            yield f"        {line}"
     yield "The configuration is good."
 
 
-def _hooks(settings: Settings, *, others: bool) -> Iterator[str]:
-    # Sinks other than webhooks get every event.
-    wanted = set(HOOKS) if others else set[str]().union(*(hooks_for(webhook.bodies) for webhook in settings.webhooks))
+def _hooks(wanted: set[str]) -> Iterator[str]:
     names = [name for hook in HOOKS if hook in wanted for name in ((hook, f"{hook}_m5") if hook in M5_HOOKS else (hook,))]
     if not names:
         return

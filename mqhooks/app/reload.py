@@ -2,8 +2,8 @@
 Reloads the configuration of a running process.
 
 - SIGHUP changes whatever can change without losing an event or one of VerneMQ's connections: the webhooks with their secrets
-  and certificates, who may see the status page, and the limits of the outbox and of the sidecar's stream. Everything else needs
-  a restart, and the log says so in one line.
+  and certificates, who may see the status page or post events, and the limits of the outbox and of the sources. Everything else
+  needs a restart, and the log says so in one line.
 - The new configuration is checked as a whole first: a wrong one changes nothing.
 """
 
@@ -22,9 +22,12 @@ from mqhooks.admin.server import AdminService
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.errors import ConfigError, MqhooksError
+from mqhooks.sources.webhooks.listener import check
 from mqhooks.support.hangup import on_hangup
 
 RELOADABLE = {
+    "sources.sidecar": (),
+    "sources.webhooks": ("path", "token", "user", "password", "max_body", "payload_encoding"),
     "sources.grpc": (),
     "sidecar": ("max_frame", "max_sessions", "max_sessions_size", "gather"),
     "outbox": ("max_size", "on_full", "dead_max"),
@@ -93,6 +96,7 @@ class Reloader(Service):
             return
         try:
             new, changes, fixed = merge(self._bridge.settings, self._load())
+            check(new.sources.webhooks)
             if self._admin is not None:
                 self._admin.check(new.admin)
             plan = self._webhooks.plan(new.webhooks)

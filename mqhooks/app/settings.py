@@ -10,6 +10,7 @@ from typing import Literal
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.outbox.queue import OnFull
 from mqhooks.sources.grpc.settings import GrpcSettings
+from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.webhook.settings import WebhookSettings
 
 OutboxKind = Literal["sqlite", "memory"]
@@ -46,15 +47,45 @@ class SidecarSettings:
     gather: float = -1
 
 
+SIDECAR_PORT = 8890
+"""Where VerneMQ's ``vmq_events_sidecar`` connects to by default."""
+
+SIDECAR_LISTEN = f"tcp:{SIDECAR_PORT}"
+"""The same as an endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarListening:
+    """
+    Where VerneMQ's stream is listened for.
+
+    :param listen: Twisted endpoints; empty for none; ``None`` for :data:`SIDECAR_LISTEN`, unless there
+        are webhooks.
+    """
+
+    listen: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SourcesSettings:
     """
     Where events come in.
 
+    :param sidecar: VerneMQ's stream of frames.
     :param grpc: VerneMQ's gRPC calls.
+    :param webhooks: VerneMQ's own webhooks.
     """
 
+    sidecar: SidecarListening = SidecarListening()
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
+    webhooks: WebhooksSettings = field(default_factory=WebhooksSettings)
+
+    @property
+    def sidecars(self) -> tuple[str, ...]:
+        """Where VerneMQ's stream is listened for: by default unless events come by webhooks. gRPC may bring a share."""
+        if self.sidecar.listen is not None:
+            return self.sidecar.listen
+        return () if self.webhooks.listen else (SIDECAR_LISTEN,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +116,13 @@ class Settings:
 
     :param webhooks: those that are enabled.
     :param sources: where events come in.
+    :param sidecar: how VerneMQ's stream is read.
     :param shutdown_timeout: how many seconds a stop waits for deliveries.
     :param warnings: what is odd in the file but not wrong, one line each.
     """
 
     webhooks: tuple[WebhookSettings, ...] = ()
-    sources: SourcesSettings = SourcesSettings()
+    sources: SourcesSettings = field(default_factory=SourcesSettings)
     sidecar: SidecarSettings = SidecarSettings()
     outbox: OutboxSettings = OutboxSettings()
     admin: AdminSettings = field(default_factory=AdminSettings)

@@ -15,12 +15,12 @@ from twisted.application.service import IService
 from twisted.logger import Logger
 from twisted.python.reflect import qual
 
-from mqhooks.app.build import SIDECAR_PORT, build
+from mqhooks.app.build import build
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
 from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
-from mqhooks.app.settings import Settings
+from mqhooks.app.settings import SIDECAR_PORT, Settings
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import LogSink, sinkFromString
@@ -42,16 +42,24 @@ class Options(CommandOptions):
 
     synopsis = "[options]"
     longdesc = (
-        "Relay VerneMQ's events as NanoMQ-style webhooks. Point vmq_events_sidecar at the sidecar port, and mqhooks at the "
-        "nanomq.conf that holds the webhook block. Without a configuration the events go to stdout as JSON lines."
+        "Relay VerneMQ's events as NanoMQ-style webhooks. Point vmq_events_sidecar at the sidecar port, or VerneMQ's "
+        "vmq_webhooks at the webhooks port, and mqhooks at the nanomq.conf that holds the webhook block. Without a "
+        "configuration the events go to stdout as JSON lines."
     )
     optParameters = [
         [
             "sidecar-port",
             None,
             None,
-            f"Listen for VerneMQ on this port of 127.0.0.1. [default: {SIDECAR_PORT}]",
-            whole("--sidecar-port", 0, 65_535),
+            f"Listen for VerneMQ's sidecar on this port of 127.0.0.1. [default: {SIDECAR_PORT}, without webhooks]",
+            _port("sidecar"),
+        ],
+        [
+            "webhooks-port",
+            None,
+            None,
+            "Take the requests of VerneMQ's own vmq_webhooks on this port of 127.0.0.1, usually 8892; 0 for any free one.",
+            _port("webhooks"),
         ],
         [
             "grpc-port",
@@ -119,7 +127,7 @@ def _make(reactor: Any, options: Options) -> IService:
         reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
     elif not settings.webhooks and not sinks:
         sinks = [LogSink(reactor)]
-    sidecars = _sidecars(options)
+    sidecars = _sidecars(options, settings)
     service = build(settings, reactor, sidecars=sidecars, sinks=sinks, descriptions=options["sink"], load=reload)
     if options["check"]:
         print(describe(settings, sidecars, options["sink"]))  # noqa: T201 - this is what the option is for
@@ -144,12 +152,11 @@ def _make(reactor: Any, options: Options) -> IService:
     return top if observer is None else LoggedService([top], observer)
 
 
-def _sidecars(options: Options) -> list[str]:
+def _sidecars(options: Options, settings: Settings) -> list[str]:
     descriptions: list[str] = list(options["sidecar"])
-    if options["sidecar-port"] is not None or not descriptions:
-        port = SIDECAR_PORT if options["sidecar-port"] is None else options["sidecar-port"]
-        descriptions.insert(0, f"tcp:{port}")
-    return descriptions
+    if options["sidecar-port"] is not None:
+        descriptions.insert(0, f"tcp:{options['sidecar-port']}")
+    return descriptions or list(settings.sources.sidecars)
 
 
 def _to_stdout(sinks: list[IEventSink]) -> bool:
@@ -171,6 +178,9 @@ def _settings(options: Options, config: str | None, directory: str) -> Settings:
     if options["admin-port"] is not None:
         port = options["admin-port"]
         settings = replace(settings, admin=replace(settings.admin, listen=f"tcp:{port}" if port else "off"))
+    if options["webhooks-port"] is not None:
+        webhooks = replace(settings.sources.webhooks, listen=(f"tcp:{options['webhooks-port']}",))
+        settings = replace(settings, sources=replace(settings.sources, webhooks=webhooks))
     if options["grpc-port"] is not None:
         grpc = replace(settings.sources.grpc, listen=(f"tcp:{options['grpc-port']}",))
         settings = replace(settings, sources=replace(settings.sources, grpc=grpc))

@@ -118,6 +118,7 @@ class _Further(msgspec.Struct, omit_defaults=True):
     port: int = 0
     matched_acl: _ACL | None = None
     user_properties: dict[str, str] = {}
+    properties: dict[str, Any] | None = None
     payload_encoding: str | None = None
 
 
@@ -216,7 +217,8 @@ class Bodies:
 
     def _version(self, event: Event) -> int | None:
         # A refused registration has no such field; where there are user properties, they prove MQTT 5.
-        return 5 if event.hook == "on_register" and event.message.user_properties else self._proto_ver
+        proven = event.mqtt5 or (event.hook == "on_register" and event.message.user_properties)
+        return 5 if proven else self._proto_ver
 
     def _subscribed(self, event: Event, info: Any, action: str) -> bytes:
         body = _Subscribed(info.topic, _SubscribeOptions(info.qos), event.username or UNDEFINED, event.client_id, action)
@@ -258,6 +260,7 @@ class Bodies:
                 port=getattr(message, "peer_port", 0),
                 matched_acl=_ACL(acl.name, acl.pattern) if acl is not None and (acl.name or acl.pattern) else None,
                 user_properties=dict(sorted(getattr(message, "user_properties", {}).items())),
+                properties=event.properties,
                 payload_encoding=encoding,
             )
         members = _encode(further)[1:-1]

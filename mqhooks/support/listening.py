@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import re
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
@@ -118,16 +118,32 @@ def is_local(description: str) -> bool:
 
     :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
     """
-    kind, *parts = re.split(r"(?<!\\):", complete(description))
-    if kind == "unix":
-        return True
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    interface = named.get("interface", "").replace("\\", "")
-    return kind in ("tcp", "tcp6", "ssl") and (interface == "localhost" or _is_loopback(interface))
+    kind, interface, _ = interface_of(description)
+    return kind == "unix" or (kind in ("tcp", "tcp6", "ssl") and (interface == "localhost" or is_loopback(interface)))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address belongs to the loopback."""
+    address = ip_of(host)
+    return address is not None and address.is_loopback
+
+
+def ip_of(host: str) -> Any:
+    """Read an IP address, one of IPv4 as such even where IPv6 carries it; ``None`` for anything else."""
     try:
-        return ip_address(host.partition("%")[0]).is_loopback
+        address = ip_address(host.partition("%")[0])
     except ValueError:
-        return False
+        return None
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
+
+
+def interface_of(description: str) -> tuple[str, str, int | None]:
+    """
+    Take a listening endpoint apart.
+
+    :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
+    :returns: its kind, the interface (empty for all, or where there is none), and the port; ``None`` where there is none.
+    """
+    kind, *parts = re.split(r"(?<!\\):", complete(description))
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    return kind, named.get("interface", "").replace("\\", ""), _port(description)

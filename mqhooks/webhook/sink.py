@@ -113,7 +113,8 @@ class WebhookSink(Service):
             matched = False
             for body in bodies(event):
                 matched = True
-                deliveries.append(Delivery(f"{prefix}{next(numbers):x}", client, event.timestamp, body, now))
+                identity = f"{prefix}{next(numbers):x}"
+                deliveries.append(Delivery(identity, client, event.timestamp, body, now, window=event.window))
                 size += len(body)
                 if size > APPENDED_BYTES:
                     self._append(deliveries, waiting, room=room)

@@ -1,0 +1,43 @@
+"""
+Counters of the requests that VerneMQ's webhooks make.
+"""
+
+from __future__ import annotations
+
+from mqhooks.sources.counters import SourceCounters
+from mqhooks.sources.webhooks.decode import QUESTIONS
+
+
+class WebhooksCounters(SourceCounters):
+    """
+    Counters of one listener, from its start.
+
+    :ivar questions: what VerneMQ asked an authorizer and was told to ask the next one, by hook; no events.
+    :ivar unknown: requests of hooks that are not known.
+    :ivar undecodable: bodies that are not what their hook sends.
+    :ivar oversized: bodies longer than ``max_body``.
+    :ivar truncated: requests that their connection's end cut off, or that came too slowly.
+    :ivar invalid: what is no request for this address: not HTTP, another path or method, no hook.
+    :ivar unauthorized: requests with a wrong token or password, or without one.
+    :ivar late: events whose commit did not come in time to be answered; they may still be committed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = dict.fromkeys(QUESTIONS, 0)
+        self.unknown = 0
+        self.undecodable = 0
+        self.oversized = 0
+        self.truncated = 0
+        self.invalid = 0
+        self.unauthorized = 0
+        self.late = 0
+
+    def count(self, kind: str) -> None:
+        """Count a request that is refused, by the counter's name."""
+        setattr(self, kind, getattr(self, kind) + 1)
+
+    @property
+    def malformed(self) -> int:
+        """Requests that should have become events and did not."""
+        return self.undecodable + self.oversized + self.truncated

@@ -1,0 +1,387 @@
+"""
+Decoding the body of a request of VerneMQ's ``vmq_webhooks`` into an :class:`~mqhooks.events.Event`.
+
+- The header ``vernemq-hook`` alone says which hook it is; keys are read by name, and unknown ones are ignored. VerneMQ's own
+  bodies have neither time nor session; gojek's fork adds them.
+- Only what JSON can carry to an endpoint gets in: numbers of 64 bits at most, and no deep nesting.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import Error as BadBase64
+from binascii import a2b_base64
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from mqhooks.errors import MalformedBody
+from mqhooks.events import (
+    FAILURES,
+    NO_PROPERTIES,
+    REASONS,
+    ClientGone,
+    ClientOffline,
+    ClientWakeUp,
+    Deliver,
+    DeliveryComplete,
+    Event,
+    OfflineMessage,
+    Properties,
+    Publish,
+    Register,
+    RegisterFailed,
+    SessionExpired,
+    Subscribe,
+    TopicInfo,
+    Unsubscribe,
+    UserProperties,
+)
+
+QUESTIONS = (
+    "auth_on_register",
+    "auth_on_publish",
+    "auth_on_subscribe",
+    "auth_on_register_m5",
+    "auth_on_publish_m5",
+    "auth_on_subscribe_m5",
+    "on_auth_m5",
+)
+"""The hooks that ask an authorizer. They are no events, and carry passwords: nothing of them is read."""
+
+MANY = 1000
+"""How many topics an event carries at most, and how many user properties are kept."""
+
+REFUSED = 128
+"""The QoS of a topic that was refused; MQTT 5 has further numbers above it."""
+
+DEPTH = 8
+"""How deep a property may be nested."""
+
+_UNSET = "undefined"
+"""What the fork writes for what is not set."""
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
+_QoS = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_NOTHING = msgspec.Raw(b"{}")
+
+
+class _Body(msgspec.Struct, gc=False):
+    client_id: str
+    mountpoint: str = ""
+    username: str | None = None
+    timestamp: str | None = None
+    session_id: str | None = None
+    properties: msgspec.Raw = _NOTHING
+
+
+class _Registration(_Body, gc=False):
+    peer_addr: str = ""
+    peer_port: _Port | str = 0
+    user_properties: dict[str, str] = {}
+    clean_session: bool = False
+    reason: str | None = None
+
+
+class _Message(_Body, kw_only=True, gc=False):
+    topic: str
+    qos: _QoS = 0
+    payload: str = ""
+    retain: bool = False
+
+
+class _Topic(msgspec.Struct, gc=False):
+    topic: str
+    qos: _QoS = 0
+
+
+class _Subscription(_Body, kw_only=True, gc=False):
+    topics: list[_Topic]
+
+
+class _Unsubscription(_Body, kw_only=True, gc=False):
+    topics: list[str]
+
+
+class _End(_Body, gc=False):
+    reason: str | None = None
+
+
+class _Pair(msgspec.Struct, gc=False):
+    key: str
+    val: str
+
+
+class _Said(NamedTuple):
+    """
+    What a body says, apart from what stands there as the event has it.
+
+    :param properties: those of MQTT 5 without the user properties, by VerneMQ's names; ``None`` when there are none.
+    """
+
+    time: int
+    payload: bytes
+    user_properties: UserProperties
+    properties: Properties | None
+    mqtt5: bool
+
+
+_pairs = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_user = msgspec.json.Decoder(list[_Pair]).decode
+_any = msgspec.json.Decoder().decode
+
+
+class Hook(NamedTuple):
+    """
+    How one hook's request is read.
+
+    :param chain: whether VerneMQ takes the answer for a decision: anything but "next" would be one, or an error.
+    :param body: its body's type.
+    :param read: makes the event of a body and what it says.
+    :param mqtt5: whether its client speaks MQTT 5.
+    """
+
+    chain: bool
+    body: Callable[[bytes], Any]
+    read: Callable[[Any, _Said], Event]
+    mqtt5: bool
+
+
+def decode(hook: Hook, body: bytes, now: int, *, text: bool = False) -> Event:
+    """
+    Decode one request.
+
+    :param body: its JSON.
+    :param now: when it arrived, in nanoseconds since 1970: the event's time, unless the body has one.
+    :param text: whether VerneMQ writes payloads as text. If not, one that is not base64 is taken as text all the same.
+    :raises mqhooks.errors.MalformedBody: when the body is not what the hook sends; the message does not show its content.
+    """
+    try:
+        read = hook.body(body)
+        user, properties = (NO_PROPERTIES, None) if read.properties == _NOTHING else _properties(read.properties)
+        payload = _payload(read.payload, text=text) if isinstance(read, _Message) else b""
+        return hook.read(read, _Said(_time(read.timestamp, now), payload, user, properties, hook.mqtt5))
+    except msgspec.ValidationError as error:
+        raise MalformedBody(f"not what this hook sends: {error}") from None
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        raise MalformedBody("not JSON that can be read") from None
+
+
+def divide(event: Event) -> Iterator[Event]:
+    """Make several events of one that carries very many topics; usually it is the only one."""
+    topics = getattr(event.message, "topics", ())
+    if len(topics) <= MANY:
+        yield event
+        return
+    for start in range(0, len(topics), MANY):
+        yield replace(event, message=replace(event.message, topics=topics[start : start + MANY]))
+
+
+def _time(text: str | None, now: int) -> int:
+    match = None if text is None else _TIME.fullmatch(text)
+    if match is None:
+        return now
+    try:
+        seconds = int((datetime.fromisoformat(match[1] + match[3]) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return now
+    nanoseconds = seconds * 1_000_000_000 + int((match[2] or "0").ljust(9, "0"))
+    # As the sidecar's decoder does: 64 bits.
+    return min(max(nanoseconds, -0x8000_0000_0000_0000), 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def _payload(payload: str, *, text: bool) -> bytes:
+    if not text:
+        try:
+            return a2b_base64(payload, strict_mode=True)
+        except (BadBase64, ValueError):
+            pass
+    return payload.encode()
+
+
+def _properties(raw: msgspec.Raw) -> tuple[UserProperties, Properties | None]:
+    properties = {}
+    user = NO_PROPERTIES
+    for name, value in _pairs(raw).items():
+        if name == "p_user_property":
+            pairs = islice(_user(value), MANY)
+            user = UserProperties({_plain_text(pair.key): _plain_text(pair.val) for pair in pairs})
+        else:
+            properties[name] = _frozen(_any(value), DEPTH)
+    return user, Properties(properties) if properties else None
+
+
+def _plain_text(encoded: str) -> str:
+    return a2b_base64(encoded, strict_mode=True).decode("utf-8", "replace")
+
+
+def _frozen(value: Any, depth: int) -> Any:
+    """Make a value that cannot be changed, and refuse what the encoder of a body could not write."""
+    if isinstance(value, list | dict):
+        if not depth:
+            raise ValueError("too deep")
+        if isinstance(value, list):
+            return tuple([_frozen(item, depth - 1) for item in value])
+        return Properties({key: _frozen(item, depth - 1) for key, item in value.items()})
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError("too large")
+    return value
+
+
+def _set(text: str | None) -> str:
+    return "" if text is None or text == _UNSET else text
+
+
+def _event(hook: str, message: Any, body: _Body, said: _Said, user: str = "") -> Event:
+    # The order is that of the requests: a client has one at a time.
+    return Event(hook, message, said.time, body.mountpoint, body.client_id, user, False, said.mqtt5, said.properties)  # noqa: FBT003
+
+
+def _register(body: _Registration, said: _Said) -> Event:
+    user = body.username or ""
+    register = Register(
+        said.time,
+        _set(body.peer_addr),
+        body.peer_port if isinstance(body.peer_port, int) else 0,
+        user,
+        body.mountpoint,
+        body.client_id,
+        UserProperties(body.user_properties) if body.user_properties else said.user_properties,
+        _set(body.session_id),
+    )
+    return _event("on_register", register, body, said, user)
+
+
+def _register_failed(body: _Registration, said: _Said) -> Event:
+    user = body.username or ""
+    port = body.peer_port if isinstance(body.peer_port, int) else 0
+    failed = RegisterFailed(
+        said.time,
+        body.mountpoint,
+        body.client_id,
+        _set(body.peer_addr),
+        port,
+        user,
+        body.clean_session,
+        _number((body.reason or "").removeprefix("ERR "), FAILURES),
+    )
+    return _event("on_register_failed", failed, body, said, user)
+
+
+def _publish(body: _Message, said: _Said) -> Event:
+    user = body.username or ""
+    publish = Publish(
+        said.time,
+        user,
+        body.client_id,
+        body.mountpoint,
+        body.qos,
+        body.topic,
+        said.payload,
+        body.retain,
+        session_id=_set(body.session_id),
+        user_properties=said.user_properties,
+    )
+    return _event("on_publish", publish, body, said, user)
+
+
+def _subscribe(body: _Subscription, said: _Said) -> Event:
+    user = body.username or ""
+    topics = tuple([TopicInfo(topic.topic, min(topic.qos, REFUSED)) for topic in body.topics])
+    session = _set(body.session_id)
+    subscribe = Subscribe(said.time, body.client_id, body.mountpoint, user, topics, session, said.user_properties)
+    return _event("on_subscribe", subscribe, body, said, user)
+
+
+def _unsubscribe(body: _Unsubscription, said: _Said) -> Event:
+    user = body.username or ""
+    topics, session = tuple(body.topics), _set(body.session_id)
+    unsubscribe = Unsubscribe(said.time, user, body.client_id, body.mountpoint, topics, session, said.user_properties)
+    return _event("on_unsubscribe", unsubscribe, body, said, user)
+
+
+def _to_subscriber(type_: Any, hook: str) -> Callable[[_Message, _Said], Event]:
+    def read(body: _Message, said: _Said) -> Event:
+        user = body.username or ""
+        message = type_(
+            said.time,
+            user,
+            body.client_id,
+            body.mountpoint,
+            body.topic,
+            body.qos,
+            body.retain,
+            said.payload,
+            session_id=_set(body.session_id),
+            user_properties=said.user_properties,
+        )
+        return _event(hook, message, body, said, user)
+
+    return read
+
+
+def _offline_message(body: _Message, said: _Said) -> Event:
+    session = _set(body.session_id)
+    offline = OfflineMessage(
+        said.time, body.client_id, body.mountpoint, body.qos, body.topic, said.payload, body.retain, session
+    )
+    return _event("on_offline_message", offline, body, said)
+
+
+def _wakeup(body: _Body, said: _Said) -> Event:
+    message = ClientWakeUp(said.time, body.client_id, body.mountpoint, _set(body.session_id))
+    return _event("on_client_wakeup", message, body, said)
+
+
+def _expired(body: _Body, said: _Said) -> Event:
+    message = SessionExpired(said.time, body.client_id, body.mountpoint, _set(body.session_id))
+    return _event("on_session_expired", message, body, said)
+
+
+def _end(type_: Any, hook: str) -> Callable[[_End, _Said], Event]:
+    def read(body: _End, said: _Said) -> Event:
+        user = _set(body.username)
+        reason = _number((body.reason or "").removeprefix("REASON_"), REASONS)
+        message = type_(said.time, body.client_id, body.mountpoint, reason, user, _set(body.session_id))
+        return _event(hook, message, body, said, user)
+
+    return read
+
+
+def _number(name: str, names: tuple[str, ...]) -> int:
+    name = name.lower()
+    return names.index(name) if name in names else 0
+
+
+def _hooks() -> Iterator[tuple[bytes, Hook]]:
+    reads: tuple[tuple[str, bool, bool, Any, Callable[[Any, _Said], Event]], ...] = (
+        # Name, whether there is a variant for MQTT 5, whether the answer is a decision.
+        ("on_register", True, False, _Registration, _register),
+        ("on_register_failed", True, False, _Registration, _register_failed),
+        ("on_publish", True, False, _Message, _publish),
+        ("on_subscribe", True, False, _Subscription, _subscribe),
+        ("on_unsubscribe", True, True, _Unsubscription, _unsubscribe),
+        ("on_deliver", True, True, _Message, _to_subscriber(Deliver, "on_deliver")),
+        ("on_delivery_complete", True, True, _Message, _to_subscriber(DeliveryComplete, "on_delivery_complete")),
+        ("on_offline_message", False, False, _Message, _offline_message),
+        ("on_client_wakeup", False, False, _Body, _wakeup),
+        ("on_client_offline", False, False, _End, _end(ClientOffline, "on_client_offline")),
+        ("on_client_gone", False, False, _End, _end(ClientGone, "on_client_gone")),
+        ("on_session_expired", False, False, _Body, _expired),
+    )
+    for name, both, chain, body, read in reads:
+        hook = Hook(chain, msgspec.json.Decoder(body).decode, read, mqtt5=False)
+        yield name.encode(), hook
+        if both:
+            yield f"{name}_m5".encode(), hook._replace(mqtt5=True)
+
+
+HOOKS: Mapping[bytes, Hook] = MappingProxyType(dict(_hooks()))
+"""How each hook's request is read, by what its header says."""

@@ -1,0 +1,353 @@
+"""
+What all of VerneMQ's connections share: from requests to committed events, and back to answers.
+
+- An answer means that the event is committed: VerneMQ acknowledges its client's message after it.
+- What all connections bring in one turn of the reactor is one batch, and so one commit. There is no waiting for more.
+- Refusing is better than stalling: a stalled request holds up its client, and 50 of them every hook that goes to this address.
+  So what cannot be committed is refused at once, and what is not committed within seconds is given up. Where VerneMQ takes the
+  answer for a decision, it is told to go on all the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from time import time_ns
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocolNegotiationFactory, IReactorTime
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mqhooks.errors import MalformedBody
+from mqhooks.events import Event
+from mqhooks.interfaces import IEventSink
+from mqhooks.sources.handover import Handover, Watcher
+from mqhooks.sources.sessions import CONCERNED, SessionTable
+from mqhooks.sources.sidecar.longframes import HELD, HELD_COMMON, LongFrames
+from mqhooks.sources.webhooks.answers import NEXT, problem
+from mqhooks.sources.webhooks.counters import WebhooksCounters
+from mqhooks.sources.webhooks.decode import Hook, decode, divide
+from mqhooks.sources.webhooks.guard import Guard
+from mqhooks.sources.webhooks.protocol import Exchange, WebhooksProtocol
+from mqhooks.sources.webhooks.settings import WebhooksSettings
+from mqhooks.support.ratelimit import RateLimit
+
+ANSWER_TIME = 4.0
+"""How many seconds a commit may take before VerneMQ is answered without it: less than its own 5."""
+
+REQUEST_TIME = 30.0
+"""How many seconds a request may take from its first byte to its last."""
+
+IDLE_TIME = 300.0
+"""How many seconds an idle connection is kept: longer than VerneMQ keeps it, so that it is VerneMQ who closes it."""
+
+CLOSING_TIME = 2.0
+"""How many seconds a connection gets to take its last answers."""
+
+UNCOMMITTED_LIMIT = 64 << 20
+"""How many bytes of bodies may wait for their commit before further ones are refused."""
+
+PATIENCE = 1.0
+"""Seconds of refusing before a warning, and between two looks at the connections."""
+
+_FULL = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the outbox has no room for more events")
+_LOST = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event was not accepted: the log of mqhooks says why")
+_LATE = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event is not committed yet")
+
+
+class _Batch:
+    """Events that are committed together: the requests that brought them, how many bytes they had, and the deadline's timer."""
+
+    __slots__ = ("exchanges", "late", "overdue", "size")
+
+    def __init__(self, exchanges: list[Exchange], size: int) -> None:
+        self.exchanges = exchanges
+        self.size = size
+        self.overdue = False
+        self.late: IDelayedCall | None = None
+
+
+@implementer(IProtocolNegotiationFactory)
+class WebhooksFactory(ServerFactory):
+    """
+    What the connections share.
+
+    :param reactor: a clock, whose ``callLater(0, …)`` ends a turn.
+    :param sink: gets the events. It is not started or stopped here.
+    :param settings: what is accepted as a request.
+    :param sessions: remembers usernames; ``None`` for a table of its own.
+    :param now: the time of day, in nanoseconds since 1970.
+    :ivar guard: who may post.
+    :ivar long_bodies: decides which connections are read while unfinished bodies take too much memory.
+    :ivar common_bodies: likewise, for the shorter ones of them.
+    """
+
+    noisy = False
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        sink: IEventSink,
+        settings: WebhooksSettings,
+        *,
+        sessions: SessionTable | None = None,
+        now: Callable[[], int] = time_ns,
+    ) -> None:
+        self.counters = WebhooksCounters()
+        self.long_bodies = LongFrames(reactor, HELD)
+        self.common_bodies = LongFrames(reactor, HELD_COMMON)
+        self.connections: set[WebhooksProtocol] = set()
+        self.change(settings)
+        self._clock = reactor
+        self._now = now
+        self._sessions = SessionTable() if sessions is None else sessions
+        self._handover = Handover(sink, self.counters)
+        self._complaints = RateLimit(reactor)
+        self._events: list[Event] = []
+        self._exchanges: list[Exchange] = []
+        self._size = 0
+        self._flushing: IDelayedCall | None = None
+        self._pieces: deque[tuple[Exchange, Iterator[Event]]] = deque()
+        self._uncommitted = 0
+        self._overdue = 0
+        self._refusing: float | None = None
+        self._greeted = False
+        self._emptied: list[Deferred[None]] = []
+        self._watch = LoopingCall(self._look)
+        self._watch.clock = reactor
+
+    def seconds(self) -> float:
+        """Tell the time, in the reactor's seconds."""
+        return self._clock.seconds()
+
+    def change(self, settings: WebhooksSettings) -> None:
+        """Replace path, token, user and password, and the limit of bodies."""
+        self.guard = Guard(settings)
+        self.max_body = settings.max_body
+        self._text = settings.payload_encoding == "text"
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
+        self._handover.watcher = watcher
+
+    # The connections.
+
+    def startFactory(self) -> None:
+        """Look after the connections from now on."""
+        if not self._watch.running:
+            self._watch.start(PATIENCE, now=False)
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - Twisted's interface
+        """Say what is spoken over TLS: a client that asks for HTTP/2 too has to be told."""
+        return [b"http/1.1"]
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Make the protocol of one connection."""
+        protocol = WebhooksProtocol()
+        protocol.factory = self
+        return protocol
+
+    def joined(self, protocol: WebhooksProtocol) -> None:
+        """Note a new connection."""
+        self.connections.add(protocol)
+        self.counters.connections = len(self.connections)
+        if not self._greeted:
+            self._greeted = True
+            self.log.info("first connection of VerneMQ's webhooks, from {peer}", peer=protocol.peer)
+
+    def left(self, protocol: WebhooksProtocol, *, cut: bool) -> None:
+        """
+        Note that a connection ended.
+
+        :param cut: whether in the middle of a request.
+        """
+        self.connections.discard(protocol)
+        self.counters.connections = len(self.connections)
+        if cut:
+            self.counters.truncated += 1
+            self.complain(protocol, "cut", "a connection ended in the middle of a request")
+        if not self.connections:
+            waiting, self._emptied = self._emptied, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """
+        Answer what was asked for, and close all connections, within :data:`CLOSING_TIME` seconds.
+
+        :returns: fires when no connection is open.
+        """
+        empty: Deferred[None] = Deferred()
+        late = self._clock.callLater(CLOSING_TIME, self._give_up)
+        empty.addCallback(self._closed, late)
+        self._emptied.append(empty)
+        for protocol in list(self.connections):
+            protocol.finish()
+        if not self.connections:
+            self._emptied.remove(empty)
+            empty.callback(None)
+        return empty
+
+    def _closed(self, _: None, late: IDelayedCall) -> None:
+        if late.active():
+            late.cancel()
+        if self._watch.running:
+            self._watch.stop()
+
+    def _give_up(self) -> None:
+        if self._pieces:
+            count = len(self._pieces)
+            self._pieces.clear()
+            self.log.error(
+                "stopped in the middle of {count} requests with many topics: what is left of them is lost", count=count
+            )
+        for protocol in list(self.connections):
+            protocol.abort()
+
+    def _look(self) -> None:
+        """Close what is too slow, and say whether events are refused."""
+        now = self._clock.seconds()
+        for protocol in list(self.connections):
+            if protocol.closing:
+                if now - protocol.quiet > ANSWER_TIME + CLOSING_TIME:
+                    protocol.abort()
+            elif protocol.began is not None:
+                if now - protocol.began > REQUEST_TIME:
+                    protocol.late()
+            elif now - protocol.quiet > IDLE_TIME:
+                protocol.finish()
+        if self._refusing is None:
+            return
+        if not self._full:
+            self._refusing = None
+            if self.counters.paused:
+                self.counters.paused = False
+                self.log.info("backpressure is over: VerneMQ's events are accepted again")
+        elif not self.counters.paused and now - self._refusing >= PATIENCE:
+            self.counters.paused = True
+            self.counters.pauses += 1
+            self.log.warn("backpressure: VerneMQ's events are refused, and lost, because the sinks are full")
+
+    # The events.
+
+    @property
+    def _full(self) -> bool:
+        return bool(self._overdue) or self._uncommitted > UNCOMMITTED_LIMIT or self._handover.full
+
+    def count_question(self, hook: bytes) -> bool:
+        """Count a question to an authorizer; returns whether it is one."""
+        name = hook.decode("latin-1")
+        questions = self.counters.questions
+        if name not in questions:
+            return False
+        questions[name] += 1
+        return True
+
+    def take(self, exchange: Exchange, hook: Hook, body: bytes) -> None:
+        """Take what a request brought, and answer it: at once when it is refused, else after the commit."""
+        if self._full:
+            if self._refusing is None:
+                self._refusing = self._clock.seconds()
+            self.counters.refused += 1
+            exchange.finish(NEXT if exchange.chain else _FULL)
+            return
+        try:
+            event = decode(hook, body, self._now(), text=self._text)
+        except MalformedBody as error:
+            self.counters.undecodable += 1
+            self.complain(exchange.protocol, "undecodable", f"a body of {len(body)} bytes is {error}")
+            exchange.finish(problem(HTTPStatus.BAD_REQUEST, f"the body is {error}"))
+            return
+        if event.hook in CONCERNED:
+            event = self._sessions.see(event)
+        pieces = divide(event)
+        self._add(exchange, next(pieces), len(body))
+        piece = next(pieces, None)
+        if piece is not None:
+            exchange.events += 1
+            self._pieces.append((exchange, _chain(piece, pieces)))
+
+    def _add(self, exchange: Exchange, event: Event, size: int) -> None:
+        self._events.append(event)
+        self._exchanges.append(exchange)
+        self._size += size
+        if self._flushing is None:
+            self._flushing = self._clock.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        """Hand over what this turn of the reactor has brought, as one batch."""
+        self._flushing = None
+        events, self._events = self._events, []
+        batch = _Batch(self._exchanges, self._size)
+        self._exchanges, self._size = [], 0
+        stored = self._handover.store(events)
+        if stored is None:
+            self._committed(None, batch)
+        else:
+            self._uncommitted += batch.size
+            batch.late = self._clock.callLater(ANSWER_TIME, self._give_up_on, batch)
+            stored.addCallbacks(self._committed, self._not_stored, (batch,), errbackArgs=(batch,))
+        self._next_piece()
+
+    def _next_piece(self) -> None:
+        """Have the next turn take a part of what carries very many topics, so that it does not hold up what others bring."""
+        if not self._pieces:
+            return
+        exchange, pieces = self._pieces.popleft()
+        self._add(exchange, next(pieces), 0)
+        following = next(pieces, None)
+        if following is not None:
+            exchange.events += 1
+            self._pieces.append((exchange, _chain(following, pieces)))
+
+    def _settle(self, batch: _Batch) -> None:
+        if batch.late is not None:
+            self._uncommitted -= batch.size
+            if batch.late.active():
+                batch.late.cancel()
+            if batch.overdue:
+                self._overdue -= 1
+
+    def _not_stored(self, _: Failure, batch: _Batch) -> None:
+        """Answer what the sink failed to take; that is logged already."""
+        self._settle(batch)
+        self.counters.refused += len(batch.exchanges)
+        for exchange in batch.exchanges:
+            exchange.finish(NEXT if exchange.chain else _LOST)
+
+    def _committed(self, _: None, batch: _Batch) -> None:
+        self._settle(batch)
+        for exchange in batch.exchanges:
+            exchange.events -= 1
+            if not exchange.events:
+                exchange.finish(NEXT)
+
+    def _give_up_on(self, batch: _Batch) -> None:
+        """Answer what was not committed in time. It may still be."""
+        batch.overdue = True
+        self._overdue += 1
+        if self._refusing is None:
+            self._refusing = self._clock.seconds()
+        for exchange in batch.exchanges:
+            if exchange.answer is None:
+                self.counters.late += 1
+                exchange.finish(NEXT if exchange.chain else _LATE)
+
+    def complain(self, protocol: WebhooksProtocol, kind: str, complaint: str) -> None:
+        """Log what is wrong with a peer's requests, once a minute for each host and kind."""
+        held = self._complaints.allow((protocol.peer.rpartition(":")[0], kind))
+        if held is not None:
+            more = f" ({held} more like it since the last line)" if held else ""
+            self.log.warn("{peer}: {complaint}{more}", peer=protocol.peer, complaint=complaint, more=more)
+
+
+def _chain(first: Event, others: Iterator[Event]) -> Iterator[Event]:
+    yield first
+    yield from others

@@ -1,0 +1,231 @@
+"""VerneMQ's webhooks within the whole program: settings, options, --check, reload, and the way to an endpoint."""
+
+import builtins
+import json
+from dataclasses import replace
+
+from twisted.internet import reactor
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
+from twisted.internet.protocol import Protocol
+from twisted.trial.unittest import SynchronousTestCase
+
+from mqhooks.admin.settings import AdminSettings
+from mqhooks.app.build import build
+from mqhooks.app.configuration import load
+from mqhooks.app.describe import describe
+from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.app.tap import makeService
+from mqhooks.errors import ConfigError, ConfigErrors
+from mqhooks.sources.webhooks.settings import LISTEN, WebhooksSettings
+from mqhooks.testing import RecordingSink
+from tests.test_config import ConfigCase
+from tests.test_reload import BridgeCase
+from tests.test_sources_webhooks_protocol import TOKEN
+from tests.test_tap import OptionsCase
+from tests.vernemq import NEXT, request
+
+OTHER = "another-token-of-32-characters-x"
+
+
+class ConfigTests(ConfigCase):
+    def sources(self, text):
+        loaded = self.load(f"mqhooks {{ sources {{ {text} }} }}")
+        self.warnings = loaded.warnings
+        return loaded.sources
+
+    def mistakes(self, text):
+        error = self.assertRaises(ConfigError, self.sources, text)
+        lines = [str(each) for each in error.mistakes]
+        self.assertTrue(all(line.startswith(f"{self.path}: mqhooks.sources.") for line in lines), lines)
+        return [line.removeprefix(f"{self.path}: mqhooks.sources.") for line in lines]
+
+    def test_defaults(self):
+        self.assertEqual(Settings().sources.sidecars, ("tcp:8890",))
+        self.assertEqual(self.sources("").webhooks, WebhooksSettings())
+        found = self.sources("webhooks { }")
+        self.assertEqual(found.webhooks, WebhooksSettings(listen=(LISTEN,)))
+        self.assertEqual((found.sidecars, self.warnings), ((), ()))
+
+    def test_everything(self):
+        found = self.sources(
+            f'sidecar {{ listen = "tcp:1" }} webhooks {{ listen = ["tcp:2", "unix:/x"], path = "/a/b", token = "{TOKEN}", '
+            'user = u, password = "p:w", max_body = 1MiB, payload_encoding = text }'
+        )
+        expected = WebhooksSettings(("tcp:2", "unix:/x"), "/a/b", TOKEN, "u", "p:w", 1 << 20, "text")
+        self.assertEqual((found.webhooks, found.sidecars, self.warnings), (expected, ("tcp:1",), ()))
+        self.assertNotIn(TOKEN, repr(found))
+        self.assertNotIn("p:w", repr(found))
+
+    def test_off(self):
+        self.assertEqual(self.sources("webhooks { listen = off }").sidecars, ("tcp:8890",))
+        self.assertEqual(self.sources("sidecar { listen = off }, webhooks { }").sidecars, ())
+        settings = replace(self.load("mqhooks { sources { sidecar { listen = off } } }"), admin=AdminSettings("off"))
+        error = self.assertRaises(ConfigError, build, settings, reactor, sinks=[RecordingSink()])
+        self.assertIn("there is no source", str(error))
+
+    def test_all_mistakes_at_once(self):
+        with self.assertRaises(ConfigErrors):
+            self.sources('webhooks { path = x, token = "short", max_body = 1, payload_encoding = hex }')
+        self.assertEqual(
+            [line.partition(":")[0] for line in self.mistakes('webhooks { path = x, token = "short", max_body = 1 }')],
+            ["webhooks.path", "webhooks.token", "webhooks.max_body"],
+        )
+        for text, mistake in (
+            ("webhooks { listen = [] }", "webhooks.listen: is not an address"),
+            ('webhooks { listen = "" }', "webhooks.listen: is not an address"),
+            ("webhooks { listen { } }", "webhooks.listen: is not an address"),
+            ('webhooks { path = "/a?b" }', "webhooks.path: is not a path"),
+            ("webhooks { user = u }", "webhooks.password: is missing"),
+            ("webhooks { password = p }", "webhooks.user: is missing"),
+            ('webhooks { user = "a:b", password = p }', "webhooks.user: is empty or has a colon"),
+            ('webhooks { user = a, password = "" }', "webhooks.password: is empty"),
+            ('webhooks { token = "${X}" }', "webhooks.token: nothing is substituted within quotes"),
+            ('webhooks { listen = "tcp:1:interface=0.0.0.0" }', "webhooks.listen: tcp:1:interface=0.0.0.0 can be reached"),
+            ("sidecar { max_frame = 1MiB }", "sidecar.max_frame: stands elsewhere: mqhooks { sidecar { max_frame"),
+        ):
+            (line,) = self.mistakes(text)
+            self.assertTrue(line.startswith(mistake), (line, mistake))
+
+    def test_unknown_keys(self):
+        self.sources("webhooks { tokn = x }, grcp { }")
+        self.assertEqual(len(self.warnings), 2)
+
+    def test_a_block_in_the_wrong_place(self):
+        self.assertIn("belongs in the mqhooks block", self.load("sources { webhooks { } }").warnings[0])
+
+
+class OptionTests(OptionsCase, SynchronousTestCase):
+    def checked(self, *args):
+        printed = []
+        self.patch(builtins, "print", printed.append)
+        exit_ = self.assertRaises(SystemExit, makeService, self.options(*args, "--check"))
+        self.assertEqual(exit_.code, 0)
+        return printed[0]
+
+    def listening(self, *args):
+        lines = self.checked(*args).splitlines()
+        return [line.partition(":interface")[0].split()[1] for line in lines if line.startswith("listen ")]
+
+    def test_where_it_listens(self):
+        self.assertEqual(self.listening("--webhooks-port", "1"), ["tcp:1"])
+        self.assertEqual(self.listening("--webhooks-port", "1", "--sidecar-port", "2"), ["tcp:2", "tcp:1"])
+        self.assertEqual(self.listening("--webhooks-port", "1", "--sidecar", "tcp:2"), ["tcp:2", "tcp:1"])
+        path = self.file("mqhooks { sources { webhooks { listen = [tcp:3, tcp:4] } } }")
+        self.assertEqual(self.listening("-c", path, "--sink", "log"), ["tcp:3", "tcp:4"])
+        self.assertEqual(self.listening("-c", path, "--sink", "log", "--webhooks-port", "5"), ["tcp:5"])
+        path = self.file("mqhooks { sources { sidecar { listen = tcp:6 }, webhooks { } } }")
+        self.assertEqual(self.listening("-c", path, "--sink", "log"), ["tcp:6", "tcp:8892"])
+
+    def test_what_vernemq_needs(self):
+        rules = "events = [ { event = on_client_disconnected }, { event = on_client_connect } ]"
+        path = self.file(f'webhook {{ url = "http://h/", {rules} }}')
+        lines = [line.strip() for line in self.checked("-c", path, "--webhooks-port", "8892").splitlines()]
+        hooks = [line.split(" = ")[1] for line in lines if line.startswith("vmq_webhooks.") and ".hook" in line]
+        self.assertEqual(hooks, ["on_register", "on_register_m5", "on_client_offline", "on_client_gone"])
+        self.assertIn("plugins.vmq_webhooks = on", lines)
+        self.assertIn("vmq_webhooks.mq4.endpoint = http://127.0.0.1:8892/vernemq", lines)
+        self.assertIn("# VerneMQ's own webhooks do not report on_register_failed", lines)
+
+    def test_no_secret_is_shown(self):
+        for secret, shown in (
+            (f'token = "{TOKEN}"', "https://mq.example:1/vernemq?token=…"),
+            ('user = me, password = "s3cret"', "https://me:…@mq.example:1/vernemq"),
+        ):
+            listen = 'listen = "ssl:1:interface=mq.example:privateKey=k.pem"'
+            path = self.file(f"mqhooks {{ sources {{ webhooks {{ {secret}, {listen} }} }} }}")
+            told = describe(load(path), [], ["log"])
+            self.assertIn(shown, told)
+            self.assertNotIn(TOKEN, told)
+            self.assertNotIn("s3cret", told)
+
+
+class Client(Protocol):
+    """Collects answers."""
+
+    def connectionMade(self):
+        self.came = b""
+
+    def dataReceived(self, data):
+        self.came += data
+
+
+class BridgeTests(BridgeCase):
+    async def begin(self, text):
+        endpoint, url = self.endpoint()
+        self.url = url
+        self.rewrite(text)
+        await self.start()
+        return endpoint
+
+    def rewrite(self, text):
+        ours = f"sources {{ webhooks {{ {text} }} }}"
+        self.write(("a", f'url = "{self.url}", details = true'), ours=ours)
+
+    async def client(self):
+        (source,) = (source for source in self.bridge.sources if source.via == "webhooks")
+        self.source = source
+        port = source.addresses[0].port
+        client = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", port), Client())
+        self.addCleanup(client.transport.abortConnection)
+        return client
+
+    async def ask(self, client, data):
+        client.came = b""
+        client.transport.write(data)
+        await self.until(lambda: client.came.endswith(b"}"))
+        return int(client.came.split()[1])
+
+    async def test_to_the_endpoint(self):
+        endpoint = await self.begin("listen = tcp:0")
+        client = await self.client()
+        properties = {"p_content_type": "x", "p_user_property": [{"key": "YQ==", "val": "Yg=="}]}
+        data = request("on_publish_m5", client_id="c", username="u", payload="aGk=", properties=properties)
+        self.assertEqual(await self.ask(client, data), 200)
+        self.assertEqual(client.came, NEXT)
+        await self.until(lambda: endpoint.requests)
+        body = json.loads(endpoint.requests[0].body)
+        self.assertEqual((body["from_client_id"], body["from_username"], body["payload"]), ("c", "u", "hi"))
+        self.assertEqual(body["properties"], {"p_content_type": "x"})
+        self.assertEqual(self.bridge.hooks["on_publish"], 1)
+
+    async def test_one_table_of_usernames(self):
+        await self.begin("listen = tcp:0")
+        sink = RecordingSink()
+        await self.service.stopService()
+        settings = Settings(
+            outbox=OutboxSettings(kind="memory"),
+            admin=AdminSettings("off"),
+            sources=replace(Settings().sources, webhooks=WebhooksSettings(listen=("tcp:0",))),
+        )
+        self.service = build(settings, reactor, sinks=[sink])
+        self.service.startService()
+        self.bridge = self.service.bridge
+        client = await self.client()
+        await self.ask(client, request("on_register", b'{"client_id":"c","username":"alice"}'))
+        await self.ask(client, request("on_client_offline", b'{"client_id":"c"}'))
+        self.assertEqual([event.username for event in sink.events], ["alice", "alice"])
+
+    async def test_reload(self):
+        await self.begin(f'listen = tcp:0, token = "{TOKEN}"')
+        client = await self.client()
+        self.assertEqual(await self.ask(client, request(url=f"/vernemq?token={TOKEN}")), 200)
+        self.rewrite(f'listen = tcp:0, token = "{OTHER}", path = "/new"')
+        (line,) = self.reload()
+        self.assertEqual(line, "configuration reloaded: sources.webhooks.path changed, sources.webhooks.token changed")
+        self.assertEqual(await self.ask(client, request(url=f"/vernemq?token={TOKEN}")), 404)
+        self.assertEqual(await self.ask(client, request(url=f"/new?token={TOKEN}")), 401)
+        self.assertEqual(await self.ask(client, request(url=f"/new?token={OTHER}")), 200)
+
+    async def test_what_needs_a_restart(self):
+        await self.begin("listen = tcp:0")
+        self.rewrite("listen = [tcp:0, tcp:0]")
+        self.assertEqual(self.reload()[-1], "these changes need a restart: sources.webhooks.listen")
+
+    async def test_a_token_that_is_needed_stays(self):
+        # The old address stays until a restart, so it must not lose its token.
+        await self.begin(f'listen = "tcp:0:interface=0.0.0.0", token = "{TOKEN}"')
+        self.rewrite("listen = tcp:0")
+        (line,) = self.reload()
+        self.assertIn("reload failed, keeping the current configuration", line)
+        client = await self.client()
+        self.assertEqual(await self.ask(client, request()), 401)
