@@ -544,7 +544,7 @@ class RequestTests(AdminCase):
             )
             size += len(text.encode())
         self.assertGreater(len(static), 5)
-        self.assertLess(size, 60_000)
+        self.assertLess(size, 61_500)
 
     async def test_not_ready_while_an_endpoint_refuses_everything(self):
         accepts = []

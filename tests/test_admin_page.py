@@ -22,6 +22,7 @@ from tests.browser import Browser, missing
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.vernemq import request
 from tests.waiting import until
 
 TOKEN = "correct-horse-battery-staple"
@@ -36,7 +37,7 @@ class Page(TestCase):
     timeout = 300
     skip = missing()
 
-    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", options=()):
+    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", outbox="", options=()):
         """Start an endpoint for each name, a bridge, a connection to it as VerneMQ makes, and the page in a browser."""
         self.options = options
         self.endpoints = {name: Endpoint() for name in names}
@@ -50,7 +51,7 @@ class Page(TestCase):
         directory.mkdir(parents=True)
         self.config = directory / "mqhooks.conf"
         listen = f'listen = "{ANYWHERE}"'
-        outbox = f'outbox {{ kind = {kind}, path = "{directory / "outbox"}" }}'
+        outbox = f'outbox {{ kind = {kind}, path = "{directory / "outbox"}"\n{outbox} }}'
         self.config.write_text(
             f"webhooks {{ {blocks} }}\nmqhooks {{ {outbox}, admin {{ {listen}\n{admin} }} }}", encoding="utf-8"
         )
@@ -112,6 +113,41 @@ class Page(TestCase):
     async def assert_clean(self):
         """Nothing went wrong in the page, and nothing was refused to it."""
         self.assertEqual(await self.browser.complaints(), [])
+
+
+class OwnWebhooks(Page):
+    async def start_bridge(self):
+        options = ("--webhooks-port", "0", "--config", str(self.config), *self.options)
+        self.bridge = Twistd(self, "mqhooks", *options)
+        self.origin = f"http://127.0.0.1:{(await self.bridge.until(r'status page is on .*:([0-9]+)'))[1]}"
+        self.port = int((await self.bridge.until(r"listening for VerneMQ's webhooks on 127\.0\.0\.1:(\d+)"))[1])
+
+    async def post(self, data):
+        broker = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", self.port), Protocol())
+        self.addCleanup(broker.transport.abortConnection)
+        broker.transport.write(data)
+        return broker
+
+    async def test_page(self):
+        await self.start()
+        await self.headline("VerneMQ has posted nothing yet")
+        broker = await self.post(request() + request("on_deliver") + request("on_publish", b"{"))
+        await self.headline("All is well")
+        await self.numbers("#sidecar", connections=1, events=2)
+        line = f"webhooks on 127.0.0.1:{self.port}: connections 1, events 2, malformed 1, refused 0"
+        await self.browser.until("document.getElementById('sources').innerText === arguments[0]", line)
+        # VerneMQ closes what it does not use.
+        broker.transport.loseConnection()
+        await self.numbers("#sidecar", connections=0, events=2)
+        await self.headline("All is well")
+        await self.assert_clean()
+
+    async def test_events_that_are_refused(self):
+        await self.start(retry="initial = 1h, max = 1h", outbox="max_size = 1MiB")
+        self.endpoint.answer = lambda request: request.connection.reply(503)
+        await self.post(b"".join(request(payload="A" * 60_000) for _ in range(30)))
+        await self.headline("VerneMQ's events are refused")
+        await self.assert_clean()
 
 
 class Showing(Page):

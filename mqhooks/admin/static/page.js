@@ -4,7 +4,7 @@ import { Refused, follow, get, post, token } from "./api.js";
 import { byId, clock, count, fit, make, rate, span, visible, write } from "./dom.js";
 import { Events } from "./events.js";
 import { Letters } from "./letters.js";
-import { judge } from "./verdict.js";
+import { absent, judge } from "./verdict.js";
 import { Numbers, Webhooks } from "./webhooks.js";
 
 /** After how many seconds without news what is shown is called stale, and after how many the connection is made anew. */
@@ -24,7 +24,7 @@ const webhooks = new Webhooks(async (name, verb) => {
 });
 const events = new Events(() => stream?.abort());
 const letters = new Letters(sure, tell);
-const sidecar = new Numbers(byId("sidecar"), ["connections", "events/s", "events", "frames left out"]);
+const sidecar = new Numbers(byId("sidecar"), ["connections", "events/s", "events", "left out"]);
 
 // What was asked for, and what came of it.
 
@@ -125,11 +125,17 @@ function showSinks() {
 }
 
 function showSidecar() {
-  const { connections, hooks, rates, malformed, unknown, empty, frames } = status.sidecar;
-  sidecar.show("connections", count(connections), connections === 0);
-  sidecar.show("events/s", rate(status.sidecar.rate));
-  sidecar.show("events", count(status.sidecar.events));
-  sidecar.show("frames left out", count(malformed + unknown + empty), malformed > 0);
+  const { hooks, rates, sources, sidecar: { unknown, empty } } = status;
+  const sum = (name) => sources.reduce((all, one) => all + one[name], 0);
+  const lost = sum("malformed") + sum("refused");
+  sidecar.show("connections", count(sum("connections")), sources.some(absent));
+  sidecar.show("events/s", rate(status.rate));
+  sidecar.show("events", count(sum("events")));
+  sidecar.show("left out", count(lost + unknown + empty), lost > 0);
+  fit(byId("sources"), sources, () => make("li"), (line, one) => {
+    const numbers = ["connections", "events", "malformed", "refused"].map((name) => `${name} ${count(one[name])}`);
+    write(line, `${one.via} on ${visible(one.listening.join(", "))}: ${numbers.join(", ")}`);
+  });
   const body = byId("hooks").tBodies[0];
   // Those that never came would push down those that did.
   const active = Object.keys(hooks).filter((hook) => hooks[hook] > 0);
@@ -146,8 +152,7 @@ function showSidecar() {
   });
   byId("hooks").hidden = active.length === 0;
   const quiet = Object.keys(hooks).length - active.length;
-  const left = `${count(frames)} frames: ${count(malformed)} malformed, ${count(unknown)} unknown, ${count(empty)} empty.`;
-  write(byId("quiet"), `${left} ${quiet === 0 ? "" : active.length ? `${quiet} other hooks have not called.` : "No hook has called yet."}`);
+  write(byId("quiet"), quiet === 0 ? "" : active.length ? `${quiet} other hooks have not called.` : "No hook has called yet.");
 }
 
 async function showConfiguration() {

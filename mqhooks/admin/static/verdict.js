@@ -14,7 +14,8 @@ export function judge(status) {
   const why = kind === "memory" ? "The log says why." : "See why, then replay or purge them.";
   const problems = [
     ...outbox(status.outbox),
-    sidecar(status.sidecar),
+    // The same may be said of two.
+    ...new Map(status.sources.map((one) => source(one, status.sources)).filter(Boolean).map((problem) => [problem.title, problem])).values(),
     ...status.webhooks.map((webhook, index) => judgeWebhook(webhook, `webhook-${index}`, status)),
     ...status.sinks.map(sink),
     dead && warn(plural(dead, "dead letter"), `Deliveries that were given up. ${why}`, "letters-section"),
@@ -34,11 +35,10 @@ function headline(problems) {
   return shown.join(", ") + (more ? `, and ${more} more` : "");
 }
 
-function summary({ sidecar, webhooks, outbox }) {
+function summary({ sources, rate: now, webhooks, outbox }) {
   const pending = webhooks.reduce((sum, webhook) => sum + webhook.pending, 0);
-  const from = sidecar.connections
-    ? `VerneMQ is connected (${plural(sidecar.connections, "connection")}), ${rate(sidecar.rate)} events/s.`
-    : "VerneMQ is not connected.";
+  const connections = plural(sources.reduce((sum, source) => sum + source.connections, 0), "connection");
+  const from = sources.every(absent) ? "VerneMQ is not connected." : `VerneMQ is connected (${connections}), ${rate(now)} events/s.`;
   if (!webhooks.length) return from;
   return `${from} ${pending ? `${plural(pending, "delivery waits", "deliveries wait")}, ${bytes(outbox.bytes)}.` : "Nothing is waiting."}`;
 }
@@ -53,16 +53,20 @@ function outbox({ damaged, failing }) {
   ];
 }
 
-function sidecar({ connections, paused }) {
-  if (!connections)
-    return bad(
-      "VerneMQ is not connected",
-      "It drops events meanwhile. Is the broker up, does vmq-admin plugin show list vmq_events_sidecar? " +
-        "After an absence it comes back within two minutes.",
-      "sidecar-title",
-    );
-  const text = "Its connections are not read, because the outbox has no room. See which webhook does not get rid of its deliveries.";
-  return paused && bad("VerneMQ is held up", text, "webhooks-title");
+/** Whether nobody is there. VerneMQ's own webhooks close connections that they do not use. */
+export const absent = (one, _, all) =>
+  one.via === "webhooks" ? !one.connections && !one.events : !all.some(({ via, connections }) => via !== "webhooks" && connections);
+
+function source(one, all) {
+  const webhooks = one.via === "webhooks";
+  if (absent(one, 0, all)) {
+    const [title, before, what, after] = webhooks
+      ? ["VerneMQ has posted nothing yet", "", "webhooks show list this address", ""]
+      : ["VerneMQ is not connected", "It drops events meanwhile. ", "plugin show list vmq_events_sidecar", " After an absence it comes back within two minutes."];
+    return (webhooks ? warn : bad)(title, `${before}Is the broker up, does vmq-admin ${what}?${after}`, "sidecar-title");
+  }
+  const [title, text] = webhooks ? ["VerneMQ's events are refused", "They are lost"] : ["VerneMQ is held up", "Its connections are not read"];
+  return one.paused && bad(title, `${text}, because the outbox has no room. See which webhook does not get rid of its deliveries.`, "webhooks-title");
 }
 
 function sink({ name, running }) {
