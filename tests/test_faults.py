@@ -23,6 +23,9 @@ class FaultTests(TestCase):
     async def test_kills_while_the_disk_is_waited_for(self):
         await self.play(scenarios.kills, times=2, sync="full", longest=0.6)
 
+    async def test_kills_between_webhooks_and_their_answers(self):
+        await self.play(scenarios.kills, times=5, longest=0.6, via="webhooks")
+
     async def test_orderly_ends(self):
         row = await self.play(scenarios.terms, times=2)
         self.assertEqual(row.twice, 0)
@@ -55,6 +58,9 @@ class FaultTests(TestCase):
 
     async def test_writes_that_fail(self):
         await self.play(scenarios.unwritable)
+
+    async def test_writes_that_fail_before_webhooks_are_answered(self):
+        await self.play(scenarios.unwritable, via="webhooks")
 
     async def test_an_end_while_writes_fail(self):
         await self.play(scenarios.unwritable_end)

@@ -20,6 +20,7 @@ from tests.campaign.stage import Row
 LONG = {
     "kills": partial(scenarios.kills, times=50),
     "full-kills": partial(scenarios.kills, times=25, sync="full"),
+    "webhook-kills": partial(scenarios.kills, times=100, via="webhooks"),
     "terms": partial(scenarios.terms, times=10),
     "misbehaviour": partial(scenarios.misbehaviour, times=3),
     "broken-off": partial(scenarios.broken_off, length=2.0),
@@ -29,6 +30,7 @@ LONG = {
     "drop": partial(scenarios.overfull, on_full="drop_oldest", times=3),
     "disk-full": partial(scenarios.disk_full, times=4),
     "unwritable": partial(scenarios.unwritable, times=3),
+    "webhook-unwritable": partial(scenarios.unwritable, times=3, via="webhooks"),
     "unwritable-end": scenarios.unwritable_end,
     **{f"damage-{number}": partial(scenarios.damage, kind=kind) for number, kind in enumerate(scenarios.DAMAGES, 1)},
     "clock": partial(scenarios.clock, jumps=(3600.0, -3600.0, 0.0, 86400.0)),

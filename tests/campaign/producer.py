@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from time import time_ns
 
 from twisted.internet.defer import Deferred
@@ -11,6 +12,7 @@ from twisted.internet.task import LoopingCall
 
 from mqhooks.events import Publish
 from mqhooks.tools.simulator import frame
+from tests.vernemq import NEXT, request
 
 TICK = 0.01
 
@@ -28,6 +30,8 @@ class Producer:
     :ivar sent: how many events each connection that was ever made was given.
     :ivar whole: which of these connections were closed in order, once all was written.
     """
+
+    webhooks = False
 
     def __init__(self, reactor, port, *, connections=4, clients=10, rate=1000, size=20):
         self.reactor = reactor
@@ -77,7 +81,8 @@ class _Link(ClientFactory):
     def buildProtocol(self, addr):
         life = len(self.producer.sent)
         self.producer.sent[life] = 0
-        return _Line(self.producer, self, life)
+        line = _Poster if self.producer.webhooks else _Line
+        return line(self.producer, self, life)
 
     def clientConnectionFailed(self, connector, reason):
         self.again()
@@ -145,4 +150,60 @@ class _Line(Protocol):
         client = self.link.names[number * 7 // 9 % len(self.link.names)]
         sequence = producer.sequences[client] = producer.sequences.get(client, 0) + 1
         payload = json.dumps({"life": self.life, "number": number, "sequence": sequence, "padding": producer.padding})
-        return frame(Publish(timestamp=time_ns(), client_id=client, topic="campaign", payload=payload.encode()))
+        return self.encode(Publish(timestamp=time_ns(), client_id=client, topic="campaign", payload=payload.encode()))
+
+    def encode(self, message):
+        return frame(message)
+
+
+class Poster(Producer):
+    """
+    Calls webhooks instead: on each connection one at a time, the next when the one before is answered.
+
+    :ivar answered: which events were answered 200: a connection and a number.
+    :ivar refused: what else was answered.
+    """
+
+    webhooks = True
+
+    def __init__(self, *args, **settings):
+        self.answered = set()
+        self.refused = []
+        super().__init__(*args, **settings)
+
+
+class _Poster(_Line):
+    """One connection that asks and waits for the answer."""
+
+    waiting = False
+    came = b""
+
+    def turn(self):
+        if self.waiting:
+            return
+        if self.producer.stopped or self.paused:
+            super().turn()
+            return
+        self.credit = min(self.credit + self.producer.each, 10.0)
+        self.ask()
+
+    def ask(self):
+        if self.credit >= 1 and not self.producer.stopped:
+            self.credit -= 1
+            self.waiting = True
+            self.transport.write(self.next())
+
+    def encode(self, message):
+        return request(client_id=message.client_id, topic=message.topic, payload=b64encode(message.payload).decode())
+
+    def dataReceived(self, data):
+        self.came += data
+        if not self.came.endswith(b"}"):
+            return
+        answer, self.came = self.came, b""
+        self.waiting = False
+        if answer == NEXT:
+            self.producer.answered.add((self.life, self.producer.sent[self.life] - 1))
+        else:
+            self.producer.refused.append(answer)
+        self.ask()

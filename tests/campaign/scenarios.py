@@ -30,9 +30,9 @@ async def staged(*args, **settings):
 # The process.
 
 
-async def kills(reactor, seed, *, times=5, sync="normal", longest=1.0):
+async def kills(reactor, seed, *, times=5, sync="normal", longest=1.0, via="sidecar"):
     """SIGKILL at random moments under load; the endpoint is fast, slow or fails now and then."""
-    async with staged(reactor, seed, outbox=f"sync = {sync}", rate=1500) as stage:
+    async with staged(reactor, seed, outbox=f"sync = {sync}", via=via, rate=1500) as stage:
         endpoint = stage.endpoint
         behaviours = [endpoint.accept, endpoint.after(0.02), endpoint.shares(stage.random, {500: 0.02, 410: 0.01})]
         for time in range(times):
@@ -44,7 +44,10 @@ async def kills(reactor, seed, *, times=5, sync="normal", longest=1.0):
         endpoint.behave = endpoint.accept
         await stage.start()
         await stage.wait(0.3)
-        return await stage.finish(f"{times} times SIGKILL under load, ``sync = {sync}``")
+        if stage.refused:
+            stage.broken.append(f"{stage.refused} events were refused")
+        what = ", VerneMQ's webhooks: each 200 has arrived" if via == "webhooks" else ""
+        return await stage.finish(f"{times} times SIGKILL under load, ``sync = {sync}``{what}")
 
 
 async def terms(reactor, seed, *, times=3):
@@ -205,20 +208,23 @@ def _mounted(directory):
         return False
 
 
-async def unwritable(reactor, seed, *, times=1):
+async def unwritable(reactor, seed, *, times=1, via="sidecar"):
     """No file may grow (``RLIMIT_FSIZE``), and then they may again."""
-    async with staged(reactor, seed, rate=1500, size=400) as stage:
+    async with staged(reactor, seed, via=via, rate=1500, size=400) as stage:
         await stage.start()
         await stage.wait(0.4)
         for _ in range(times):
             await stage.endpoint.close()
             _limit_files(stage, 1 << 16)
             await stage.until(lambda: stage.says(UNWRITABLE), "writes fail")
+            if via == "webhooks":
+                await stage.until(lambda: stage.refused, "events are refused")
             await stage.wait(0.6)
             _limit_files(stage, resource.RLIM_INFINITY)
             stage.endpoint.open()
             await stage.wait(1.2)
-        return await stage.finish(f"writes that fail, {times} times", said=UNWRITABLE)
+        what = ", VerneMQ's webhooks: each 200 has arrived" if via == "webhooks" else ""
+        return await stage.finish(f"writes that fail, {times} times{what}", said=UNWRITABLE)
 
 
 async def unwritable_end(reactor, seed):

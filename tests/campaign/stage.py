@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 
 from mqhooks.tools.ports import free_port
 from tests.campaign.endpoint import Recorder
-from tests.campaign.producer import Producer
+from tests.campaign.producer import Poster, Producer
 from tests.metrics import broken_identities, read_metrics
 from tests.processes import Twistd
 
@@ -65,6 +65,7 @@ class Stage:
     :param webhooks: their names.
     :param outbox: further settings of the outbox.
     :param before: Python that the bridge runs before anything else.
+    :param via: how the events come: ``sidecar`` or ``webhooks``.
     :param producer: settings of the producer.
     :ivar log: what the bridges have written that have ended.
     :ivar forgotten: how many deliveries had arrived that the outbox was made to forget.
@@ -73,10 +74,11 @@ class Stage:
     :ivar broken: the promises that were broken.
     """
 
-    def __init__(self, reactor, seed, *, directory=None, webhooks=("hook",), outbox="", before="", **producer):
+    def __init__(self, reactor, seed, *, directory=None, webhooks=("hook",), outbox="", before="", via="sidecar", **producer):
         self.reactor = reactor
         self.random = Random(seed)
         self.before = before
+        self.via = via
         self.webhooks = webhooks
         self._cleanups = []
         self._producer = producer
@@ -130,6 +132,11 @@ class Stage:
             function, args, kwargs = self._cleanups.pop()
             await maybeDeferred(function, *args, **kwargs)
 
+    @property
+    def refused(self):
+        """How many events were answered with anything but 200; they may have been accepted all the same."""
+        return len(self.producer.refused) if self.via == "webhooks" else 0
+
     # The play.
 
     def wait(self, seconds):
@@ -154,7 +161,7 @@ class Stage:
         self.bridge = Twistd(
             self,
             "mqhooks",
-            "--sidecar-port",
+            f"--{self.via}-port",
             str(self.port),
             "--admin-port",
             str(self.admin_port),
@@ -163,7 +170,7 @@ class Stage:
             before=self.before,
         )
         self.runs.append(self.bridge)
-        await self.bridge.until(r"listening for VerneMQ on", anywhere=True)
+        await self.bridge.until(r"listening for VerneMQ('s webhooks)? on", anywhere=True)
         if produce and self.producer is None:
             self.produce()
 
@@ -173,7 +180,8 @@ class Stage:
 
     def produce(self, **settings):
         """Start a producer."""
-        self.producer = Producer(self.reactor, self.port, **{**self._producer, **settings})
+        producer = Poster if self.via == "webhooks" else Producer
+        self.producer = producer(self.reactor, self.port, **{**self._producer, **settings})
 
     def unnoted(self):
         """What is answered from now on, the bridge may not be able to note."""
@@ -235,7 +243,7 @@ class Stage:
         if self.handed_over() or any(pending for *_, pending in counters.values()):
             return False
         whole = self.producer.whole
-        expected = sum(self.producer.sent[life] for life in whole)
+        expected = sum(self.producer.sent[life] for life in whole) - self.refused
         for name, (*_, dropped, _) in counters.items():
             seen = {(one.life, one.number) for one in self.endpoints[name].arrivals if one.life in whole}
             if len(seen) + dropped < expected:
@@ -351,12 +359,16 @@ class Stage:
             if ids.setdefault(place, id_) != id_ or any((one.life, one.number) != place for one in those):
                 self.broken.append(f"{name}: event {place} has several ids")
             read[those[0].life].add(those[0].number)
+        if self.via == "webhooks":
+            lost = [place for place in self.producer.answered if place not in ids]
+            if lost:
+                self.broken.append(f"{name}: {len(lost)} answered 200 and lost")
         gaps = 0
         for life, sent in self.producer.sent.items():
             numbers = read[life]
             end = sent if life in self.producer.whole else max(numbers, default=-1) + 1
             gaps += end - len(numbers)
-        if gaps > dropped + self.gone:
+        if gaps > dropped + self.gone + self.refused:
             self.broken.append(f"{name}: {gaps} events are missing, {dropped} counted as dropped")
 
     def _check_order(self, name, arrivals):
