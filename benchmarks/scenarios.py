@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from benchmarks import certificates, subjects
 from benchmarks.processes import BenchmarkError, Process, until, wait_for_port
-from benchmarks.subjects import FLOOR, GRPC, PEERS, Wiring
+from benchmarks.subjects import FLOOR, GRPC, PEERS, WEBHOOKS, Via, Wiring
 from mqhooks.tools.ports import free_port
 
 GIVEN_UP = 20.0
@@ -45,7 +45,7 @@ class Scenario:
     :param webhook: keys of mqhooks' webhook block.
     :param signed: whether requests are signed.
     :param tls: whether the endpoint speaks TLS.
-    :param grpc: whether the load makes gRPC calls, 100 at a time.
+    :param via: how the events come: over gRPC with 100 calls at a time, over webhooks with 50 requests.
     :param runs: how often at most, for what takes long.
     :param long: whether it is only for who has the time.
     """
@@ -59,7 +59,7 @@ class Scenario:
     webhook: Mapping[str, str] = field(default_factory=dict)
     signed: bool = False
     tls: bool = False
-    grpc: bool = False
+    via: Via = "sidecar"
     runs: int = 99
     long: bool = False
 
@@ -94,7 +94,7 @@ def _batch(**keys: str) -> dict[str, str]:
     return {"batch": f"{{ {', '.join(f'{key} = {value}' for key, value in pairs.items())} }}"}
 
 
-STREAMED = tuple(name for name in PEERS if name != GRPC)
+STREAMED = tuple(name for name in PEERS if name not in (GRPC, WEBHOOKS))
 WORKING = tuple(name for name in STREAMED if name != FLOOR)
 COMPILED = ("Go", FLOOR)
 NOW = {"merge_window": "0"}
@@ -112,7 +112,8 @@ SCENARIOS = {
     "size-1k": Scenario("payloads of 1 KiB", 60_000, peers=STREAMED, size=1 << 10),
     "size-10k": Scenario("payloads of 10 KiB", 30_000, peers=STREAMED, size=10 << 10),
     "size-100k": Scenario("payloads of 100 KiB", 8_000, peers=STREAMED, size=100 << 10),
-    "grpc": Scenario("one POST for each gRPC call", 30_000, peers=(GRPC,), grpc=True),
+    "webhooks": Scenario("one POST for each webhook of VerneMQ's", 50_000, peers=(WEBHOOKS,), via="webhooks"),
+    "grpc": Scenario("one POST for each gRPC call", 30_000, peers=(GRPC,), via="grpc"),
     "long": Scenario("payloads of 15 MiB", 40, size=15 << 20),
     "batch-array": Scenario("batches of 100, an array", 200_000, webhook=_batch(format="array")),
     "batch-ndjson": Scenario("batches of 100, lines", 200_000, webhook=_batch(format="ndjson")),
@@ -153,7 +154,7 @@ class Run:
         self._certificate, authority = certificates.write(directory) if scenario.tls else (None, None)
         self._endpoint_port = free_port()
         url = f"{'https' if scenario.tls else 'http'}://127.0.0.1:{self._endpoint_port}/hook"
-        self._wiring = Wiring(directory, free_port(), url, scenario.signed, authority, scenario.webhook, grpc=scenario.grpc)
+        self._wiring = Wiring(directory, free_port(), url, scenario.signed, authority, scenario.webhook, via=scenario.via)
         self._name = name
         self._profile = profile
 
@@ -227,9 +228,10 @@ class Run:
 
     def _load(self) -> Process:
         settings: dict[str, float] = {"port": self._wiring.port, "events": self._events, "size": self._scenario.size}
-        if not self._scenario.grpc:
+        via = self._scenario.via
+        if via == "sidecar":
             settings["rate"] = self._scenario.rate
-        module = "benchmarks.load_grpc" if self._scenario.grpc else "benchmarks.load"
+        module = "benchmarks.load" if via == "sidecar" else f"benchmarks.load_{via}"
         arguments = ["-m", module, *(f"--{key}={value}" for key, value in settings.items())]
         return self._stack.enter_context(Process("load", arguments, self._directory, talks=True))
 

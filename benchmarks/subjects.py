@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.processes import BenchmarkError, Process
 from mqhooks.app.configuration import load
 from mqhooks.errors import ConfigError
 from mqhooks.tools.ports import free_port
+
+Via = Literal["sidecar", "grpc", "webhooks"]
 
 SECRET = "whsec_YmVuY2htYXJrLWJlbmNobWFyay1iZW5jaG1hcms="
 
@@ -34,7 +37,7 @@ class Wiring:
     :param authority: a PEM file with the certificate of who vouches for the endpoint; ``None`` for one without TLS.
     :param webhook: more keys of mqhooks' webhook block.
     :param page: the port of mqhooks' status page.
-    :param grpc: whether VerneMQ calls by gRPC.
+    :param via: how VerneMQ sends its events.
     """
 
     directory: Path
@@ -44,7 +47,7 @@ class Wiring:
     authority: Path | None = None
     webhook: Mapping[str, str] = field(default_factory=dict)
     page: int = field(default_factory=free_port)
-    grpc: bool = False
+    via: Via = "sidecar"
 
 
 def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
@@ -75,10 +78,9 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
     command = ["-c", TWISTD, "-n", "--pidfile="]
     if profile is not None:
         command += [f"--profile={profile}", "--profiler=cprofile", "--savestats"]
-    sidecar = free_port() if wiring.grpc else wiring.port
-    command += ["mqhooks", "--config", str(path), "--sidecar-port", str(sidecar), "--admin-port", str(wiring.page)]
-    if wiring.grpc:
-        command += ["--grpc-port", str(wiring.port)]
+    command += ["mqhooks", "--config", str(path), "--admin-port", str(wiring.page), f"--{wiring.via}-port", str(wiring.port)]
+    if wiring.via != "sidecar":
+        command += ["--sidecar-port", str(free_port())]
     return Process("mqhooks", command, wiring.directory)
 
 
@@ -118,6 +120,8 @@ def start(name: str, wiring: Wiring) -> Process:
         return _built("c", wiring, "cc", "-O2", "-o", "PROGRAM", "main.c")
     if name == GRPC:
         return _python("grpc", wiring, "peer_grpc")
+    if name == WEBHOOKS:
+        return _python("webhooks", wiring, "peer_webhooks")
     if name == "asyncio + aiohttp":
         return _python("aiohttp", wiring, "peer_aiohttp")
     return _python(name, wiring, "peer_twisted", "--client", name.lower())
@@ -127,7 +131,7 @@ def absent() -> dict[str, str]:
     """Say which peers cannot run here, and what would be needed."""
     missing = {}
     if find_spec("aiohttp") is None:
-        missing["asyncio + aiohttp"] = "aiohttp is not installed: pip install -e '.[bench]'"
+        missing["asyncio + aiohttp"] = missing[WEBHOOKS] = "aiohttp is not installed: pip install -e '.[bench]'"
     if find_spec("aiohttp") is None or find_spec("grpc") is None:
         missing[GRPC] = "grpcio or aiohttp is not installed: pip install -e '.[bench]'"
     if shutil.which("go") is None:
@@ -143,7 +147,19 @@ FLOOR = "C, no work"
 GRPC = "grpcio + aiohttp"
 """The peer that takes gRPC calls, and nothing else."""
 
-SUBJECTS = {"mqhooks": 1.0, "treq": 0.1, "Agent": 0.2, "asyncio + aiohttp": 0.3, "Go": 1.0, FLOOR: 1.0, GRPC: 1.0}
+WEBHOOKS = "aiohttp's server"
+"""The peer that takes VerneMQ's own webhooks, and nothing else."""
+
+SUBJECTS = {
+    "mqhooks": 1.0,
+    "treq": 0.1,
+    "Agent": 0.2,
+    "asyncio + aiohttp": 0.3,
+    "Go": 1.0,
+    FLOOR: 1.0,
+    GRPC: 1.0,
+    WEBHOOKS: 1.0,
+}
 """All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
 
 PEERS = tuple(SUBJECTS)[1:]

@@ -209,6 +209,9 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
                 f"outbox  mqhooks-outbox, sync normal, at most 1024 MiB for each webhook; {full}",
                 "sink    log",
                 "hooks   what vernemq.conf needs for this:",
+                "        plugins.vmq_events_sidecar = on",
+                "        vmq_events_sidecar.hostname = 127.0.0.1",
+                "        vmq_events_sidecar.port = 8890",
                 f"        vmq_events_sidecar.hooks = {everything}",
                 "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of",
                 "        VerneMQ's fork know them: leave them out for older ones",
@@ -218,7 +221,9 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
 
     def hooks(self, *args):
         lines = [line.strip() for line in self.checked(*args).splitlines()]
-        named = [line.removeprefix("vmq_events_sidecar.hooks = ") for line in lines if line.startswith("vmq_")]
+        named = [
+            line.removeprefix("vmq_events_sidecar.hooks = ") for line in lines if line.startswith("vmq_events_sidecar.hooks")
+        ]
         self.assertEqual("those with _m5" in "".join(lines), "_m5" in "".join(named))
         return [hook for names in named for hook in names.split(",")]
 

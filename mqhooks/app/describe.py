@@ -12,7 +12,7 @@ from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
 from mqhooks.sources.webhooks.instructions import instructions
-from mqhooks.support.listening import complete, is_local
+from mqhooks.support.listening import complete, interface_of, is_local
 from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
@@ -56,7 +56,7 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
     rules = [] if sinks else [webhook.bodies for webhook in settings.webhooks]
     wanted = set[str]().union(*map(hooks_for, rules)) if rules else set(HOOKS)
     if descriptions or settings.sources.grpc.listen:
-        yield from _hooks(wanted)
+        yield from _sidecar(descriptions, wanted)
     if webhooks.listen and wanted:
         yield "hooks   what vernemq.conf needs for this, with VerneMQ's own webhooks:"
         for line in instructions(webhooks, wanted):
@@ -64,11 +64,17 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
     yield "The configuration is good."
 
 
-def _hooks(wanted: set[str]) -> Iterator[str]:
+def _sidecar(descriptions: Sequence[str], wanted: set[str]) -> Iterator[str]:
     names = [name for hook in HOOKS if hook in wanted for name in ((hook, f"{hook}_m5") if hook in M5_HOOKS else (hook,))]
     if not names:
         return
     yield "hooks   what vernemq.conf needs for this:"
+    yield "        plugins.vmq_events_sidecar = on"
+    kinds = [interface_of(description) for description in descriptions]
+    for _, interface, port in [parts for parts in kinds if parts[2]][:1]:
+        host = "the address of this machine" if interface in ("", "0.0.0.0", "::") else interface
+        yield f"        vmq_events_sidecar.hostname = {host}"
+        yield f"        vmq_events_sidecar.port = {port}"
     yield f"        vmq_events_sidecar.hooks = {','.join(names)}"
     if wanted.intersection(M5_HOOKS):
         yield "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of"
