@@ -19,9 +19,9 @@ from mqhooks.admin.site import MAX_BODY, VARIES, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import OutboxUnavailable
-from mqhooks.http.tls import TLSSettings
 from mqhooks.outbox import deadletters as outbox_letters
 from mqhooks.sinks import LogSink
+from mqhooks.support.tls import TLSSettings
 from mqhooks.testing import make_event
 from mqhooks.webhook.settings import RetrySettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase

@@ -13,10 +13,10 @@ from mqhooks.app.describe import describe
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarSettings
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS
-from mqhooks.http.tls import TLSSettings
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.support.signatures import secret_key
+from mqhooks.support.tls import TLSSettings
 from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from tests.frames import DATA
 

@@ -11,9 +11,10 @@ from zope.interface.verify import verifyObject
 
 from mqhooks.delivery import Head, Request
 from mqhooks.errors import ConnectFailed
-from mqhooks.http.names import NameLookup, endpoint, look_up
+from mqhooks.http.names import endpoint
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.treqtransport import TreqTransport
+from mqhooks.support.names import NameLookup, look_up
 from tests.endpoints import Endpoint
 
 

@@ -27,8 +27,8 @@ from mqhooks.http.names import endpoint
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.sockets import EpollSockets, PlainSockets
-from mqhooks.http.tls import TLSSettings, client_context
 from mqhooks.http.treqtransport import TreqTransport
+from mqhooks.support.tls import TLSSettings, client_context
 from tests.certificates import Authority, key_pem, pem
 from tests.endpoints import Connection, Endpoint
 from tests.waiting import until

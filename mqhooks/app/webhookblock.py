@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 from mqhooks.errors import ConfigError
-from mqhooks.http.tls import TLSSettings
 from mqhooks.nanomq.block import Block, suggest
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Encoding, Rule
 from mqhooks.nanomq.topics import check_filter
 from mqhooks.support.signatures import secret_key
+from mqhooks.support.tls import TLSSettings
 from mqhooks.webhook.settings import (
     BatchFormat,
     BatchSettings,

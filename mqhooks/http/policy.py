@@ -1,146 +1,20 @@
 """
-TLS for Twisted's agent, which refuses the same certificates as the pooled transport does.
-
-- Twisted's own check fails open: it catches one class of service_identity's errors and accepts the certificate on all others,
-  so one that names no host gets in. Here only a positive match passes.
-- Anything else is refused during the handshake, before any byte of a request is sent.
+TLS for Twisted's agent: see :mod:`mqhooks.support.verifying`.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-from typing import Any
-
-from OpenSSL import SSL, crypto
-from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import Certificate, CertificateOptions, TLSVersion, platformTrust, trustRootFromCertificates
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
-from mqhooks.http.tls import (
-    TLSSettings,
-    certificate_problem,
-    client_context,
-    handshake_problem,
-    is_handshake_problem,
-    read_certificates,
-)
-from mqhooks.support.files import read_bounded
-
-_WRONG_NAME = 62
+from mqhooks.support.verifying import Verifier
 
 
 @implementer(IPolicyForHTTPS)
-class VerifyingPolicy:
-    """
-    Makes TLS connections for an agent.
-
-    :param settings: ``None`` for the system's authorities and no client certificate.
-    :raises mqhooks.errors.ConfigError: when a file cannot be read or is not what it should be.
-    """
-
-    def __init__(self, settings: TLSSettings | None) -> None:
-        self._options = _options(settings or TLSSettings())
-        self._options.getContext().set_info_callback(self._happened)
-        self._problem = ""
-        self._begun = self._done = False
+class VerifyingPolicy(Verifier):
+    """Makes TLS connections for an agent, which refuse the same certificates as the pooled transport does."""
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See :class:`twisted.web.iweb.IPolicyForHTTPS`."""
-        return _Creator(self, self._options.getContext(), hostname.decode("ascii").strip("[]"), port)
-
-    @property
-    def unanswered(self) -> bool:
-        """Whether a handshake was begun, and none has ever been completed: the endpoint got nothing."""
-        return self._begun and not self._done
-
-    def begin(self) -> None:
-        """Note that a handshake begins."""
-        self._begun = True
-
-    def _happened(self, connection: SSL.Connection, where: int, value: int) -> None:
-        self._done = self._done or bool(where & SSL.SSL_CB_HANDSHAKE_DONE)
-
-    def note(self, problem: str) -> None:
-        """Remember why a certificate was refused."""
-        self._problem = problem
-
-    def explain(self, error: SSL.Error, host: str, port: int) -> tuple[str, bool]:
-        """
-        Explain why a TLS connection failed, and say whether that proves that the endpoint got nothing.
-
-        :param error: pyOpenSSL's.
-        """
-        entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-        reasons = [str(entry[-1]) for entry in entries] or ["it ended too early"]
-        if self._problem and "certificate verify failed" in reasons:
-            return self._problem, True
-        return handshake_problem(reasons[0], host, port), is_handshake_problem(reasons[0])
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Creator:
-    def __init__(self, policy: VerifyingPolicy, context: SSL.Context, host: str, port: int) -> None:
-        self._policy = policy
-        self._context = context
-        self._host = host.rstrip(".")
-        self._port = port
-
-    def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
-        self._policy.begin()
-        connection = SSL.Connection(self._context, None)
-        if not is_address(self._host):
-            connection.set_tlsext_host_name(self._host.encode("ascii"))
-        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify)
-        return connection
-
-    def _verify(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, sound: int) -> bool:
-        # Never raise here: what the library would do then is not ours to decide.
-        if not sound:
-            self._policy.note(certificate_problem(code, f"OpenSSL's error {code}", self._host, self._port))
-            return False
-        if depth == 0 and not matches_host(certificate, self._host):
-            self._policy.note(certificate_problem(_WRONG_NAME, "", self._host, self._port))
-            return False
-        return True
-
-
-def matches_host(certificate: crypto.X509, host: str) -> bool:
-    """Say whether a certificate is for a host. Whatever is not a positive match counts as a mismatch."""
-    try:
-        if is_address(host):
-            verify_certificate_ip_address(certificate.to_cryptography(), host)
-        else:
-            verify_certificate_hostname(certificate.to_cryptography(), host)
-    except Exception:
-        return False
-    return True
-
-
-def is_address(host: str) -> bool:
-    """Say whether a host is given by its address."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _options(settings: TLSSettings) -> CertificateOptions:
-    # Reports every mistake in the files.
-    client_context(settings)
-    trust_root: Any = platformTrust()
-    if settings.cacertfile is not None:
-        found = read_certificates(settings, "cacertfile", settings.cacertfile)
-        trust_root = trustRootFromCertificates([Certificate.loadPEM(pem) for pem in found])
-    ours: dict[str, Any] = {}
-    if settings.certfile is not None and settings.keyfile is not None:
-        certificate, *chain = (
-            crypto.load_certificate(crypto.FILETYPE_PEM, pem)
-            for pem in read_certificates(settings, "certfile", settings.certfile)
-        )
-        password = (settings.key_password or "").encode()
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, read_bounded(settings.keyfile), password)
-        ours = {"certificate": certificate, "privateKey": key, "extraCertChain": chain}
-    return CertificateOptions(trustRoot=trust_root, raiseMinimumTo=TLSVersion.TLSv1_2, **ours)
+        return self.creator(hostname.decode("ascii").strip("[]"), port)

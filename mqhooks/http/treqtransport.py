@@ -33,8 +33,8 @@ from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import MAX_AGE
 from mqhooks.http.request import origin_form, target
-from mqhooks.http.tls import TLSSettings, no_handshake
 from mqhooks.interfaces import IWebhookTransport
+from mqhooks.support.tls import TLSSettings, no_handshake
 
 _NOT_CONNECTED = (internet.ConnectError, internet.DNSLookupError, internet.UnsupportedAddressFamily)
 _ENDED = (internet.ConnectionDone, internet.ConnectionLost, internet.ConnectionAborted, SSL.Error, CancelledError)

@@ -14,9 +14,9 @@ from socket import inet_aton
 from typing import Literal
 
 from mqhooks.errors import ConfigError
-from mqhooks.http.tls import TLSSettings
 from mqhooks.nanomq.settings import BodySettings, Encoding, Rule
 from mqhooks.support.redact import hide_url
+from mqhooks.support.tls import TLSSettings
 
 Ordering = Literal["client", "none"]
 
