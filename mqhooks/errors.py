@@ -127,3 +127,60 @@ class DeliveryTimeout(DeliveryError):
 
 class BadAnswer(DeliveryError):
     """The endpoint answered with something that is not HTTP, or with far too much of it."""
+
+
+class NATSError(MqhooksError):
+    """NATS cannot do what it was asked, or cannot be reached."""
+
+
+class NATSUnavailable(NATSError):
+    """There is no connection to a server: nothing was sent."""
+
+
+class NATSMalformed(NATSUnavailable):
+    """What a server sends is not NATS's protocol."""
+
+
+class NATSRefused(NATSUnavailable):
+    """A server does not let us in, or not do what we want: credentials, permissions, limits."""
+
+
+class NATSFull(NATSUnavailable):
+    """The server reads too slowly: too much waits to be sent, and this was not added to it."""
+
+
+class NATSTooLong(NATSError):
+    """The message is longer than the server allows: nothing was sent."""
+
+
+class NATSNoResponders(NATSError):
+    """Nobody listens on the subject: nobody has got the request."""
+
+
+class NATSUnknownOutcome(NATSError):
+    """A request was sent and has no answer: nobody knows whether it was carried out."""
+
+
+class NATSTimeout(NATSUnknownOutcome):
+    """No answer came in time."""
+
+
+class NATSDisconnected(NATSUnknownOutcome):
+    """The connection ended before the answer came."""
+
+
+class JetStreamError(NATSError):
+    """
+    JetStream refuses a request.
+
+    :param what: the request, for example ``STREAM.CREATE.orders``.
+    :param code: like an HTTP status: 404, or 503 while there is no leader.
+    :param err_code: which error exactly; 0 if the server doesn't say.
+    :param description: JetStream's words.
+    """
+
+    def __init__(self, what: str, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"JetStream refuses {what}: {description} ({code}, error {err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description

@@ -1,0 +1,101 @@
+"""
+What is configured of a NATS client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from mqhooks.errors import ConfigError
+from mqhooks.nats.auth import Auth
+from mqhooks.support.redact import hide_url
+from mqhooks.support.tls import TLSSettings, host_and_port
+
+PORT = 4222
+"""A server's usual port."""
+
+
+NOBODY = Auth()
+"""For servers that let everybody in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """
+    Where a server is.
+
+    :param tls: whether it must speak TLS.
+    :param auth: who we are to this server, if its URL says so.
+    """
+
+    host: str
+    port: int = PORT
+    tls: bool = False
+    auth: Auth | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return host_and_port(self.host, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class NATSSettings:
+    """
+    How to talk to NATS. Times are in seconds, sizes in bytes.
+
+    :param servers: any of one cluster; they are tried in random order.
+    :param auth: who we are.
+    :param tls: certificates; with these, every server has to speak TLS. With ``None`` only those do whose URL begins with
+        ``tls://`` or who demand it, and the system's authorities are trusted.
+    :param tls_first: begin with TLS instead of waiting for the server's first line; for servers with ``handshake_first``.
+    :param name: what servers call us in their lists of connections.
+    :param inbox: what the subjects of answers begin with.
+    :param discover: whether to connect to servers too that a server names.
+    :param ping_interval: how often to ask whether the server is there; one that says nothing until the next time is left.
+    :param connect_timeout: for connecting, and again for what has to be said before the first message.
+    :param min_backoff: the first wait after all servers have been tried in vain.
+    :param max_backoff: the longest.
+    :param max_rounds: how often to try all servers before giving up; ``None`` for ever.
+    :param max_pending: how much may wait to be sent.
+    :param max_message: how long messages from the server may be.
+    :param oldest: the oldest version of the server that will do.
+    """
+
+    servers: tuple[Server, ...]
+    auth: Auth = NOBODY
+    tls: TLSSettings | None = None
+    tls_first: bool = False
+    name: str = "mqhooks"
+    inbox: str = "_INBOX"
+    discover: bool = False
+    ping_interval: float = 1.0
+    connect_timeout: float = 2.0
+    min_backoff: float = 0.1
+    max_backoff: float = 2.0
+    max_rounds: int | None = None
+    max_pending: int = 32 << 20
+    max_message: int = 8 << 20
+    oldest: tuple[int, int] = (2, 11)
+
+
+def server(url: str, where: str = "", key: str = "") -> Server:
+    """
+    Read a server's URL: ``nats://host:4222``, ``tls://host``, ``host``, and ``user:password@`` or ``token@`` before the host.
+
+    :param where: what holds the URL; for errors.
+    :param key: its key in there; for errors.
+    :raises mqhooks.errors.ConfigError: when it is none.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        port = parts.port
+        if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError
+    except ValueError:
+        shown = hide_url(url) if "://" in url else hide_url(f"nats://{url}")
+        raise ConfigError(f"{shown} is no server of NATS: write it like nats://host:{PORT} or tls://host", where, key) from None
+    auth = None
+    if parts.username is not None:
+        user, password = unquote(parts.username), parts.password
+        auth = Auth(token=user) if password is None else Auth(user, unquote(password))
+    return Server(parts.hostname, PORT if port is None else port, parts.scheme == "tls", auth)

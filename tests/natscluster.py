@@ -1,0 +1,186 @@
+"""
+Real NATS servers with JetStream, alone or as a cluster, and keys and tokens for them.
+
+The server's program comes from PyPI, in the ``test`` extra; ``MQHOOKS_NATS_SERVER`` names another one.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from base64 import b32encode, urlsafe_b64encode
+from binascii import crc_hqx
+from pathlib import Path
+from urllib.request import urlopen
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SkipTest
+
+from mqhooks.nats.settings import Server
+from mqhooks.tools.ports import free_port
+from tests.waiting import until
+
+_NODE = """
+server_name: {name}
+listen: 127.0.0.1:{client}
+http: 127.0.0.1:{monitor}
+jetstream {{ store_dir: {store}, sync_interval: {sync}, max_mem: 64MB, max_file: 1GB }}
+{cluster}
+{more}
+"""
+
+
+def program():
+    """The server's program."""
+    found = os.environ.get("MQHOOKS_NATS_SERVER") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise SkipTest("no nats-server: it is in the test extra")
+    return found
+
+
+class Cluster:
+    """
+    Servers of one cluster, each with JetStream; ended when the test case ends.
+
+    :param case: the test case.
+    :param size: one server, or three.
+    :param sync: JetStream's ``sync_interval``: ``always``, or a time.
+    :param more: further configuration of each server.
+    :ivar processes: each server's, ``None`` while it is killed.
+    """
+
+    def __init__(self, case, size=1, sync="2m", more=""):
+        self.program = program()
+        self.size = size
+        self.processes = [None] * size
+        self.directory = Path(case.mktemp()).resolve()
+        self.clients, self.monitors, routes = ([free_port() for _ in range(size)] for _ in range(3))
+        for number in range(size):
+            directory = self.directory / f"n{number}"
+            directory.mkdir(parents=True)
+            urls = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
+            cluster = f"cluster {{ name: test, listen: 127.0.0.1:{routes[number]}, routes: [{urls}] }}" if size > 1 else ""
+            (directory / "nats.conf").write_text(
+                _NODE.format(
+                    name=f"n{number}",
+                    client=self.clients[number],
+                    monitor=self.monitors[number],
+                    store=json.dumps(str(directory)),
+                    sync=sync,
+                    cluster=cluster,
+                    more=more,
+                )
+            )
+        case.addCleanup(self.end)
+
+    @property
+    def servers(self):
+        """Where they are."""
+        return tuple(Server("127.0.0.1", port) for port in self.clients)
+
+    async def start(self):
+        """Start all, and wait until they can be used."""
+        for number in range(self.size):
+            self.spawn(number)
+        await self.ready()
+        return self
+
+    def spawn(self, number):
+        """Start one of them, or start it again."""
+        directory = self.directory / f"n{number}"
+        with (directory / "log").open("ab") as log:
+            command = [self.program, "-c", str(directory / "nats.conf")]
+            self.processes[number] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    async def ready(self):
+        """Wait until all that run are well and have a leader."""
+        await until(lambda: deferToThread(self._well))
+
+    def log(self, number=0):
+        """What a server has said."""
+        return (self.directory / f"n{number}" / "log").read_text()
+
+    def kill(self, number):
+        """End a server as a power failure does."""
+        process, self.processes[number] = self.processes[number], None
+        process.kill()
+        process.wait()
+
+    def stop(self, number):
+        """Have a server stand still."""
+        self.processes[number].send_signal(signal.SIGSTOP)
+
+    def go_on(self, number):
+        """Have it go on."""
+        self.processes[number].send_signal(signal.SIGCONT)
+
+    def end(self):
+        """End all."""
+        for number, process in enumerate(self.processes):
+            if process is not None:
+                self.kill(number)
+
+    def _well(self):
+        running = [number for number, process in enumerate(self.processes) if process is not None]
+        for number in running:
+            assert self.processes[number].poll() is None, self.log(number)
+        try:
+            well = all(self._ask(number, "healthz")["status"] == "ok" for number in running)
+            if self.size > 1 and well:
+                meta = [self._ask(number, "jsz")["meta_cluster"] for number in running]
+                well = all(each.get("leader") and each["cluster_size"] == self.size for each in meta)
+        except (OSError, KeyError):
+            return False
+        return well
+
+    def _ask(self, number, page):
+        with urlopen(f"http://127.0.0.1:{self.monitors[number]}/{page}", timeout=1) as answer:
+            return json.load(answer)
+
+
+OPERATOR, ACCOUNT, USER = 14, 0, 20
+
+
+class NKey:
+    """
+    A key as NATS writes it.
+
+    :param kind: whose.
+    """
+
+    def __init__(self, kind=USER):
+        self.key = Ed25519PrivateKey.generate()
+        raw = self.key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        kind <<= 3
+        self.seed = encoded(bytes([18 << 3 | kind >> 5, kind << 3 & 0xFF]) + raw)
+        self.public = encoded(bytes([kind]) + self.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+    def token(self, subject, name, **claims):
+        """A JWT about another key, signed by this one."""
+        body = {"iat": 1_700_000_000, "iss": self.public, "jti": name, "name": name, "sub": subject.public}
+        parts = {"typ": "JWT", "alg": "ed25519-nkey"}, {**body, "nats": {"version": 2, **claims}}
+        text = ".".join(base64(json.dumps(part).encode()) for part in parts)
+        return f"{text}.{base64(self.key.sign(text.encode()))}"
+
+
+def encoded(raw):
+    """Base32 with a checksum."""
+    return b32encode(raw + crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def base64(raw):
+    """Base64 as JWTs have it."""
+    return urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def credentials(token, seed):
+    """The text of a file of credentials, as ``nsc`` writes it."""
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+        "************************* IMPORTANT *************************\nNKEY Seed printed below can be used to sign and prove "
+        f"identity.\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n\n*****\n"
+    )
