@@ -1,5 +1,5 @@
 """
-Real NATS servers with JetStream, alone or as a cluster, and keys and tokens for them.
+Real NATS servers, alone or as a cluster, and keys and tokens for them.
 
 The server's program comes from PyPI, in the ``test`` extra; ``MQHOOKS_NATS_SERVER`` names another one.
 """
@@ -28,7 +28,7 @@ _NODE = """
 server_name: {name}
 listen: 127.0.0.1:{client}
 http: 127.0.0.1:{monitor}
-jetstream {{ store_dir: {store}, sync_interval: {sync}, max_mem: 64MB, max_file: 1GB }}
+{jetstream}
 {cluster}
 {more}
 """
@@ -42,13 +42,16 @@ def program():
     return found
 
 
+_JETSTREAM = 'jetstream {{ store_dir: {store}, sync_interval: "{sync}", max_mem: 64MB, max_file: 1GB }}'
+
+
 class Cluster:
     """
     Servers of one cluster, each with JetStream; ended when the test case ends.
 
     :param case: the test case.
     :param size: one server, or three.
-    :param sync: JetStream's ``sync_interval``: ``always``, or a time.
+    :param sync: JetStream's ``sync_interval``: ``always``, or a time; ``None`` for no JetStream.
     :param more: further configuration of each server.
     :ivar processes: each server's, ``None`` while it is killed.
     """
@@ -69,8 +72,7 @@ class Cluster:
                     name=f"n{number}",
                     client=self.clients[number],
                     monitor=self.monitors[number],
-                    store=json.dumps(str(directory)),
-                    sync=sync,
+                    jetstream=_JETSTREAM.format(store=json.dumps(str(directory)), sync=sync) if sync else "",
                     cluster=cluster,
                     more=more,
                 )

@@ -320,6 +320,8 @@ class NATSClient:
         # One that lets us in and throws us out again does not count as there.
         lasted = self._since is not None and self._reactor.seconds() - self._since >= self._settings.max_backoff
         self._tried = 0 if lasted else self._tried + 1
+        if not self._closed:
+            self.problem = error
         self._since = None
         self._connection = self._link = None
         for token, asked in list(self._asked.items()):

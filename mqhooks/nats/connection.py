@@ -225,7 +225,7 @@ class Connection(Protocol):
         if self._upgrading:
             if self._parser.pending:
                 raise NATSMalformed(_IN_THE_CLEAR)
-            self._upgrading = False
+            self._upgrading = self._parser.stopped = False
             self._encrypt()
 
     def _guard(self, call: Callable[..., None], *arguments: object) -> None:
@@ -262,8 +262,6 @@ class Connection(Protocol):
         return f"NATS server {self.server} {how}{when}"
 
     def _controlled(self, verb: bytes, rest: bytes) -> None:
-        if self._upgrading:
-            raise NATSMalformed(_IN_THE_CLEAR)
         if verb == b"PING":
             self.send(b"PONG\r\n", CHUNK)
         elif verb == b"PONG":
@@ -302,7 +300,7 @@ class Connection(Protocol):
             if not info.tls_required and not info.tls_available:
                 raise NATSRefused(f"NATS server {self.server} does not offer TLS: give it a certificate, or write nats://")
             # Only once all that has come is read: nothing may follow.
-            self._upgrading = True
+            self._upgrading = self._parser.stopped = True
         else:
             self._greet()
 

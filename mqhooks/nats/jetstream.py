@@ -152,8 +152,9 @@ class JetStream:
             asked = {"offset": len(names), **({} if subject is None else {"subject": subject})}
             answer = await self.call("STREAM.NAMES", asked)
             page = _convert(answer.get("streams") or [], "STREAM.NAMES", list[str])
+            total = _convert(answer.get("total"), "STREAM.NAMES", int)
             names += page
-            if not page or len(names) >= _convert(answer.get("total"), "STREAM.NAMES", int):
+            if not page or len(names) >= total:
                 return names
 
     def purge(
@@ -213,7 +214,10 @@ class JetStream:
         return self._get(stream, {"seq": sequence, **({} if subject is None else {"next_by_subj": subject})})
 
     def last(self, stream: str, subject: str) -> Deferred[Stored | None]:
-        """Read the last message of a subject from the leader; ``None`` if there is none."""
+        """
+        Read the last message of a subject from the leader; ``None`` if there is none. Before 2.12.6 a server finds none either
+        after ``delete_message`` of the last, although there are others.
+        """
         return self._get(stream, {"last_by_subj": subject})
 
     def delete_message(self, stream: str, sequence: int, *, erase: bool = False) -> Deferred[None]:

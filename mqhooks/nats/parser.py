@@ -28,7 +28,7 @@ class Parser:
     :param control: is called with the verb of each line that is no message, in upper case, and with what follows it.
     :param max_message: how many bytes of headers and content a message may have.
     :ivar receivers: whom to call, by the subscription's number. Messages for others are left out.
-    :ivar stopped: set this to have nothing more delivered.
+    :ivar stopped: set this to have what follows kept.
     """
 
     log = Logger()
@@ -43,7 +43,7 @@ class Parser:
 
     @property
     def pending(self) -> int:
-        """How many bytes are kept because something is not complete."""
+        """How many bytes are kept: something is not complete, or the parser is stopped."""
         return sum(map(len, self._pieces))
 
     def feed(self, data: bytes) -> None:
@@ -60,7 +60,10 @@ class Parser:
             data = b"".join(self._pieces)
             self._pieces.clear()
         at, length = 0, len(data)
-        while at < length and not self.stopped:
+        while at < length:
+            if self.stopped:
+                self._keep(data[at:], length - at + 1)
+                return
             end = data.find(b"\r\n", at, at + MAX_LINE)
             if end < 0:
                 if length - at >= MAX_LINE:
