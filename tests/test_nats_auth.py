@@ -119,6 +119,9 @@ class Settings(SynchronousTestCase):
             "ws://h",
             "nats://[::1",
             "nats://h?x=1",
+            "nats://h:0",
+            "nats://h ost",
+            "nats://h\x00",
             "nats://u:s3cret@h:x",
         ):
             error = self.assertRaises(ConfigError, server, url, "m.conf", "outbox.servers")

@@ -130,7 +130,7 @@ class NATSClient:
         # The same once it takes subscriptions.
         self._link: Connection | None = None
         self._timer: Any = None
-        self._closed = self._draining = False
+        self._started = self._closed = self._draining = False
         self._for_connection: list[Deferred[None]] = []
         self._for_end: list[Deferred[None]] = []
         self._for_room: list[Deferred[None]] = []
@@ -145,8 +145,10 @@ class NATSClient:
     # Connections
 
     def start(self) -> None:
-        """Begin to connect."""
-        self._attempt()
+        """Begin to connect. It goes on until the client is closed."""
+        if not self._started and not self._closed:
+            self._started = True
+            self._attempt()
 
     @property
     def server(self) -> str | None:

@@ -4,6 +4,7 @@ What is configured of a NATS client.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -50,7 +51,8 @@ class NATSSettings:
     :param tls_first: begin with TLS instead of waiting for the server's first line; for servers with ``handshake_first``.
     :param name: what servers call us in their lists of connections.
     :param inbox: what the subjects of answers begin with.
-    :param discover: whether to connect to servers too that a server names.
+    :param discover: whether to connect to servers too that a server names. Their certificates have to be for the addresses by
+        which it names them.
     :param ping_interval: how often to ask whether the server is there; one that says nothing until the next time is left.
     :param connect_timeout: for connecting, and again for what has to be said before the first message.
     :param min_backoff: the first wait after all servers have been tried in vain.
@@ -89,7 +91,10 @@ def server(url: str, where: str = "", key: str = "") -> Server:
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
         port = parts.port
-        if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+        host = parts.hostname or ""
+        if not re.fullmatch(r"[^\s\x00-\x20]+", host) or port == 0 or parts.scheme not in ("nats", "tls"):
+            raise ValueError
+        if parts.path.strip("/") or parts.query or parts.fragment:
             raise ValueError
     except ValueError:
         shown = hide_url(url) if "://" in url else hide_url(f"nats://{url}")
@@ -98,4 +103,4 @@ def server(url: str, where: str = "", key: str = "") -> Server:
     if parts.username is not None:
         user, password = unquote(parts.username), parts.password
         auth = Auth(token=user) if password is None else Auth(user, unquote(password))
-    return Server(parts.hostname, PORT if port is None else port, parts.scheme == "tls", auth)
+    return Server(host, PORT if port is None else port, parts.scheme == "tls", auth)
