@@ -61,7 +61,11 @@ class Cluster:
         self.size = size
         self.processes = [None] * size
         self.directory = Path(case.mktemp()).resolve()
-        self.clients, self.monitors, routes = ([free_port() for _ in range(size)] for _ in range(3))
+        ports = set()
+        while len(ports) < 3 * size:
+            ports.add(free_port())
+        ports = list(ports)
+        self.clients, self.monitors, routes = ports[:size], ports[size : 2 * size], ports[2 * size :]
         for number in range(size):
             directory = self.directory / f"n{number}"
             directory.mkdir(parents=True)

@@ -40,6 +40,13 @@ class Wire(StringTransport):
         self.tls += 1
 
 
+class Turns(Clock):
+    """What is called later, even at once, is called in another turn, as by the reactor."""
+
+    def callLater(self, delay, *arguments, **named):  # noqa: N802
+        return super().callLater(max(delay, 1e-9), *arguments, **named)
+
+
 class Owner:
     """Notes what it is told."""
 
@@ -71,7 +78,7 @@ class Owner:
 
 class ConnectionCase(SynchronousTestCase):
     def connect(self, *, server=None, **settings):
-        self.clock, self.owner, self.wire = Clock(), Owner(), Wire()
+        self.clock, self.owner, self.wire = Turns(), Owner(), Wire()
         server = server or Server("n.example", 4222)
         self.connection = Connection(self.clock, NATSSettings((server,), **settings), server, self.owner)
         self.connection.makeConnection(self.wire)
@@ -84,7 +91,7 @@ class ConnectionCase(SynchronousTestCase):
                 self.connection.dataReceived(piece)
         self.turn()
 
-    def turn(self, seconds=0.0):
+    def turn(self, seconds=1e-6):
         self.clock.advance(seconds)
         if self.wire.lost is not None and not self.owner.errors:
             self.connection.connectionLost(Failure(self.wire.lost))
@@ -270,6 +277,16 @@ class Pings(ConnectionCase):
             self.connection.resumeProducing()
             self.turn()
         self.assertEqual(self.owner.errors, [])
+
+    def test_when_we_slept_it_is_not_its_fault(self):
+        self.open()
+        self.turn(1.0)
+        self.clock.advance(30)
+        self.receive(b"PONG\r\n")
+        self.turn()
+        self.turn()
+        self.assertEqual((self.owner.errors, self.connection.ready), ([], True))
+        self.assertEqual(self.wire.value(), b"PING\r\nPING\r\n")
 
     def test_ours_are_answered(self):
         self.open()

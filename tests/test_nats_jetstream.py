@@ -297,6 +297,19 @@ class Answers(JetStreamCase):
         batch = await js.direct_batch("orders", 1, "o.1", timeout=0.1)
         self.assertEqual(([message.sequence for message in batch.messages], batch.pending), ([1, 3], 6))
 
+    async def test_batch_that_comes_slowly_is_waited_for(self):
+        await self.fake()
+        js = JetStream(self.client)
+
+        def answer(message):
+            for number in range(1, 7):
+                payload, headers = self.message(number, number - 1)
+                reactor.callLater(0.1 * number, self.client.publish, message.reply, payload, headers=headers)
+
+        self.client.subscribe("$JS.API.DIRECT.GET.slow", answer)
+        batch = await js.direct_batch("slow", 1, "o.1", timeout=0.3)
+        self.assertEqual([message.sequence for message in batch.messages], [1, 2, 3, 4, 5, 6])
+
     async def test_batch_that_does_not_come(self):
         js = await self.fake()
         await self.assertFailure(js.direct_batch("orders", 1, "o.1", timeout=0.1), NATSTimeout)

@@ -297,7 +297,8 @@ class NATSClient:
                 named = server(url)
             except ConfigError:
                 continue
-            if not any((known.host, known.port) == (named.host, named.port) for known in self._servers):
+            known = [(each.host, each.port) for each in (*self._servers, *self._discovered)]
+            if (named.host, named.port) not in known:
                 self._discovered.append(Server(named.host, named.port, connection.server.tls, connection.server.auth))
 
     def writable(self) -> None:
