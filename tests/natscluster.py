@@ -1,7 +1,7 @@
 """
 Real NATS servers, alone or as a cluster, and keys and tokens for them.
 
-The server's program comes from PyPI, in the ``test`` extra; ``MQHOOKS_NATS_SERVER`` names another one.
+The server's program comes from PyPI, in the ``test`` extra, on Linux; ``MQHOOKS_NATS_SERVER`` names another one.
 """
 
 import json

@@ -161,7 +161,7 @@ class Messages(ClientCase):
         await other.flush()
         asked = client.request("b", timeout=20)
         client.publish("c", b"last")
-        draining = client.drain()
+        draining = gatherResults([client.drain(), client.drain()])
         self.assertRaises(NATSUnavailable, client.publish, "a")
         await until(lambda: late)
         other.publish("a", b"too late")
@@ -171,6 +171,13 @@ class Messages(ClientCase):
         await until(lambda: found)
         self.assertEqual(found, [b"last"])
         await self.assertFailure(client.when_connected(), NATSUnavailable)
+
+    async def test_drain_that_takes_too_long(self):
+        client = await self.client(await self.cluster())
+        client.subscribe("silent", lambda message: None)
+        asked = self.assertFailure(client.request("silent", timeout=50), NATSDisconnected)
+        await gatherResults([client.drain(timeout=0.1), asked])
+        self.assertIsNone(client.server)
 
     async def test_close(self):
         (server,) = await self.cluster()
@@ -412,6 +419,7 @@ class LoggingIn(ClientCase):
         servers = (Server("127.0.0.1", 1),)
         for settings in (
             NATSSettings(()),
+            NATSSettings(servers, inbox="a b"),
             NATSSettings(servers, auth=Auth(seed="x")),
             NATSSettings(servers, auth=Auth(credsfile="/nowhere")),
             NATSSettings(servers, tls=TLSSettings(cacertfile="/nowhere")),

@@ -134,13 +134,18 @@ class NATSClient:
         self._for_connection: list[Deferred[None]] = []
         self._for_end: list[Deferred[None]] = []
         self._for_room: list[Deferred[None]] = []
-        self._for_answers: Deferred[None] | None = None
+        self._for_answers: list[Deferred[None]] = []
         self._number = 0
         self._subscriptions: dict[bytes, Subscription] = {}
         self._receivers: dict[bytes, Receiver] = {}
         self._asked: dict[bytes, _Asked] = {}
         self._inbox = f"{settings.inbox}.{self._random.getrandbits(96):024x}.".encode()
-        self._answers = self.subscribe(f"{self._inbox.decode()}*", self._answer)
+        try:
+            self._answers = self.subscribe(f"{self._inbox.decode()}*", self._answer)
+        except ValueError:
+            raise ConfigError(
+                f"answers cannot come to {settings.inbox!r}: give it words with dots between, like _INBOX"
+            ) from None
 
     # Connections
 
@@ -153,7 +158,7 @@ class NATSClient:
     @property
     def server(self) -> str | None:
         """The server that we are connected to, as ``host:port``; ``None`` while there is none."""
-        return None if self.info is None else str(self._link.server) if self._link else None
+        return str(self._link.server) if self._link is not None and self._link.ready else None
 
     @property
     def info(self) -> Info | None:
@@ -210,8 +215,7 @@ class NATSClient:
                 self.unsubscribe(subscription)
         try:
             if self._asked:
-                self._for_answers = Deferred()
-                await self._for_answers.addTimeout(timeout, self._reactor)
+                await _wait(self._for_answers).addTimeout(timeout, self._reactor)
             await self.flush(timeout)
         except (NATSError, defer.TimeoutError):
             # It is closed all the same.
@@ -264,9 +268,8 @@ class NATSClient:
         elif rest:
             delay = 0.0
         else:
-            delay = min(settings.max_backoff, settings.min_backoff * 2.0 ** min(rounds - 1, 32)) * self._random.uniform(
-                0.5, 1.0
-            )
+            longest = min(settings.max_backoff, settings.min_backoff * 2.0 ** min(rounds - 1, 32))
+            delay = longest * self._random.uniform(0.5, 1.0)
         if settings.max_rounds is not None and rounds >= settings.max_rounds:
             self._finish(error)
         elif not self._closed:
@@ -509,9 +512,8 @@ class NATSClient:
         asked = self._asked.pop(token, None)
         if asked is not None and asked.timer.active():
             asked.timer.cancel()
-        if self._for_answers is not None and not self._asked:
-            waiting, self._for_answers = self._for_answers, None
-            waiting.callback(None)
+        if self._for_answers and not self._asked:
+            _succeed(self._for_answers)
         return asked
 
     def _settle(self, token: bytes, result: NATSMessage | Failure | None) -> None:
