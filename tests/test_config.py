@@ -15,7 +15,7 @@ from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings, Rule
-from mqhooks.support.signatures import secret_key
+from mqhooks.support.signatures import public_form, secret_key
 from mqhooks.support.tls import TLSSettings
 from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
 from tests.frames import DATA
@@ -637,6 +637,19 @@ class SecretTests(ConfigCase):
         self.assertEqual(self.webhook(f'secret = ["{SECRET}", "{other}"]').secrets, (SECRET, other))
         self.assertEqual(self.webhook("secret = ${?MQHOOKS_NOT_SET}").secrets, ())
 
+    def test_private_key(self):
+        private, public = "whsk_" + "QUJD" * 10 + "QUI=", "whpk_vOuKopBwgh52IhRrELsVvYqnf2ekLUxjXW74DoQdl/s="
+        loaded = self.load(f'webhook {{ url = "http://h/", {RULE}, secret = ["{SECRET}", "{private}"] }}')
+        self.assertEqual(loaded.webhooks[0].secrets, (SECRET, private))
+        text = describe(loaded, [], [])
+        self.assertIn(f"\n        signed with 2 secrets\n        public key {public}\n", text)
+        self.assertEqual(public_form(private), public)
+        self.assertNotIn(private[5:], text + repr(loaded))
+        self.assertEqual(
+            self.webhook_mistake(f'secret = "{public}"'),
+            "secret: is a public key, which cannot sign: write the private one, whsk_…",
+        )
+
     def test_padding_may_be_left_out(self):
         self.assertEqual(secret_key("whsec_" + "QUJD" * 8 + "QQ=="), b"ABC" * 8 + b"A")
         self.assertEqual(secret_key("whsec_" + "QUJD" * 8 + "QQ"), b"ABC" * 8 + b"A")
@@ -667,7 +680,12 @@ class SecretTests(ConfigCase):
             self.assertNotIn(SECRET[6:], shown)
 
     def test_not_in_syntax_errors(self):
-        for line in ("secret = ThisIs+/Secret=", "x = [whsec_ThisIs+Secret=]", 'key_password = "ThisIsSecret'):
+        for line in (
+            "secret = ThisIs+/Secret=",
+            "x = [whsec_ThisIs+Secret=]",
+            "x = [whsk_ThisIs+Secret=]",
+            'key_password = "ThisIsSecret',
+        ):
             told = self.mistake(f"webhook {{\n{line}\n}}")
             self.assertIn("syntax error", told)
             self.assertNotIn("ThisIs", told)

@@ -24,7 +24,7 @@ from twisted.web.client import Agent, HTTPConnectionPool, ResponseNeverReceived
 
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.support.printable import printable
-from mqhooks.support.signatures import Signer
+from mqhooks.support.signatures import Signer, public_form
 from mqhooks.tools.receiver import Behaviour, Console, Options, from_options, makeService, receiver_site
 from mqhooks.tools.tally import UNPACK_LIMIT, Received, Tally
 from tests.processes import Twistd
@@ -297,6 +297,19 @@ class SiteTests(TestCase):
         self.assertEqual((self.tally.forged, self.tally.distinct, self.tally.answers), (2, 1, {200: 1, 401: 2}))
         self.assertEqual(self.tally.received[-1].problem, "0 webhook-signature headers instead of one")
 
+    async def test_requests_signed_with_another_private_key_are_refused(self):
+        clock = Clock()
+        clock.advance(1_700_000_000)
+        ours, other = (f"whsk_{letters * 10}QUI=" for letters in ("QUJD", "QUJE"))
+        await self.start(Behaviour(secrets=(public_form(ours),)), clock)
+        for secret, code in ((ours, 200), (other, 401), (SECRET, 401)):
+            signature = Signer([secret]).sign("w", 1_700_000_000, b"{}")
+            sent = {"webhook-id": "w", "webhook-timestamp": "1700000000", "webhook-signature": signature}
+            response = await self.client.post(self.url, data=b"{}", headers=sent, unbuffered=True)
+            await response.content()
+            self.assertEqual(response.code, code)
+        self.assertEqual(self.tally.received[-1].problem, "no webhook-signature matches this key and this body")
+
     async def test_a_client_that_does_not_wait(self):
         clock = Clock()
         await self.start(Behaviour(delay=10.0), clock)
@@ -370,6 +383,8 @@ class OptionTests(SynchronousTestCase):
             ("--port=1", "--listen=tcp:2"): "--listen and --port both say where to listen; give one of them",
             ("--fail=60%", "--drop=60%"): "--fail and --drop come to more than 100%",
             ("--secret=whsec_QUJD",): "--secret: is the base64 of 3 bytes: it has to be 24 to 64, random",
+            ("--secret=whpk_QUJD",): "--secret: is the base64 of 3 bytes: an ed25519 public key has 32",
+            ("--secret=whsk_QUJD",): "--secret: is a private key, which only the sender has: give the public one, whpk_…",
             ("--quiet", "--verbose"): "--quiet and --verbose contradict each other; give one of them",
         }.items():
             self.assertEqual(str(self.assertRaises(UsageError, self.parse, *args)), message)

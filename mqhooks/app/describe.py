@@ -14,6 +14,7 @@ from mqhooks.nanomq.rules import hooks_for
 from mqhooks.sources.webhooks.instructions import instructions
 from mqhooks.support.listening import complete, interface_of, is_local
 from mqhooks.support.redact import hide_url, hide_urls
+from mqhooks.support.signatures import PRIVATE_PREFIX, public_form
 from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
@@ -102,6 +103,9 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         yield f"        in batches of at most {batch.size} ({kind}), after {batch.linger * 1000:g} ms at the latest"
     if webhook.secrets:
         yield f"        signed with {len(webhook.secrets)} secret{'s' if len(webhook.secrets) > 1 else ''}"
+        for secret in webhook.secrets:
+            if secret.startswith(PRIVATE_PREFIX):
+                yield f"        public key {public_form(secret)}"
     if webhook.headers:
         yield f"        headers {', '.join(name for name, _ in webhook.headers)}"
     if webhook.tls is not None:

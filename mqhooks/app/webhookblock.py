@@ -14,7 +14,7 @@ from mqhooks.nanomq.block import Block, suggest
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Encoding, Rule
 from mqhooks.nanomq.topics import check_filter
-from mqhooks.support.signatures import secret_key
+from mqhooks.support.signatures import check_signing
 from mqhooks.support.tls import TLSSettings
 from mqhooks.webhook.settings import (
     BatchFormat,
@@ -254,7 +254,7 @@ def _secrets(block: Block) -> tuple[str, ...]:
             block.fail(block.error("secret", "has a space in it: separate secrets by commas"))
         else:
             try:
-                secret_key(entry)
+                check_signing(entry)
             except ConfigError as error:
                 block.fail(block.error("secret", error.message))
     return tuple(entries or ())

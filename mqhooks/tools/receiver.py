@@ -26,7 +26,7 @@ from mqhooks.support.closing import ClosingFactory
 from mqhooks.support.listening import Listener, address_name
 from mqhooks.support.options import CommandOptions, duration, share, whole
 from mqhooks.support.services import OrderedService
-from mqhooks.support.signatures import secret_key, verify
+from mqhooks.support.signatures import check_verifying, verify
 from mqhooks.tools.tally import Received, Tally
 
 
@@ -40,7 +40,7 @@ class Behaviour:
     :param fail_status: the status of those.
     :param drop: the share of requests answered by closing the connection; ``fail`` and ``drop`` are at most 1 together.
     :param delay: seconds from a request to its answer.
-    :param secrets: ``whsec_…``; if there are any, a request not signed with one of them is answered with 401.
+    :param secrets: ``whsec_…`` or ``whpk_…``; if there are any, a request not signed with one of them is answered with 401.
     """
 
     status: int = 200
@@ -305,7 +305,7 @@ def _failures(text: str) -> tuple[float, int]:
 
 def _secret(text: str) -> str:
     try:
-        secret_key(text)
+        check_verifying(text)
     except ConfigError as error:
         raise UsageError(f"--secret: {error.message}") from None
     return text
@@ -323,7 +323,13 @@ class Options(CommandOptions):
         ["fail", None, None, "The share of requests answered with 500, like 10%; 10%:503 for another status.", _failures],
         ["delay", None, None, "The delay of each answer: 50ms, 1s, or a number of ms.", duration("--delay")],
         ["drop", None, None, "The share of requests answered by closing the connection, like 1%.", share("--drop")],
-        ["secret", None, None, "A secret, whsec_...: requests not signed with it are answered with 401.", _secret],
+        [
+            "secret",
+            None,
+            None,
+            "A secret, whsec_... or whpk_...: requests not signed with it are answered with 401.",
+            _secret,
+        ],
         ["seed", None, None, "Any text; with the same text the same requests fail."],
     ]
     optFlags = [

@@ -114,7 +114,7 @@ class WebhookSettings:
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
     :param batch: how several events share a request; ``None`` when each has one of its own.
-    :param secrets: requests are signed with each of them, in the form of :func:`secret_key`; if there are none, not at all.
+    :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; if there are none, not at all.
     :param transport: ``pooled`` sends over mqhooks' own connections, ``treq`` through treq and Twisted's ``Agent``.
     """
 
