@@ -117,6 +117,10 @@ class ConnectFailed(DeliveryError):
     """No connection to the endpoint: it got no byte of the request."""
 
 
+class NotAuthenticated(ConnectFailed):
+    """There is nothing to authenticate with, so nothing was sent."""
+
+
 class ConnectionBroken(DeliveryError):
     """The connection ended before a whole answer had come."""
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from mqhooks.admin.plain import plain
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarSettings
@@ -17,7 +18,7 @@ from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.support.signatures import public_form, secret_key
 from mqhooks.support.tls import TLSSettings
-from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
+from mqhooks.webhook.settings import BasicSettings, BatchSettings, BearerSettings, RetrySettings, WebhookSettings
 from tests.frames import DATA
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -689,6 +690,89 @@ class SecretTests(ConfigCase):
             told = self.mistake(f"webhook {{\n{line}\n}}")
             self.assertIn("syntax error", told)
             self.assertNotIn("ThisIs", told)
+
+
+class AuthTests(ConfigCase):
+    def test_each_kind(self):
+        token = self.write("t", "token")
+        for text, expected in (
+            ("", None),
+            ("auth { basic { username = me, password = s3cret } }", BasicSettings("me", "s3cret")),
+            ('auth.basic { username = "", password = "" }', BasicSettings("", "")),
+            ("auth.bearer.token = s3cret", BearerSettings("s3cret")),
+            (f'auth.bearer.token_file = "{token}"', BearerSettings(token_file=token)),
+            ("auth { enable = false, basic { username = me } }", None),
+        ):
+            self.assertEqual((self.webhook(text).auth, self.warnings), (expected, ()))
+
+    def test_what_goes_for_every_webhook(self):
+        loaded = self.load(
+            f"""
+            mqhooks.auth.bearer.token = shared
+            webhooks {{
+              a {{ url = "http://h/", {RULE} }}
+              b {{ url = "http://h/", {RULE}, auth.basic {{ username = me, password = s3cret }} }}
+              c {{ url = "http://h/", {RULE}, auth.enable = false, headers.authorization = mine }}
+            }}
+            """
+        )
+        auths = [webhook.auth for webhook in loaded.webhooks]
+        self.assertEqual(auths, [BearerSettings("shared"), BasicSettings("me", "s3cret"), None])
+
+    def test_wrong(self):
+        example = "auth { bearer { token_file = /run/secrets/token } }"
+        for text, mistake in {
+            "auth { }": f"auth: says nothing: write for example {example}",
+            "auth = none": "auth: 'none' is not a block in braces",
+            "auth { basic { username = a, password = s3cret }, bearer.token = s3cret }": "auth: has basic and bearer: keep one",
+            "auth.basic.username = a": 'auth.basic.password: is missing: an empty one is written as ""',
+            "auth.basic.password = s3cret": 'auth.basic.username: is missing: an empty one is written as ""',
+            'auth.basic { username = "a:b", password = s3cret }': (
+                "auth.basic.username: has a colon, where the password would begin: RFC 7617 allows none"
+            ),
+            'auth.basic { username = a, password = "s3\\ncret" }': (
+                "auth.basic.password: has a line break or another control character, which neither may have"
+            ),
+            "auth.bearer { }": "auth.bearer.token: is missing: write token = …, or token_file = …",
+            "auth.bearer { token = s3cret, token_file = f }": "auth.bearer.token_file: and token are both given: keep one",
+            'auth.bearer.token = "Bearer s3cret"': "auth.bearer.token: begins with Bearer, which is added to it: remove that",
+            'auth.bearer.token = "s3cret 2"': (
+                "auth.bearer.token: is empty, or has spaces or characters that no header has: copy it again, whole"
+            ),
+            'auth.bearer.token = ""': (
+                "auth.bearer.token: is empty, or has spaces or characters that no header has: copy it again, whole"
+            ),
+            'auth.bearer.token = "${TOKEN}"': (
+                "auth.bearer.token: nothing is substituted within quotes: write it without them, as in token = ${TOKEN}"
+            ),
+            "auth.bearer.token { s3cret = 1 }": "auth.bearer.token: what is given is not text",
+            "headers.Authorization = x, auth.bearer.token = s3cret": (
+                "headers.Authorization: is what auth sets, too: remove one of the two"
+            ),
+        }.items():
+            told = self.webhook_mistake(text)
+            self.assertEqual(told, mistake)
+            self.assertNotIn("s3", told)
+        shared = f'mqhooks.auth.bearer.token = t\nwebhook {{ url = "http://h/", {RULE}, headers.authorization = x }}'
+        remedy = "remove one of the two, or write auth { enable = false } in this webhook"
+        self.assertEqual(self.mistake(shared), f"webhook.headers.authorization: is what mqhooks.auth sets, too: {remedy}")
+
+    def test_a_file_may_come_later(self):
+        self.assertEqual(self.webhook('auth.bearer.token_file = "/none/token"').auth, BearerSettings(token_file="/none/token"))
+        (warning,) = self.warnings
+        self.assertIn("token_file: /none/token does not exist: nothing is sent until there is a token in it", warning)
+
+    def test_described(self):
+        for text, described in {
+            "basic { username = me, password = s3cret }": "authenticates as user me",
+            "bearer.token = s3cret": "authenticates with a token",
+            "bearer.token_file = /none/token": "authenticates with the token in /none/token",
+        }.items():
+            loaded = self.load(f'webhook {{ url = "http://h/", {RULE}, auth.{text} }}')
+            shown = describe(loaded, [], [])
+            self.assertIn(f"\n        {described}\n", shown)
+            for told in (shown, repr(loaded), str(plain(loaded))):
+                self.assertNotIn("s3cret", told)
 
 
 class TLSTests(ConfigCase):

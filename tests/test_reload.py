@@ -223,6 +223,27 @@ class ReloadTests(BridgeCase):
         self.assertEqual(payloads(second.requests), {"parked": [0, 2], "held": [1, 3]})
         self.assertEqual(len(first.requests), 2)
 
+    async def test_other_credentials(self):
+        endpoint, url = self.endpoint()
+        token = self.directory / "token"
+        token.write_text("one")
+        for number, (auth, expected) in enumerate(
+            {
+                'auth.basic { username = "a", password = "b" }': "Basic YTpi",
+                "auth.bearer.token = t": "Bearer t",
+                f'auth.bearer.token_file = "{token}"': "Bearer one",
+                "auth.enable = false": None,
+            }.items()
+        ):
+            self.write(("a", f'url = "{url}", {auth}'))
+            if number:
+                self.assertIn("configuration reloaded: webhook a changed", self.reload()[-1])
+            else:
+                await self.start()
+            self.publish("c")
+            await self.until(lambda number=number: len(endpoint.requests) > number)
+            self.assertEqual(endpoint.requests[-1].header("authorization"), expected)
+
     async def test_an_endpoint_that_is_down_is_left_at_once(self):
         self.write(("a", 'url = "http://127.0.0.1:1/", retry { initial = 1h, max = 1h }'))
         await self.start()

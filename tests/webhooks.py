@@ -13,6 +13,7 @@ from mqhooks.interfaces import IWebhookTransport
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.testing import make_event
+from mqhooks.webhook.auth import AuthenticatedTransport, credentials_for
 from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 
@@ -112,17 +113,22 @@ class SinkMixin:
         rules = settings.pop("rules", (Rule("on_message_publish"),))
         budget = settings.pop("budget", None)
         self.outbox = outbox or MemoryOutbox()
+        made = WebhookSettings("w", URL, rules, **{"merge_window": 0, "retry": RetrySettings(jitter=0)} | settings)
         self.sink = WebhookSink(
             self.clock,
-            WebhookSettings("w", URL, rules, **{"merge_window": 0, "retry": RetrySettings(jitter=0)} | settings),
+            made,
             self.outbox,
-            self.transport,
+            self.transport if made.auth is None else self.authenticated(made),
             budget=budget,
             random=Random(0),
             now=self.clock.seconds,
         )
         self.sink.startService()
         return self.sink
+
+    def authenticated(self, settings):
+        """What sends where the settings ask for authentication."""
+        return AuthenticatedTransport(self.transport, credentials_for(self.clock, settings.auth), settings)
 
     @property
     def in_flight(self):

@@ -12,7 +12,7 @@ from mqhooks.support.redact import hide_url
 HIDDEN = "(hidden)"
 """What is shown in place of a secret."""
 
-_SECRET = {"key_password", "secrets", "token"}
+_SECRET = {"key_password", "password", "secrets", "token"}
 
 
 def plain(settings: object) -> Any:

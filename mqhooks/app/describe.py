@@ -16,7 +16,7 @@ from mqhooks.support.listening import complete, interface_of, is_local
 from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.support.signatures import PRIVATE_PREFIX, public_form
 from mqhooks.webhook.retry import span
-from mqhooks.webhook.settings import RetrySettings, WebhookSettings
+from mqhooks.webhook.settings import AuthSettings, BasicSettings, RetrySettings, WebhookSettings
 
 
 def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:
@@ -106,6 +106,8 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         for secret in webhook.secrets:
             if secret.startswith(PRIVATE_PREFIX):
                 yield f"        public key {public_form(secret)}"
+    if webhook.auth is not None:
+        yield f"        authenticates {_auth(webhook.auth)}"
     if webhook.headers:
         yield f"        headers {', '.join(name for name, _ in webhook.headers)}"
     if webhook.tls is not None:
@@ -114,6 +116,12 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         yield f"        trusts {trusted}{ours}"
     for rule in webhook.rules:
         yield f"        {rule.event}" + (f" on {rule.topic}" if rule.topic is not None else "")
+
+
+def _auth(auth: AuthSettings) -> str:
+    if isinstance(auth, BasicSettings):
+        return f"as user {auth.username}"
+    return "with a token" if auth.token_file is None else f"with the token in {auth.token_file}"
 
 
 def _retry(retry: RetrySettings) -> str:

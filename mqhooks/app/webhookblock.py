@@ -16,9 +16,13 @@ from mqhooks.nanomq.settings import Encoding, Rule
 from mqhooks.nanomq.topics import check_filter
 from mqhooks.support.signatures import check_signing
 from mqhooks.support.tls import TLSSettings
+from mqhooks.webhook.auth import TOKEN
 from mqhooks.webhook.settings import (
+    AuthSettings,
+    BasicSettings,
     BatchFormat,
     BatchSettings,
+    BearerSettings,
     Compression,
     Ordering,
     Refusals,
@@ -105,7 +109,9 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         batch=batch,
         secrets=_secrets(block),
         transport=cast(Transport, block.choice("transport", "pooled", get_args(Transport))),
+        auth=common.auth,
     )
+    _check_auth(block, settings)
     for part in (unknown, body, block):
         part.close()
     return settings
@@ -122,7 +128,69 @@ def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
         retry=_retry(block.block("retry"), defaults.retry),
         ordering=cast(Ordering, block.choice("ordering", defaults.ordering, get_args(Ordering))),
         merge_window=block.duration("merge_window", defaults.merge_window, unit="ms", zero=True),
+        auth=_auth(block, defaults.auth),
     )
+
+
+def _auth(outer: Block, default: AuthSettings | None) -> AuthSettings | None:
+    block = outer.block("auth")
+    enabled = block.boolean("enable", default=True)
+    readers = {"basic": _basic, "bearer": _bearer}
+    found = {kind: read(block.block(kind), given=enabled and kind in block) for kind, read in readers.items()}
+    block.close()
+    if "auth" not in outer or block.replaced:
+        return default
+    if not enabled:
+        return None
+    given = [kind for kind in found if kind in block]
+    if len(given) != 1:
+        example = "auth { bearer { token_file = /run/secrets/token } }"
+        problem = f"has {' and '.join(given)}: keep one" if given else f"says nothing: write for example {example}"
+        outer.fail(outer.error("auth", problem))
+        return None
+    return found[given[0]]
+
+
+def _basic(block: Block, *, given: bool) -> AuthSettings:
+    username, password = block.string("username", None), block.secret("password")
+    block.close()
+    if given:
+        for key, value in (("username", username), ("password", password)):
+            if value is None and key not in block:
+                block.fail(block.error(key, 'is missing: an empty one is written as ""'))
+            elif value is not None and not value.isprintable():
+                block.fail(block.error(key, "has a line break or another control character, which neither may have"))
+        if username is not None and ":" in username:
+            block.fail(block.error("username", "has a colon, where the password would begin: RFC 7617 allows none"))
+    return BasicSettings(username or "", password or "")
+
+
+def _bearer(block: Block, *, given: bool) -> AuthSettings:
+    token, file = block.secret("token"), block.file("token_file", None)
+    block.close()
+    if not given:
+        return BearerSettings()
+    if token is None and file is None and "token" not in block and "token_file" not in block:
+        block.fail(block.error("token", "is missing: write token = …, or token_file = …"))
+    if token is not None and file is not None:
+        block.fail(block.error("token_file", "and token are both given: keep one"))
+    if token is not None and token.lower().startswith("bearer "):
+        block.fail(block.error("token", "begins with Bearer, which is added to it: remove that"))
+    elif token is not None and not TOKEN.fullmatch(token):
+        block.fail(block.error("token", "is empty, or has spaces or characters that no header has: copy it again, whole"))
+    if file is not None and not os.access(file, os.R_OK):
+        problem = "may not be read by this user" if os.path.exists(file) else "does not exist"
+        block.warn("token_file", f"{file} {problem}: nothing is sent until there is a token in it")
+    return BearerSettings(token, file)
+
+
+def _check_auth(block: Block, settings: WebhookSettings) -> None:
+    written = next((name for name, _ in settings.headers if name.lower() == "authorization"), None)
+    if settings.auth is None or written is None:
+        return
+    shared = "auth" not in block
+    remedy = "remove one of the two" + (", or write auth { enable = false } in this webhook" if shared else "")
+    block.fail(block.error(f"headers.{written}", f"is what {'mqhooks.auth' if shared else 'auth'} sets, too: {remedy}"))
 
 
 def _url(block: Block) -> str:

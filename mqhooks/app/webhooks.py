@@ -18,6 +18,7 @@ from mqhooks.http.treqtransport import TreqTransport
 from mqhooks.interfaces import IEventSink, IWebhookTransport
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.services import OrderedService
+from mqhooks.webhook.auth import AuthenticatedTransport, credentials_for
 from mqhooks.webhook.settings import WebhookSettings, check_url
 from mqhooks.webhook.sink import WebhookSink
 
@@ -34,9 +35,14 @@ def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None 
     except ConfigError as error:
         raise ConfigError(error.message, f"webhook {settings.name}", "url") from None
     size, timeout, tls = settings.pool_size, settings.cancel_timeout, settings.tls
+    transport: IWebhookTransport
     if agent is not None or settings.transport == "treq":
-        return TreqTransport(reactor, url, agent, timeout=timeout, size=size, tls=tls)
-    return PooledTransport(reactor, url, size=size, timeout=timeout, tls=tls)
+        transport = TreqTransport(reactor, url, agent, timeout=timeout, size=size, tls=tls)
+    else:
+        transport = PooledTransport(reactor, url, size=size, timeout=timeout, tls=tls)
+    if settings.auth is None:
+        return transport
+    return AuthenticatedTransport(transport, credentials_for(reactor, settings.auth), settings)
 
 
 @implementer(IEventSink)

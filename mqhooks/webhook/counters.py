@@ -7,7 +7,7 @@ numbers always add up.
 
 from __future__ import annotations
 
-from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout, NotAuthenticated
 from mqhooks.support.histogram import Histogram
 
 FAILURES = ("status", "timeout", "connect", "broken", "answer")
@@ -15,6 +15,9 @@ FAILURES = ("status", "timeout", "connect", "broken", "answer")
 Why an attempt failed: the endpoint answered with a status that is retried, did not answer in time, could not be reached, broke
 the connection, or answered with something that is not HTTP.
 """
+
+AUTH = "auth"
+"""Why an attempt failed: there was nothing to authenticate with. Only webhooks that authenticate count it."""
 
 AGES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 259200.0)
 """The bounds of :attr:`WebhookCounters.ages`, in seconds."""
@@ -54,7 +57,7 @@ class WebhookCounters:
     :ivar attempts: deliveries tried; each delivery of a batch counts.
     :ivar failed: attempts that failed and may be made again.
     :ivar refused: attempts that the endpoint refused.
-    :ivar failures: the failed attempts by cause, one of :data:`FAILURES`.
+    :ivar failures: the failed attempts by cause, one of :data:`FAILURES`, or :data:`AUTH`.
     :ivar ages: from each event to its delivery.
     :ivar answers: how long the endpoint took to answer, the wait for a connection included.
     :ivar failure: the last failed attempt; ``None`` for none.
@@ -90,8 +93,10 @@ def failure_of(result: object) -> str:
     Name the cause of a failed attempt.
 
     :param result: a response, or a :class:`~mqhooks.errors.DeliveryError`.
-    :returns: one of :data:`FAILURES`.
+    :returns: one of :data:`FAILURES`, or :data:`AUTH`.
     """
+    if isinstance(result, NotAuthenticated):
+        return AUTH
     if isinstance(result, ConnectFailed):
         return "connect"
     if isinstance(result, DeliveryTimeout):

@@ -16,11 +16,10 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from mqhooks.delivery import Delivery, Request, Response
-from mqhooks.errors import ConnectionBroken, DeliveryError
-from mqhooks.interfaces import ICallbackTransport, IOutbox, IWebhookTransport
+from mqhooks.delivery import Delivery, Response
+from mqhooks.errors import DeliveryError, NotAuthenticated
+from mqhooks.interfaces import IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
 from mqhooks.webhook.budget import Budget
@@ -30,8 +29,7 @@ from mqhooks.webhook.lanes import Lanes, Settle
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
 from mqhooks.webhook.request import RequestMaker
 from mqhooks.webhook.settings import WebhookSettings
-
-Done = Callable[[Response | DeliveryError], object]
+from mqhooks.webhook.submit import submitter
 
 FRESH_PROBE = 1.0
 """
@@ -76,7 +74,7 @@ class Dispatcher:
         self._clock = clock
         self._seconds = clock.seconds
         self._settings = settings
-        self._submit = transport.submit if ICallbackTransport.providedBy(transport) else partial(self._wait_for, transport)
+        self._submit = submitter(transport, settings.name, settings.url, self.log)
         self._requests = RequestMaker(settings, now)
         self._counters = counters
         self._now = now
@@ -206,17 +204,6 @@ class Dispatcher:
     def _send(self, deliveries: list[Delivery], settle: Settle) -> None:
         self._submit(self._requests.make(deliveries), partial(self._answered, deliveries, settle, self._seconds()))
 
-    def _wait_for(self, transport: IWebhookTransport, request: Request, done: Done) -> None:
-        """Send a request by a transport that returns a ``Deferred``."""
-        transport.send(request).addErrback(self._explain).addCallback(done)
-
-    def _explain(self, failure: Failure) -> DeliveryError:
-        error = failure.value
-        if isinstance(error, DeliveryError):
-            return error
-        self.log.failure("webhook {name}: an attempt failed in an unexpected way", failure, name=self._settings.name)
-        return ConnectionBroken(f"{self._settings.url}: {failure.getErrorMessage() or type(error).__name__}")
-
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
         if not isinstance(response, Response):
             self._not_delivered(deliveries, response, settle)
@@ -251,7 +238,8 @@ class Dispatcher:
             counters.refused += count
         else:
             counters.failed += count
-            counters.failures[failure_of(result)] += count
+            cause = failure_of(result)
+            counters.failures[cause] = counters.failures.get(cause, 0) + count
             if not self._running:
                 settle(AGAIN)
                 if self.settled is not None:
@@ -274,7 +262,7 @@ class Dispatcher:
         if outcome.closed:
             self._recovered()
         if outcome.probe is not None:
-            self._hold(outcome, outcome.probe, reason)
+            self._hold(outcome, outcome.probe, reason, sent=not isinstance(result, NotAuthenticated))
         else:
             # A refusal shows that the endpoint works: there may be more in flight than before.
             self._admit()
@@ -306,7 +294,7 @@ class Dispatcher:
 
     # The breaker.
 
-    def _hold(self, outcome: Outcome, delay: float, reason: str) -> None:
+    def _hold(self, outcome: Outcome, delay: float, reason: str, *, sent: bool) -> None:
         """Send nothing more before the next probe."""
         self._lanes.limit = 0
         if self.down_since is None:
@@ -322,7 +310,9 @@ class Dispatcher:
                 reason=hide(reason, self._settings.url),
             )
         elif outcome.opened:
-            self.log.error("webhook {name}: the endpoint is down: {reason}", name=name, reason=hide(reason, self._settings.url))
+            what = "the endpoint is down" if sent else "nothing can be sent"
+            line = f"webhook {{name}}: {what}: {{reason}}"
+            self.log.error(line, name=name, reason=hide(reason, self._settings.url))
         self._complain(reason, "probing in {delay:.1f} s", delay=delay)
         self._held_at = self._seconds()
         self._probe_due = self._held_at + delay

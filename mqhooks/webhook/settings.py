@@ -80,6 +80,35 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BasicSettings:
+    """
+    Authentication by name and password: RFC 7617.
+
+    :param username: without a colon.
+    :param password: may be empty.
+    """
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BearerSettings:
+    """
+    Authentication by a token that somebody else has made: RFC 6750. One of the two is given.
+
+    :param token: it is sent as it is.
+    :param token_file: the file that holds it, and is read again when it changes.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
+
+
+AuthSettings = BasicSettings | BearerSettings
+
+
+@dataclass(frozen=True, slots=True)
 class SharedSettings:
     """
     Defaults for every webhook whose own block does not say otherwise.
@@ -87,11 +116,13 @@ class SharedSettings:
     :param retry: when deliveries are tried again.
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
+    :param auth: how requests authenticate; ``None`` for not at all.
     """
 
     retry: RetrySettings = RetrySettings()
     ordering: Ordering = "client"
     merge_window: float = 0.05
+    auth: AuthSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +146,7 @@ class WebhookSettings:
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
     :param batch: how several events share a request; ``None`` when each has one of its own.
     :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; if there are none, not at all.
+    :param auth: how requests authenticate; ``None`` for not at all.
     :param transport: ``pooled`` sends over mqhooks' own connections, ``treq`` through treq and Twisted's ``Agent``.
     """
 
@@ -135,6 +167,7 @@ class WebhookSettings:
     batch: BatchSettings | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
     transport: Transport = "pooled"
+    auth: AuthSettings | None = None
 
     @property
     def bodies(self) -> BodySettings:

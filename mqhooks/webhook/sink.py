@@ -26,7 +26,7 @@ from mqhooks.events import Event
 from mqhooks.interfaces import IBoundedSink, IOutbox, IWebhookTransport
 from mqhooks.nanomq.rules import Rules
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.counters import LastFailure, WebhookCounters
+from mqhooks.webhook.counters import AUTH, LastFailure, WebhookCounters
 from mqhooks.webhook.dispatcher import Dispatcher
 from mqhooks.webhook.settings import WebhookSettings
 
@@ -69,6 +69,8 @@ class WebhookSink(Service):
         self.settings = settings
         self.drain_time = drain_time
         self.counters = counters or WebhookCounters()
+        if settings.auth is not None:
+            self.counters.failures.setdefault(AUTH, 0)
         self.outbox = outbox
         self._clock = clock
         self._now = now

@@ -1,0 +1,42 @@
+"""
+Sending by a transport of either kind: one that calls back, or one that only returns a ``Deferred``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from mqhooks.delivery import Request, Response
+from mqhooks.errors import ConnectionBroken, DeliveryError
+from mqhooks.interfaces import ICallbackTransport, IWebhookTransport
+
+Done = Callable[[Response | DeliveryError], object]
+
+Submit = Callable[[Request, Done], object]
+
+
+def submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) -> Submit:
+    """
+    Get the way to submit requests to a transport; see :meth:`mqhooks.interfaces.ICallbackTransport.submit`.
+
+    :param name: the webhook's, for the log.
+    :param url: the webhook's, for messages.
+    """
+    if ICallbackTransport.providedBy(transport):
+        submit: Submit = transport.submit
+        return submit
+
+    def explain(failure: Failure) -> DeliveryError:
+        error = failure.value
+        if isinstance(error, DeliveryError):
+            return error
+        log.failure("webhook {name}: an attempt failed in an unexpected way", failure, name=name)
+        return ConnectionBroken(f"{url}: {failure.getErrorMessage() or type(error).__name__}")
+
+    def wait_for(request: Request, done: Done) -> None:
+        transport.send(request).addErrback(explain).addCallback(done)
+
+    return wait_for
