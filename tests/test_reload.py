@@ -227,11 +227,14 @@ class ReloadTests(BridgeCase):
         endpoint, url = self.endpoint()
         token = self.directory / "token"
         token.write_text("one")
+        grant = b'{"access_token": "granted", "token_type": "Bearer"}'
+        _, server = self.endpoint(lambda request: request.connection.reply(200, grant))
         for number, (auth, expected) in enumerate(
             {
                 'auth.basic { username = "a", password = "b" }': "Basic YTpi",
                 "auth.bearer.token = t": "Bearer t",
                 f'auth.bearer.token_file = "{token}"': "Bearer one",
+                f'auth.oauth2 {{ token_url = "{server}", client_id = a, client_secret = b }}': "Bearer granted",
                 "auth.enable = false": None,
             }.items()
         ):

@@ -38,4 +38,4 @@ def _shown(name: str, value: Any, *, secret: bool) -> Any:
         return HIDDEN if value else None
     if name == "headers":
         return [[header, HIDDEN] for header, _ in value]
-    return hide_url(value) if name == "url" else plain(value)
+    return hide_url(value) if name in ("url", "token_url") else plain(value)

@@ -16,7 +16,7 @@ from mqhooks.support.listening import complete, interface_of, is_local
 from mqhooks.support.redact import hide_url, hide_urls
 from mqhooks.support.signatures import PRIVATE_PREFIX, public_form
 from mqhooks.webhook.retry import span
-from mqhooks.webhook.settings import AuthSettings, BasicSettings, RetrySettings, WebhookSettings
+from mqhooks.webhook.settings import AuthSettings, BasicSettings, OAuth2Settings, RetrySettings, WebhookSettings
 
 
 def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:
@@ -121,6 +121,8 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
 def _auth(auth: AuthSettings) -> str:
     if isinstance(auth, BasicSettings):
         return f"as user {auth.username}"
+    if isinstance(auth, OAuth2Settings):
+        return f"with a token from {hide_url(auth.token_url)}, as client {auth.client_id}"
     return "with a token" if auth.token_file is None else f"with the token in {auth.token_file}"
 
 

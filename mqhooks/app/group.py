@@ -25,7 +25,7 @@ from mqhooks.interfaces import IOutbox
 from mqhooks.sinks.compose import FanOut
 from mqhooks.support.files import read_bounded
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.settings import WebhookSettings
+from mqhooks.webhook.settings import OAuth2Settings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 
 LONG_PAYLOAD = 1 << 20
@@ -285,8 +285,8 @@ class _Slot:
 
 def _certificates(settings: WebhookSettings) -> tuple[bytes, ...]:
     """Hash each of a webhook's certificate files; an unreadable one counts as empty."""
-    tls = settings.tls
-    paths = () if tls is None else (tls.cacertfile, tls.certfile, tls.keyfile)
+    server = settings.auth.tls if isinstance(settings.auth, OAuth2Settings) else None
+    paths = [path for tls in (settings.tls, server) if tls is not None for path in (tls.cacertfile, tls.certfile, tls.keyfile)]
     hashes = []
     for path in paths:
         try:

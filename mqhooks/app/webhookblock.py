@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 from mqhooks.errors import ConfigError
@@ -24,6 +25,8 @@ from mqhooks.webhook.settings import (
     BatchSettings,
     BearerSettings,
     Compression,
+    CredentialsIn,
+    OAuth2Settings,
     Ordering,
     Refusals,
     RetrySettings,
@@ -135,7 +138,7 @@ def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
 def _auth(outer: Block, default: AuthSettings | None) -> AuthSettings | None:
     block = outer.block("auth")
     enabled = block.boolean("enable", default=True)
-    readers = {"basic": _basic, "bearer": _bearer}
+    readers = {"basic": _basic, "bearer": _bearer, "oauth2": _oauth2}
     found = {kind: read(block.block(kind), given=enabled and kind in block) for kind, read in readers.items()}
     block.close()
     if "auth" not in outer or block.replaced:
@@ -182,6 +185,37 @@ def _bearer(block: Block, *, given: bool) -> AuthSettings:
         problem = "may not be read by this user" if os.path.exists(file) else "does not exist"
         block.warn("token_file", f"{file} {problem}: nothing is sent until there is a token in it")
     return BearerSettings(token, file)
+
+
+def _oauth2(block: Block, *, given: bool) -> AuthSettings:
+    url, secret = block.string("token_url", None), block.secret("client_secret")
+    texts = {key: block.string(key, None) for key in ("client_id", "scope", "audience")}
+    tls = _tls(block, url or "")
+    settings = OAuth2Settings(
+        token_url=url or "",
+        client_id=texts["client_id"] or "",
+        client_secret=secret or "",
+        scope=texts["scope"] or "",
+        audience=texts["audience"] or "",
+        credentials=cast(CredentialsIn, block.choice("credentials", "header", get_args(CredentialsIn))),
+        tls=tls,
+    )
+    block.close()
+    if not given:
+        return settings
+    for key, value in (("token_url", url), ("client_id", texts["client_id"]), ("client_secret", secret)):
+        if value == "" or (value is None and key not in block):
+            block.fail(block.error(key, "is missing: the token's server needs token_url, client_id and client_secret"))
+    for key, value in texts.items():
+        if value is not None and not value.isprintable():
+            block.fail(block.error(key, "has a line break or another control character: remove it"))
+    if not url:
+        return settings
+    try:
+        return replace(settings, token_url=check_url(url, "client_id and client_secret"))
+    except ConfigError as error:
+        block.fail(block.error("token_url", error.message))
+        return settings
 
 
 def _check_auth(block: Block, settings: WebhookSettings) -> None:
@@ -339,7 +373,7 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
     files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}
     password = tls.secret("key_password")
     tls.close()
-    if not url.startswith("https:"):
+    if not url.lower().startswith("https:"):
         tls.warn("enable", "the url is http, so nothing is encrypted and this block is not used")
         return None
     for key, path in files.items():

@@ -18,9 +18,10 @@ from mqhooks.http.treqtransport import TreqTransport
 from mqhooks.interfaces import IEventSink, IWebhookTransport
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.services import OrderedService
-from mqhooks.webhook.auth import AuthenticatedTransport, credentials_for
-from mqhooks.webhook.settings import WebhookSettings, check_url
+from mqhooks.webhook.auth import AuthenticatedTransport, Credentials, credentials_for
+from mqhooks.webhook.settings import AuthSettings, OAuth2Settings, WebhookSettings, check_url
 from mqhooks.webhook.sink import WebhookSink
+from mqhooks.webhook.tokens import FETCH_TIME, MAX_ANSWER, Tokens
 
 
 def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None = None) -> IWebhookTransport:
@@ -42,7 +43,15 @@ def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None 
         transport = PooledTransport(reactor, url, size=size, timeout=timeout, tls=tls)
     if settings.auth is None:
         return transport
-    return AuthenticatedTransport(transport, credentials_for(reactor, settings.auth), settings)
+    return AuthenticatedTransport(transport, _credentials(reactor, settings.auth, settings.name, agent), settings)
+
+
+def _credentials(reactor: Any, auth: AuthSettings, name: str, agent: IAgent | None) -> Credentials:
+    if not isinstance(auth, OAuth2Settings):
+        return credentials_for(reactor, auth)
+    url, tls = auth.token_url, auth.tls
+    server = TreqTransport(reactor, url, agent, timeout=FETCH_TIME, size=1, tls=tls, keep=MAX_ANSWER)
+    return Tokens(reactor, auth, server, name)
 
 
 @implementer(IEventSink)

@@ -53,6 +53,7 @@ class TreqTransport:
     :param tls: for Twisted's agent.
     :param max_age: seconds after which Twisted's agent opens new connections, so that a DNS change takes effect.
     :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
+    :param keep: how many bytes of an answer's body are kept.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     """
 
@@ -67,12 +68,14 @@ class TreqTransport:
         tls: TLSSettings | None = None,
         max_age: float = MAX_AGE,
         endpoint: IStreamClientEndpoint | None = None,
+        keep: int = KEEP,
     ) -> None:
         at = target(url)
         self._target = at
         self._name = at.origin
         self._clock = reactor
         self._timeout = timeout
+        self._keep = keep
         self._policy: VerifyingPolicy | None = None
         self._pool: web.HTTPConnectionPool | None = None
         self._under_way: set[_Attempt] = set()
@@ -101,7 +104,7 @@ class TreqTransport:
             fields.addRawHeader(name, value)
         if self._clock.seconds() >= self._expires:
             self._agent = self._new_agent()
-        attempt = _Attempt(self._explain)
+        attempt = _Attempt(self._explain, self._keep)
         self._under_way.add(attempt)
         timer = self._clock.callLater(self._timeout, self._late, attempt)
 
@@ -198,12 +201,14 @@ class _Attempt(Protocol):
     One request in flight, and the reader of its answer's body.
 
     :param explain: turns the agent's failure into our error.
+    :param keep: how many bytes of the body are kept.
     :ivar result: fires with the response, or fails.
     """
 
-    def __init__(self, explain: Callable[[Failure], DeliveryError]) -> None:
+    def __init__(self, explain: Callable[[Failure], DeliveryError], keep: int) -> None:
         self.result: Deferred[Response] = Deferred(lambda _: self.give_up(ConnectionBroken("cancelled")))
         self._explain = explain
+        self._keep = keep
         self._requesting: Deferred[Any] | None = None
         self._response: IResponse | None = None
         self._kept = bytearray()
@@ -238,8 +243,8 @@ class _Attempt(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Keep the beginning of the body."""
         self._length += len(data)
-        if len(self._kept) < KEEP:
-            self._kept += data[: KEEP - len(self._kept)]
+        if len(self._kept) < self._keep:
+            self._kept += data[: self._keep - len(self._kept)]
         if self._length > MAX_BODY:
             self._stop()
 

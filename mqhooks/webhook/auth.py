@@ -26,7 +26,7 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import DeliveryError, NotAuthenticated
 from mqhooks.interfaces import ICallbackTransport, IWebhookTransport
 from mqhooks.support.files import read_bounded
-from mqhooks.webhook.settings import AuthSettings, BasicSettings, WebhookSettings
+from mqhooks.webhook.settings import BasicSettings, BearerSettings, WebhookSettings
 from mqhooks.webhook.submit import Done, submitter
 
 TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -147,8 +147,8 @@ def basic(settings: BasicSettings) -> str:
     return "Basic " + b64encode(f"{settings.username}:{settings.password}".encode()).decode("ascii")
 
 
-def credentials_for(clock: IReactorTime, settings: AuthSettings) -> Credentials:
-    """Make what a webhook authenticates with."""
+def credentials_for(clock: IReactorTime, settings: BasicSettings | BearerSettings) -> Credentials:
+    """Make what a webhook authenticates with that needs nobody to ask."""
     if isinstance(settings, BasicSettings):
         return Constant(basic(settings))
     if settings.token_file is not None:

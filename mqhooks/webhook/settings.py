@@ -25,6 +25,7 @@ Compression = Literal["none", "gzip"]
 
 Refusals = Literal["hold", "bury"]
 Transport = Literal["pooled", "treq"]
+CredentialsIn = Literal["header", "body"]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z]+)://(?P<authority>[^/?#]+)[^#]*(#.*)?")
 _AUTHORITY = re.compile(r"(\[(?P<address>[^\[\]]*)\]|(?P<host>[^:\[\]]+))(:(?P<port>.*))?")
@@ -105,7 +106,29 @@ class BearerSettings:
     token_file: str | None = None
 
 
-AuthSettings = BasicSettings | BearerSettings
+@dataclass(frozen=True, slots=True)
+class OAuth2Settings:
+    """
+    Authentication by a token that an OAuth 2.0 server makes for us: RFC 6749, section 4.4.
+
+    :param token_url: where to ask for it: an absolute ``http`` or ``https`` URL.
+    :param client_id: who we are there.
+    :param client_secret: proves it.
+    :param scope: what the token is to be good for, if the server needs to know; likewise ``audience``.
+    :param credentials: whether who we are is in a ``header``, as RFC 6749 prefers, or in the ``body``.
+    :param tls: for an ``https`` server; ``None`` for the system's authorities and no client certificate.
+    """
+
+    token_url: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    scope: str = ""
+    audience: str = ""
+    credentials: CredentialsIn = "header"
+    tls: TLSSettings | None = None
+
+
+AuthSettings = BasicSettings | BearerSettings | OAuth2Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +198,11 @@ class WebhookSettings:
         return BodySettings(self.rules, self.encoding, self.details, self.proto_ver, self.keepalive)
 
 
-def check_url(url: str) -> str:
+def check_url(url: str, instead: str = "headers.authorization") -> str:
     """
     Check where requests are to be sent.
 
+    :param instead: where a user and a password belong, since they cannot be in the URL.
     :returns: the URL, its scheme in lower case.
     :raises mqhooks.errors.ConfigError: when requests can never be sent there; only the message is set, without the URL's
         secrets.
@@ -190,7 +214,7 @@ def check_url(url: str) -> str:
     if match is None or match["scheme"].lower() not in ("http", "https"):
         raise ConfigError(f"{shown!r} is not a URL like http://host:8080/path")
     if "@" in match["authority"]:
-        raise ConfigError("a URL's user and password are not sent: set headers.authorization instead")
+        raise ConfigError(f"a URL's user and password are not sent: set {instead} instead")
     _check_authority(match["authority"], shown)
     if not url.isascii():
         raise ConfigError(f"{shown!r} has characters that a URL cannot have: percent-encode them")
