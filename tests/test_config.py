@@ -11,9 +11,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from mqhooks.admin.plain import plain
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
+from mqhooks.app.proxies import from_environment
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarSettings
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS
+from mqhooks.http.proxy import ProxySettings
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.support.signatures import public_form, secret_key
@@ -826,6 +828,135 @@ class AuthTests(ConfigCase):
             self.assertIn(f"\n        {described}\n", shown)
             for told in (shown, str(plain(loaded))):
                 self.assertNotIn("s3cret", told)
+
+
+class ProxyTests(ConfigCase):
+    def test_forms(self):
+        for text, expected in {
+            "": None,
+            "proxy = none": None,
+            'proxy = "http://proxy:3128"': ProxySettings("proxy", 3128),
+            'proxy = "HTTP://proxy:3128/"': ProxySettings("proxy", 3128),
+            'proxy = "proxy:80"': ProxySettings("proxy", 80),
+            'proxy = "http://[2001:db8::1]:1"': ProxySettings("2001:db8::1", 1),
+            'proxy = "http://me:s3%40cr%3Aet@proxy:3128"': ProxySettings("proxy", 3128, "me", "s3@cr:et"),
+            'proxy = "http://me:s3@cret@proxy:3128"': ProxySettings("proxy", 3128, "me", "s3@cret"),
+            'proxy = "me@proxy:3128"': ProxySettings("proxy", 3128, "me"),
+        }.items():
+            self.assertEqual((self.webhook(text).proxy, self.warnings), (expected, ()))
+
+    def test_wrong(self):
+        form = "http://proxy:3128 or http://user:password@proxy:3128"
+        no_url = f"proxy: is not a proxy's URL: write it like {form}, percent-encoding what is not plain in them"
+        for text, mistake in {
+            '"socks5://me:s3cret@proxy:1080"': "proxy: is a proxy of the kind socks5://: only http:// can be used",
+            '"https://me:s3cret@proxy:3128"': "proxy: is a proxy of the kind https://: only http:// can be used",
+            '"http://me:s3cret@proxy"': (
+                "proxy: names no port, and programs differ in which they take: write it, as in http://proxy:3128"
+            ),
+            '""': no_url,
+            '"http://"': no_url,
+            '"http://me:s3/cret@proxy:3128"': no_url,
+            '"http://me:s3cret@proxy:3128/path"': no_url,
+            '"http://me:s3cret@proxy:3128?x"': no_url,
+            '"http://me:s3cret@proxy:0"': no_url,
+            '"http://me:s3cret@pro xy:1"': no_url,
+            '"http://me:s3%00cret@proxy:1"': no_url,
+            '"http://me:s3%ffcret@proxy:1"': no_url,
+            '"http://:s3cret@proxy:1"': no_url,
+            '"http://${PROXY}"': "proxy: nothing is substituted within quotes: write it without them, as in proxy = ",
+            "[s3cret]": "proxy: what is given is not text",
+        }.items():
+            told = self.webhook_mistake(f"proxy = {text}")
+            self.assertTrue(told.startswith(mistake), told)
+            self.assertNotIn("s3", told)
+        told = self.mistake("webhook {\nproxy = me:s3cret@proxy:3128\n}")
+        self.assertNotIn("s3cret", told)
+
+    def test_what_goes_for_every_webhook(self):
+        loaded = self.load(
+            f"""
+            mqhooks.proxy = "http://shared:1"
+            webhooks {{
+              a {{ url = "http://h/", {RULE} }}
+              b {{ url = "http://h/", {RULE}, proxy = "http://own:2" }}
+              c {{ url = "http://h/", {RULE}, proxy = none }}
+              d {{
+                url = "http://h/", {RULE}
+                auth.oauth2 {{ token_url = "https://idp/", client_id = a, client_secret = b }}
+              }}
+            }}
+            """
+        )
+        proxies = [webhook.proxy and webhook.proxy.name for webhook in loaded.webhooks]
+        self.assertEqual(proxies, ["shared:1", "own:2", None, "shared:1"])
+        self.assertEqual(loaded.webhooks[3].auth.proxy, ProxySettings("shared", 1))
+        self.assertTrue(self.mistake('mqhooks.proxy = "ftp://x"').startswith("mqhooks.proxy: is a proxy of the kind ftp://"))
+
+    def test_environment(self):
+        names = ("http_proxy", "https_proxy", "no_proxy")
+        for name in (*names, *map(str.upper, names)):
+            self.patch(os, "environ", {key: value for key, value in os.environ.items() if key != name})
+        os.environ |= {"https_proxy": "http://me:s3cret@secure:1", "HTTP_PROXY": "http://cgi:2", "NO_PROXY": "idp"}
+        auth = 'auth.oauth2 { token_url = "https://idp/", client_id = a, client_secret = b }'
+        found = self.webhook(f"proxy = env, {auth}", url='url = "https://h/"')
+        self.assertEqual((found.proxy, found.auth.proxy), (ProxySettings("secure", 1, "me", "s3cret"), None))
+        self.assertIsNone(self.webhook("proxy = env").proxy)
+        self.assertIsNone(self.webhook("", url='url = "https://h/"').proxy)
+        os.environ["http_proxy"] = "socks5://me:s3cret@x:1"
+        self.assertEqual(
+            self.webhook_mistake("proxy = env"),
+            "proxy: env: the environment variable http_proxy is a proxy of the kind socks5://: only http:// can be used",
+        )
+
+    def test_as_curl_reads_the_environment(self):
+        one, other = ProxySettings("one", 1), ProxySettings("other", 2)
+        for environ, url, expected in (
+            ({}, "https://h/", None),
+            ({"https_proxy": "one:1"}, "https://h/", one),
+            ({"https_proxy": "one:1"}, "http://h/", None),
+            ({"http_proxy": "one:1"}, "https://h/", None),
+            ({"https_proxy": "", "HTTPS_PROXY": "other:2"}, "https://h/", other),
+            ({"https_proxy": "one:1", "HTTPS_PROXY": "other:2"}, "https://h/", one),
+            ({"HTTP_PROXY": "other:2"}, "http://h/", None),
+            ({"https_proxy": "nonsense", "no_proxy": "*"}, "https://h/", None),
+        ):
+            self.assertEqual(from_environment(url, environ), expected)
+        for exceptions, host, excepted in (
+            ("*", "h", True),
+            ("a, *", "h", True),
+            ("example.com", "example.com", True),
+            ("example.com", "EXAMPLE.com.", True),
+            ("example.com", "hooks.example.com", True),
+            (".example.com", "hooks.example.com", True),
+            (".example.com", "example.com", True),
+            ("*.example.com", "hooks.example.com", True),
+            ("example.com", "badexample.com", False),
+            ("example.com", "example.com.evil", False),
+            ("a b,example.com", "example.com", True),
+            (",, ,", "h", False),
+            (".", "h", False),
+            ("10.0.0.0/8", "10.9.8.7", True),
+            ("10.0.0.1/8", "10.9.8.7", True),
+            ("10.0.0.0/8", "11.9.8.7", False),
+            ("10.0.0.1", "10.0.0.1", True),
+            ("0.0.1", "10.0.0.1", False),
+            ("127.0.0.1", "localhost", False),
+            ("::1", "[::1]", True),
+            ("[::1]", "[::1]", True),
+            ("fd00::/8", "[fd12::1]", True),
+            ("fd00::/8", "10.0.0.1", False),
+        ):
+            found = from_environment(f"https://{host}/", {"https_proxy": "one:1", "no_proxy": exceptions})
+            self.assertEqual(found, None if excepted else one, (exceptions, host))
+
+    def test_described(self):
+        loaded = self.load(f'webhook {{ url = "http://h/", {RULE}, proxy = "http://me:s3cret@proxy:3128" }}')
+        shown = describe(loaded, [], [])
+        self.assertIn("\n        through the proxy proxy:3128, with a user\n", shown)
+        for told in (shown, repr(loaded), str(plain(loaded))):
+            self.assertNotIn("s3cret", told)
+        self.assertEqual(plain(loaded)["webhooks"][0]["proxy"]["host"], "proxy")
 
 
 class TLSTests(ConfigCase):

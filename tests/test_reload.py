@@ -24,6 +24,7 @@ from tests.certificates import Authority, key_pem, pem
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.processes import Twistd
+from tests.proxies import Proxy
 
 PROJECT = Path(__file__).parent.parent
 RULES = "events = [{ event = on_message_publish }]"
@@ -246,6 +247,20 @@ class ReloadTests(BridgeCase):
             self.publish("c")
             await self.until(lambda number=number: len(endpoint.requests) > number)
             self.assertEqual(endpoint.requests[-1].header("authorization"), expected)
+
+    async def test_another_proxy(self):
+        endpoint, url = self.endpoint()
+        proxies = [Proxy(reactor), Proxy(reactor)]
+        ports = [proxy.listen(self) for proxy in proxies]
+        for number, port in enumerate(ports):
+            self.write(("a", f'url = "{url}", proxy = "http://127.0.0.1:{port}"'))
+            if number:
+                self.assertIn("configuration reloaded: webhook a changed", self.reload()[-1])
+            else:
+                await self.start()
+            self.publish("c")
+            await self.until(lambda number=number: len(endpoint.requests) > number)
+        self.assertEqual([[place for _, place, _ in proxy.requests] for proxy in proxies], [[url], [url]])
 
     async def test_an_endpoint_that_is_down_is_left_at_once(self):
         self.write(("a", 'url = "http://127.0.0.1:1/", retry { initial = 1h, max = 1h }'))

@@ -108,6 +108,8 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
                 yield f"        public key {public_form(secret)}"
     if webhook.auth is not None:
         yield f"        authenticates {_auth(webhook.auth)}"
+    if webhook.proxy is not None:
+        yield f"        through the proxy {webhook.proxy.name}{', with a user' if webhook.proxy.username else ''}"
     if webhook.headers:
         yield f"        headers {', '.join(name for name, _ in webhook.headers)}"
     if webhook.tls is not None:

@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
+from mqhooks.app.proxies import from_environment, read_proxy
 from mqhooks.errors import ConfigError
+from mqhooks.http.proxy import ProxySettings
 from mqhooks.nanomq.block import Block, suggest
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Encoding, Rule
@@ -35,6 +37,8 @@ from mqhooks.webhook.settings import (
     WebhookSettings,
     check_url,
 )
+
+Proxy = ProxySettings | Literal["env"] | None
 
 _DEFAULTS = SharedSettings()
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -115,6 +119,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         auth=common.auth,
     )
     _check_auth(block, settings)
+    settings = _through_proxy(block, settings, common.proxy)
     for part in (unknown, body, block):
         part.close()
     return settings
@@ -132,7 +137,35 @@ def shared(block: Block, defaults: SharedSettings) -> SharedSettings:
         ordering=cast(Ordering, block.choice("ordering", defaults.ordering, get_args(Ordering))),
         merge_window=block.duration("merge_window", defaults.merge_window, unit="ms", zero=True),
         auth=_auth(block, defaults.auth),
+        proxy=_proxy(block, defaults.proxy),
     )
+
+
+def _proxy(block: Block, default: Proxy) -> Proxy:
+    text = block.secret("proxy")
+    if text is None:
+        return default
+    if text.lower() in ("none", "env"):
+        return None if text.lower() == "none" else "env"
+    try:
+        return read_proxy(text)
+    except ConfigError as error:
+        block.fail(block.error("proxy", error.message))
+        return None
+
+
+def _through_proxy(block: Block, settings: WebhookSettings, proxy: Proxy) -> WebhookSettings:
+    def to(url: str) -> ProxySettings | None:
+        try:
+            return from_environment(url, os.environ) if proxy == "env" else proxy
+        except ConfigError as error:
+            block.fail(block.error("proxy", error.message))
+            return None
+
+    auth = settings.auth
+    if isinstance(auth, OAuth2Settings):
+        auth = replace(auth, proxy=to(auth.token_url))
+    return replace(settings, auth=auth, proxy=to(settings.url))
 
 
 def _auth(outer: Block, default: AuthSettings | None) -> AuthSettings | None:

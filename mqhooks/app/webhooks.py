@@ -28,19 +28,19 @@ def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None 
     """
     Make the transport that a webhook's settings ask for.
 
-    :param agent: sends instead of mqhooks' own connections; its owner closes it.
+    :param agent: sends instead of mqhooks' own connections, and through no proxy but its own; its owner closes it.
     :raises mqhooks.errors.ConfigError: when requests cannot be sent to the URL, or a TLS file cannot be used.
     """
     try:
         url = check_url(settings.url)
     except ConfigError as error:
         raise ConfigError(error.message, f"webhook {settings.name}", "url") from None
-    size, timeout, tls = settings.pool_size, settings.cancel_timeout, settings.tls
+    size, timeout, tls, proxy = settings.pool_size, settings.cancel_timeout, settings.tls, settings.proxy
     transport: IWebhookTransport
     if agent is not None or settings.transport == "treq":
-        transport = TreqTransport(reactor, url, agent, timeout=timeout, size=size, tls=tls)
+        transport = TreqTransport(reactor, url, agent, timeout=timeout, size=size, tls=tls, proxy=proxy)
     else:
-        transport = PooledTransport(reactor, url, size=size, timeout=timeout, tls=tls)
+        transport = PooledTransport(reactor, url, size=size, timeout=timeout, tls=tls, proxy=proxy)
     if settings.auth is None:
         return transport
     return AuthenticatedTransport(transport, _credentials(reactor, settings.auth, settings.name, agent), settings)
@@ -50,7 +50,7 @@ def _credentials(reactor: Any, auth: AuthSettings, name: str, agent: IAgent | No
     if not isinstance(auth, OAuth2Settings):
         return credentials_for(reactor, auth)
     url, tls = auth.token_url, auth.tls
-    server = TreqTransport(reactor, url, agent, timeout=FETCH_TIME, size=1, tls=tls, keep=MAX_ANSWER)
+    server = TreqTransport(reactor, url, agent, timeout=FETCH_TIME, size=1, tls=tls, keep=MAX_ANSWER, proxy=auth.proxy)
     return Tokens(reactor, auth, server, name)
 
 

@@ -25,7 +25,8 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.http import names
 from mqhooks.http.connection import Exchange, HTTPConnection
-from mqhooks.http.request import Renderer, target
+from mqhooks.http.proxy import AUTHENTICATION_REQUIRED, ProxySettings
+from mqhooks.http.request import Renderer, endpoint_for, target
 from mqhooks.http.sockets import Channel, Sockets, sockets
 from mqhooks.http.tls import TLSChannel, TLSSettings, client_context, no_handshake
 from mqhooks.interfaces import ICallbackTransport
@@ -56,6 +57,7 @@ class PooledTransport:
     :param max_age: seconds that a connection is used.
     :param by: makes the connections' sockets; ``None`` for the fastest that the reactor supports.
     :param endpoint: connects; ``None`` for the URL's host and port.
+    :param proxy: what to go through; ``None`` for straight to the endpoint.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     :ivar known: recurring short answers, by their bytes: they are not parsed again.
     """
@@ -71,6 +73,7 @@ class PooledTransport:
         max_age: float = MAX_AGE,
         by: Sockets | None = None,
         endpoint: IStreamClientEndpoint | None = None,
+        proxy: ProxySettings | None = None,
     ) -> None:
         self.known: dict[bytes, Response] = {}
         at = target(url)
@@ -78,13 +81,15 @@ class PooledTransport:
         self._name = at.origin
         self._context = client_context(tls) if at.scheme == "https" else None
         self._sockets = sockets(reactor) if by is None else by
-        self._endpoint = names.endpoint(reactor, at.host, at.port, timeout) if endpoint is None else endpoint
+        # Who gets the requests to pass them on; a tunnel's proxy does not.
+        self._proxy = proxy if at.scheme == "http" else None
+        self._endpoint = endpoint_for(reactor, at, timeout, proxy) if endpoint is None else endpoint
         self._clock = reactor
         self._seconds = reactor.seconds
         self._size = size
         self._timeout = timeout
         self._max_age = max_age
-        self._renderer = Renderer(Head("POST", url, ()))
+        self._renderer = Renderer(Head("POST", url, ()), self._proxy)
         self._quiet = False
         self._connecting: set[Deferred[Any]] = set()
         self._connections: set[HTTPConnection] = set()
@@ -119,7 +124,9 @@ class PooledTransport:
         """See :class:`~mqhooks.interfaces.ICallbackTransport`."""
         renderer = self._renderer
         if request.head is not renderer.head:
-            renderer = self._renderer = Renderer(request.head)
+            renderer = self._renderer = Renderer(request.head, self._proxy)
+        if self._proxy is not None:
+            done = partial(self._passed_on, self._proxy, done)
         since = self._seconds()
         exchange = Exchange(renderer.render(request), done, since)
         if request.method == "HEAD" or renderer.asks_for_head:
@@ -135,6 +142,13 @@ class PooledTransport:
             self._open()
         if self._watch is None:
             self._watch = self._clock.callLater(self._timeout / 20, self._look)
+
+    def _passed_on(
+        self, proxy: ProxySettings, done: Callable[[Response | DeliveryError], object], result: Response | DeliveryError
+    ) -> None:
+        if isinstance(result, Response) and result.status == AUTHENTICATION_REQUIRED:
+            result = ConnectFailed(f"{self._name}: {proxy.unauthorized()}")
+        done(result)
 
     def close(self) -> Deferred[None]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`."""

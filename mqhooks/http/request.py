@@ -6,10 +6,14 @@ The bytes that all requests of a webhook share are rendered once: that is most o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from twisted.internet.interfaces import IStreamClientEndpoint
+
 from mqhooks.delivery import Head, Request
+from mqhooks.http import names
+from mqhooks.http.proxy import ProxyEndpoint, ProxySettings, TunnelEndpoint
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
 
@@ -51,6 +55,20 @@ def target(url: str) -> Target:
     return Target(parts.scheme, parts.hostname or "", port, authority, path)
 
 
+def endpoint_for(reactor: Any, at: Target, timeout: float, proxy: ProxySettings | None) -> IStreamClientEndpoint:
+    """
+    Make an endpoint that connects to where requests go.
+
+    :param timeout: a request's timeout in seconds.
+    :param proxy: what to go through; ``None`` for straight to the endpoint.
+    """
+    if proxy is None:
+        return names.endpoint(reactor, at.host, at.port, timeout)
+    if at.scheme == "https":
+        return TunnelEndpoint(reactor, proxy, timeout, at.host, at.port)
+    return ProxyEndpoint(reactor, proxy, timeout)
+
+
 def origin_form(path: str) -> str:
     """Begin a path and query with the slash that a request line needs."""
     return path if path.startswith("/") else f"/{path}"
@@ -61,14 +79,17 @@ class Renderer:
     Renders the requests that share a head, whose constant bytes are made here, once.
 
     :param head: what they share.
+    :param proxy: who gets them to pass them on, and so has to see the whole URL; ``None`` for the endpoint itself.
     :ivar asks_for_head: whether its method is ``HEAD``.
     """
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, proxy: ProxySettings | None = None) -> None:
         self.head = head
         at = target(head.url)
         self._path = at.path
-        self._fields = "".join(f"{name}: {value}\r\n" for name, value in (("Host", at.authority), *head.headers)).encode()
+        self._origin = "" if proxy is None else at.origin
+        headers = [("Host", at.authority), *([] if proxy is None else proxy.headers), *head.headers]
+        self._fields = "".join(f"{name}: {value}\r\n" for name, value in headers).encode()
         self._start = self._line(head.method, at.path) + self._fields
         self._bodiless = head.method in _BODILESS
         self.asks_for_head = head.method == "HEAD"
@@ -95,4 +116,4 @@ class Renderer:
         return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, lines.encode(), len(body), body)
 
     def _line(self, method: str, path: str) -> bytes:
-        return f"{method} {path} HTTP/1.1\r\n".encode()
+        return f"{method} {self._origin}{path} HTTP/1.1\r\n".encode()

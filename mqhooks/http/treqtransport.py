@@ -1,5 +1,5 @@
 """
-The transport for the rare cases: it sends through treq, over any agent of Twisted's or treq's, for example through a proxy.
+The transport for the rare cases: it sends through treq, over any agent of Twisted's or treq's.
 
 - It costs many times as much as the pooled transport and keeps the same contract: one response or typed failure, no redirects,
   no cookies, bounded bodies, a status that stands once it has come.
@@ -32,7 +32,8 @@ from mqhooks.http import names
 from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import MAX_AGE
-from mqhooks.http.request import origin_form, target
+from mqhooks.http.proxy import AUTHENTICATION_REQUIRED, ProxySettings
+from mqhooks.http.request import endpoint_for, origin_form, target
 from mqhooks.interfaces import IWebhookTransport
 from mqhooks.support.tls import TLSSettings, no_handshake
 
@@ -54,6 +55,7 @@ class TreqTransport:
     :param max_age: seconds after which Twisted's agent opens new connections, so that a DNS change takes effect.
     :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
     :param keep: how many bytes of an answer's body are kept.
+    :param proxy: what Twisted's agent goes through; ``None`` for straight to the endpoint.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     """
 
@@ -69,6 +71,7 @@ class TreqTransport:
         max_age: float = MAX_AGE,
         endpoint: IStreamClientEndpoint | None = None,
         keep: int = KEEP,
+        proxy: ProxySettings | None = None,
     ) -> None:
         at = target(url)
         self._target = at
@@ -83,11 +86,12 @@ class TreqTransport:
         self._size = size
         self._max_age = max_age
         self._expires = float("inf")
+        # Who gets the requests to pass them on; a tunnel's proxy does not.
+        self._proxy = proxy if agent is None and at.scheme == "http" else None
         if agent is None:
             if at.scheme == "https":
                 self._policy = VerifyingPolicy(tls)
-            endpoint = names.endpoint(reactor, at.host, at.port, timeout) if endpoint is None else endpoint
-            self._endpoints = _Endpoints(endpoint, self._policy)
+            self._endpoint = endpoint_for(reactor, at, timeout, proxy) if endpoint is None else endpoint
             agent = self._new_agent()
         self._agent = agent
         self._cookies: Any = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
@@ -100,7 +104,8 @@ class TreqTransport:
         at = target(head.url)
         url = at.url if request.path is None else at.origin + origin_form(request.path)
         fields = Headers()
-        for name, value in (*head.headers, *request.headers):
+        ours = [] if self._proxy is None else self._proxy.headers
+        for name, value in (*ours, *head.headers, *request.headers):
             fields.addRawHeader(name, value)
         if self._clock.seconds() >= self._expires:
             self._agent = self._new_agent()
@@ -112,6 +117,9 @@ class TreqTransport:
             self._under_way.discard(attempt)
             if timer.active():
                 timer.cancel()
+            refused = isinstance(result, Response) and result.status == AUTHENTICATION_REQUIRED
+            if self._proxy is not None and refused:
+                return Failure(ConnectFailed(f"{self._name}: {self._proxy.unauthorized()}"))
             return result
 
         attempt.result.addBoth(over)
@@ -129,7 +137,11 @@ class TreqTransport:
             old.closeCachedConnections()
         self._pool.maxPersistentPerHost = self._size
         self._expires = self._clock.seconds() + self._max_age
-        agent: IAgent = web.Agent.usingEndpointFactory(self._clock, self._endpoints, self._pool)
+        if self._proxy is not None:
+            through: IAgent = web.ProxyAgent(self._endpoint, self._clock, self._pool)
+            return through
+        endpoints = _Endpoints(self._endpoint, self._policy)
+        agent: IAgent = web.Agent.usingEndpointFactory(self._clock, endpoints, self._pool)
         return agent
 
     def _late(self, attempt: _Attempt) -> None:

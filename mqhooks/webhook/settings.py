@@ -14,6 +14,7 @@ from socket import inet_aton
 from typing import Literal
 
 from mqhooks.errors import ConfigError
+from mqhooks.http.proxy import ProxySettings
 from mqhooks.nanomq.settings import BodySettings, Encoding, Rule
 from mqhooks.support.redact import hide_url
 from mqhooks.support.tls import TLSSettings
@@ -117,6 +118,7 @@ class OAuth2Settings:
     :param scope: what the token is to be good for, if the server needs to know; likewise ``audience``.
     :param credentials: whether who we are is in a ``header``, as RFC 6749 prefers, or in the ``body``.
     :param tls: for an ``https`` server; ``None`` for the system's authorities and no client certificate.
+    :param proxy: what to go through; ``None`` for straight there.
     """
 
     token_url: str
@@ -126,6 +128,7 @@ class OAuth2Settings:
     audience: str = ""
     credentials: CredentialsIn = "header"
     tls: TLSSettings | None = None
+    proxy: ProxySettings | None = None
 
 
 AuthSettings = BasicSettings | BearerSettings | OAuth2Settings
@@ -140,12 +143,14 @@ class SharedSettings:
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
     :param auth: how requests authenticate; ``None`` for not at all.
+    :param proxy: what requests go through; ``env`` for what the environment says, ``None`` for straight to the endpoint.
     """
 
     retry: RetrySettings = RetrySettings()
     ordering: Ordering = "client"
     merge_window: float = 0.05
     auth: AuthSettings | None = None
+    proxy: ProxySettings | Literal["env"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,7 @@ class WebhookSettings:
     :param batch: how several events share a request; ``None`` when each has one of its own.
     :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; if there are none, not at all.
     :param auth: how requests authenticate; ``None`` for not at all.
+    :param proxy: what requests go through; ``None`` for straight to the endpoint.
     :param transport: ``pooled`` sends over mqhooks' own connections, ``treq`` through treq and Twisted's ``Agent``.
     """
 
@@ -191,6 +197,7 @@ class WebhookSettings:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     transport: Transport = "pooled"
     auth: AuthSettings | None = None
+    proxy: ProxySettings | None = None
 
     @property
     def bodies(self) -> BodySettings:
