@@ -333,6 +333,41 @@ class LetterTests(AdminCase):
         self.assertEqual(await self.json(purge, "POST", body={"all": True}), {"count": 1})
         self.assertEqual((await self.json("/api/dead-letters"))["total"], 0)
 
+    async def test_filters_by_client_status_and_time(self):
+        await self.start()
+        await self.bury(3)
+        await self.bury(1, status=410)
+        for query, ids in (
+            ("client=c0", [1, 4]),
+            ("client=c0&status=410", [4]),
+            ("status=4xx&client=c2", [3]),
+            ("status=0", []),
+            ("since=1h", [1, 2, 3, 4]),
+            ("until=1h", []),
+            (f"since={time() - 3600:.3f}&until=2999-01-01T00:00:00%2B02:00&status=410", [4]),
+        ):
+            found = await self.json(f"/api/dead-letters?{query}")
+            self.assertEqual(([letter["id"] for letter in found["letters"]], found["total"]), (ids, len(ids)), query)
+        for query in ("status=x", "until=yesterday", "since=2026-01-01T00:00:00+02:00", "status=410&status=422"):
+            await self.refused(400, f"/api/dead-letters?{query}")
+        purge, replay = "/api/dead-letters/purge", "/api/dead-letters/replay"
+        self.assertEqual(await self.json(f"{purge}?client=c9", "POST", body={"all": True}), {"count": 0})
+        self.assertEqual(await self.json(purge, "POST", body={"status": 410, "since": time() - 60}), {"count": 1})
+        self.assertEqual(await self.json(f"{replay}?client=c0", "POST", body={"status": "422"}), {"count": 1})
+        for body in ({"status": [410]}, {"since": None, "until": "x"}, {"client": 7}, {"status": True}, {"status": ""}):
+            await self.refused(400, purge, "POST", body=body)
+        await self.refused(400, f"{purge}?status=410", "POST", body={"status": 422})
+        await self.refused(400, f"{purge}?status=410", "POST", body={"ids": [2]})
+        self.assertEqual((await self.json("/api/dead-letters"))["total"], 2)
+
+    async def test_long_ones_are_read_a_few_at_a_time(self):
+        self.patch(outbox_letters, "CHUNK_BYTES", 1)
+        await self.start()
+        await self.bury(9)
+        found = await self.json("/api/dead-letters?limit=7&status=422")
+        self.assertEqual((len(found["letters"]), found["total"]), (7, 9))
+        self.assertEqual(await self.json("/api/dead-letters/purge", "POST", body={"reason": "422"}), {"count": 9})
+
     async def test_a_filter_that_fits_few_of_many_holds_nothing_up(self):
         self.patch(outbox_letters, "STRETCH", 10)
         await self.start("billing", "audit")

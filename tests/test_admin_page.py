@@ -420,6 +420,18 @@ class Pressing(Page):
         self.assertEqual(len(self.endpoint.requests), 2)
         await self.assert_clean()
 
+    async def test_filters_by_client_status_and_time(self):
+        await self.start()
+        await self.bury(3)
+        for name, text, number in (("client", "c1", 1), ("status", "5xx", 0), ("since", "1h", 3), ("until", "1h", 0)):
+            await self.browser.type(f"#letters-{name}", text)
+            await self.browser.run("document.getElementById('letters-filter').requestSubmit()")
+            await self.letters(number)
+            await self.browser.run(f"document.getElementById('letters-{name}').value = ''")
+        await self.browser.type("#letters-status", "x")
+        await self.browser.run("document.getElementById('letters-filter').requestSubmit()")
+        await self.browser.until("document.getElementById('toast').innerText.includes('is not a status like 503')")
+
     async def test_filter_holds_for_the_buttons(self):
         await self.start(names=NAMES)
         self.endpoints["audit"].answer = lambda request: request.connection.reply(404)

@@ -1,8 +1,13 @@
 """The ``mqhooks`` command."""
 
+import json
+import sqlite3
 import sys
-from io import StringIO
+import tracemalloc
+from contextlib import closing
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from time import time
 
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,6 +18,7 @@ from mqhooks.app.configuration import outbox_path
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.delivery import Delivery
 from mqhooks.errors import ConfigError
+from mqhooks.outbox.deadletters import ANY, Filter, Letters
 from mqhooks.outbox.sqlite import SqliteStore
 from tests.outboxes import PLENTY
 
@@ -148,6 +154,167 @@ class DeadTests(SynchronousTestCase):
         self.open()
         self.clock.pump([1, 0])
         self.assertEqual(self.store.outbox("audit").counts.pending, 2)
+
+    def bury(self, name, *letters):
+        """Make dead letters of (client, status, reason, died)."""
+        outbox = self.store.outbox(name)
+        for client, status, reason, died in letters:
+            outbox.append([Delivery("msg_x", client, 0, b"{}", 1000)])
+            self.clock.advance(0)
+            (delivery,) = outbox.claim(9, PLENTY)
+            outbox.bury(delivery, "http://h/hook", reason, status, b"", died)
+        self.clock.advance(0)
+
+    def numbers(self, *arguments):
+        return [json.loads(line)["number"] for line in self.run_command("list", "--json", *arguments)]
+
+    def test_filters(self):
+        hour = 3_600_000
+        now = int(time() * 1000)
+        self.bury(
+            "audit",
+            ("m\0c", 503, "answered 503: too old", now - 3 * hour),
+            ("cé", 0, "timed out", now - hour),
+            ("c", 500, "answered 500", now),
+        )
+        for arguments, numbers in (
+            (["--status", "410"], [1, 2, 3, 4, 5]),
+            (["--status", "5xx"], [6, 8]),
+            (["--status", "0"], [7]),
+            (["--since", "2h"], [7, 8]),
+            (["--until", "2h", "--status", "5XX"], [6]),
+            (["--since", "1970-01-01T00:00:02Z", "--until", "1970-01-01T00:00:03Z"], [1, 2, 3, 4, 5]),
+            (["--until", "1970-01-01T00:00:02Z"], []),
+            (["--client", "cé"], [7]),
+            (["--client", "c"], [6, 8]),
+            (["--client", "m/c"], [6]),
+            (["--client", ""], []),
+            (["--reason", "answered 50", "--webhook", "billing"], []),
+            (["--reason", "answered 50", "--since", "1h"], [8]),
+        ):
+            self.assertEqual(self.numbers(*arguments), numbers, arguments)
+        self.assertEqual(len([line for line in self.run_command("show", "--client", "c") if line.startswith("dead letter")]), 2)
+        self.assertIn("requested for 2", self.run_command("replay", "--status", "5xx")[0])
+        self.assertIn("requested for 1", self.run_command("purge", "--client", "cé", "--webhook", "audit")[0])
+        self.clock.pump([1, 0])
+        self.assertEqual((self.numbers(), self.store.outbox("audit").counts.replayed), ([1, 2, 3, 4, 5], 2))
+        nothing = "purge: there are no dead letters of webhook audit like these"
+        self.assertEqual(self.run_command("purge", "--status", "5xx", "--webhook", "audit"), [nothing])
+
+    def test_filters_of_a_damaged_file(self):
+        self.bury("audit", ("m\0c", 503, "answered 503", 5000))
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'dead'").fetchone()
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.close(self.store)
+        only = Filter(client="m/c", status=(500, 599), since=5000, until=5001, reason="503")
+        with closing(Letters(self.path)) as letters:
+            self.assertEqual([letter.number for letter in letters.of(only)], [6])
+        with open(self.path, "r+b") as file:
+            file.seek((root - 1) * size)
+            file.write(b"\xff" * size)
+        with closing(Letters(self.path)) as letters:
+            self.assertEqual([letter.number for letter in letters.of(Filter("audit", "malformed"))], [4, 5, 6])
+            self.assertEqual(list(letters.of(only)), [])
+            self.assertEqual(sum(group.letters for group in letters.groups(ANY)), 6)
+
+    def test_groups(self):
+        self.bury("audit", *(("c", 503, "answered 503: too old", 5000 + number) for number in range(4)))
+        self.assertEqual(
+            self.run_command("list", "--groups"),
+            [
+                "4  1970-01-01T00:00:05Z  audit  answered 503: too old",
+                f"3  1970-01-01T00:00:02Z  billing  {REASON}",
+                f"2  1970-01-01T00:00:02Z  audit  {REASON}",
+            ],
+        )
+        (group,) = map(json.loads, self.run_command("list", "--groups", "--json", "--status", "503"))
+        self.assertEqual((group["count"], group["status"], group["reason"]), (4, 503, "answered 503: too old"))
+
+    def test_json_without_secrets(self):
+        url = "https://hooks.slack.com/services/T0/B0/s3cret7777"
+        outbox = self.store.outbox("slack")
+        outbox.append([Delivery("msg_slack", "c", 0, b"{}", 1000)])
+        self.clock.advance(0)
+        (delivery,) = outbox.claim(9, PLENTY)
+        outbox.bury(delivery, url, f"{url} answered 404", 404, b"Cannot POST /services/T0/B0/s3cret7777", 2000)
+        self.clock.advance(0)
+        for arguments in (["list", "--json"], ["list", "--groups", "--json"], ["show", "6", "--json"]):
+            text = self.run_command(*arguments)[-1]
+            self.assertIn("answered 404", text)
+            self.assertNotIn("s3cret7777", text)
+        (line,) = self.run_command("show", "6", "--json", "--reveal")
+        self.assertEqual((json.loads(line)["url"], json.loads(line)["body"]), (url, "e30="))
+        # For mending, all of it is needed.
+        self.assertEqual(json.loads(self.run_command("export", "-", "--webhook", "slack")[0])["url"], url)
+
+    def test_export_and_import(self):
+        file = f"{self.path}.jsonl"
+        self.assertEqual(self.run_command("export", file, "--webhook", "billing"), [f"export: 3 dead letters are in {file}"])
+        self.assertEqual(Path(file).stat().st_mode & 0o777, 0o600)
+        lines = self.run_command("export", "-", "--webhook", "billing")
+        self.assertEqual(Path(file).read_text().splitlines(), lines)
+        self.run_command("export", file, status=1)
+        self.assertIn("exists already", self.errors)
+        self.assertIn("import: 3 deliveries were handed over; done within a second", self.run_command("import", file)[0])
+        self.clock.pump([1, 0])
+        self.assertEqual(self.store.outbox("billing").counts.pending, 3)
+        self.assertIn("nothing to do", self.run_command("import", file)[0])
+        self.patch(sys, "stdin", TextIOWrapper(BytesIO("\n".join(lines[1:]).encode())))
+        self.assertIn("import: 2 dead letters", self.run_command("import", "-", "--as-dead")[0])
+        self.clock.pump([1, 0])
+        self.assertEqual(self.store.outbox("billing").letters, 5)
+        Path(file).write_text("{}\n[]\n")
+        self.assertEqual(self.run_command("import", file, status=1), [])
+        self.assertEqual(self.errors.count("\n"), 3)
+        self.assertIn(f"mqhooks: {file}:2: ", self.errors)
+        for arguments, problem in ((["import", self.path + "x"], "No such file"), (["export", "/nowhere/x"], "cannot be made")):
+            self.run_command(*arguments, status=1)
+            self.assertIn(problem, self.errors)
+            self.assertEqual(self.errors.count("\n"), 1)
+
+    def test_damaged_ones_are_not_exported(self):
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("UPDATE dead SET delivery = x'c1' WHERE id = 2")
+        self.assertEqual(len(self.run_command("export", "-")), 4)
+        self.assertIn("1 are damaged, or were stored without their bodies, and are left out: 2\n", self.errors)
+        self.assertEqual(len(self.numbers()), 5)
+
+    def test_mistakes_in_filters(self):
+        for arguments, problem in (
+            (["list", "--since", "yesterday"], "'yesterday' is not a time like"),
+            (["list", "--status", "99"], "'99' is not a status like 503 or 5xx"),
+        ):
+            self.patch(sys, "stderr", stderr := StringIO())
+            self.assertEqual(self.assertRaises(SystemExit, main, ["dead", *arguments, "--outbox", self.path]).code, 2)
+            self.assertIn(problem, stderr.getvalue())
+        self.run_command("list", "--reason", "\udcff", status=1)
+        self.assertEqual(self.errors, "mqhooks: --reason: is not UTF-8\n")
+        self.run_command("replay", "1", "--status", "410", status=1)
+        self.assertIn("these, or those that fit?", self.errors)
+
+    def test_many_long_ones_take_little_memory(self):
+        outbox = self.store.outbox("billing")
+        for number in range(12):
+            outbox.append([Delivery(f"msg_{number}", "c", 0, bytes(8 << 20), 1000)])
+            self.clock.advance(0)
+            (delivery,) = outbox.claim(9, PLENTY)
+            outbox.bury(delivery, "http://h/hook", "no", 410, b"", 2000)
+            self.clock.advance(0)
+        for arguments in (["list"], ["purge", "--all"], ["replay", "--reason", "no"], ["export", f"{self.path}.jsonl"]):
+            tracemalloc.start()
+            try:
+                self.run_command(*arguments)
+                _, most = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            self.assertLess(most, 64 << 20, arguments)
+
+    def test_a_letter_from_another_age_is_listed(self):
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("UPDATE dead SET died = 1 << 60 WHERE id = 1")
+        self.assertIn("9999-12-31T23:59:59Z", self.run_command("list")[0])
 
     def test_mistakes(self):
         self.run_command("show", "99", status=1)

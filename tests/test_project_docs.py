@@ -141,7 +141,7 @@ class Outbox(SynchronousTestCase):
         return claimed
 
     def test_dead_letters(self) -> None:
-        for name in ("dead-list", "dead-show", "dead-ask"):
+        for name in ("dead-list", "dead-groups", "dead-show", "dead-ask"):
             session = re.split(r"^\$ mqhooks (.+)\n", "\n".join([*shown("delivery.rst", name), ""]), flags=re.M)[1:]
             for command, expected in zip(session[::2], session[1::2], strict=True):
                 lines: list[str] = []

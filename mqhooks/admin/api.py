@@ -4,6 +4,8 @@ The API's handlers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from time import time
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -13,6 +15,8 @@ from mqhooks.admin.health import ready
 from mqhooks.admin.plain import plain
 from mqhooks.admin.replies import Call, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
+from mqhooks.outbox.deadletters import ANY, Filter, status_range
+from mqhooks.support.times import moment
 from mqhooks.webhook.sink import WebhookSink
 
 PAGE = 50
@@ -21,7 +25,7 @@ PAGE = 50
 MOST = 1000
 """How many dead letters are listed at most."""
 
-_FILTER = ("webhook", "reason", "all")
+_FILTER = ("webhook", "reason", "client", "status", "since", "until")
 
 
 class Api:
@@ -57,7 +61,7 @@ class Api:
     async def letters(self, call: Call) -> Reply:
         """List dead letters."""
         after, limit = call.number("after", 0, 1 << 62), call.number("limit", PAGE, MOST)
-        return json_reply(await self._letters.page(call.query("webhook"), call.query("reason"), after, limit))
+        return json_reply(await self._letters.page(_filter(_asked(call)), after, limit))
 
     def letter(self, call: Call) -> Reply:
         """Show one dead letter."""
@@ -80,10 +84,21 @@ class Api:
         return json_reply({"count": await self._settle(call, replay=False)})
 
     async def _settle(self, call: Call, *, replay: bool) -> int:
+        asked = _asked(call)
         wanted = call.json()
+        for key in asked:
+            if key in wanted:
+                raise Refused(400, f"{key} is given twice, in the query and in the body: give it once")
+        wanted |= asked
         if "ids" in wanted:
             return await self._letters.settle_some(_ids(wanted), replay=replay)
-        return await self._letters.settle_all(*_filter(wanted), replay=replay)
+        for key in wanted:
+            if key not in (*_FILTER, "all"):
+                raise Refused(400, f"{key!r} is unknown: give {', '.join(_FILTER)}, all or ids")
+        only = _filter(wanted)
+        if only == ANY and wanted.get("all") is not True:
+            raise Refused(400, 'say which: {"webhook": "…"}, {"reason": "…"}, {"ids": […]}, or {"all": true}')
+        return await self._letters.settle_all(only, replay=replay)
 
     def pause(self, call: Call) -> Reply:
         """Pause a webhook."""
@@ -135,20 +150,35 @@ def _ids(wanted: dict[str, Any]) -> list[int]:
     return ids
 
 
-def _filter(wanted: dict[str, Any]) -> tuple[str | None, str | None]:
-    """
-    Read a filter of dead letters from a body.
+def _asked(call: Call) -> dict[str, str]:
+    """Get the filter that a query has."""
+    return {key: value for key in _FILTER if (value := call.query(key)) is not None}
 
-    :returns: the webhook and the reason, ``None`` for any.
-    :raises Refused: when the filter is empty: "all" has to be asked for.
+
+def _filter(wanted: Mapping[str, Any]) -> Filter:
     """
-    for key in wanted:
-        if key not in _FILTER:
-            raise Refused(400, f"{key!r} is unknown: give {', '.join(_FILTER[:-1])} {_FILTER[-1]} or ids")
-    webhook, reason = (wanted.get(key) for key in _FILTER[:2])
-    for key, value in (("webhook", webhook), ("reason", reason)):
-        if not isinstance(value, (str, type(None))):
+    Read a filter of dead letters.
+
+    :raises Refused: when a part of it is not what it should be.
+    """
+    values: dict[str, Any] = {}
+    for key in _FILTER:
+        value = wanted.get(key)
+        if value is None or value == "":
+            continue
+        if key in _NUMBERS and type(value) in (int, float):
+            value = f"{value:.3f}" if key != "status" else str(value)
+        if not isinstance(value, str):
             raise Refused(400, f"{key} is not text")
-    if not webhook and not reason and wanted.get("all") is not True:
-        raise Refused(400, 'say which: {"webhook": "…"}, {"reason": "…"}, {"ids": […]}, or {"all": true}')
-    return webhook or None, reason or None
+        try:
+            values[key] = _NUMBERS[key](value) if key in _NUMBERS else value
+        except ValueError as error:
+            raise Refused(400, f"{key}: {error}") from None
+    return Filter(**values)
+
+
+_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "status": status_range,
+    "since": lambda text: moment(text, time()),
+    "until": lambda text: moment(text, time()),
+}

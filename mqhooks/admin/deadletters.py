@@ -15,6 +15,7 @@ from mqhooks.admin.plain import HIDDEN
 from mqhooks.admin.replies import Refused
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxError
+from mqhooks.outbox.deadletters import Filter
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.webhook.request import RequestMaker
@@ -41,38 +42,37 @@ class DeadLetters:
         self._bridge = bridge
         self._clock = clock
 
-    async def page(self, webhook: str | None, reason: str | None, after: int, limit: int) -> dict[str, Any]:
+    async def page(self, only: Filter, after: int, limit: int) -> dict[str, Any]:
         """
         List dead letters, oldest first. However few fit among however many, no reactor turn takes long.
 
-        :param webhook: only those of this webhook.
-        :param reason: only those whose reason contains this.
+        :param only: those that fit.
         :param after: only those with a higher number.
         :param limit: how many, at most.
         """
         store = self._bridge.store
-        found: list[DeadLetter] = []
+        found: list[dict[str, Any]] = []
         size = 0
         upto = None
         while store is not None and len(found) < limit and size < PAGE_BYTES:
             upto = store.stretch_of_dead(after)
             wanted = min(CHUNK, limit - len(found))
-            chunk = store.dead_letters(webhook, after=after, upto=upto, limit=wanted, reason=reason)
-            found += chunk
+            chunk = store.dead_letters(after=after, upto=upto, limit=wanted, only=only)
+            found += map(_line, chunk)
             size += sum(len(letter.delivery.body) for letter in chunk)
             if upto is None:
                 break
-            after = chunk[-1].number if len(chunk) == wanted else upto
+            after = chunk[-1].number if chunk else upto
             await deferLater(self._clock, 0)
-        total = 0 if store is None else await self._count(store, webhook, reason)
-        return {"letters": [_line(letter) for letter in found], "total": total, "next": None if upto is None else after}
+        total = 0 if store is None else await self._count(store, only)
+        return {"letters": found, "total": total, "next": None if upto is None else after}
 
-    async def _count(self, store: SqliteStore, webhook: str | None, reason: str | None) -> int:
-        if reason is None:
-            return store.count_dead(webhook)
+    async def _count(self, store: SqliteStore, only: Filter) -> int:
+        if not only.narrow:
+            return store.count_dead(only=only)
         after = count = 0
         while (upto := store.stretch_of_dead(after)) is not None:
-            count += store.count_dead(webhook, reason, after=after, upto=upto)
+            count += store.count_dead(after=after, upto=upto, only=only)
             after = upto
             await deferLater(self._clock, 0)
         return count
@@ -114,12 +114,11 @@ class DeadLetters:
             raise _missing(number)
         return 1
 
-    async def settle_all(self, webhook: str | None, reason: str | None, *, replay: bool) -> int:
+    async def settle_all(self, only: Filter, *, replay: bool) -> int:
         """
-        Replay or purge all that match now, :data:`CHUNK` in each reactor turn. Damaged ones are not replayed.
+        Replay or purge all that match now, at most :data:`CHUNK` in each reactor turn. Damaged ones are not replayed.
 
-        :param webhook: only those of this webhook.
-        :param reason: only those whose reason contains this.
+        :param only: those that fit.
         :returns: how many.
         :raises Refused: when the outbox cannot be written.
         """
@@ -135,8 +134,8 @@ class DeadLetters:
             upto = store.stretch_of_dead(after)
             if upto is None:
                 break
-            chunk = store.dead_letters(webhook, after=after, upto=upto, limit=CHUNK, reason=reason)
-            after = chunk[-1].number if len(chunk) == CHUNK else upto
+            chunk = store.dead_letters(after=after, upto=upto, limit=CHUNK, only=only)
+            after = chunk[-1].number if chunk else upto
             numbers = [letter.number for letter in chunk if letter.number <= last and not (replay and letter.damage)]
             if numbers:
                 count += _settle(store, numbers, replay=replay)

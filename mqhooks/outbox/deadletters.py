@@ -8,21 +8,26 @@ Reading dead letters, also from outside the process that owns the outbox.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mqhooks.delivery import DeadLetter, Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import schema
-from mqhooks.outbox.stored import decode_delivery
+from mqhooks.outbox.stored import CLIENT_BYTES, decode_delivery, is_client
 
 Action = Literal["replay", "purge"]
 
 STRETCH = 5000
 """How many dead letters one call looks through, at half a microsecond each."""
+
+CHUNK_BYTES = 4 << 20
+"""About how many bytes of bodies are read at a time, unless a single one is longer."""
 
 REQUESTS = 1000
 """How many requests are written in one transaction, so that the outbox's owner never waits long for its turn."""
@@ -30,60 +35,137 @@ REQUESTS = 1000
 _LAST = (1 << 63) - 1
 _COLUMNS = "id, version, checksum, delivery, webhook, url, reason, status, answer, died, damage"
 _TYPES = (str, str, str, int, bytes, int, str)
-_REASON = _COLUMNS.split(", ").index("reason")
+_ASKED = [_COLUMNS.split(", ").index(column) for column in ("delivery", "reason", "status", "died")]
+_FITS = (
+    "id > :after AND id <= :upto AND (:webhook IS NULL OR webhook = :webhook) "
+    "AND (:least IS NULL OR status BETWEEN :least AND :most) "
+    "AND (:since IS NULL OR died >= :since) AND (:until IS NULL OR died < :until) "
+    "AND (:reason IS NULL OR instr(reason, :reason)) "
+    # No more of a long one is read than holds the client.
+    f"AND (:client IS NULL OR is_client(substr(delivery, 1, {CLIENT_BYTES}), :client))"
+)
 
 
-def list_dead(
-    reader: sqlite3.Connection,
-    webhook: str | None,
-    after: int,
-    limit: int,
-    reason: str | None = None,
-    upto: int | None = None,
-) -> list[DeadLetter]:
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """
+    Which dead letters are meant; ``None`` for any.
+
+    :param webhook: those of this webhook.
+    :param reason: those with this in their reason.
+    :param client: those of this client id, or of this mountpoint, a slash, and this client id.
+    :param status: those whose last answer had a status from the first to the second of these; 0 stands for no answer.
+    :param since: those given up then or later, in milliseconds since 1970.
+    :param until: those given up before then.
+    """
+
+    webhook: str | None = None
+    reason: str | None = None
+    client: str | None = None
+    status: tuple[int, int] | None = None
+    since: int | None = None
+    until: int | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it names more than a webhook."""
+        return self != Filter(self.webhook)
+
+    def fits(self, row: Sequence[Any]) -> bool:
+        """Say whether a row fits, its webhook aside; for where SQL cannot be asked."""
+        data, reason, status, died = (row[index] for index in _ASKED)
+        numbers = [value if isinstance(value, int) else 0 for value in (status, died)]
+        return (
+            (self.reason is None or self.reason in str(reason))
+            and (self.client is None or is_client(data, self.client))
+            and (self.status is None or self.status[0] <= numbers[0] <= self.status[1])
+            and (self.since is None or self.since <= numbers[1])
+            and (self.until is None or numbers[1] < self.until)
+        )
+
+    def values(self, after: int, upto: int | None) -> dict[str, Any]:
+        """Get the values that the SQL takes, for letters with numbers above ``after`` and up to ``upto``."""
+        least, most = (None, None) if self.status is None else self.status
+        asked = {
+            "webhook": self.webhook,
+            "reason": self.reason,
+            "client": self.client,
+            "since": self.since,
+            "until": self.until,
+        }
+        return asked | {"least": least, "most": most, "after": after, "upto": _LAST if upto is None else upto}
+
+
+ANY = Filter()
+"""All dead letters."""
+
+
+def status_range(text: str) -> tuple[int, int]:
+    """
+    Read a status as a person gives it: ``503``, ``5xx``, or 0 for no answer.
+
+    :raises ValueError: when it is none of them.
+    """
+    if re.fullmatch("[1-9]xx", text, re.ASCII | re.IGNORECASE):
+        return int(text[0]) * 100, int(text[0]) * 100 + 99
+    if not re.fullmatch("0|[1-9][0-9][0-9]", text, re.ASCII):
+        raise ValueError(f"{text[:80]!r} is not a status like 503 or 5xx, or 0 for no answer")
+    return int(text), int(text)
+
+
+def list_dead(reader: sqlite3.Connection, only: Filter, after: int, limit: int, upto: int | None = None) -> list[DeadLetter]:
     """
     Read dead letters, oldest first, as :meth:`mqhooks.outbox.sqlite.SqliteStore.dead_letters` does.
 
     :raises mqhooks.errors.OutboxError: when not even their numbers can be read.
     """
-    question = (
-        f"SELECT {_COLUMNS} FROM dead "
-        "WHERE id > ?1 AND id <= ?5 AND (?2 IS NULL OR webhook = ?2) AND (?4 IS NULL OR instr(reason, ?4)) ORDER BY id LIMIT ?3"
-    )
-    last = _LAST if upto is None else upto
+    question = f"SELECT {_COLUMNS} FROM dead WHERE {_FITS} ORDER BY id LIMIT :limit"
     with _ours():
         try:
-            rows = reader.execute(question, (after, webhook, limit, reason, last)).fetchall()
+            return _some(reader.execute(question, only.values(after, upto) | {"limit": limit}), limit)
         except sqlite3.DatabaseError as error:
             if schema.passing(error):
                 raise
-            rows = list(islice(_one_by_one(reader, webhook, after, reason, last), limit))
-    return [_letter(*row) for row in rows]
+            return _some(_one_by_one(reader, only, after, upto), limit)
 
 
-def count_dead(reader: sqlite3.Connection, webhook: str | None, reason: str, after: int = 0, upto: int | None = None) -> int:
+def _some(rows: Iterable[Sequence[Any]], limit: int) -> list[DeadLetter]:
+    """Read rows until there are enough of them, or of their bytes."""
+    letters: list[DeadLetter] = []
+    size = 0
+    for row in islice(rows, limit):
+        letters.append(_letter(*row))
+        size += len(letters[-1].delivery.body)
+        if size >= CHUNK_BYTES:
+            break
+    return letters
+
+
+def count_dead(reader: sqlite3.Connection, only: Filter, after: int = 0, upto: int | None = None) -> int:
     """Count dead letters, as :meth:`mqhooks.outbox.sqlite.SqliteStore.count_dead` does."""
-    question = "SELECT count(*) FROM dead WHERE id > ?3 AND id <= ?4 AND (?1 IS NULL OR webhook = ?1) AND instr(reason, ?2)"
-    last = _LAST if upto is None else upto
     with _ours():
         try:
-            return int(reader.execute(question, (webhook, reason, after, last)).fetchone()[0])
+            return int(reader.execute(f"SELECT count(*) FROM dead WHERE {_FITS}", only.values(after, upto)).fetchone()[0])
         except sqlite3.DatabaseError as error:
             if schema.passing(error):
                 raise
-            return sum(1 for _ in _one_by_one(reader, webhook, after, reason, last))
+            return sum(1 for _ in _one_by_one(reader, only, after, upto))
 
 
 def stretch(reader: sqlite3.Connection, after: int) -> int | None:
     """Say how far one look goes, as :meth:`mqhooks.outbox.sqlite.SqliteStore.stretch_of_dead` does."""
-    question = "SELECT max(id) FROM (SELECT id FROM dead %s WHERE id > ? ORDER BY id LIMIT ?)"
+    return _highest(reader, "SELECT max(id) FROM (SELECT id FROM dead %s WHERE id > ? ORDER BY id LIMIT ?)", after, STRETCH)
+
+
+def _highest(reader: sqlite3.Connection, question: str, *values: int) -> int | None:
+    """Ask for a number, of the index if the table is damaged."""
     with _ours():
         try:
-            (found,) = reader.execute(question % "", (after, STRETCH)).fetchone()
+            (found,) = reader.execute(question % "", values).fetchone()
         except sqlite3.DatabaseError as error:
             if schema.passing(error):
                 raise
-            (found,) = reader.execute(question % "INDEXED BY dead_webhook", (after, STRETCH)).fetchone()
+            (found,) = reader.execute(question % "INDEXED BY dead_webhook", values).fetchone()
     return None if found is None else int(found)
 
 
@@ -95,15 +177,13 @@ def _ours() -> Iterator[None]:
         raise (OutboxUnavailable if schema.passing(error) else OutboxDamaged)(str(error)) from None
 
 
-def _one_by_one(
-    reader: sqlite3.Connection, webhook: str | None, after: int, reason: str | None, last: int
-) -> Iterator[Sequence[Any]]:
+def _one_by_one(reader: sqlite3.Connection, only: Filter, after: int, upto: int | None) -> Iterator[Sequence[Any]]:
     """Go through dead letters by their index, so that an unreadable one hides no other."""
     question = (
         "SELECT id, webhook FROM dead INDEXED BY dead_webhook "
-        "WHERE id > ?1 AND id <= ?3 AND (?2 IS NULL OR webhook = ?2) ORDER BY id"
+        "WHERE id > :after AND id <= :upto AND (:webhook IS NULL OR webhook = :webhook) ORDER BY id"
     )
-    for number, name in reader.execute(question, (after, webhook, last)).fetchall():
+    for number, name in reader.execute(question, only.values(after, upto)).fetchall():
         row: Sequence[Any] | None
         try:
             row = reader.execute(f"SELECT {_COLUMNS} FROM dead WHERE id = ?", (number,)).fetchone()
@@ -111,7 +191,7 @@ def _one_by_one(
             if schema.passing(error):
                 raise
             row = (number, 0, 0, b"", name, "", str(error), 0, b"", 0, "")
-        if row is not None and (reason is None or reason in str(row[_REASON])):
+        if row is not None and only.fits(row):
             yield row
 
 
@@ -127,6 +207,23 @@ def _letter(number: int, version: object, check: object, data: object, *values: 
     if damage:
         reason += f" (its row is damaged: {damage})"
     return DeadLetter(number, name, delivery, url, reason, status, answer, died, damage or bare)
+
+
+class Group(NamedTuple):
+    """
+    Dead letters that are alike.
+
+    :param letters: how many.
+    :param first: when the first of them was given up, in milliseconds since 1970; likewise ``last``.
+    """
+
+    letters: int
+    first: int
+    last: int
+    webhook: str
+    url: str
+    status: int
+    reason: str
 
 
 class Letters:
@@ -151,14 +248,36 @@ class Letters:
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """Go through all of them, oldest first."""
-        return self.of(None)
+        return self.of(ANY)
 
-    def of(self, webhook: str | None) -> Iterator[DeadLetter]:
-        """Go through those of one webhook, oldest first; of all for ``None``."""
+    def of(self, only: Filter) -> Iterator[DeadLetter]:
+        """Go through those that fit and are there now, oldest first."""
+        # One that is replayed and dies again meanwhile is another one.
+        last = _highest(self.reader, "SELECT max(id) FROM dead %s") or 0
         after = 0
-        while found := list_dead(self.reader, webhook, after, 100):
+        while found := list_dead(self.reader, only, after, 100, last):
             yield from found
             after = found[-1].number
+
+    def groups(self, only: Filter) -> Iterator[Group]:
+        """Count those that fit by webhook, URL, status and reason, the most frequent first."""
+        question = (
+            "SELECT count(*) AS number, min(died), max(died), webhook, url, status, reason FROM dead "
+            f"WHERE {_FITS} GROUP BY webhook, url, status, reason ORDER BY number DESC, min(id)"
+        )
+        with _ours():
+            try:
+                yield from (Group(*row) for row in self.reader.execute(question, only.values(0, None)))
+                return
+            except sqlite3.DatabaseError as error:
+                if schema.passing(error):
+                    raise
+        alike: dict[tuple[str, str, int, str], Group] = {}
+        for letter in self.of(only):
+            key = letter.webhook, letter.url, letter.status, letter.reason
+            known = alike.get(key, Group(0, letter.died, letter.died, *key))
+            alike[key] = Group(known.letters + 1, min(known.first, letter.died), max(known.last, letter.died), *key)
+        yield from sorted(alike.values(), key=lambda group: -group.letters)
 
     def webhooks(self) -> list[str]:
         """List the webhooks that the outbox knows."""
@@ -171,7 +290,7 @@ class Letters:
 
         :raises mqhooks.errors.OutboxError: when there is none with that number.
         """
-        found = list_dead(self.reader, None, number - 1, 1)
+        found = list_dead(self.reader, ANY, number - 1, 1)
         if not found or found[0].number != number:
             raise OutboxError(f"there is no dead letter {number}")
         return found[0]
@@ -182,12 +301,13 @@ class Letters:
 
         :returns: how many.
         """
-        rows = [(action, number) for number in numbers]
-        for start in range(0, len(rows), REQUESTS):
+        remaining, count = iter(numbers), 0
+        while rows := [(action, number) for number in islice(remaining, REQUESTS)]:
             with _ours(), self.reader:
                 self.reader.execute("BEGIN IMMEDIATE")
-                self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows[start : start + REQUESTS])
-        return len(rows)
+                self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
+            count += len(rows)
+        return count
 
     def close(self) -> None:
         """Close the file."""

@@ -1,18 +1,15 @@
 """
 Recovering what a damaged outbox holds, after it was set aside.
 
-- Whatever its checksums prove is handed to the outbox that has taken its place, through the table ``inbox``: the running
-  process takes it over within a second, or the next one does.
-- It is handed over piece by piece, each in one transaction with a note of the progress, so that the command may be interrupted
-  at any time and run again. The damaged file is only read, and renamed at the end.
+- Whatever its checksums prove is handed to the outbox that has taken its place (:mod:`mqhooks.outbox.handed`).
+- The command may be interrupted at any time and run again. The damaged file is only read, and renamed at the end.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from hashlib import blake2b
 from itertools import count
@@ -22,17 +19,9 @@ from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxError
 from mqhooks.outbox import aside, schema
 from mqhooks.outbox.file import KEY_BITS, WEBHOOKS
+from mqhooks.outbox.handed import Handed, hand_over, progress
 from mqhooks.outbox.pages import Cell, Pages, Value
 from mqhooks.outbox.stored import VERSION, checksum, decode_delivery, decode_row, encode, encode_handed
-
-PIECE = 4 << 20
-"""About how many bytes are handed over in one transaction."""
-
-PATIENCE = 30.0
-"""How many seconds a transaction waits for those of the process that owns the outbox."""
-
-_Handed = tuple[int, str, int, bytes, int]
-"""A row or a dead letter: its number, its webhook, whether it is a letter, its content, and how many deliveries it has."""
 
 
 def salvage(damaged: str, outbox: str) -> str:
@@ -54,7 +43,6 @@ def salvage(damaged: str, outbox: str) -> str:
     try:
         source = _fingerprint(damaged)
         with closing(_DamagedFile(damaged)) as reader, closing(schema.connect(outbox)) as target:
-            target.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
             found = _hand_over(reader, target, source)
         salvaged = aside.note_salvaged(damaged)
     except OSError as error:
@@ -76,40 +64,11 @@ def _fingerprint(path: str) -> str:
 
 
 def _hand_over(reader: _DamagedFile, target: sqlite3.Connection, source: str) -> str:
-    target.execute("INSERT OR IGNORE INTO salvage VALUES (?, 0, 0)", (source,))
-    batch, dead = target.execute("SELECT batch, dead FROM salvage WHERE source = ?", (source,)).fetchone()
+    batch, dead = progress(target, source)
     taken = {row[0] for row in target.execute("SELECT name FROM webhook")}
-    counts: Counter[str] = Counter()
-    for column, handed in (("batch", reader.rows(batch, taken)), ("dead", reader.letters(dead))):
-        for piece in _pieces(handed):
-            target.execute("BEGIN IMMEDIATE")
-            try:
-                for _, webhook, letter, content, number in piece:
-                    values = (webhook, VERSION, letter, checksum(0, VERSION, content), content)
-                    target.execute(
-                        "INSERT INTO inbox (webhook, version, letter, checksum, content) VALUES (?, ?, ?, ?, ?)", values
-                    )
-                    counts[column] += number
-                target.execute(f"UPDATE salvage SET {column} = ? WHERE source = ?", (piece[-1][0], source))
-                target.execute("COMMIT")
-            except BaseException:
-                if target.in_transaction:
-                    target.execute("ROLLBACK")
-                raise
-    return f"{counts['batch']} deliveries and {counts['dead']} dead letters were handed over"
-
-
-def _pieces(handed: Iterable[_Handed]) -> Iterator[list[_Handed]]:
-    piece: list[_Handed] = []
-    size = 0
-    for each in handed:
-        piece.append(each)
-        size += len(each[3])
-        if size >= PIECE:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+    deliveries = hand_over(target, source, "batch", reader.rows(batch, taken))
+    letters = hand_over(target, source, "dead", reader.letters(dead))
+    return f"{deliveries} deliveries and {letters} dead letters were handed over"
 
 
 class _DamagedFile:
@@ -158,7 +117,7 @@ class _DamagedFile:
                     names[entry[1]] = name
         return names
 
-    def rows(self, after: int, taken: set[str]) -> Iterator[_Handed]:
+    def rows(self, after: int, taken: set[str]) -> Iterator[Handed]:
         """
         Go through what is pending.
 
@@ -175,7 +134,7 @@ class _DamagedFile:
                 if key not in names:
                     invented = (f"webhook-{key}{'-lost' * number}" for number in count())
                     names[key] = next(name for name in invented if name not in taken and name not in names.values())
-                yield id_, names[key], 0, encode(pending), len(pending)
+                yield Handed(id_, names[key], 0, encode(pending), len(pending))
 
     def _deliveries(self, id_: int) -> list[object]:
         for cell in self._batches[id_]:
@@ -193,13 +152,13 @@ class _DamagedFile:
                 return int.from_bytes(row[2], "little")
         return 0
 
-    def letters(self, after: int) -> Iterator[_Handed]:
+    def letters(self, after: int) -> Iterator[Handed]:
         """Go through dead letters with higher numbers."""
         for id_ in sorted(id_ for id_ in self._dead if id_ > after):
             for cell in self._dead[id_]:
                 letter = _letter(self._pages.row(cell))
                 if letter is not None:
-                    yield id_, letter.webhook, 1, encode_handed(letter), 1
+                    yield Handed(id_, letter.webhook, 1, encode_handed(letter), 1)
                     break
 
 

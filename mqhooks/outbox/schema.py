@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
+from mqhooks.outbox.stored import is_client
 
 APPLICATION_ID = 0x6D716877
 """SQLite's application id in the file's header: ``mqhw``."""
@@ -104,6 +105,7 @@ def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         # Debian's SQLite overwrites what is deleted with zeros by default, which doubles the cost of settling.
         connection.execute("PRAGMA secure_delete = OFF")
+        connection.create_function("is_client", 2, is_client, deterministic=True)
         connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
     except BaseException:
         # A connection closed only later could take another file's write-ahead log for its own.

@@ -26,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import aside, schema
-from mqhooks.outbox.deadletters import count_dead, list_dead, stretch
+from mqhooks.outbox.deadletters import Filter, count_dead, list_dead, stretch
 from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import OutboxFile
 from mqhooks.outbox.lock import Lock
@@ -265,16 +265,18 @@ class SqliteStore(Service):
         upto: int | None = None,
         limit: int = 100,
         reason: str | None = None,
+        only: Filter | None = None,
     ) -> list[DeadLetter]:
         """
-        List dead letters, oldest first.
+        List dead letters, oldest first. A list of long ones is shorter than asked for: go on after its last one.
 
         :param webhook: of one webhook only.
         :param after: those with a higher number.
         :param upto: and with this number at most.
         :param reason: those with this in their reason.
+        :param only: those that fit, in place of ``webhook`` and ``reason``.
         """
-        return list_dead(self._opened.reader, webhook, after, limit, reason, upto)
+        return list_dead(self._opened.reader, only or Filter(webhook, reason), after, limit, upto)
 
     def stretch_of_dead(self, after: int) -> int | None:
         """
@@ -285,18 +287,26 @@ class SqliteStore(Service):
         return stretch(self._opened.reader, after)
 
     def count_dead(
-        self, webhook: str | None = None, reason: str | None = None, *, after: int = 0, upto: int | None = None
+        self,
+        webhook: str | None = None,
+        reason: str | None = None,
+        *,
+        after: int = 0,
+        upto: int | None = None,
+        only: Filter | None = None,
     ) -> int:
         """
         Count dead letters.
 
         :param webhook: of one webhook only.
         :param reason: those with this in their reason.
-        :param after: those with a higher number, and ``upto`` at most; only with a reason.
+        :param after: those with a higher number, and ``upto`` at most; not for all of a webhook.
+        :param only: those that fit, in place of ``webhook`` and ``reason``.
         """
-        if reason is None:
-            return sum(outbox.letters for name, outbox in self._outboxes.items() if webhook in (None, name))
-        return count_dead(self._opened.reader, webhook, reason, after, upto)
+        only = only or Filter(webhook, reason)
+        if not only.narrow:
+            return sum(outbox.letters for name, outbox in self._outboxes.items() if only.webhook in (None, name))
+        return count_dead(self._opened.reader, only, after, upto)
 
     def last_dead(self) -> int:
         """Get the highest number of a dead letter; 0 when there is none."""

@@ -23,6 +23,9 @@ LONGEST = 990_000_000
 LONGEST_CLIENT = 1 << 16
 """How many characters of a client id a dead letter without its body keeps; in MQTT it has no more bytes."""
 
+CLIENT_BYTES = 1 << 20
+"""Within how many bytes at the beginning of a delivery its id and its client are."""
+
 UNENCODABLE = (OverflowError, ValueError, TypeError)
 """What :func:`encode` raises for a delivery that cannot be encoded."""
 
@@ -67,6 +70,38 @@ def decode_delivery(webhook: str, version: object, check: object, data: object) 
         return _decode_one(data)
     except _UNDECODABLE as error:
         raise ValueError(str(error)) from None
+
+
+def client_of(data: bytes) -> str | None:
+    """
+    Read the client of a delivery from the first :data:`CLIENT_BYTES` of it.
+
+    :returns: ``None`` when it is damaged.
+    """
+    # An array: its header, the id and the client, each text with its length before it.
+    place = 1 if data[:1] < b"\xdc" else 3
+    found = b""
+    for _ in range(2):
+        head = data[place : place + 1]
+        digits = {b"\xd9": 1, b"\xda": 2, b"\xdb": 4}.get(head)
+        if digits is None:
+            if not b"\xa0" <= head < b"\xc0":
+                return None
+            length = head[0] & 31
+        else:
+            length = int.from_bytes(data[place + 1 : place + 1 + digits], "big")
+        place += 1 + (digits or 0)
+        found = data[place : place + length]
+        if len(found) < length:
+            return None
+        place += length
+    return found.decode(errors="replace")
+
+
+def is_client(data: object, wanted: str) -> bool:
+    """Say whether a delivery is of a client: its id, or its mountpoint, a slash, and its id."""
+    client = client_of(data) if isinstance(data, bytes) else None
+    return client is not None and wanted in (client.rpartition("\0")[2], client.replace("\0", "/"))
 
 
 def encode_letter(letter: DeadLetter) -> bytes:

@@ -18,17 +18,19 @@ export class Letters {
     this.groups = new Map();
     this.more = byId("letters-more");
     this.webhook = byId("letters-webhook");
-    this.reason = byId("letters-reason");
+    this.texts = Object.fromEntries(["reason", "client", "status", "since", "until"].map((name) => [name, byId(`letters-${name}`)]));
     this.all = { replay: byId("letters-replay"), purge: byId("letters-purge") };
     this.more.addEventListener("click", () => {
       this.lines += 5 * LINES;
       if (!this.arrange() && this.next !== null) this.refresh(false);
     });
     this.webhook.addEventListener("change", () => this.refresh());
-    this.reason.addEventListener("input", () => {
+    this.texts.reason.addEventListener("input", () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.refresh(), 250);
     });
+    // Half of a time or of a status is a mistake.
+    for (const name of ["client", "status", "since", "until"]) this.texts[name].addEventListener("change", () => this.refresh());
     byId("letters-filter").addEventListener("submit", (event) => {
       event.preventDefault();
       this.refresh();
@@ -62,7 +64,7 @@ export class Letters {
   filter() {
     const filter = {};
     if (this.webhook.value) filter.webhook = this.webhook.value;
-    if (this.reason.value.trim()) filter.reason = this.reason.value.trim();
+    for (const [name, input] of Object.entries(this.texts)) if (input.value.trim()) filter[name] = input.value.trim();
     return filter;
   }
 

@@ -1,0 +1,260 @@
+"""
+Dead letters as JSON lines: out of an outbox, and, mended with ``jq`` or the like, into one again.
+
+- A line holds everything, the body in base64, so that no byte of it is lost. Times are text, since ``jq`` rounds whole numbers
+  of more than 53 bits.
+- All lines are checked before the first is handed over: with a mistake in one, nothing is imported. Meanwhile they wait in a
+  temporary file beside the outbox, so that memory does not grow with their number, and a pipe may be imported too.
+- What was imported is noted by a hash of the lines, in the same transactions: the same lines are imported once, and an import
+  that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from hashlib import blake2b
+from os.path import dirname, realpath
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import msgspec
+
+from mqhooks.delivery import DeadLetter, Delivery, Variation
+from mqhooks.errors import OutboxError
+from mqhooks.outbox import schema
+from mqhooks.outbox.handed import Handed, hand_over, progress
+from mqhooks.outbox.ledger import ROW, ROW_BYTES
+from mqhooks.outbox.stored import LONGEST, encode, encode_handed
+from mqhooks.support.times import read, written
+
+LINE = 256 << 20
+"""How many bytes a line may have."""
+
+MISTAKES = 100
+"""How many mistakes are told."""
+
+_TEXT = 65_535
+"""How many bytes of UTF-8 MQTT allows in a text."""
+
+_ID = re.compile(r"[!-~]{1,256}")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PATH = re.compile(r"/[!-~]*")
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+
+
+class _Variation(msgspec.Struct, forbid_unknown_fields=True):
+    method: str | None = None
+    path: str | None = None
+    headers: list[tuple[str, str]] = []
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    webhook: str
+    id: str
+    client: str
+    body: bytes
+    mountpoint: str = ""
+    timestamp: str | None = None
+    accepted: str | None = None
+    died: str | None = None
+    attempts: int = 0
+    url: str = ""
+    reason: str = ""
+    status: int = 0
+    answer: bytes = b""
+    variation: _Variation | None = None
+    number: int = 0
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+class ImportMistakes(OutboxError):
+    """
+    Lines that cannot be imported.
+
+    :param mistakes: one line for each.
+    """
+
+    def __init__(self, mistakes: Iterable[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__(self.mistakes[0])
+
+
+def described(letter: DeadLetter) -> dict[str, Any]:
+    """Describe a dead letter in plain values, all but its body."""
+    delivery = letter.delivery
+    mountpoint, _, client = delivery.client.rpartition("\0")
+    return {
+        "number": letter.number,
+        "webhook": letter.webhook,
+        "id": delivery.id,
+        "client": client,
+        "mountpoint": mountpoint,
+        "timestamp": written(delivery.timestamp, 9),
+        "accepted": written(delivery.accepted * 10**6, 3),
+        "died": written(letter.died * 10**6, 3),
+        "attempts": delivery.attempts,
+        "url": letter.url,
+        "reason": letter.reason,
+        "status": letter.status,
+        "answer": letter.answer,
+        "variation": None if delivery.variation is None else msgspec.structs.asdict(delivery.variation),
+    }
+
+
+def exported(letter: DeadLetter) -> bytes:
+    """Write a dead letter that is not damaged as a line, without the line's end."""
+    return _encode(described(letter) | {"body": letter.delivery.body})
+
+
+def import_lines(file: IO[bytes], name: str, outbox: str, now: int, *, dead: bool) -> int:
+    """
+    Hand over what lines say to the process that owns an outbox: deliveries as new as if they were replayed, or dead letters.
+
+    :param file: JSON lines, as :func:`exported` writes them; empty ones are passed over.
+    :param name: the file's, for mistakes.
+    :param outbox: the outbox's path; a process may be using it.
+    :param now: milliseconds since 1970.
+    :param dead: whether they become dead letters.
+    :returns: how many were handed over: 0 when the same lines were imported before.
+    :raises mqhooks.outbox.exchange.ImportMistakes: when lines are wrong; then none is imported.
+    :raises mqhooks.errors.OutboxError: when the outbox cannot be used.
+    """
+    outbox = realpath(outbox)
+    schema.check(outbox)
+    try:
+        with closing(schema.connect(outbox)) as target, TemporaryFile(dir=dirname(outbox)) as checked:
+            known = {str(row[0]) for row in target.execute("SELECT name FROM webhook")}
+            source = _check(file, name, checked, known, now, dead=dead)
+            checked.seek(0)
+            batch, letters = progress(target, source)
+            if dead:
+                return hand_over(target, source, "dead", (each for each in _read(checked) if each.number > letters))
+            return hand_over(target, source, "batch", _rows(each for each in _read(checked) if each.number > batch))
+    except sqlite3.Error as error:
+        raise OutboxError(f"{outbox}: cannot be written ({error}); import again: it goes on where it stopped") from None
+    except OSError as error:
+        raise OutboxError(f"{name}: cannot be read, or kept beside {outbox} for the import ({error.strerror})") from None
+
+
+def _check(file: IO[bytes], name: str, checked: IO[bytes], known: set[str], now: int, *, dead: bool) -> str:
+    """
+    Check all lines, and write what they say.
+
+    :returns: a hash of them.
+    """
+    digest = blake2b(b"dead" if dead else b"pending", digest_size=16)
+    mistakes: list[str] = []
+    number = count = 0
+    while line := file.readline(LINE + 1):
+        number += 1
+        if not line.strip():
+            continue
+        digest.update(line.rstrip(b"\r\n") + b"\n")
+        letter, problems = _letter(line, known, now)
+        if problems:
+            count += len(problems)
+            mistakes += [f"{name}:{number}: {problem}" for problem in problems[: MISTAKES - len(mistakes)]]
+        elif letter is not None and not count:
+            webhook, content = letter.webhook.encode(), encode_handed(letter) if dead else encode(letter.delivery)
+            checked.write(
+                b"%b%b%b" % (number.to_bytes(8, "big"), len(webhook).to_bytes(4, "big"), len(content).to_bytes(8, "big"))
+            )
+            checked.write(webhook)
+            checked.write(content)
+        if len(line) > LINE:
+            # Where it ends is not looked for.
+            break
+    if count:
+        more = f"{count - len(mistakes)} more mistakes; " if count > len(mistakes) else ""
+        raise ImportMistakes([*mistakes, f"{name}: {more}nothing was imported"])
+    return f"import-{digest.hexdigest()}"
+
+
+def _letter(line: bytes, known: set[str], now: int) -> tuple[DeadLetter | None, list[str]]:
+    """Read a line; what is wrong with it otherwise."""
+    if len(line) > LINE:
+        return None, [f"is longer than {LINE >> 20} MiB, and nothing behind it was looked at"]
+    try:
+        value = _decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return None, [f"{error or 'is nested too deeply'}"]
+    problems = list(_problems(value, known))
+    times = []
+    for key in ("timestamp", "accepted", "died"):
+        text = getattr(value, key)
+        try:
+            times.append(now * 10**6 if text is None else read(text))
+            if times[-1] >= 1 << 63:
+                raise ValueError(f"{text!r} is after the year 2262")
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    if problems:
+        return None, problems
+    client = f"{value.mountpoint}\0{value.client}" if value.mountpoint else value.client
+    variation = None
+    if value.variation is not None:
+        variation = Variation(value.variation.method, value.variation.path, tuple(value.variation.headers))
+    # As new as one that is replayed: its age counts from now.
+    delivery = Delivery(value.id, client, times[0], value.body, now, variation=variation)
+    died = times[2] // 10**6
+    return DeadLetter(0, value.webhook, delivery, value.url, value.reason, value.status, value.answer[:1024], died), []
+
+
+def _problems(value: _Line, known: set[str]) -> Iterator[str]:
+    if value.webhook not in known:
+        names = ", ".join(sorted(known)) or "none"
+        yield f"webhook: the outbox knows no webhook {value.webhook[:80]!r}; it knows {names[:500]}"
+    if not _ID.fullmatch(value.id):
+        yield f"id: {value.id[:80]!r} is not 1 to 256 visible characters of ASCII, which a header can have"
+    for key in ("client", "mountpoint"):
+        text = getattr(value, key)
+        if "\0" in text or len(text.encode()) > _TEXT:
+            yield f"{key}: has a NUL character, or more than {_TEXT} bytes"
+    if len(value.body) > LONGEST:
+        yield f"body: has more than {LONGEST} bytes"
+    if not (value.status == 0 or 100 <= value.status <= 999):
+        yield f"status: {value.status} is neither a status nor 0"
+    if not 0 <= value.attempts < 1 << 31:
+        yield f"attempts: {value.attempts} is no number of attempts"
+    variation = value.variation
+    if variation is not None:
+        if variation.method is not None and not _TOKEN.fullmatch(variation.method):
+            yield f"variation.method: {variation.method[:80]!r} is not a method like POST"
+        if variation.path is not None and not _PATH.fullmatch(variation.path):
+            yield f"variation.path: {variation.path[:80]!r} is not a path like /hook?a=b, percent-encoded"
+        for header, text in variation.headers:
+            if not (_TOKEN.fullmatch(header) and _VALUE.fullmatch(text)):
+                yield f"variation.headers: {header[:80]!r} is not a header's name, or its value has control characters"
+
+
+def _read(checked: IO[bytes]) -> Iterator[Handed]:
+    while head := checked.read(20):
+        webhook = checked.read(int.from_bytes(head[8:12], "big")).decode()
+        content = checked.read(int.from_bytes(head[12:], "big"))
+        yield Handed(int.from_bytes(head[:8], "big"), webhook, 1, content, 1)
+
+
+def _rows(deliveries: Iterable[Handed]) -> Iterator[Handed]:
+    """Put encoded deliveries that follow each other, of one webhook, into rows."""
+    row: list[Handed] = []
+    size = 0
+    for each in deliveries:
+        if row and (each.webhook != row[0].webhook or len(row) >= ROW or size + len(each.content) > ROW_BYTES):
+            yield _row(row)
+            row, size = [], 0
+        row.append(each)
+        size += len(each.content)
+    if row:
+        yield _row(row)
+
+
+def _row(deliveries: list[Handed]) -> Handed:
+    # MessagePack's head of an array, and what is in it.
+    content = b"\xdc" + len(deliveries).to_bytes(2, "big") + b"".join([each.content for each in deliveries])
+    return Handed(deliveries[-1].number, deliveries[0].webhook, 0, content, len(deliveries))

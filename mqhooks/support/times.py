@@ -1,0 +1,71 @@
+"""
+Times in words: RFC 3339, and durations that mean "ago".
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+_DATE = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:\.(\d{1,18}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_AGO = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(ms|s|min|m|h|d|w)", re.ASCII)
+_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_LAST = 253_402_300_799
+"""The last second of the year 9999."""
+
+
+def written(nanoseconds: int, digits: int = 0) -> str:
+    """
+    Write a time as RFC 3339 has it, in UTC.
+
+    :param nanoseconds: since 1970; what lies outside the years 1970 to 9999 is written as the nearest time within them.
+    :param digits: how many there are behind the seconds, 0 to 9.
+    """
+    seconds, rest = divmod(min(max(nanoseconds, 0), _LAST * 10**9), 10**9)
+    text = f"{_BEGIN + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
+    return f"{text}.{rest:09d}"[: len(text) + 1 + digits] + "Z" if digits else f"{text}Z"
+
+
+def read(text: str) -> int:
+    """
+    Read a time as RFC 3339 has it.
+
+    :returns: nanoseconds since 1970; further digits are cut off.
+    :raises ValueError: when it is none, or lies before 1970.
+    """
+    match = _DATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:80]!r} is not a time like 2026-01-31T12:00:00Z")
+    date, minute, second, fraction, zone = match.groups()
+    try:
+        # A leap second is the one behind it.
+        at = datetime.fromisoformat(f"{date}T{minute}:00{'+00:00' if zone in 'Zz' else zone}")
+    except ValueError:
+        raise ValueError(f"{text[:80]!r} is no time: there is no such day, hour, minute or zone") from None
+    if int(second) > 60:
+        raise ValueError(f"{text[:80]!r} is no time: a minute has 60 seconds")
+    whole = (at - _BEGIN) // timedelta(seconds=1) + int(second)
+    if whole < 0:
+        raise ValueError(f"{text[:80]!r} is before 1970")
+    return whole * 10**9 + int((fraction or "").ljust(9, "0")[:9])
+
+
+def moment(text: str, now: float) -> int:
+    """
+    Read a time that a person gives: RFC 3339, seconds since 1970, or a duration like ``2h``, which means so long ago.
+
+    :param now: seconds since 1970.
+    :returns: milliseconds since 1970, 0 at least.
+    :raises ValueError: when it is none of them; the message says what is taken.
+    """
+    if _NUMBER.fullmatch(text):
+        return int(float(text) * 1000)
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return max(int((now - float(ago[1]) * _UNITS[ago[2]]) * 1000), 0)
+    try:
+        return read(text) // 10**6
+    except ValueError as error:
+        raise ValueError(f"{error}, nor a duration like 90s, 2h or 3d" if "like" in str(error) else str(error)) from None
