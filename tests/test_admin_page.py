@@ -423,7 +423,7 @@ class Pressing(Page):
     async def test_filters_by_client_status_and_time(self):
         await self.start()
         await self.bury(3)
-        for name, text, number in (("client", "c1", 1), ("status", "5xx", 0), ("since", "1h", 3), ("until", "1h", 0)):
+        for name, text, number in (("client", "client-1", 1), ("status", "5xx", 0), ("since", "1h", 3), ("until", "1h", 0)):
             await self.browser.type(f"#letters-{name}", text)
             await self.browser.run("document.getElementById('letters-filter').requestSubmit()")
             await self.letters(number)

@@ -1,7 +1,7 @@
 """
-The ``mqhooks`` command: looks after an outbox, even while the bridge that owns it runs.
+The ``mqhooks`` command: looks after an outbox, even while the bridge that owns it runs, and tries an endpoint.
 
-It needs only the outbox's path from the configuration, none of its secrets.
+For an outbox it needs only its path from the configuration, none of its secrets.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("mqhooks", description="Look after mqhooks' outbox. The relay itself is twistd mqhooks.")
+    parser = ArgumentParser(
+        "mqhooks", description="Look after mqhooks' outbox, and try endpoints. The relay itself is twistd mqhooks."
+    )
     parser.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     dead = commands.add_parser("dead", help="dead letters: deliveries that were given up")
@@ -62,6 +64,12 @@ def _parser() -> ArgumentParser:
     _add_outbox(action)
     action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{ASIDE}20260131T120000")
     action.set_defaults(command=_salvage)
+    description = "send one made-up delivery to a webhook's endpoint, and show what comes back"
+    action = commands.add_parser("send-test", help=description, description=f"{description.capitalize()}; 2xx is success.")
+    action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
+    action.add_argument("--webhook", metavar="NAME", help="the webhook, if there are several")
+    action.add_argument("--event", metavar="EVENT", help="what it is about, like on_message_publish")
+    action.set_defaults(command=_send_test)
     return parser
 
 
@@ -79,3 +87,10 @@ def _outbox(options: Namespace, default: str = DEFAULTS.outbox.path) -> str:
 def _salvage(options: Namespace) -> Iterator[str]:
     path = _outbox(options, options.file.rpartition(ASIDE)[0] or DEFAULTS.outbox.path)
     yield f"salvage: {salvage(options.file, path)}"
+
+
+def _send_test(options: Namespace) -> Iterator[str]:
+    # It takes the whole program, which the other commands need not wait for.
+    from mqhooks.app.sendtest import send_test
+
+    return send_test(options.config, options.webhook, options.event)
