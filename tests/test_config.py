@@ -171,6 +171,36 @@ class WholeFileTests(ConfigCase):
         }.items():
             self.assertEqual(self.mistake(f"mqhooks.outbox {{ {setting} }}"), "mqhooks.outbox." + mistake)
 
+    def test_notify(self):
+        self.assertEqual(self.load("").notify.url, "")
+        loaded = self.load('mqhooks.notify { url = "HTTPS://chat.example/hooks/S3cretToken" }')
+        self.assertEqual(loaded.notify.url, "https://chat.example/hooks/S3cretToken")
+        self.assertEqual(loaded.notify.on, ("down", "up", "held", "dead", "full", "forgotten"))
+        told = f'mqhooks.notify {{ url = "https://chat.example/hooks/S3cretToken", on = [Down, up], secret = "{SECRET}" }}'
+        loaded = self.load(told)
+        self.assertEqual((loaded.notify.on, loaded.notify.secret), (("down", "up"), (SECRET,)))
+        line = "notify  POST https://chat.example/hooks/… on down, up, signed with 1 secret"
+        self.assertIn(line, describe(loaded, [], []).splitlines())
+        self.assertNotIn("notify", describe(self.load(""), [], []))
+        self.assertEqual(self.load('mqhooks.notify { url = "http://h/", on = dead }').notify.on, ("dead",))
+        shown = str(plain(loaded))
+        for hidden in (SECRET, "S3cretToken"):
+            self.assertNotIn(hidden, shown)
+        for text, problem in (
+            ("{ }", "url: is missing: who is to be told?"),
+            ("{ on = [down] }", "url: is missing"),
+            ("{ url = nonsense }", "url: 'nonsense' is not a URL"),
+            ('{ url = "http://h/", on = [] }', "on: is empty: nobody would be told anything"),
+            (
+                '{ url = "http://h/", on = [dwn] }',
+                "on: 'dwn' is not one of down, up, held, dead, full, forgotten; did you mean 'down'?",
+            ),
+            ('{ url = "http://h/", on = { a = b } }', "on: "),
+            ('{ url = "http://h/", secret = short }', "secret: does not begin with whsec_"),
+        ):
+            self.assertTrue(self.mistake(f"mqhooks.notify {text}").startswith(f"mqhooks.notify.{problem}"), text)
+        self.assertIn("is not a block in braces", self.mistake("mqhooks.notify = yes"))
+
     def test_defaults_of_all_webhooks(self):
         one, other = self.load(
             f"""

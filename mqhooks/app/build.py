@@ -18,6 +18,7 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.admin.sinks import shown_description
 from mqhooks.app.group import WebhookGroup
+from mqhooks.app.notify import Notifier
 from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import SIDECAR_PORT as SIDECAR_PORT
 from mqhooks.app.settings import OutboxSettings, Settings
@@ -119,15 +120,17 @@ def build(
         requests.change(new.sources.webhooks)
         if calls is not None:
             calls.limit(max_frame=bounds.max_frame)
+        notifier.change(new.notify)
 
-    limit(settings)
     file = store if isinstance(store, SqliteStore) else None
     bridge = Bridge(settings, sources, webhooks.sinks, file, _named(sinks, descriptions))
+    notifier = Notifier(reactor, bridge, settings.notify)
+    limit(settings)
     admin = _admin(settings, reactor, bridge)
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
     summary = SummaryService(reactor, [source.counters for source in sources], lambda: bridge.webhooks)
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, summary, sink, admin, *sources) if child is not None]
+    children = [child for child in (reloader, file, summary, sink, notifier, admin, *sources) if child is not None]
     return BridgeService(children, bridge, reloader, admin)
 
 

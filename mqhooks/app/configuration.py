@@ -16,6 +16,8 @@ from mqhooks.app.settings import (
     DEFAULTS,
     OUTBOX_LETTERS,
     OUTBOX_SIZES,
+    Kind,
+    NotifySettings,
     OutboxKind,
     OutboxSettings,
     Settings,
@@ -23,9 +25,9 @@ from mqhooks.app.settings import (
     Sync,
 )
 from mqhooks.app.sourcesblock import sources
-from mqhooks.app.webhookblock import shared, webhooks
+from mqhooks.app.webhookblock import read_secrets, shared, webhooks
 from mqhooks.errors import ConfigError, together
-from mqhooks.nanomq.block import Block
+from mqhooks.nanomq.block import Block, suggest
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
@@ -93,6 +95,7 @@ def compose(root: Block) -> Settings:
         ),
         outbox=_outbox(ours.block("outbox")),
         admin=_admin(ours.block("admin")),
+        notify=_notify(ours, ours.block("notify")),
         shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms", plain=0.1),
     )
     for block in (sidecar, ours):
@@ -132,6 +135,35 @@ def _admin(block: Block) -> AdminSettings:
         block.fail(block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}"))
     block.close()
     return settings
+
+
+def _notify(ours: Block, block: Block) -> NotifySettings:
+    defaults = NotifySettings()
+    url = block.string("url", None)
+    if "notify" in ours and not url and not block.replaced:
+        block.fail(block.error("url", 'is missing: who is to be told? For example url = "https://chat.example/hooks/ops"'))
+    on = tuple(_kinds(block)) if "on" in block else defaults.on
+    block.entries("on")
+    secrets = read_secrets(block)
+    block.close()
+    try:
+        return NotifySettings(check_url(url) if url else "", on, secrets)
+    except ConfigError as error:
+        block.fail(block.error("url", error.message))
+        return defaults
+
+
+def _kinds(block: Block) -> Iterator[Kind]:
+    kinds = get_args(Kind)
+    entries = block.entries("on") or []
+    if not entries:
+        block.fail(block.error("on", f"is empty: nobody would be told anything; choose of {', '.join(kinds)}"))
+    for entry in entries:
+        name = str(entry).lower()
+        if name not in kinds:
+            block.fail(block.error("on", f"{str(entry)[:80]!r} is not one of {', '.join(kinds)}{suggest(name, kinds)}"))
+        else:
+            yield cast(Kind, name)
 
 
 def _hosts(block: Block) -> Iterator[str]:

@@ -49,6 +49,10 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield from _webhook(webhook)
     if settings.webhooks:
         yield _outbox(settings.outbox)
+    notify = settings.notify
+    if notify.url:
+        signed = f", signed with {len(notify.secret)} secret{'s' if len(notify.secret) > 1 else ''}" if notify.secret else ""
+        yield f"notify  POST {hide_url(notify.url)} on {', '.join(notify.on)}{signed}"
     for sink in sinks:
         yield f"sink    {hide_urls(sink)}"
     if not settings.webhooks and not sinks:

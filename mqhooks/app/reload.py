@@ -2,8 +2,8 @@
 Reloads the configuration of a running process.
 
 - SIGHUP changes whatever can change without losing an event or one of VerneMQ's connections: the webhooks with their secrets
-  and certificates, who may see the status page or post events, and the limits of the outbox and of the sources. Everything else
-  needs a restart, and the log says so in one line.
+  and certificates, who may see the status page or post events, who is told of changes, and the limits of the outbox and of the
+  sources. Everything else needs a restart, and the log says so in one line.
 - The new configuration is checked as a whole first: a wrong one changes nothing.
 """
 
@@ -32,6 +32,7 @@ RELOADABLE = {
     "sidecar": ("max_frame", "max_sessions", "max_sessions_size", "gather"),
     "outbox": ("max_size", "on_full", "dead_max"),
     "admin": ("token", "hosts"),
+    "notify": ("url", "on", "secret"),
 }
 """The keys of the ``mqhooks`` block that a reload changes."""
 

@@ -5,7 +5,7 @@ The settings of the whole program.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.outbox.queue import OnFull
@@ -15,6 +15,7 @@ from mqhooks.webhook.settings import WebhookSettings
 
 OutboxKind = Literal["sqlite", "memory"]
 Sync = Literal["normal", "full"]
+Kind = Literal["down", "up", "held", "dead", "full", "forgotten"]
 
 OUTBOX_KIND: OutboxKind = "sqlite"
 """The default kind of outbox."""
@@ -110,6 +111,22 @@ class OutboxSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifySettings:
+    """
+    Who is told when a webhook's state changes.
+
+    :param url: an absolute ``http`` or ``https`` URL; empty for nobody.
+    :param on: what is told: ``down``, ``up``: the endpoint is; ``held``: it refuses everything; ``dead``: there are new dead
+        letters; ``full``: the outbox is; ``forgotten``: dead letters had to make room.
+    :param secret: requests are signed with each of them.
+    """
+
+    url: str = ""
+    on: tuple[Kind, ...] = get_args(Kind)
+    secret: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """
     All settings.
@@ -126,6 +143,7 @@ class Settings:
     sidecar: SidecarSettings = SidecarSettings()
     outbox: OutboxSettings = OutboxSettings()
     admin: AdminSettings = field(default_factory=AdminSettings)
+    notify: NotifySettings = NotifySettings()
     shutdown_timeout: float = 10.0
     warnings: tuple[str, ...] = ()
 

@@ -114,7 +114,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         ordering=common.ordering,
         merge_window=common.merge_window,
         batch=batch,
-        secrets=_secrets(block),
+        secrets=read_secrets(block),
         transport=cast(Transport, block.choice("transport", "pooled", get_args(Transport))),
         auth=common.auth,
     )
@@ -377,7 +377,12 @@ def _batch(block: Block) -> BatchSettings:
     return settings
 
 
-def _secrets(block: Block) -> tuple[str, ...]:
+def read_secrets(block: Block) -> tuple[str, ...]:
+    """
+    Read the secrets that requests are signed with.
+
+    :raises mqhooks.errors.ConfigError: at the first mistake, if the block takes no notes.
+    """
     entries = block.secrets("secret")
     if entries == []:
         block.fail(block.error("secret", "is an empty list: remove it, or nothing is signed"))
