@@ -24,6 +24,7 @@ from mqhooks.webhook.settings import (
     BasicSettings,
     BatchSettings,
     BearerSettings,
+    LimitSettings,
     OAuth2Settings,
     RetrySettings,
     WebhookSettings,
@@ -605,6 +606,33 @@ class RetryTests(ConfigCase):
             self.webhook("batch { size = 7, linger = 0, max_bytes = 2KiB, format = ndjson, compression = gzip }").batch,
             BatchSettings(7, 0, 2048, "ndjson", "gzip"),
         )
+
+    def test_limit(self):
+        self.assertIsNone(self.webhook().limit)
+        for text, rate, burst in (
+            ('limit = "100/s"', 100, 10),
+            ("limit = 100/s", 100, 10),
+            ("limit = 600 / min", 10, 1),
+            ('limit = "7200/h"', 2, 1),
+            ('limit = "0.5/s"', 0.5, 1),
+            ("limit { rate = 100/s, burst = 20 }", 100, 20),
+            ("limit.rate = 1/m", 1 / 60, 1),
+        ):
+            self.assertEqual(self.webhook(text).limit, LimitSettings(rate, burst), text)
+            self.assertEqual(self.warnings, ())
+        for text, problem in (
+            ("limit = 100", "limit: '100' is not a number of requests in a time, like 100/s"),
+            ("limit = [1/s, 2/s]", "limit: "),
+            ("limit = []", "limit: "),
+            ('limit = "0/s"', "limit: '0/s'"),
+            ('limit = "100/year"', "limit: '100/year'"),
+            ("limit { }", "limit.rate: is missing"),
+            ("limit { rate = fast }", "limit.rate: 'fast'"),
+            ("limit { rate = 100/s, burst = 0 }", "limit.burst: 0 is not a whole number from 1"),
+        ):
+            self.assertTrue(self.webhook_mistake(text).startswith(problem), (text, self.webhook_mistake(text)))
+        self.webhook("limit { rate = 1/s, brst = 2 }")
+        self.assertIn("limit.brst: unknown, ignored; did you mean 'burst'?", self.warnings[0])
 
     def test_the_type_of_lines(self):
         for own in ("application/json", "Application/JSON; charset=utf-8"):

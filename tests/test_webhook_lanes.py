@@ -3,6 +3,7 @@
 from collections import defaultdict
 from itertools import cycle
 from operator import attrgetter
+from zlib import crc32
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,6 +156,19 @@ class LanesTests(LaneCase):
             self.end()
             self.assertLessEqual(lanes.in_flight, 2)
         self.assertEqual(len(self.finished), 20)
+        self.assert_empty()
+
+    def test_with_few_requests_each_lane_has_its_turn(self):
+        lanes = self.make(4)
+        lanes.limit = 1
+        lanes.push(self.deliveries(*(f"c{number}-{turn}" for turn in range(5) for number in range(20))))
+        for _ in range(20):
+            self.end()
+        turns = [crc32(name.partition("-")[0].encode()) % 4 for name in self.finished]
+        for begin in range(0, 20, 4):
+            self.assertEqual(set(turns[begin : begin + 4]), {0, 1, 2, 3})
+        self.end_all()
+        self.assertEqual(len(self.finished), 100)
         self.assert_empty()
 
     def test_again_is_the_first_to_be_tried(self):

@@ -193,6 +193,11 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
         "mqhooks_webhook_up", "Whether the circuit breaker is closed: the endpoint counts as up.", labels=WEBHOOK
     )
     paused = GaugeMetricFamily("mqhooks_webhook_paused", "Whether an operator has paused the webhook.", labels=WEBHOOK)
+    limit = GaugeMetricFamily(
+        "mqhooks_webhook_in_flight_limit",
+        "How many requests may be under way: fewer while the endpoint asks for less.",
+        labels=WEBHOOK,
+    )
     for name, sink, counts in webhooks:
         counters = sink.counters
         accepted.add_metric((name, "events"), counts.appended)
@@ -207,7 +212,8 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
             attempts.add_metric((name, reason), count)
         up.add_metric((name,), int(sink.down_since is None))
         paused.add_metric((name,), int(sink.paused))
-    yield from (accepted, delivered, dead, dropped, attempts, up, paused)
+        limit.add_metric((name,), sink.in_flight_limit)
+    yield from (accepted, delivered, dead, dropped, attempts, up, paused, limit)
 
 
 def _histograms(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:

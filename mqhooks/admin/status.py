@@ -98,6 +98,7 @@ class Status:
             "refusing": sink.refusing,
             "next_attempt": None if probe is None or sink.paused else now + probe,
             "retrying": sink.retrying,
+            "in_flight_limit": sink.in_flight_limit,
             "last_error": _error(sink.failure),
             "last_answer": _answer(sink.refusal),
             "accepted": counts.accepted,

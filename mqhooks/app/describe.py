@@ -100,6 +100,8 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         yield f"        each client's events in order, {webhook.merge_window * 1000:g} ms for those that come late"
     else:
         yield "        each client's events in the order they are read"
+    if webhook.limit is not None:
+        yield f"        at most {webhook.limit.rate:g} requests a second, {webhook.limit.burst} of them at once"
     if webhook.batch is not None:
         batch = webhook.batch
         packed = f", {batch.compression}" if batch.compression != "none" else ""

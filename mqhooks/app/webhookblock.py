@@ -28,6 +28,7 @@ from mqhooks.webhook.settings import (
     BearerSettings,
     Compression,
     CredentialsIn,
+    LimitSettings,
     OAuth2Settings,
     Ordering,
     Refusals,
@@ -43,6 +44,8 @@ Proxy = ProxySettings | Literal["env"] | None
 _DEFAULTS = SharedSettings()
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _JSON = re.compile(r"application/json\s*(;|$)", re.IGNORECASE)
+_RATE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*/\s*(s|min|m|h|d)\s*", re.ASCII | re.IGNORECASE)
+_TIMES = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _OURS = frozenset(
     {
         "host",
@@ -114,6 +117,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         ordering=common.ordering,
         merge_window=common.merge_window,
         batch=batch,
+        limit=_limit(block),
         secrets=read_secrets(block),
         transport=cast(Transport, block.choice("transport", "pooled", get_args(Transport))),
         auth=common.auth,
@@ -375,6 +379,34 @@ def _batch(block: Block) -> BatchSettings:
     )
     block.close()
     return settings
+
+
+def _limit(block: Block) -> LimitSettings | None:
+    """Read ``limit = "100/s"``, or ``limit { rate = 100/s, burst = 20 }``."""
+    short = block.entries("limit")
+    if short is not None and not isinstance(short[0] if short else None, dict):
+        rate = _rate(block, "limit", short[0] if len(short) == 1 else short)
+        return LimitSettings(rate, _burst(rate)) if rate else None
+    inner = block.block("limit")
+    given = inner.string("rate", None)
+    rate = _rate(inner, "rate", given) if "limit" in block else None
+    burst = inner.integer("burst", _burst(rate or 1), least=1, most=1_000_000)
+    inner.close()
+    return LimitSettings(rate, burst) if rate else None
+
+
+def _burst(rate: float) -> int:
+    return max(round(rate / 10), 1)
+
+
+def _rate(block: Block, key: str, value: object) -> float | None:
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
+    rate = float(match[1]) / _TIMES[match[2].lower()] if match else 0.0
+    if not 1e-6 <= rate <= 1e6:
+        shown = "is missing: it" if value is None else f"{str(value)[:80]!r}"
+        block.fail(block.error(key, f"{shown} is not a number of requests in a time, like 100/s, 600/min or 5000/h"))
+        return None
+    return rate
 
 
 def read_secrets(block: Block) -> tuple[str, ...]:

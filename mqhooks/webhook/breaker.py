@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Response
 from mqhooks.errors import ConnectFailed
 
 IN_A_ROW = 10
@@ -20,6 +20,9 @@ IN_A_ROW = 10
 
 REMEMBERED = 1 << 16
 """How many failing clients are remembered; beyond that, those that failed longest ago are forgotten."""
+
+PRESSED = frozenset({429, 503})
+"""Statuses that ask for less: each halves how many attempts may be in flight."""
 
 WHOLESALE = frozenset({*range(300, 400), 401, 403, 404, 405, 410})
 """
@@ -33,6 +36,7 @@ class Breaker:
     A circuit breaker: decides how many attempts may be in flight.
 
     While it is open, one attempt at a time goes out, a probe. Once a probe has succeeded, each success doubles the number.
+    While it is closed, an endpoint that asks for less (:data:`PRESSED`) gets half as many, and one more with each success.
 
     :param most: how many attempts may be in flight while the endpoint works.
     :ivar down: whether the breaker is open.
@@ -50,6 +54,8 @@ class Breaker:
         self.limit = most
         self.well = True
         self._most = most
+        # How many may be in flight as far as the endpoint is concerned.
+        self._bearable = most
         # Deliveries that failed since the last success, of clients that had not failed before.
         self._failed: set[str] = set()
         self._refused: set[str] = set()
@@ -65,6 +71,8 @@ class Breaker:
         self.refusing = False
         self._refused.clear()
         self._refused_clients.clear()
+        if self._bearable < self._most:
+            self._bearable += 1
         return self.answered()
 
     def answered(self) -> bool:
@@ -76,8 +84,8 @@ class Breaker:
         was_down, self.down = self.down, False
         self.probes = 0
         self._failed.clear()
-        if self.limit < self._most:
-            self.limit = min(self._most, max(1, self.limit * 2))
+        if self.limit < self._bearable:
+            self.limit = min(self._bearable, max(1, self.limit * 2))
         self.well = self.limit == self._most and not self._refused
         return was_down
 
@@ -99,6 +107,9 @@ class Breaker:
             self._failed.add(delivery.id)
         self._note_failing(delivery.client)
         if not self.down and not isinstance(result, ConnectFailed) and len(self._failed) < IN_A_ROW:
+            if isinstance(result, Response) and result.status in PRESSED:
+                self._bearable = max(self.limit // 2, 1)
+                self.limit = min(self.limit, self._bearable)
             return False
         self.trip()
         return True
@@ -143,6 +154,8 @@ class Breaker:
         """Open the breaker."""
         self.down = True
         self.limit = 0
+        # Once the endpoint is back, the number doubles from one on.
+        self._bearable = self._most
 
     def _note_failing(self, client: str) -> None:
         failing = self.failing

@@ -27,7 +27,9 @@ from mqhooks.webhook.counters import LastFailure, WebhookCounters, failure_of
 from mqhooks.webhook.intake import UNREADABLE, Intake
 from mqhooks.webhook.lanes import Lanes, Settle
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
+from mqhooks.webhook.rate import Rate
 from mqhooks.webhook.request import RequestMaker
+from mqhooks.webhook.retry import retry_after
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.submit import submitter
 
@@ -80,10 +82,12 @@ class Dispatcher:
         self._now = now
         self._outcomes = Outcomes(settings.retry, settings.pool_size, random)
         self._breaker = self._outcomes.breaker
+        self._rate = None if settings.limit is None else Rate(settings.limit)
+        self._rate_timer: IDelayedCall | None = None
         ordered = settings.ordering == "client"
         self._lanes = Lanes(
             settings.pool_size,
-            self._send,
+            self._send if self._rate is None else self._send_limited,
             outbox,
             self._unreadable,
             key=attrgetter("client" if ordered else "id"),
@@ -107,6 +111,11 @@ class Dispatcher:
     def in_flight(self) -> int:
         """How many requests have no result yet."""
         return self._lanes.in_flight
+
+    @property
+    def in_flight_limit(self) -> int:
+        """How many requests may be in flight now."""
+        return 0 if self._paused else self._breaker.limit
 
     @property
     def paused(self) -> bool:
@@ -143,7 +152,7 @@ class Dispatcher:
         """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
-        for timer in (*self._retries, *self._rereads, self._probe_timer):
+        for timer in (*self._retries, *self._rereads, self._probe_timer, self._rate_timer):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
@@ -170,6 +179,9 @@ class Dispatcher:
         if self._paused or not self._running:
             return False
         waited = bool(self._retries)
+        if self._rate is not None and self._rate.release(self._seconds()):
+            waited = True
+            self._admit()
         retries, self._retries = self._retries, {}
         for retry, keys in retries.items():
             retry.cancel()
@@ -203,6 +215,22 @@ class Dispatcher:
 
     def _send(self, deliveries: list[Delivery], settle: Settle) -> None:
         self._submit(self._requests.make(deliveries), partial(self._answered, deliveries, settle, self._seconds()))
+
+    def _send_limited(self, deliveries: list[Delivery], settle: Settle) -> None:
+        """Send a request of a webhook with a limit; the next one goes when there is a token for it."""
+        assert self._rate is not None
+        self._rate.take(self._seconds())
+        if self._limited():
+            self._lanes.limit = 0
+        self._send(deliveries, settle)
+
+    def _limited(self) -> bool:
+        """Say whether nothing may be sent now; it is admitted when its time has come."""
+        wait = 0.0 if self._rate is None else self._rate.wait(self._seconds())
+        if self._rate_timer is not None and self._rate_timer.active():
+            self._rate_timer.cancel()
+        self._rate_timer = self._clock.callLater(wait, self._admit) if wait else None
+        return wait > 0
 
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
         if not isinstance(response, Response):
@@ -259,6 +287,8 @@ class Dispatcher:
         reason = f"{self._settings.url} answered {result.status}" if isinstance(result, Response) else str(result)
         now = self._now()
         self._note(result, reason, now)
+        if self._rate is not None and isinstance(result, Response) and not self._outcomes.refused(result):
+            self._obey(self._rate, result, reason, now)
         if outcome.closed:
             self._recovered()
         if outcome.probe is not None:
@@ -282,6 +312,13 @@ class Dispatcher:
             self._later(outcome.delay, tuple(dict.fromkeys(map(self._lanes.key, parked))))
         if outcome.fates[0] is HALVE:
             self._complain(reason, "a batch of {count} is tried in halves", count=len(deliveries))
+
+    def _obey(self, rate: Rate, response: Response, reason: str, now: float) -> None:
+        """Send nothing more before the endpoint wants to be asked again."""
+        pause = retry_after(response.headers, now)
+        if pause:
+            rate.hold(self._seconds() + pause)
+            self._complain(f"{reason}, Retry-After", "nothing more is sent for {delay:.0f} s", delay=pause)
 
     def _note(self, result: Response | DeliveryError, reason: str, now: float) -> None:
         # A reload may change the URL: what may not be shown of this one is hidden now.
@@ -357,6 +394,9 @@ class Dispatcher:
 
     def _admit(self) -> None:
         if self._running and not self._paused:
+            if self._rate is not None and self._limited():
+                self._lanes.limit = 0
+                return
             self._lanes.limit = self._breaker.limit
             self._lanes.admit()
 

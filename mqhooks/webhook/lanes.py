@@ -484,7 +484,11 @@ class Lane:
             self._settle_each(batch, fates)
         self._current = None
         if self._queue:
-            self.run()
+            if lanes.idle and not self._running:
+                # Those that the limit has stopped have waited longer.
+                lanes.idle[self] = None
+            else:
+                self.run()
         if lanes.idle:
             lanes.admit()
 

@@ -135,6 +135,19 @@ AuthSettings = BasicSettings | BearerSettings | OAuth2Settings
 
 
 @dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """
+    How many requests may be sent: in any ``t`` seconds at most ``rate * t + burst``.
+
+    :param rate: requests per second; a batch is one.
+    :param burst: how many may be sent at once.
+    """
+
+    rate: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
 class SharedSettings:
     """
     Defaults for every webhook whose own block does not say otherwise.
@@ -173,6 +186,7 @@ class WebhookSettings:
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
     :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
     :param batch: how several events share a request; ``None`` when each has one of its own.
+    :param limit: how many requests may be sent in a time; ``None`` for any number.
     :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; if there are none, not at all.
     :param auth: how requests authenticate; ``None`` for not at all.
     :param proxy: what requests go through; ``None`` for straight to the endpoint.
@@ -194,6 +208,7 @@ class WebhookSettings:
     ordering: Ordering = "client"
     merge_window: float = 0.05
     batch: BatchSettings | None = None
+    limit: LimitSettings | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
     transport: Transport = "pooled"
     auth: AuthSettings | None = None

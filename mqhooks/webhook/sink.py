@@ -240,6 +240,11 @@ class WebhookSink(Service):
         return self._dispatcher.paused
 
     @property
+    def in_flight_limit(self) -> int:
+        """How many requests may be in flight now."""
+        return self._dispatcher.in_flight_limit
+
+    @property
     def down_since(self) -> float | None:
         """When the circuit breaker opened, in seconds since 1970; ``None`` while it is closed."""
         return self._dispatcher.down_since
