@@ -264,6 +264,20 @@ FAILURES = (
 """Why a registration was refused, by number: VerneMQ's ``RegistrationFailureReason`` without ``REASON_``."""
 
 
+class Registration(msgspec.Struct, frozen=True, gc=False):
+    """
+    What is remembered of a client's registration when its connection ends.
+
+    :param timestamp: when it registered, in nanoseconds since 1970.
+    :param peer_addr: where it came from.
+    :param peer_port: and from which port.
+    """
+
+    timestamp: int
+    peer_addr: str
+    peer_port: int
+
+
 class Event(msgspec.Struct, frozen=True, gc=False):
     """
     One call of one hook.
@@ -277,6 +291,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     :param window: whether it waits in the merge window, because its source may mix up the order.
     :param mqtt5: whether its source says that the client speaks MQTT 5.
     :param properties: properties of MQTT 5 other than the user properties, by VerneMQ's names; ``None`` when there are none.
+    :param registration: with the end of a connection, its registration, where a rule needs it and it is known.
     """
 
     hook: str
@@ -288,6 +303,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     window: bool = True
     mqtt5: bool = False
     properties: Properties | None = None
+    registration: Registration | None = None
 
     @property
     def topics(self) -> tuple[str, ...]:

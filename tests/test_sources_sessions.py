@@ -1,13 +1,20 @@
 """Usernames remembered from registrations."""
 
+import json
+import re
 import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from mqhooks.events import Event
+from mqhooks.events import Event, Registration
+from mqhooks.nanomq.rules import Rules, needs_addresses
+from mqhooks.nanomq.settings import BodySettings, Rule
 from mqhooks.sources.sessions import SessionTable
+from mqhooks.testing import make_event
 
 
 def event(hook, timestamp, client_id="c", username="", mountpoint=""):
@@ -138,3 +145,94 @@ class SessionTableTests(SynchronousTestCase):
             self.assertLessEqual(len(table), 5)
             self.assertLessEqual(table.used, 2000)
             self.assertEqual(table.used == 0, len(table) == 0)
+
+
+class AddressTests(SynchronousTestCase):
+    """Where clients came from, for rules that need it."""
+
+    def setUp(self):
+        self.table = SessionTable(100, 1 << 16, addresses=True)
+
+    def register(self, timestamp, address="10.0.0.7", port=1883, **more):
+        self.table.see(make_event("on_register", timestamp=timestamp, peer_addr=address, peer_port=port, **more))
+
+    def end(self, hook, timestamp):
+        return self.table.see(make_event(hook, timestamp=timestamp, username=""))
+
+    def test_the_end_of_a_connection_knows_its_beginning(self):
+        self.register(5)
+        for hook in ("on_client_offline", "on_client_gone"):
+            ended = self.end(hook, 9)
+            self.assertEqual((ended.registration, ended.username), (Registration(5, "10.0.0.7", 1883), "user-1"))
+        self.assertEqual((len(self.table), self.table.used), (0, 0))
+        self.assertIsNone(self.end("on_client_gone", 10).registration)
+
+    def test_without_a_username(self):
+        self.register(5, "2001:db8::7", 65535, username="")
+        ended = self.end("on_client_gone", 9)
+        self.assertEqual((ended.registration, ended.username), (Registration(5, "2001:db8::7", 65535), ""))
+
+    def test_with_the_username_in_the_message(self):
+        self.register(5)
+        ended = self.table.see(make_event("on_client_gone", timestamp=6, username="other"))
+        self.assertEqual((ended.registration.peer_port, ended.username), (1883, "other"))
+
+    def test_a_later_connection_is_another(self):
+        self.register(5)
+        self.assertIsNone(self.end("on_client_gone", 4).registration)
+        self.assertEqual(self.end("on_client_gone", 6).registration.timestamp, 5)
+
+    def test_addresses_of_all_kinds(self):
+        for address, known in (("", False), ("x" * 253, True), ("x" * 254, False), ("größe", True)):
+            self.register(5, address)
+            ended = self.end("on_client_gone", 6)
+            self.assertEqual((ended.registration is not None, ended.username), (known, "user-1"), address)
+
+    def test_only_while_it_is_needed(self):
+        self.table.limit(100, 1 << 16, needed=True)
+        self.register(5)
+        self.table.limit(100, 1 << 16, needed=True, addresses=True)
+        ended = self.end("on_client_offline", 6)
+        self.assertEqual((ended.registration, ended.username), (None, "user-1"))
+        self.register(7)
+        self.table.limit(100, 1 << 16, needed=True)
+        ended = self.end("on_client_offline", 8)
+        self.assertEqual((ended.registration, ended.username), (None, "user-1"))
+
+    def test_bounded_in_bytes(self):
+        self.table = SessionTable(1_000_000, 1 << 16, addresses=True)
+        for number in range(2000):
+            self.register(number, client_id=f"c{number}", username="")
+            self.assertLessEqual(self.table.used, 1 << 16)
+        self.assertGreater(len(self.table), 300)
+
+    def test_a_session_takes_what_is_told(self):
+        text = (Path(__file__).parent.parent / "docs" / "sizing.rst").read_text()
+        more, alone = map(int, re.search(r"about (\d+) bytes more for each, and about (\d+) for", text).groups())
+        taken = {}
+        for addresses in (False, True):
+            for username in ("u" * 20, ""):
+                self.table = SessionTable(addresses=addresses)
+                self.register(1, "192.168.100.7", client_id="c" * 20, username=username)
+                taken[addresses, bool(username)] = self.table.used
+        self.assertApproximates(taken[True, True] - taken[False, True], more, 3)
+        self.assertApproximates(taken[True, False], alone, 10)
+        self.assertEqual(taken[False, False], 0)
+
+    def test_details_have_it(self):
+        settings = BodySettings((Rule("on_client_disconnected"), Rule("on_session_terminated")), details=True)
+        self.assertTrue(needs_addresses(settings))
+        self.assertFalse(needs_addresses(replace(settings, details=False)))
+        self.assertFalse(needs_addresses(replace(settings, rules=(Rule("on_publish"),))))
+        self.register(1_767_225_600_123_000_000)
+        ended = self.end("on_client_gone", 1_767_225_660_123_999_999)
+        for body in Rules(settings).bodies(ended):
+            said = json.loads(body)
+            self.assertEqual(
+                [said[key] for key in ("ipaddress", "port", "connected_at", "duration", "username")],
+                ["10.0.0.7", 1883, 1_767_225_600_123, 60_000, "user-1"],
+            )
+        (plain, _) = Rules(replace(settings, details=False)).bodies(ended)
+        self.assertNotIn("ipaddress", json.loads(plain))
+        (body, _) = Rules(settings).bodies(make_event("on_client_gone"))
+        self.assertNotIn("duration", json.loads(body))

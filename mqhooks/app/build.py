@@ -25,7 +25,7 @@ from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
-from mqhooks.nanomq.rules import needs_usernames
+from mqhooks.nanomq.rules import needs_addresses, needs_usernames
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks.compose import FanOut
@@ -115,7 +115,9 @@ def build(
 
     def limit(new: Settings) -> None:
         bounds = new.sidecar
-        sessions.limit(bounds.max_sessions, bounds.max_sessions_size, needed=_needs_usernames(new, others=bool(sinks)))
+        needed = _needs_usernames(new, others=bool(sinks))
+        addresses = any(needs_addresses(webhook.bodies) for webhook in new.webhooks)
+        sessions.limit(bounds.max_sessions, bounds.max_sessions_size, needed=needed, addresses=addresses)
         sidecar.limit(max_frame=bounds.max_frame, gather=new.gather)
         requests.change(new.sources.webhooks)
         if calls is not None:

@@ -119,6 +119,8 @@ class _Further(msgspec.Struct, omit_defaults=True):
     matched_acl: _ACL | None = None
     user_properties: dict[str, str] = {}
     properties: dict[str, Any] | None = None
+    connected_at: int | None = None
+    duration: int | None = None
     payload_encoding: str | None = None
 
 
@@ -249,18 +251,22 @@ class Bodies:
             return encoded
         further = _Further(payload_encoding=encoding)
         if self._details:
-            message = event.message
+            message, known = event.message, event.registration
             if acl is None:
                 acl = getattr(message, "matched_acl", None)
             further = _Further(
                 ts=None if hasattr(body, "ts") else event.timestamp // 1_000_000,
                 mountpoint=event.mountpoint,
                 session_id=getattr(message, "session_id", ""),
-                ipaddress="" if hasattr(body, "ipaddress") else getattr(message, "peer_addr", ""),
-                port=getattr(message, "peer_port", 0),
+                ipaddress=""
+                if hasattr(body, "ipaddress")
+                else getattr(message, "peer_addr", "") or (known.peer_addr if known else ""),
+                port=getattr(message, "peer_port", 0) or (known.peer_port if known else 0),
                 matched_acl=_ACL(acl.name, acl.pattern) if acl is not None and (acl.name or acl.pattern) else None,
                 user_properties=dict(sorted(getattr(message, "user_properties", {}).items())),
                 properties=event.properties,
+                connected_at=None if known is None else known.timestamp // 1_000_000,
+                duration=None if known is None else (event.timestamp - known.timestamp) // 1_000_000,
                 payload_encoding=encoding,
             )
         members = _encode(further)[1:-1]

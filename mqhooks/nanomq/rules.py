@@ -52,6 +52,11 @@ def needs_usernames(settings: BodySettings) -> bool:
     return any(rule.event in NAMELESS for rule in settings.rules)
 
 
+def needs_addresses(settings: BodySettings) -> bool:
+    """Tell whether a webhook sends where a client that is gone came from, which only its registration says."""
+    return settings.details and any(rule.event in CAUSES["on_client_gone"] for rule in settings.rules)
+
+
 def hooks_for(settings: BodySettings) -> set[str]:
     """
     List the VerneMQ hooks that a webhook lives on: those that its rules name, those that cause the events that its rules name,

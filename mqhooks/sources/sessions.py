@@ -1,8 +1,9 @@
 """
-Remembering the username behind each client id.
+Remembering the username behind each client id, and where needed, where it came from.
 
 - VerneMQ's older encoder does not say which user's connection ended, and neither encoder says whose session expired. The
-  registration did, so its username is remembered.
+  registration did, so its username is remembered. Neither says where the client came from: where a rule's details have it, the
+  address is remembered too.
 - The table is bounded by count and by bytes, because clients choose how long their names are.
 """
 
@@ -10,14 +11,17 @@ from __future__ import annotations
 
 from itertools import islice
 from sys import getsizeof
+from typing import Any
 
 from msgspec.structs import replace
 
-from mqhooks.events import Event
+from mqhooks.events import Event, Registration
 
 _ENDS = frozenset({"on_client_gone", "on_session_expired"})
 _NAMELESS = _ENDS | {"on_client_offline", "on_client_wakeup", "on_offline_message", "on_message_drop"}
 """The hooks whose messages don't name the user, in both generations of the encoder or in the older one."""
+
+_DISCONNECTED = frozenset({"on_client_gone", "on_client_offline"})
 
 CONCERNED = _NAMELESS | {"on_register"}
 """The hooks whose events the table learns from or completes; it leaves all others as they are."""
@@ -32,11 +36,19 @@ ENTRY = 72 + getsizeof(b"")
 """How many bytes a session takes besides its names: its place in the dict, averaged over its growth, and a header."""
 
 
+_END = 9
+"""Where an entry's address begins."""
+
+_LONGEST = 253
+"""How many bytes an address may have: its length and that of the port are one byte."""
+
+
 class SessionTable:
     """
     The usernames of registered clients, by mountpoint and client id.
 
-    A session with names of 20 characters costs about 200 bytes; one without a username costs nothing. When the table is full
+    A session with names of 20 characters costs about 200 bytes; one without a username costs nothing. With addresses each costs
+    about 15 more, and one without a username about 200. When the table is full
     the sessions that registered first are forgotten.
 
     VerneMQ's connections are read in no particular order, so an end may be read after the registration that followed it: it
@@ -45,17 +57,22 @@ class SessionTable:
     :param limit: how many sessions are remembered at most; 0 for none.
     :param size: how many bytes they may take.
     :param needed: whether any sink needs usernames; if not, nothing is remembered.
+    :param addresses: whether any sink needs to know where clients came from, and when.
     :ivar used: how many bytes they take.
     """
 
-    def __init__(self, limit: int = MAX_SESSIONS, size: int = MAX_SIZE, *, needed: bool = True) -> None:
-        # The registration's time and the username share one bytes object: less than half of what a tuple of the two costs.
+    def __init__(
+        self, limit: int = MAX_SESSIONS, size: int = MAX_SIZE, *, needed: bool = True, addresses: bool = False
+    ) -> None:
+        # The registration's time, the length of the address, the address with two bytes of port before it, and the username
+        # share one bytes object: less than half of what a tuple of two costs.
         self._sessions: dict[str | tuple[str, str], bytes] = {}
         self.used = 0
-        self.limit(limit, size, needed=needed)
+        self.limit(limit, size, needed=needed, addresses=addresses)
 
-    def limit(self, limit: int, size: int, *, needed: bool) -> None:
-        """Replace the bounds. Usernames that were not needed so far are unknown until the next registration."""
+    def limit(self, limit: int, size: int, *, needed: bool, addresses: bool = False) -> None:
+        """Replace the bounds. What was not needed so far is unknown until the next registration."""
+        self._addresses = addresses
         self._limit = limit if needed else 0
         self._size = size
         self._shrink()
@@ -79,16 +96,25 @@ class SessionTable:
             if entry is not None:
                 if hook in _ENDS and int.from_bytes(entry[:8], "big", signed=True) <= event.timestamp:
                     self._forget(key)
+                at = _END + entry[_END - 1]
+                if self._addresses and at > _END and hook in _DISCONNECTED:
+                    event = _with_registration(event, entry[:at])
                 if not event.username:
-                    return replace(event, username=entry[8:].decode())
+                    return replace(event, username=entry[at:].decode())
         return event
 
     def _remember(self, event: Event) -> None:
         sessions = self._sessions
         key = _key(event)
         entry = None
-        if event.username:
-            entry = event.timestamp.to_bytes(8, "big", signed=True) + event.username.encode()
+        address = _address(event.message) if self._addresses else b""
+        if event.username or address:
+            entry = b"%b%c%b%b" % (
+                event.timestamp.to_bytes(8, "big", signed=True),
+                len(address),
+                address,
+                event.username.encode(),
+            )
         older = sessions.pop(key, None)
         if older is not None:
             if int.from_bytes(older[:8], "big", signed=True) > event.timestamp:
@@ -126,6 +152,21 @@ class SessionTable:
                 if len(sessions) <= count and self.used <= size:
                     break
                 self._forget(key)
+
+
+def _address(message: Any) -> bytes:
+    """Make two bytes of port and the address; none when the address is none."""
+    address: bytes = message.peer_addr.encode()
+    return (message.peer_port & 0xFFFF).to_bytes(2, "big") + address if 0 < len(address) <= _LONGEST else b""
+
+
+def _with_registration(event: Event, entry: bytes) -> Event:
+    timestamp = int.from_bytes(entry[:8], "big", signed=True)
+    if timestamp > event.timestamp:
+        # It belongs to a later connection.
+        return event
+    address = entry[_END + 2 :].decode()
+    return replace(event, registration=Registration(timestamp, address, int.from_bytes(entry[_END : _END + 2], "big")))
 
 
 def _key(event: Event) -> str | tuple[str, str]:
