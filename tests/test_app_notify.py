@@ -73,7 +73,7 @@ class NotifierTests(SinkMixin, SynchronousTestCase):
         self.assertEqual((told["event"], told["webhook"], told["pending"]), ("down", "w", 1))
         self.assertEqual((told["since"], told["time"], told["version"]), (0, 1, mqhooks.__version__))
         self.assertEqual(told["reason"], "http://h/hook: connection refused")
-        self.assertEqual(told["text"], f"mqhooks on {told['host']}: webhook w is down: {told['reason']}; 1 deliveries wait")
+        self.assertEqual(told["text"], f"mqhooks on {told['host']}: webhook w is down: {told['reason']}; 1 delivery waits")
         self.clock.pump([1] * 5)
         self.assertEqual(self.told(), [])
         self.recover()
@@ -105,7 +105,7 @@ class NotifierTests(SinkMixin, SynchronousTestCase):
         self.clock.advance(1)
         held = [each for each in self.told() if each["event"] != "dead"]
         self.assertEqual([(each["event"], each["reason"]) for each in held], [("held", "http://h/hook answered 401")])
-        self.assertIn("are held until it accepts one", held[0]["text"])
+        self.assertIn("wait until it accepts one", held[0]["text"])
 
     def test_dead_letters_of_a_burst_are_told_together(self):
         self.start()

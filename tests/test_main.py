@@ -16,7 +16,7 @@ import mqhooks
 from mqhooks.__main__ import main
 from mqhooks.app.configuration import outbox_path
 from mqhooks.app.settings import DEFAULTS
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Variation
 from mqhooks.errors import ConfigError
 from mqhooks.outbox.deadletters import ANY, Filter, Letters
 from mqhooks.outbox.sqlite import SqliteStore
@@ -274,12 +274,31 @@ class DeadTests(SynchronousTestCase):
             self.assertIn(problem, self.errors)
             self.assertEqual(self.errors.count("\n"), 1)
 
+    def test_what_varies_of_a_request_is_hidden_too(self):
+        variation = Variation("PUT", "/hook/S3cretToken?key=S3cret", (("authorization", "S3cret"),))
+        outbox = self.store.outbox("slack")
+        outbox.append([Delivery("msg_v", "c", 0, b"{}", 1000, variation=variation)])
+        self.clock.advance(0)
+        (delivery,) = outbox.claim(9, PLENTY)
+        outbox.bury(delivery, "http://h/hook", "no", 404, b"", 2000)
+        self.clock.advance(0)
+        (line,) = self.run_command("list", "--json", "--webhook", "slack")
+        self.assertNotIn("S3cret", line)
+        self.assertEqual(
+            json.loads(line)["variation"], {"method": "PUT", "path": "/hook/…?…", "headers": [["authorization", "(hidden)"]]}
+        )
+        self.assertEqual(self.run_command("show", "6", "--json", "--reveal")[0].count("S3cret"), 3)
+
     def test_damaged_ones_are_not_exported(self):
         with closing(sqlite3.connect(self.path)) as connection, connection:
             connection.execute("UPDATE dead SET delivery = x'c1' WHERE id = 2")
         self.assertEqual(len(self.run_command("export", "-")), 4)
         self.assertIn("1 are damaged, or were stored without their bodies, and are left out: 2\n", self.errors)
         self.assertEqual(len(self.numbers()), 5)
+        # One of those that fit hides no other; one that is asked for cannot be shown.
+        self.assertEqual(len([line for line in self.run_command("show", "--webhook", "billing") if line.startswith("dead")]), 3)
+        self.run_command("show", "2", status=1)
+        self.assertIn("can only be purged", self.errors)
 
     def test_mistakes_in_filters(self):
         for arguments, problem in (

@@ -14,6 +14,7 @@ from typing import IO
 
 import msgspec
 
+from mqhooks.admin.plain import HIDDEN
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import Filter, Letters, status_range
@@ -135,6 +136,14 @@ def _json(letter: DeadLetter, *, whole: bool = False, reveal: bool = False) -> s
     shown = described(letter) | {"answer": letter.answer.decode("utf-8", "replace"), "size": len(letter.delivery.body)}
     if not reveal:
         shown |= {"url": hide_url(letter.url)} | {key: hide(shown[key], letter.url) for key in ("reason", "answer")}
+        variation = letter.delivery.variation
+        if variation is not None:
+            path = None if variation.path is None else hide_url(f"http://h{variation.path}").removeprefix("http://h")
+            shown["variation"] = {
+                "method": variation.method,
+                "path": path,
+                "headers": [[name, HIDDEN] for name, _ in variation.headers],
+            }
     if whole:
         shown["body"] = letter.delivery.body
     return _encode(shown | {"damage": letter.damage}).decode()
@@ -143,7 +152,8 @@ def _json(letter: DeadLetter, *, whole: bool = False, reveal: bool = False) -> s
 def _show(options: Namespace) -> Iterator[str]:
     with closing(Letters(options.outbox_path(options))) as letters:
         for letter in _chosen(letters, options):
-            letter.check()
+            if options.number:
+                letter.check()
             if options.json:
                 yield _json(letter, whole=True, reveal=options.reveal)
             else:

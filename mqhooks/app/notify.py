@@ -180,11 +180,11 @@ class Notifier(Service):
         # A reload replaces a sink: that the new one has not failed yet says nothing.
         if state != told.state and (state != "up" or sink is told.sink or counts.delivered > told.delivered):
             if state == "up":
-                words = f"is up again; {counts.pending} deliveries wait"
+                words = f"is up again; {_deliveries(counts.pending)}"
             elif state == "down":
-                words = f"is down: {reason}; {counts.pending} deliveries wait"
+                words = f"is down: {reason}; {_deliveries(counts.pending)}"
             else:
-                words = f"refuses everything: {reason}; {counts.pending} deliveries are held until it accepts one"
+                words = f"refuses everything: {reason}; {_deliveries(counts.pending)} until it accepts one"
             if self._may(state, told):
                 yield state, {"words": words, "since": told.since, "reason": "" if state == "up" else reason}
                 told.state = state
@@ -307,6 +307,10 @@ class Notifier(Service):
                 url=hide_url(self._settings.url),
                 _more=f" ({held} more like it since the last time)" if held else "",
             )
+
+
+def _deliveries(count: int) -> str:
+    return f"{count} {'delivery waits' if count == 1 else 'deliveries wait'}"
 
 
 def _dead_letters(count: int, which: str = "") -> str:

@@ -18,23 +18,24 @@ export class Letters {
     this.groups = new Map();
     this.more = byId("letters-more");
     this.webhook = byId("letters-webhook");
-    this.texts = Object.fromEntries(["reason", "client", "status", "since", "until"].map((name) => [name, byId(`letters-${name}`)]));
+    this.texts = { reason: byId("letters-reason") };
+    const bar = byId("letters-filter");
+    const onchange = () => this.refresh();
+    for (const [name, placeholder] of Object.entries({ client: "", status: "5xx", since: "2h", until: "1h" })) {
+      this.texts[name] = make("input", { id: `letters-${name}`, size: 8, placeholder, onchange });
+      bar.lastElementChild.before(make("label", {}, name, this.texts[name]));
+    }
     this.all = { replay: byId("letters-replay"), purge: byId("letters-purge") };
     this.more.addEventListener("click", () => {
       this.lines += 5 * LINES;
       if (!this.arrange() && this.next !== null) this.refresh(false);
     });
-    this.webhook.addEventListener("change", () => this.refresh());
+    this.webhook.addEventListener("change", onchange);
     this.texts.reason.addEventListener("input", () => {
       clearTimeout(this.typing);
-      this.typing = setTimeout(() => this.refresh(), 250);
+      this.typing = setTimeout(onchange, 250);
     });
-    // Half of a time or of a status is a mistake.
-    for (const name of ["client", "status", "since", "until"]) this.texts[name].addEventListener("change", () => this.refresh());
-    byId("letters-filter").addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.refresh();
-    });
+    bar.addEventListener("submit", (event) => onchange(event.preventDefault()));
     for (const verb of ["replay", "purge"]) this.all[verb].addEventListener("click", () => this.many(verb));
   }
 

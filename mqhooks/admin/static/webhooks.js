@@ -88,7 +88,7 @@ class Card {
     const rest = [
       `${count(webhook.accepted)} accepted`,
       plural(tried, "attempt"),
-      webhook.state === "up" ? `up to ${plural(webhook.in_flight_limit, "request")} at once` : "",
+      `up to ${count(webhook.in_flight_limit)} at once`,
       webhook.oldest_seconds >= 1 ? `oldest waits ${span(webhook.oldest_seconds)}` : "",
       webhook.bytes ? `room used ${bytes(webhook.bytes)}` : "",
       webhook.dead ? `${count(webhook.dead)} given up since the start` : "",
