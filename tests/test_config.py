@@ -492,7 +492,7 @@ class WebhookTests(ConfigCase):
         self.assertEqual(self.webhook('body.encoding = "Base64"').encoding, "base64")
         self.assertEqual(
             self.webhook_mistake("body.encoding = base46"),
-            "body.encoding: 'base46' is not one of plain, base64, base62; did you mean 'base64'?",
+            "body.encoding: 'base46' is not one of plain, base64, base62, json, omit; did you mean 'base64'?",
         )
 
     def test_pool_size(self):

@@ -23,6 +23,10 @@ BASE62_LIMIT = 128 << 10
 """How many bytes of a payload are written in base62 at most. Much longer ones would block everything else for seconds."""
 
 _encode = msgspec.json.Encoder().encode
+_check = msgspec.json.Decoder(msgspec.Raw).decode
+
+Payload = str | msgspec.Raw | msgspec.UnsetType
+"""What a payload is in a body: text, JSON as it came, or nothing."""
 
 
 class _Connect(msgspec.Struct, gc=False):
@@ -87,7 +91,7 @@ class _Published(msgspec.Struct, gc=False):
     action: str
     from_username: str
     from_client_id: str
-    payload: str
+    payload: Payload
 
 
 class _Delivered(msgspec.Struct, gc=False):
@@ -100,7 +104,7 @@ class _Delivered(msgspec.Struct, gc=False):
     clientid: str
     from_username: None
     from_client_id: None
-    payload: str
+    payload: Payload
 
 
 class _ACL(msgspec.Struct, gc=False):
@@ -277,7 +281,7 @@ def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
     """
     Make the body that any event has in VerneMQ's own words.
 
-    :param encoding: how a payload becomes a string. A plain one that is not UTF-8, and one too long for base62, is in base64
+    :param encoding: what a payload becomes. A plain one that is not UTF-8, and one too long for base62, is in base64
         instead, and the body ends with ``"payload_encoding":"base64"``.
     :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields. Only a registration
         has ``user_properties`` when they are empty.
@@ -286,7 +290,11 @@ def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
     if event.hook != "on_register" and not fields.get("user_properties"):
         fields.pop("user_properties", None)
     if "payload" in fields:
-        fields["payload"], other = _PAYLOADS[encoding](fields["payload"])
+        payload, other = _PAYLOADS[encoding](fields["payload"])
+        if payload is msgspec.UNSET:
+            del fields["payload"]
+        else:
+            fields["payload"] = payload
         if other is not None:
             fields["payload_encoding"] = other
     return _encode(fields)
@@ -295,6 +303,29 @@ def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
 def _reason(event: Event) -> str:
     name = reason_name(event.message.reason)
     return "normal" if name in ("normal_disconnect", "mqtt_client_disconnect") else name
+
+
+def as_json(payload: bytes) -> msgspec.Raw | None:
+    """
+    Take a payload for the JSON that it is; no number, key or escape in it changes.
+
+    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python's limit allows, about 1,000 levels.
+    """
+    try:
+        if not payload.isascii():
+            payload.decode()
+        return _check(payload)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _json(payload: bytes) -> tuple[Payload, str | None]:
+    value = as_json(payload)
+    return _plain(payload) if value is None else (value, None)
+
+
+def _omit(_payload: bytes) -> tuple[Payload, str | None]:
+    return msgspec.UNSET, None
 
 
 def _plain(payload: bytes) -> tuple[str, str | None]:
@@ -314,9 +345,11 @@ def _base62(payload: bytes) -> tuple[str, str | None]:
     return base62.encode(payload), None
 
 
-_PAYLOADS: dict[Encoding, Callable[[bytes], tuple[str, str | None]]] = {
+_PAYLOADS: dict[Encoding, Callable[[bytes], tuple[Payload, str | None]]] = {
     "plain": _plain,
     "base64": _base64,
     "base62": _base62,
+    "json": _json,
+    "omit": _omit,
 }
-"""Make a string from a payload, and name the encoding if it is not the configured one."""
+"""Make what stands for a payload, and name the encoding if it is not the configured one."""

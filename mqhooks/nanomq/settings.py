@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Encoding = Literal["plain", "base64", "base62"]
+Encoding = Literal["plain", "base64", "base62", "json", "omit"]
+"""What a payload becomes in a body. The first three are NanoMQ's; ``omit`` leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class BodySettings:
     Which bodies events become.
 
     :param rules: at least one for anything to be sent.
-    :param encoding: how a message's payload becomes a JSON string.
+    :param encoding: what a message's payload becomes in the body.
     :param details: whether what else VerneMQ knows is appended to NanoMQ's keys.
     :param proto_ver: the protocol version to report where the stream does not carry it.
     :param keepalive: the keep-alive time to report, in seconds; the stream never carries it.

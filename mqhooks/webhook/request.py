@@ -80,6 +80,15 @@ class RequestMaker:
         """Make one request of several deliveries, each with its id as its last member. A batch sent again has the same id."""
         digest = blake2b("\n".join([delivery.id for delivery in deliveries]).encode(), digest_size=12)
         members = [b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode()) for delivery in deliveries]
-        body = b"\n".join([*members, b""]) if self._lines else b"[%b]" % b",".join(members)
+        body = _lines(members) if self._lines else b"[%b]" % b",".join(members)
         headers = self.identify(f"batch_{digest.hexdigest()}", body)
         return Request(self.head, headers, zlib.compress(body, GZIP_LEVEL, wbits=GZIP) if self._gzip else body)
+
+
+def _lines(members: Sequence[bytes]) -> bytes:
+    """Write a line for each member."""
+    body = b"\n".join([*members, b""])
+    if body.count(b"\n") > len(members) or b"\r" in body:
+        # A payload that is JSON may have line breaks, all of them between its values.
+        body = b"\n".join([*(member.replace(b"\n", b" ").replace(b"\r", b" ") for member in members), b""])
+    return body

@@ -175,7 +175,7 @@ class WebhookSettings:
     :param url: an absolute ``http`` or ``https`` URL.
     :param rules: at least one for anything to be sent.
     :param headers: sent with each request, in this order, names as they were written.
-    :param encoding: how a message's payload becomes a JSON string.
+    :param encoding: what a message's payload becomes in the body.
     :param pool_size: how many connections are open at most.
     :param cancel_timeout: seconds until a request without a whole answer is given up.
     :param tls: ``None`` for the system's authorities and no client certificate.
