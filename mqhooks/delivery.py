@@ -6,6 +6,8 @@ Everything here is a plain value: made in one room, handed to the next, and owne
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from mqhooks.errors import OutboxError
@@ -17,12 +19,14 @@ class Variation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     :param method: ``None`` for POST.
     :param path: path and query; ``None`` for the webhook's.
-    :param headers: sent in addition to the webhook's.
+    :param headers: sent in place of the webhook's of the same name, and in addition to the others.
+    :param problem: why there is no such request, so that it cannot be sent; ``None`` when there is.
     """
 
     method: str | None = None
     path: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    problem: str | None = None
 
 
 class Delivery(msgspec.Struct, gc=False, array_like=True):
@@ -91,6 +95,21 @@ class DeadLetter(msgspec.Struct, frozen=True):
     answer: bytes
     died: int
     damage: str = ""
+
+    @property
+    def address(self) -> str:
+        """The URL of its request: path and query are the delivery's own, if it has some."""
+        own = self.delivery.variation
+        if own is None or own.path is None:
+            return self.url
+        host = re.match(r"[^:]*://[^/?#]*", self.url)
+        return f"{host[0] if host else ''}{own.path}"
+
+    @property
+    def method(self) -> str:
+        """The method of its request."""
+        own = self.delivery.variation
+        return "POST" if own is None or own.method is None else own.method
 
     def check(self) -> None:
         """

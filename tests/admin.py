@@ -67,8 +67,8 @@ class AdminCase(TestCase):
         """
         self.endpoint = Endpoint(answer)
         url = self.endpoint.listen(self, reactor) + query
-        defaults = {"merge_window": 0, "retry": RETRY}
-        webhooks = tuple(WebhookSettings(name, url, RULES, **defaults | settings) for name in names or ("billing",))
+        defaults = {"merge_window": 0, "retry": RETRY, "rules": RULES}
+        webhooks = tuple(WebhookSettings(name, url, **defaults | settings) for name in names or ("billing",))
         self.path = path or Path(self.mktemp()).resolve()
         self.faults = Faults()
         self.store = None if memory else SqliteStore(reactor, str(self.path), open_file=self.faults.open)

@@ -19,7 +19,9 @@ from mqhooks.admin.site import MAX_BODY, VARIES, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import OutboxUnavailable
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox import deadletters as outbox_letters
+from mqhooks.shapes.settings import Shape
 from mqhooks.sinks import LogSink
 from mqhooks.support.tls import TLSSettings
 from mqhooks.testing import make_event
@@ -301,6 +303,17 @@ class LetterTests(AdminCase):
         await until(lambda: self.sinks[0].outbox.counts.delivered == 1)
         self.assertEqual((await self.json("/api/dead-letters"))["letters"], [])
         await self.refused(404, f"/api/dead-letters/{letter['id']}/replay", "POST")
+
+    async def test_a_request_of_its_own(self):
+        shape = Shape("PUT", "/devices/{{clientid}}", (("X-A", "s3cret"), ("content-type", "{{topic}}")))
+        await self.start(rules=(Rule("on_message_publish", None, shape),))
+        await self.bury(1)
+        _, text = await self.ask("/api/dead-letters/1")
+        full = json.loads(text)
+        self.assertEqual((full["request"]["method"], full["url"].endswith("/devices/…")), ("PUT", True))
+        self.assertNotIn("s3cret", text)
+        names = [name.lower() for name, _ in full["request"]["headers"]]
+        self.assertEqual((names.count("x-a"), names.count("content-type")), (1, 1))
 
     async def test_headers_of_the_operator_are_hidden(self):
         await self.start(headers=(("authorization", "Bearer s3cret"),), secrets=(SECRET,))

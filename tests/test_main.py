@@ -85,6 +85,23 @@ class DeadTests(SynchronousTestCase):
             self.assertIn(part, text)
         self.assertNotIn("\x1b", text)
 
+    def test_show_a_request_of_its_own(self):
+        outbox = self.store.outbox("audit")
+        variation = Variation("PUT", "/devices/T0K3N?a=1", (("x-a", "s3cret"),))
+        outbox.append([Delivery("msg_own", "c", 0, b"{}", 1000, variation=variation)])
+        self.clock.advance(0)
+        (delivery,) = outbox.claim(9, PLENTY)
+        outbox.bury(delivery, "http://h/hook", "http://h/hook answered 404", 404, b"no /devices/T0K3N?a=1", 2000)
+        self.clock.advance(0)
+        hidden = "\n".join(self.run_command("show", "6"))
+        for part in ("PUT http://h/devices/…", "x-a: (hidden)", "no /devices/…"):
+            self.assertIn(part, hidden)
+        for secret in ("T0K3N", "s3cret"):
+            self.assertNotIn(secret, hidden)
+        shown = "\n".join(self.run_command("show", "--reveal", "6"))
+        self.assertIn("PUT http://h/devices/T0K3N?a=1", shown)
+        self.assertIn("x-a: s3cret", shown)
+
     def test_secrets_of_a_url_are_hidden(self):
         url = "https://hooks.slack.com/services/T0/B0/s3cret7777"
         outbox = self.store.outbox("slack")

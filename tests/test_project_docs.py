@@ -51,6 +51,7 @@ webhook {
   url = "https://localhost/"
   headers { x-a = b }
   body { encoding = plain }
+  cloudevents { }
   events = [{ event = on_publish }]
   tls { enable = true }
   unknown { }

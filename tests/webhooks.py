@@ -35,7 +35,7 @@ class Attempt:
 
     def __init__(self, request, answered):
         self.request = request
-        self.id = dict(request.headers)["webhook-id"]
+        self.id = dict(request.headers).get("webhook-id")
         self._answered = answered
 
     @property

@@ -90,13 +90,14 @@ class DeadLetters:
         _check(letter)
         body = letter.delivery.body
         return _line(letter) | {
-            "url": hide_url(letter.url),
+            "url": hide_url(letter.address),
             "request": {
+                "method": letter.method,
                 "headers": self._headers(letter),
                 "body": body[:BODY_LIMIT].decode("utf-8", "replace"),
                 "truncated": len(body) > BODY_LIMIT,
             },
-            "answer": {"status": letter.status, "body": hide(letter.answer.decode("utf-8", "replace"), letter.url)},
+            "answer": {"status": letter.status, "body": _hidden(letter)},
         }
 
     def settle(self, number: int, *, replay: bool) -> int:
@@ -165,20 +166,33 @@ class DeadLetters:
         return count
 
     def _headers(self, letter: DeadLetter) -> list[list[str]]:
-        """List the request's headers if the webhook is still configured; configured values are hidden."""
+        """List the request's headers if the webhook is still configured; configured values and the request's own are hidden."""
+        variation = letter.delivery.variation
+        varied = [[name, HIDDEN] for name, _ in (() if variation is None else variation.headers)]
         for sink in self._bridge.webhooks:
             if sink.settings.name == letter.webhook:
                 maker = RequestMaker(sink.settings, lambda: 0.0)
                 own = {name for name, _ in sink.settings.headers}
+                beside = {name.lower() for name, _ in varied}
                 return [
-                    *([name, HIDDEN if name in own else value] for name, value in maker.head.headers),
+                    *(
+                        [name, HIDDEN if name in own else value]
+                        for name, value in maker.head.headers
+                        if name.lower() not in beside
+                    ),
                     *([name, value] for name, value in maker.identify(letter.delivery.id, b"")[:1]),
+                    *varied,
                 ]
-        return [["webhook-id", letter.delivery.id]]
+        return [["webhook-id", letter.delivery.id], *varied]
 
 
 def _settle(store: SqliteStore, numbers: list[int], *, replay: bool) -> int:
     return store.replay(numbers) if replay else store.purge(numbers)
+
+
+def _hidden(letter: DeadLetter) -> str:
+    """Get the answer, which may repeat what was asked for."""
+    return hide(hide(letter.answer.decode("utf-8", "replace"), letter.url), letter.address)
 
 
 def _missing(number: int) -> Refused:

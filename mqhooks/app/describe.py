@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mqhooks.admin.settings import ADMIN_LISTEN
+from mqhooks.app.sample import sample
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
@@ -19,18 +20,19 @@ from mqhooks.webhook.retry import span
 from mqhooks.webhook.settings import AuthSettings, BasicSettings, OAuth2Settings, RetrySettings, WebhookSettings
 
 
-def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> str:
+def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str], *, samples: bool = False) -> str:
     """
     Describe where mqhooks would listen, what it would send where, and which of VerneMQ's hooks that takes.
 
     :param descriptions: where to listen for VerneMQ's stream.
     :param sinks: the descriptions of the other sinks.
+    :param samples: whether to show a request for each rule of a webhook.
     :returns: lines for a terminal, without the values of headers, passwords and secrets, and without those in URLs.
     """
-    return "\n".join(_lines(settings, descriptions, sinks))
+    return "\n".join(_lines(settings, descriptions, sinks, samples=samples))
 
 
-def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]) -> Iterator[str]:
+def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str], *, samples: bool) -> Iterator[str]:
     for warning in settings.warnings:
         yield f"warning: {warning}"
     for description in descriptions:
@@ -57,6 +59,9 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"sink    {hide_urls(sink)}"
     if not settings.webhooks and not sinks:
         yield "sink    JSON lines to standard output"
+    if samples:
+        for webhook in settings.webhooks:
+            yield from sample(webhook)
     # Sinks other than webhooks get every event.
     rules = [] if sinks else [webhook.bodies for webhook in settings.webhooks]
     wanted = set[str]().union(*map(hooks_for, rules)) if rules else set(HOOKS)
@@ -107,6 +112,10 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         packed = f", {batch.compression}" if batch.compression != "none" else ""
         kind = f"{batch.format}{packed}"
         yield f"        in batches of at most {batch.size} ({kind}), after {batch.linger * 1000:g} ms at the latest"
+    if webhook.cloudevents is not None:
+        ce = webhook.cloudevents
+        asked = ", after a handshake" if ce.handshake else ""
+        yield f"        as CloudEvents, {ce.mode}, from {ce.source or f'//{ce.origin}'}{asked}"
     if webhook.secrets:
         yield f"        signed with {len(webhook.secrets)} secret{'s' if len(webhook.secrets) > 1 else ''}"
         for secret in webhook.secrets:

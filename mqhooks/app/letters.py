@@ -273,10 +273,10 @@ def _described(letter: DeadLetter, *, reveal: bool) -> Iterator[str]:
     delivery = letter.delivery
     limit = 1 << 20
     answer = letter.answer.decode("utf-8", "backslashreplace")
-    url, reason = letter.url, letter.reason
+    url, reason = letter.address, letter.reason
     if not reveal:
         # The answer may repeat what was asked for.
-        url, reason, answer = hide_url(url), hide(reason, url), hide(answer, url)
+        url, reason, answer = hide_url(url), hide(reason, letter.url), hide(hide(answer, letter.url), url)
     yield f"dead letter {letter.number}"
     yield f"  webhook   {printable(letter.webhook, limit)}"
     yield f"  id        {printable(delivery.id, limit)}"
@@ -285,7 +285,9 @@ def _described(letter: DeadLetter, *, reveal: bool) -> Iterator[str]:
     yield f"  died      {_time(letter.died)}"
     yield f"  reason    {printable(reason, limit)}"
     yield f"  attempts  {delivery.attempts}"
-    yield f"  request   POST {printable(url, limit)}"
+    yield f"  request   {letter.method} {printable(url, limit)}"
+    for name, value in () if delivery.variation is None else delivery.variation.headers:
+        yield f"            {printable(f'{name}: {value if reveal else HIDDEN}', limit)}"
     yield f"            {printable(delivery.body[: 4 * limit + 4].decode('utf-8', 'backslashreplace'), limit)}"
     if letter.status:
         yield f"  answer    {letter.status}"

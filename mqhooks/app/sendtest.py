@@ -24,6 +24,7 @@ from mqhooks.nanomq.block import suggest
 from mqhooks.nanomq.events import CAUSES, RULE_EVENTS
 from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import Rule
+from mqhooks.shapes.rules import ShapedRules
 from mqhooks.support.printable import printable
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.testing import make_event
@@ -78,13 +79,20 @@ def make_request(settings: WebhookSettings, rule: Rule) -> Request:
     Make the request that a made-up event would cause now.
 
     :param rule: it is made for every topic.
+    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
     """
     hook = rule.event if rule.event in HOOKS else next(hook for hook, events in CAUSES.items() if rule.event in events)
     now = time()
     fields = {"client_id": CLIENT} if "client_id" in HOOKS[hook].__struct_fields__ else {}
-    rules = Rules(replace(settings, rules=(replace(rule, topic=None),)).bodies)
-    (body, *_) = rules.bodies(make_event(hook, timestamp=int(now * 1e9), **fields))
-    delivery = Delivery(f"test_{token_hex(12)}", CLIENT, int(now * 1e9), body, int(now * 1000))
+    only = replace(settings, rules=(replace(rule, topic=None),))
+    made, id_, variation = make_event(hook, timestamp=int(now * 1e9), **fields), f"test_{token_hex(12)}", None
+    if settings.shaped:
+        (_, body, variation), *_ = ShapedRules(only.bodies, settings.cloudevents, lambda: id_).requests(made)
+        if variation is not None and variation.problem is not None:
+            raise MqhooksError(f"send-test: the made-up event cannot be sent: {variation.problem}")
+    else:
+        (body, *_) = Rules(only.bodies).bodies(made)
+    delivery = Delivery(id_, CLIENT, int(now * 1e9), body, int(now * 1000), variation=variation)
     return RequestMaker(settings, time).make([delivery])
 
 

@@ -79,7 +79,10 @@ class Options(CommandOptions):
         ],
         ["log-format", None, "text", "Write the log as text, or as json: one object a line.", _log_format],
     ]
-    optFlags = [["check", None, "Check the configuration, print what would be sent where, and exit."]]
+    optFlags = [
+        ["check", None, "Check the configuration, print what would be sent where, and exit."],
+        ["sample", None, "With --check: print a request for each rule, too."],
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +117,8 @@ def makeService(options: Options) -> IService:
 
 
 def _make(reactor: Any, options: Options) -> IService:
+    if options["sample"] and not options["check"]:
+        raise ConfigError("prints what --check does: give both", "--sample")
     log = Logger()
     twistd: Mapping[str, Any] = options.parent or {}
     directory = _directory(twistd)
@@ -130,7 +135,7 @@ def _make(reactor: Any, options: Options) -> IService:
     sidecars = _sidecars(options, settings)
     service = build(settings, reactor, sidecars=sidecars, sinks=sinks, descriptions=options["sink"], load=reload)
     if options["check"]:
-        print(describe(settings, sidecars, options["sink"]))  # noqa: T201 - this is what the option is for
+        print(describe(settings, sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)
     for warning in settings.warnings:
         log.warn("{line}", line=warning)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
+from mqhooks.app import shapeblock
 from mqhooks.app.proxies import from_environment, read_proxy
 from mqhooks.errors import ConfigError
 from mqhooks.http.proxy import ProxySettings
@@ -17,6 +18,9 @@ from mqhooks.nanomq.block import Block, suggest
 from mqhooks.nanomq.events import RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import Encoding, Rule
 from mqhooks.nanomq.topics import check_filter
+from mqhooks.shapes.cloudevents import BATCH, STRUCTURED
+from mqhooks.shapes.settings import CloudEventsSettings
+from mqhooks.shapes.templates import normal
 from mqhooks.support.signatures import check_signing
 from mqhooks.support.tls import TLSSettings
 from mqhooks.webhook.auth import TOKEN
@@ -96,17 +100,30 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
     :raises mqhooks.errors.ConfigError: at the first mistake.
     """
     block.boolean("enable", default=True)
-    url = _url(block)
+    url, path = _url(block)
     unknown = block.block("unknown")
-    body = block.block("body")
     common = shared(block, defaults)
     batch = _batch(block.block("batch")) if "batch" in block else None
+    cloudevents = shapeblock.cloud_events(block, batch)
+    if cloudevents is not None and cloudevents.mode == "batch" and batch is None:
+        batch = BatchSettings()
+    headers = _headers(block.block("headers"), batch, cloudevents)
+    whole, headers = shapeblock.webhook_parts(block, path, headers)
+    encoding = _encoding(block, whole)
+    content_type = next((value for header, value in headers if header.lower() == "content-type"), "")
+    rules = []
+    for rule, entry in _rules(block):
+        own = shapeblock.rule_parts(entry, _headers(entry.block("headers"), None, cloudevents))
+        rules.append((shapeblock.shaped(whole, rule, own, encoding=encoding, content_type=content_type), own))
+    shapeblock.check(whole, rules, cloudevents, batch)
+    for _, own in rules:
+        own.block.close()
     settings = WebhookSettings(
         name=name,
         url=url,
-        rules=_rules(block),
-        headers=_headers(block.block("headers"), batch),
-        encoding=cast(Encoding, body.choice("encoding", "plain", get_args(Encoding))),
+        rules=tuple(rule for rule, _ in rules),
+        headers=headers,
+        encoding=encoding or "plain",
         pool_size=block.integer("pool_size", 32, least=1, most=65535),
         cancel_timeout=block.duration("cancel_timeout", 5.0, unit="ms", plain=0.1),
         tls=_tls(block, url),
@@ -121,10 +138,11 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         secrets=read_secrets(block),
         transport=cast(Transport, block.choice("transport", "pooled", get_args(Transport))),
         auth=common.auth,
+        cloudevents=cloudevents,
     )
     _check_auth(block, settings)
     settings = _through_proxy(block, settings, common.proxy)
-    for part in (unknown, body, block):
+    for part in (unknown, block):
         part.close()
     return settings
 
@@ -264,7 +282,19 @@ def _check_auth(block: Block, settings: WebhookSettings) -> None:
     block.fail(block.error(f"headers.{written}", f"is what {'mqhooks.auth' if shared else 'auth'} sets, too: {remedy}"))
 
 
-def _url(block: Block) -> str:
+def _encoding(block: Block, whole: shapeblock.Parts) -> Encoding | None:
+    if isinstance(block.tree("body"), str) and whole.body is not None:
+        return None
+    body = block.block("body")
+    given = "encoding" in body
+    encoding = cast(Encoding, body.choice("encoding", "plain", get_args(Encoding)))
+    if whole.body is None:
+        body.close()
+    return encoding if given else None
+
+
+def _url(block: Block) -> tuple[str, str | None]:
+    """Read where requests go, and path and query by themselves if they have placeholders."""
     url = block.string("url", None)
     if url is None:
         inner = next((name for name in block.names() if block.holds(name, "url")), None)
@@ -273,16 +303,19 @@ def _url(block: Block) -> str:
         elif "url" not in block:
             example = 'url = "http://127.0.0.1:8080/hook"'
             block.fail(block.error("url", f"is missing: where are the events to be sent? For example {example}"))
-        return ""
+        return "", None
     try:
-        return check_url(url)
+        whole, path = shapeblock.webhook_url(url)
+        checked = check_url(whole)
     except ConfigError as error:
         block.fail(block.error("url", error.message))
-        return ""
+        return "", None
+    return checked if path is None else normal(url), path
 
 
-def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str], ...]:
+def _headers(block: Block, batch: BatchSettings | None, cloudevents: CloudEventsSettings | None) -> tuple[tuple[str, str], ...]:
     headers: dict[str, tuple[str, str]] = {}
+    replaced = _replaced(batch, cloudevents)
     for name, value in block.members():
         if not _TOKEN.fullmatch(name):
             block.fail(block.error(name, "is not a header name: use letters, digits and hyphens"))
@@ -291,12 +324,23 @@ def _headers(block: Block, batch: BatchSettings | None) -> tuple[tuple[str, str]
         if name.lower() == "content-encoding" and batch is not None and batch.compression != "none":
             block.fail(block.error(name, f"is set by batch.compression = {batch.compression}: remove one of the two"))
         text = _header_value(block, name, value)
+        if name.lower().startswith("ce-") and cloudevents is not None:
+            block.fail(block.error(name, "is set by format = cloudevents: remove it"))
         # Every nanomq.conf has this header, meant for bodies that are one JSON value.
-        if name.lower() == "content-type" and _JSON.match(text) and batch is not None and batch.format == "ndjson":
-            block.warn(name, "application/x-ndjson is sent instead, since batch.format is ndjson")
+        if name.lower() == "content-type" and _JSON.match(text) and replaced is not None:
+            block.warn(name, replaced)
             continue
         headers[name.lower()] = (name, text)
     return tuple(headers.values())
+
+
+def _replaced(batch: BatchSettings | None, cloudevents: CloudEventsSettings | None) -> str | None:
+    """Say what is sent in place of a content-type of JSON, and why."""
+    if cloudevents is not None and cloudevents.mode != "binary":
+        return f"{BATCH if cloudevents.mode == 'batch' else STRUCTURED} is sent instead, since format is cloudevents"
+    if batch is not None and batch.format == "ndjson":
+        return "application/x-ndjson is sent instead, since batch.format is ndjson"
+    return None
 
 
 def _header_value(block: Block, name: str, value: Any) -> str:
@@ -309,8 +353,8 @@ def _header_value(block: Block, name: str, value: Any) -> str:
     return text
 
 
-def _rules(block: Block) -> tuple[Rule, ...]:
-    rules = []
+def _rules(block: Block) -> list[tuple[Rule, Block]]:
+    rules: list[tuple[Rule, Block]] = []
     for entry in block.blocks("events", '{ event = "on_message_publish" }'):
         name = entry.string("event", None)
         if name is None:
@@ -328,11 +372,10 @@ def _rules(block: Block) -> tuple[Rule, ...]:
             if event not in TOPIC_EVENTS:
                 entry.warn("topic", f"{event} has no topic: every {event} is sent")
                 topic = None
-        entry.close()
-        rules.append(Rule(event, topic))
+        rules.append((Rule(event, topic), entry))
     if not rules:
         block.warn("events", 'is empty: nothing will be sent; add for example events = [ { event = "on_message_publish" } ]')
-    return tuple(rules)
+    return rules
 
 
 def _retry(block: Block, defaults: RetrySettings) -> RetrySettings:

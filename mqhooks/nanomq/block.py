@@ -71,6 +71,12 @@ class Literal(str):
         return "".join(shown)
 
 
+class Bare(str):
+    """Text without quotes, which may be a number or a boolean where these are told from text."""
+
+    __slots__ = ()
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """
     Suggest what a misspelt name was probably meant to be.
@@ -152,6 +158,16 @@ class Block:
             self.fail(self.error(key, "has a NUL character, which no path has"))
             return default
         return path
+
+    def tree(self, key: str) -> Any:
+        """
+        Read whatever is there.
+
+        :returns: text, :class:`Bare` where it had no quotes; lists and dictionaries of it; ``None`` for nothing and ``null``.
+        """
+        self._known.add(key)
+        self.asked.add(self.path(key))
+        return self._values.get(key)
 
     def boolean(self, key: str, *, default: bool) -> bool:
         """Read ``true`` or ``false``, also spelt ``on``, ``off``, ``yes`` or ``no``."""
@@ -306,6 +322,8 @@ class Block:
         return self._meant(key, self._values.get(key))
 
     def _meant(self, key: str, value: Any) -> Any:
+        if isinstance(value, Bare):
+            return str(value)
         if not isinstance(value, Literal):
             return value
         if key not in self._warned:

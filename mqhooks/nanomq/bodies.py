@@ -136,9 +136,7 @@ class Bodies:
     """
 
     def __init__(self, settings: BodySettings) -> None:
-        if settings.encoding == "base62":
-            base62.prepare()
-        self._text = _PAYLOADS[settings.encoding]
+        self._text = payload_maker(settings.encoding)
         self._details = settings.details
         self._proto_ver = settings.proto_ver
         self._keepalive = settings.keepalive
@@ -303,6 +301,17 @@ def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
 def _reason(event: Event) -> str:
     name = reason_name(event.message.reason)
     return "normal" if name in ("normal_disconnect", "mqtt_client_disconnect") else name
+
+
+def payload_maker(encoding: Encoding) -> Callable[[bytes], tuple[Payload, str | None]]:
+    """
+    Say what makes of a payload what stands for it in a body.
+
+    :returns: makes it, and names its encoding if that is not the one asked for.
+    """
+    if encoding == "base62":
+        base62.prepare()
+    return _PAYLOADS[encoding]
 
 
 def as_json(payload: bytes) -> msgspec.Raw | None:

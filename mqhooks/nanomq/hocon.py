@@ -23,7 +23,7 @@ from pyhocon import ConfigFactory
 from pyhocon.exceptions import ConfigSubstitutionException, ConfigWrongTypeException
 
 from mqhooks.errors import ConfigError, together
-from mqhooks.nanomq.block import Literal
+from mqhooks.nanomq.block import Bare, Literal
 from mqhooks.nanomq.scanner import (
     DEPTH,
     NESTING,
@@ -68,7 +68,7 @@ class Document:
     What a file says.
 
     :param values: our blocks: dictionaries and lists, of text as it is written and of ``None`` for ``null``. Keys are in lower
-        case, except for the names of webhooks and headers.
+        case, except for the names of webhooks and headers, and for what is in a body.
     :param others: the top-level keys of everything else.
     :param warnings: what is odd but not wrong.
     """
@@ -351,7 +351,9 @@ class _Composer:
             return None
         filled = _PLACE.sub(lambda match: _written(self._texts[int(match[1])]), value)
         literal = any(text is not None and text.quoted and "${" in text.text for text in texts)
-        return Literal(filled) if literal else filled
+        if literal:
+            return Literal(filled)
+        return filled if any(text is None or text.quoted for text in texts) else Bare(filled)
 
 
 def _written(text: Text | None) -> str:
@@ -365,14 +367,19 @@ def _not_set(reference: Reference, file: _File) -> ConfigError:
 
 
 def _folded(path: _Path) -> _Path:
-    """Write our keys in lower case, since their case has no meaning, except for the names of webhooks and headers."""
+    """Write our keys in lower case, since their case has no meaning, except for those of webhooks, headers and bodies."""
     first = path[0].lower()
     if first not in OURS:
         return path
     named = 1 if first == "webhooks" else 0
     folded = [first, *path[1 : 1 + named], *(key.lower() for key in path[1 + named :])]
-    if first != "mqhooks" and folded[1 + named : 2 + named] == ["headers"]:
-        folded[2 + named :] = path[2 + named :]
+    if first != "mqhooks":
+        at = 1 + named
+        if folded[at : at + 1] == ["events"]:
+            # A rule has a number or a name, or is appended.
+            at += 1 if folded[at + 1 : at + 2] in (["headers"], ["body"]) else 2
+        if folded[at : at + 1] == ["headers"] or (folded[at : at + 1] == ["body"] and folded[at + 1 : at + 2] != ["encoding"]):
+            folded[at + 1 :] = path[at + 1 :]
     return tuple(folded)
 
 

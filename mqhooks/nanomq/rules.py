@@ -49,7 +49,7 @@ def needs_usernames(settings: BodySettings) -> bool:
     """
     Tell whether a webhook sends usernames that VerneMQ's message may lack, so that they must be remembered from registrations.
     """
-    return any(rule.event in NAMELESS for rule in settings.rules)
+    return any(rule.event in NAMELESS or rule.names_user for rule in settings.rules)
 
 
 def needs_addresses(settings: BodySettings) -> bool:

@@ -4,6 +4,7 @@ The settings of one webhook's rules and bodies.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +19,14 @@ class Rule:
 
     :param event: one of the 12 NanoMQ events or of the 13 VerneMQ hooks, in lower case.
     :param topic: an MQTT topic filter; ``None`` for every topic.
+    :param shape: what its requests look like, for those who make others than NanoMQ's; ``None`` for NanoMQ's.
+    :param names_user: whether such a request names the user.
     """
 
     event: str
     topic: str | None = None
+    shape: Hashable | None = None
+    names_user: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class _Variation(msgspec.Struct, forbid_unknown_fields=True):
     method: str | None = None
     path: str | None = None
     headers: list[tuple[str, str]] = []
+    problem: str | None = None
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -199,7 +200,8 @@ def _letter(line: bytes, known: set[str], now: int) -> tuple[DeadLetter | None, 
     client = f"{value.mountpoint}\0{value.client}" if value.mountpoint else value.client
     variation = None
     if value.variation is not None:
-        variation = Variation(value.variation.method, value.variation.path, tuple(value.variation.headers))
+        own = value.variation
+        variation = Variation(own.method, own.path, tuple(own.headers), own.problem)
     # As new as one that is replayed: its age counts from now.
     delivery = Delivery(value.id, client, times[0], value.body, now, variation=variation)
     died = times[2] // 10**6

@@ -24,12 +24,13 @@ from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import LastFailure, WebhookCounters, failure_of
+from mqhooks.webhook.handshake import Handshake
 from mqhooks.webhook.intake import UNREADABLE, Intake
 from mqhooks.webhook.lanes import Lanes, Settle
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes
 from mqhooks.webhook.rate import Rate
 from mqhooks.webhook.request import RequestMaker
-from mqhooks.webhook.retry import retry_after
+from mqhooks.webhook.retry import RetryPolicy, retry_after
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.submit import submitter
 
@@ -97,10 +98,15 @@ class Dispatcher:
         self._intake = Intake(
             clock, settings, outbox, self._lanes, counters, budget=budget, now=now, pumped=self._hurry_if_down
         )
+        self._handshake: Handshake | None = None
+        if settings.cloudevents is not None and settings.cloudevents.handshake:
+            policy, origin = RetryPolicy(settings.retry), settings.cloudevents.origin
+            self._handshake = Handshake(clock, origin, self._requests.head, self._submit, policy, random, self._shook)
+            self._lanes.limit = 0
         self._running = False
         self._paused = False
         self._retries: dict[IDelayedCall, Sequence[str]] = {}
-        self._rereads: set[IDelayedCall] = set()
+        self._calls: set[IDelayedCall] = set()
         self._probe_timer: IDelayedCall | None = None
         self._probe_due = 0.0
         self._held_at = 0.0
@@ -141,22 +147,26 @@ class Dispatcher:
         """Begin to deliver, first of all what the outbox holds."""
         self._running = True
         self._intake.start()
+        if self._handshake is not None:
+            self._handshake.start()
 
     def stop_sending(self) -> None:
         """Send nothing more; what is in flight goes on."""
         self._running = False
         self._lanes.limit = 0
         self._intake.stop()
+        if self._handshake is not None:
+            self._handshake.stop()
 
     def close(self) -> None:
         """End all timers, and leave the memory to others."""
         self.stop_sending()
         self._lanes.stop()
-        for timer in (*self._retries, *self._rereads, self._probe_timer, self._rate_timer):
+        for timer in (*self._retries, *self._calls, self._probe_timer, self._rate_timer):
             if timer is not None and timer.active():
                 timer.cancel()
         self._retries.clear()
-        self._rereads.clear()
+        self._calls.clear()
         self._intake.close()
 
     def pause(self) -> None:
@@ -178,7 +188,7 @@ class Dispatcher:
         """
         if self._paused or not self._running:
             return False
-        waited = bool(self._retries)
+        waited = bool(self._retries) | (self._handshake is not None and self._handshake.try_now())
         if self._rate is not None and self._rate.release(self._seconds()):
             waited = True
             self._admit()
@@ -196,12 +206,15 @@ class Dispatcher:
     # Retries.
 
     def _unreadable(self, key: str) -> None:
-        def again() -> None:
-            self._rereads.discard(reread)
-            self._lanes.reread(key)
+        self._call_later(UNREADABLE, lambda: self._lanes.reread(key))
 
-        reread: IDelayedCall = self._clock.callLater(UNREADABLE, again)
-        self._rereads.add(reread)
+    def _call_later(self, delay: float, call: Callable[[], object]) -> None:
+        def now() -> None:
+            self._calls.discard(timer)
+            call()
+
+        timer: IDelayedCall = self._clock.callLater(delay, now)
+        self._calls.add(timer)
 
     def _later(self, delay: float, keys: Sequence[str]) -> None:
         def again() -> None:
@@ -214,6 +227,11 @@ class Dispatcher:
     # Attempts.
 
     def _send(self, deliveries: list[Delivery], settle: Settle) -> None:
+        for delivery in deliveries:
+            if delivery.variation is not None and (len(deliveries) > 1 or delivery.variation.problem is not None):
+                # Lanes would go round in circles if it were settled at once.
+                self._call_later(0, lambda: self._not_sent(deliveries, settle))
+                return
         self._submit(self._requests.make(deliveries), partial(self._answered, deliveries, settle, self._seconds()))
 
     def _send_limited(self, deliveries: list[Delivery], settle: Settle) -> None:
@@ -231,6 +249,22 @@ class Dispatcher:
             self._rate_timer.cancel()
         self._rate_timer = self._clock.callLater(wait, self._admit) if wait else None
         return wait > 0
+
+    def _not_sent(self, deliveries: list[Delivery], settle: Settle) -> None:
+        """Settle deliveries of which some have no request, or cannot share one."""
+        problems = [None if delivery.variation is None else delivery.variation.problem for delivery in deliveries]
+        now = self._now()
+        for delivery, problem in zip(deliveries, problems, strict=True):
+            if problem is not None:
+                reason = f"it cannot be sent: {problem}"
+                self.outbox.bury(delivery, self._settings.url, reason, 0, b"", int(now * 1000))
+                self._counters.failure = LastFailure(now, reason, 0, b"")
+                self._complain(reason, "{id} is a dead letter", id=delivery.id)
+        if any(problems):
+            settle([AGAIN if problem is None else DEAD for problem in problems])
+        else:
+            settle([HALVE] * len(deliveries))
+        self._go_on()
 
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
         if not isinstance(response, Response):
@@ -392,8 +426,21 @@ class Dispatcher:
             pending=self.outbox.counts.pending,
         )
 
+    def _shook(self, reason: str | None) -> None:
+        """Go on after a handshake, or send nothing more before there is one."""
+        name, handshake = self._settings.name, self._handshake
+        if reason is None:
+            self.log.info("webhook {name}: the endpoint allows our events", name=name)
+            self._admit()
+            self._intake.pump()
+            return
+        self._counters.failure = LastFailure(self._now(), hide(reason, self._settings.url), 0, b"")
+        if handshake is not None and not handshake.allows:
+            self._lanes.limit = 0
+            self._complain(reason, "deliveries wait until the endpoint allows them")
+
     def _admit(self) -> None:
-        if self._running and not self._paused:
+        if self._running and not self._paused and (self._handshake is None or self._handshake.allows):
             if self._rate is not None and self._limited():
                 self._lanes.limit = 0
                 return

@@ -122,7 +122,8 @@ class Outcomes:
         breaker = self.breaker
         was_down = breaker.down
         if isinstance(result, Response) and self.refused(result):
-            wholesale = result.status in WHOLESALE and self._settings.refusals == "hold"
+            # One that has a URL or headers of its own is refused for these.
+            wholesale = result.status in WHOLESALE and self._settings.refusals == "hold" and not _is_apart(deliveries[0])
             if not (wholesale and breaker.refused(deliveries, waits_beside)):
                 return self._refuse(deliveries, wholesale=wholesale)
             down = True
@@ -175,3 +176,9 @@ class Outcomes:
         made = max(delivery.attempts for delivery in deliveries)
         outcome.delay = max(self._policy.delay(max(made, 1), self._random), pause or 0.0)
         return outcome
+
+
+def _is_apart(delivery: Delivery) -> bool:
+    """Say whether a request has a URL or headers of its own, beside the attributes of a CloudEvent."""
+    own = delivery.variation
+    return own is not None and (own.path is not None or any(not name.startswith("ce-") for name, _ in own.headers))

@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import mqhooks
 from mqhooks.delivery import Delivery, Head, Request
+from mqhooks.shapes.cloudevents import BATCH, STRUCTURED
 from mqhooks.support.signatures import ID, SIGNATURE, TIMESTAMP, Signer
 from mqhooks.webhook.settings import WebhookSettings
 
@@ -20,6 +21,11 @@ USER_AGENT = f"mqhooks/{mqhooks.__version__}"
 
 GZIP_LEVEL = 1
 """Higher levels take three times as long to save a tenth."""
+
+MOST_HEADS = 256
+"""For how many sets of headers that deliveries have of their own the rest is worked out in advance."""
+
+_CONTENT_TYPES: dict[str | None, str] = {"structured": STRUCTURED, "batch": BATCH}
 
 GZIP = 16 + zlib.MAX_WBITS
 """What zlib calls gzip's format."""
@@ -41,29 +47,50 @@ class RequestMaker:
         self._together = settings.batch is not None
         self._lines = settings.batch is not None and settings.batch.format == "ndjson"
         self._gzip = settings.batch is not None and settings.batch.compression == "gzip"
+        mode = None if settings.cloudevents is None else settings.cloudevents.mode
+        self._with_ids = mode != "batch"
         configured = {name.lower() for name, _ in settings.headers}
-        content_type = "application/x-ndjson" if self._lines else "application/json"
+        content_type = _CONTENT_TYPES.get(mode, "application/x-ndjson" if self._lines else "application/json")
         defaults = (("content-type", content_type), ("user-agent", USER_AGENT))
         encoding = (("content-encoding", "gzip"),) if self._gzip else ()
         headers = (*settings.headers, *(pair for pair in defaults if pair[0] not in configured), *encoding)
-        self.head = Head("POST", settings.url, headers)
+        # What was accepted before the URL had placeholders goes to where they stand for themselves.
+        self.head = Head("POST", settings.url.replace("{", "%7B").replace("}", "%7D"), headers)
+        self._heads: dict[tuple[str, ...], Head] = {}
 
     def make(self, deliveries: Sequence[Delivery]) -> Request:
         """
         Make the request of an attempt that is made now.
 
-        :param deliveries: one, or where events share requests at least one, each of them a JSON object.
+        :param deliveries: one, or where events share requests at least one, each of them a JSON object without a variation.
         """
-        if self._together:
-            return self._batch(deliveries)
         delivery = deliveries[0]
+        if self._together and delivery.variation is None:
+            return self._batch(deliveries)
         headers = [(ID, delivery.id)] if self._signer is None else self.identify(delivery.id, delivery.body)
         request = Request(self.head, headers, delivery.body)
         variation = delivery.variation
         if variation is not None:
             request.method, request.path = variation.method, variation.path
-            request.headers += variation.headers
+            if variation.headers:
+                request.headers += variation.headers
+                request.head = self._head_beside(variation.headers)
+            if self._gzip:
+                request.body = zlib.compress(request.body, GZIP_LEVEL, wbits=GZIP)
         return request
+
+    def _head_beside(self, headers: Sequence[tuple[str, str]]) -> Head:
+        """Get what requests share that have these headers of their own."""
+        names = tuple([name for name, _ in headers])
+        head = self._heads.get(names)
+        if head is None:
+            own = {name.lower() for name in names}
+            others = tuple(pair for pair in self.head.headers if pair[0].lower() not in own)
+            # The transport renders a head anew when another comes, so equal ones are the same.
+            head = self.head if len(others) == len(self.head.headers) else Head(self.head.method, self.head.url, others)
+            if len(self._heads) < MOST_HEADS:
+                self._heads[names] = head
+        return head
 
     def identify(self, webhook_id: str, body: bytes) -> list[tuple[str, str]]:
         """
@@ -79,7 +106,10 @@ class RequestMaker:
     def _batch(self, deliveries: Sequence[Delivery]) -> Request:
         """Make one request of several deliveries, each with its id as its last member. A batch sent again has the same id."""
         digest = blake2b("\n".join([delivery.id for delivery in deliveries]).encode(), digest_size=12)
-        members = [b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode()) for delivery in deliveries]
+        if self._with_ids:
+            members = [b'%b,"webhook_id":"%b"}' % (delivery.body[:-1], delivery.id.encode()) for delivery in deliveries]
+        else:
+            members = [delivery.body for delivery in deliveries]
         body = _lines(members) if self._lines else b"[%b]" % b",".join(members)
         headers = self.identify(f"batch_{digest.hexdigest()}", body)
         return Request(self.head, headers, zlib.compress(body, GZIP_LEVEL, wbits=GZIP) if self._gzip else body)

@@ -16,6 +16,7 @@ from typing import Literal
 from mqhooks.errors import ConfigError
 from mqhooks.http.proxy import ProxySettings
 from mqhooks.nanomq.settings import BodySettings, Encoding, Rule
+from mqhooks.shapes.settings import CloudEventsSettings
 from mqhooks.support.redact import hide_url
 from mqhooks.support.tls import TLSSettings
 
@@ -190,6 +191,7 @@ class WebhookSettings:
     :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; if there are none, not at all.
     :param auth: how requests authenticate; ``None`` for not at all.
     :param proxy: what requests go through; ``None`` for straight to the endpoint.
+    :param cloudevents: how events become CloudEvents; ``None`` if they don't.
     :param transport: ``pooled`` sends over mqhooks' own connections, ``treq`` through treq and Twisted's ``Agent``.
     """
 
@@ -213,6 +215,12 @@ class WebhookSettings:
     transport: Transport = "pooled"
     auth: AuthSettings | None = None
     proxy: ProxySettings | None = None
+    cloudevents: CloudEventsSettings | None = None
+
+    @property
+    def shaped(self) -> bool:
+        """Whether requests have other shapes than NanoMQ's."""
+        return self.cloudevents is not None or any(rule.shape is not None for rule in self.rules)
 
     @property
     def bodies(self) -> BodySettings:

@@ -10,10 +10,11 @@ The sink that turns events into webhooks: the rules make deliveries of events, t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from secrets import token_hex
 from time import time
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
@@ -25,6 +26,7 @@ from mqhooks.delivery import Delivery
 from mqhooks.events import Event
 from mqhooks.interfaces import IBoundedSink, IOutbox, IWebhookTransport
 from mqhooks.nanomq.rules import Rules
+from mqhooks.shapes.rules import ShapedRules
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import AUTH, LastFailure, WebhookCounters
 from mqhooks.webhook.dispatcher import Dispatcher
@@ -75,7 +77,14 @@ class WebhookSink(Service):
         self._clock = clock
         self._now = now
         self._transport = transport
-        self._rules = Rules(settings.bodies)
+        self._id_prefix = f"msg_{token_hex(9)}"
+        self._id_numbers = itertools.count(1)
+        self._shaped = settings.shaped
+        if settings.shaped:
+            made: Callable[[Event], Iterable[Any]] = ShapedRules(settings.bodies, settings.cloudevents, self._next_id).requests
+        else:
+            made = Rules(settings.bodies).bodies
+        self._made = made
         self._dispatcher = Dispatcher(
             clock,
             settings,
@@ -88,8 +97,6 @@ class WebhookSink(Service):
         )
         self._drained: Deferred[None] | None = None
         self._retired = False
-        self._id_prefix = f"msg_{token_hex(9)}"
-        self._id_numbers = itertools.count(1)
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
@@ -108,15 +115,20 @@ class WebhookSink(Service):
         deliveries: list[Delivery] = []
         waiting: list[Deferred[None]] = []
         size = filtered = 0
-        bodies, numbers, prefix = self._rules.bodies, self._id_numbers, self._id_prefix
+        bodies, numbers, prefix, shaped = self._made, self._id_numbers, self._id_prefix, self._shaped
         now = int(self._now() * 1000)
         for event in events:
             client = f"{event.mountpoint}\0{event.client_id}" if event.mountpoint else event.client_id
             matched = False
             for body in bodies(event):
                 matched = True
-                identity = f"{prefix}{next(numbers):x}"
-                deliveries.append(Delivery(identity, client, event.timestamp, body, now, window=event.window))
+                if shaped:
+                    identity, body, variation = body
+                else:
+                    identity, variation = f"{prefix}{next(numbers):x}", None
+                deliveries.append(
+                    Delivery(identity, client, event.timestamp, body, now, window=event.window, variation=variation)
+                )
                 size += len(body)
                 if size > APPENDED_BYTES:
                     self._append(deliveries, waiting, room=room)
@@ -129,6 +141,9 @@ class WebhookSink(Service):
         if len(waiting) < 2:
             return waiting[0] if waiting else None
         return gatherResults(waiting).addCallback(lambda _: None)
+
+    def _next_id(self) -> str:
+        return f"{self._id_prefix}{next(self._id_numbers):x}"
 
     def _append(self, deliveries: list[Delivery], waiting: list[Deferred[None]], *, room: bool) -> None:
         if deliveries:

@@ -1,0 +1,142 @@
+"""
+CloudEvents 1.0: what an event's attributes are, and how they and its data become a request.
+
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md, and its JSON format
+and HTTP binding.
+
+The id is the delivery's, so it is the same in every attempt. An attribute without a value is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from mqhooks.errors import ConfigError
+from mqhooks.events import HOOKS, Event
+from mqhooks.shapes.settings import CloudEventsSettings
+
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+JSON = "application/json"
+
+_encode = msgspec.json.Encoder().encode
+_SOURCE = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
+# The HTTP binding, section 3.1.3.2: whatever is not printable, and these.
+_plain = re.compile(r"[!#$&-~]+").fullmatch
+_encoded = re.compile(r'[^!-~]|["%]').sub
+
+
+def check_source(source: str) -> None:
+    """
+    Check where events are said to come from.
+
+    :raises mqhooks.errors.ConfigError: when it is not a URI reference; only the message is set.
+    """
+    if not _SOURCE.fullmatch(source):
+        raise ConfigError(
+            "is not a URI or a part of one, like //broker.example/mqtt or urn:vernemq:1: percent-encode what it cannot have"
+        )
+
+
+class CloudEvents:
+    """
+    Makes CloudEvents of a rule's events.
+
+    :param settings: the webhook's.
+    :param event: the rule's event.
+    :param content_type: the data's.
+    :param is_json: whether the data is JSON; other text becomes a string where it stands in JSON.
+    """
+
+    def __init__(self, settings: CloudEventsSettings, event: str, content_type: str, *, is_json: bool) -> None:
+        self._settings = settings
+        self._type = f"io.vernemq.{event}" if event in HOOKS else f"io.nanomq.{event}"
+        self._content_type = content_type
+        self._is_json = is_json
+        self._start = lru_cache(64)(self._members)
+        self._headers = lru_cache(64)(self._fixed_headers)
+
+    def structured(self, event: Event, item: Any, id_: str, data: bytes) -> bytes:
+        """
+        Write an event as one JSON object.
+
+        :param item: the topic that a subscription's event is about.
+        :param id_: the delivery's.
+        """
+        client = _encode(event.client_id) if event.client_id else b""
+        topic = _topic(event, item)
+        subject = _encode(topic) if topic else client
+        return b'%b,"id":"%b"%b%b%b,"data":%b}' % (
+            self._start(event.mountpoint),
+            id_.encode(),
+            b',"time":"%b"' % time.encode() if (time := _time(event.timestamp)) else b"",
+            b',"subject":%b' % subject if subject else b"",
+            b',"partitionkey":%b' % client if client else b"",
+            data if self._is_json else _encode(data.decode()),
+        )
+
+    def binary(self, event: Event, item: Any, id_: str) -> tuple[tuple[str, str], ...]:
+        """Make the headers of a request whose body is an event's data."""
+        client, time = event.client_id, _time(event.timestamp)
+        subject = _topic(event, item) or client
+        headers = [*self._headers(event.mountpoint), ("ce-id", id_)]
+        if time:
+            headers.append(("ce-time", time))
+        if subject:
+            headers.append(("ce-subject", percent(subject)))
+        if client:
+            headers.append(("ce-partitionkey", percent(client)))
+        return tuple(headers)
+
+    def _fixed(self, mountpoint: str) -> dict[str, str]:
+        fixed = {"specversion": "1.0", "type": self._type, "source": _source(self._settings, mountpoint)}
+        return fixed | ({"mountpoint": mountpoint} if mountpoint else {})
+
+    def _members(self, mountpoint: str) -> bytes:
+        return _encode({**self._fixed(mountpoint), "datacontenttype": self._content_type})[:-1]
+
+    def _fixed_headers(self, mountpoint: str) -> tuple[tuple[str, str], ...]:
+        return tuple((f"ce-{name}", percent(value)) for name, value in self._fixed(mountpoint).items())
+
+
+def percent(value: str) -> str:
+    """Write an attribute's value as a header has it."""
+    return value if _plain(value) else _encoded(_percent, value)
+
+
+def _percent(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "replace"))
+
+
+def _source(settings: CloudEventsSettings, mountpoint: str) -> str:
+    if settings.source:
+        return settings.source
+    path = f"/{quote(mountpoint, safe='', errors='replace')}" if mountpoint else ""
+    return f"//{settings.origin}{path}"
+
+
+def _topic(event: Event, item: Any) -> str:
+    if item is not None:
+        return item if isinstance(item, str) else str(item.topic)
+    return getattr(event.message, "topic", "")
+
+
+def _time(timestamp: int) -> str:
+    """Write a time in nanoseconds as RFC 3339 has it, to the microsecond; nothing if it has no such form."""
+    seconds, rest = divmod(timestamp, 1_000_000_000)
+    second = _second(seconds)
+    return f"{second}.{rest // 1000:06d}Z" if second else ""
+
+
+@lru_cache(16)
+def _second(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
+    except (ValueError, OverflowError, OSError):
+        return ""
