@@ -6,11 +6,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Head, Request
 from mqhooks.errors import ConfigError
-from mqhooks.events import HOOKS
+from mqhooks.events import HOOKS, Properties
 from mqhooks.http.request import Renderer
 from mqhooks.nanomq.bodies import as_json
 from mqhooks.nanomq.events import CAUSES, RULE_EVENTS
@@ -108,6 +109,13 @@ class FieldTests(SynchronousTestCase):
                 self.assertEqual(self.value("topic", event, item, name)[0], topic)
                 self.assertEqual(self.value("qos", event, item, name)[0], qos)
         self.assertEqual(self.value("topics[1].topic", event)[0], "c")
+
+    def test_properties_of_mqtt_5(self):
+        event = replace(publish(), properties=Properties({"p_content_type": "text/x", "p_number": 7}))
+        self.assertEqual(self.value("properties.p_content_type", event), ("text/x", "text/x"))
+        self.assertEqual(self.value("properties.p_number", event), (7, "7"))
+        self.assertEqual(self.value("properties.p_number", publish()), (None, None))
+        self.assertIn("is nothing that on_message_drop has", mistake(field, "properties.a", "on_message_drop"))
 
     def test_payloads(self):
         for payload, value, text in (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mqhooks.errors import ConfigError
-from mqhooks.events import HOOKS, Event, MatchedACL, failure_name, reason_name
+from mqhooks.events import HOOKS, M5_HOOKS, Event, MatchedACL, failure_name, reason_name
 from mqhooks.nanomq.block import suggest
 from mqhooks.nanomq.bodies import Payload, as_json, payload_maker
 from mqhooks.nanomq.events import CAUSES
@@ -64,6 +64,8 @@ def names_of(event: str) -> list[str]:
     """List what placeholders may name in the templates of a rule's event."""
     names = {_ALIASES.get(name, name): None for hook in hooks_of(event) for name in HOOKS[hook].__struct_fields__}
     more = ("topic", "qos", "matched_acl") if event in CAUSES["on_subscribe"] else ("topic",) if event in _TOPICWISE else ()
+    if any(hook in M5_HOOKS for hook in hooks_of(event)):
+        names["properties"] = None
     return list(dict.fromkeys(("clientid", "username", "mountpoint", "ts", "event", *more, *names)))
 
 
@@ -94,7 +96,7 @@ def field(name: str, event: str, encoding: Encoding = "json") -> Field:
             raise ConfigError(f"{_shown(name)}: a level of the topic is written {{{{topic[0]}}}}")
         get = _level(get, steps[0])
     elif steps:
-        if root not in ("topics", "matched_acl", "user_properties"):
+        if root not in ("topics", "matched_acl", "user_properties", "properties"):
             raise ConfigError(f"{_shown(name)}: {match[1]} has no parts: write {{{{{match[1]}}}}}")
         get = _part(get, steps, or_none=root == "matched_acl")
     return Field(name, get, get if root in _TEXTS else lambda event, item: text(get(event, item)))
@@ -152,6 +154,7 @@ _GETTERS: Mapping[str, Get] = {
     "reason": _reason,
     "topics": lambda event, _: msgspec.to_builtins(event.message.topics),
     "matched_acl": lambda event, _: _acl(getattr(event.message, "matched_acl", None)),
+    "properties": lambda event, _: event.properties or None,
     "user_properties": lambda event, _: dict(sorted(getattr(event.message, "user_properties", {}).items())),
 }
 _TOPICWISE_GETTERS: Mapping[str, Get] = {
