@@ -106,6 +106,9 @@ class Renderer:
         if len(headers) == 1:
             ((name, value),) = headers
             lines = f"{name}: {value}\r\n"
+        elif len(headers) == 2:
+            (name, value), (second, its) = headers
+            lines = f"{name}: {value}\r\n{second}: {its}\r\n"
         elif len(headers) == 3:
             (name, value), (second, its), (third, last) = headers
             lines = f"{name}: {value}\r\n{second}: {its}\r\n{third}: {last}\r\n"

@@ -25,6 +25,9 @@ BASE62_LIMIT = 128 << 10
 _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
+# What JSON may begin with: an error would cost more than all the rest.
+_STARTS = b'{["-0123456789tfn \t\r\n'
+
 Payload = str | msgspec.Raw | msgspec.UnsetType
 """What a payload is in a body: text, JSON as it came, or nothing."""
 
@@ -320,6 +323,8 @@ def as_json(payload: bytes) -> msgspec.Raw | None:
 
     :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python's limit allows, about 1,000 levels.
     """
+    if payload[:1] not in _STARTS:
+        return None
     try:
         if not payload.isascii():
             payload.decode()

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event
@@ -44,6 +45,19 @@ def check_source(source: str) -> None:
         )
 
 
+class _Envelope(msgspec.Struct, gc=False):
+    source: str
+    id: str
+    type: str
+    datacontenttype: str
+    subject: str | UnsetType
+    time: str | UnsetType
+    partitionkey: str | UnsetType
+    mountpoint: str | UnsetType
+    data: Raw
+    specversion: str = "1.0"
+
+
 class CloudEvents:
     """
     Makes CloudEvents of a rule's events.
@@ -59,7 +73,8 @@ class CloudEvents:
         self._type = f"io.vernemq.{event}" if event in HOOKS else f"io.nanomq.{event}"
         self._content_type = content_type
         self._is_json = is_json
-        self._start = lru_cache(64)(self._members)
+        self._source = _source(settings, "")
+        self._sources = lru_cache(64)(partial(_source, settings))
         self._headers = lru_cache(64)(self._fixed_headers)
 
     def structured(self, event: Event, item: Any, id_: str, data: bytes) -> bytes:
@@ -69,17 +84,23 @@ class CloudEvents:
         :param item: the topic that a subscription's event is about.
         :param id_: the delivery's.
         """
-        client = _encode(event.client_id) if event.client_id else b""
-        topic = _topic(event, item)
-        subject = _encode(topic) if topic else client
-        return b'%b,"id":"%b"%b%b%b,"data":%b}' % (
-            self._start(event.mountpoint),
-            id_.encode(),
-            b',"time":"%b"' % time.encode() if (time := _time(event.timestamp)) else b"",
-            b',"subject":%b' % subject if subject else b"",
-            b',"partitionkey":%b' % client if client else b"",
-            data if self._is_json else _encode(data.decode()),
+        client, mountpoint = event.client_id, event.mountpoint
+        source = self._sources(mountpoint) if mountpoint else self._source
+        if not self._is_json:
+            data = _encode(data.decode())
+        # A plain call takes half the time of one with names.
+        envelope = _Envelope(
+            source,
+            id_,
+            self._type,
+            self._content_type,
+            _topic(event, item) or client or UNSET,
+            _time(event.timestamp) or UNSET,
+            client or UNSET,
+            mountpoint or UNSET,
+            Raw(data),
         )
+        return _encode(envelope)
 
     def binary(self, event: Event, item: Any, id_: str) -> tuple[tuple[str, str], ...]:
         """Make the headers of a request whose body is an event's data."""
@@ -97,9 +118,6 @@ class CloudEvents:
     def _fixed(self, mountpoint: str) -> dict[str, str]:
         fixed = {"specversion": "1.0", "type": self._type, "source": _source(self._settings, mountpoint)}
         return fixed | ({"mountpoint": mountpoint} if mountpoint else {})
-
-    def _members(self, mountpoint: str) -> bytes:
-        return _encode({**self._fixed(mountpoint), "datacontenttype": self._content_type})[:-1]
 
     def _fixed_headers(self, mountpoint: str) -> tuple[tuple[str, str], ...]:
         return tuple((f"ce-{name}", percent(value)) for name, value in self._fixed(mountpoint).items())
@@ -129,14 +147,17 @@ def _topic(event: Event, item: Any) -> str:
 
 def _time(timestamp: int) -> str:
     """Write a time in nanoseconds as RFC 3339 has it, to the microsecond; nothing if it has no such form."""
+    digits = str(timestamp)
+    if len(digits) == 19 and timestamp > 0:
+        return f"{_second(digits[:10])}.{digits[10:16]}Z"
     seconds, rest = divmod(timestamp, 1_000_000_000)
-    second = _second(seconds)
+    second = _second(str(seconds))
     return f"{second}.{rest // 1000:06d}Z" if second else ""
 
 
 @lru_cache(16)
-def _second(seconds: int) -> str:
+def _second(seconds: str) -> str:
     try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
+        return datetime.fromtimestamp(int(seconds), UTC).isoformat()[:19]
     except (ValueError, OverflowError, OSError):
         return ""

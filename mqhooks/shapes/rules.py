@@ -89,7 +89,7 @@ class Maker:
         self._headers = []
         for name, value in shape.headers:
             with _At(f"headers.{name}"):
-                self._headers.append((name, header_maker(value, event, encoding)))
+                self._headers.append((f"headers.{name}", name, header_maker(value, event, encoding)))
         self._body = plain
         self.json = self.members = True
         if shape.body is not None:
@@ -101,7 +101,7 @@ class Maker:
         content_type = own or (JSON if self.json else "text/plain")
         self._cloudevents = None if cloudevents is None else CloudEvents(cloudevents, event, content_type, is_json=self.json)
         if cloudevents is not None and not self._binary:
-            self._headers = [pair for pair in self._headers if pair[0].lower() != "content-type"]
+            self._headers = [pair for pair in self._headers if pair[1].lower() != "content-type"]
         # What is no JSON object does not share a request.
         alone = not self.members and (cloudevents is None or self._binary)
         self._varies = bool(self._method or self._url or self._headers or self._binary or alone)
@@ -122,15 +122,12 @@ class Maker:
         where = "url"
         try:
             url = None if self._url is None else self._url(event, item)
-            if not self._headers:
-                return Variation(self._method, url, more)
-            headers = []
-            for name, make in self._headers:
-                where = f"headers.{name}"
-                headers.append((name, make(event, item)))
+            for key, name, make in self._headers:
+                where = key
+                more = (*more, (name, make(event, item)))
         except Unsendable as error:
             return Variation(self._method, problem=f"{where}: {error}")
-        return Variation(self._method, url, (*headers, *more))
+        return Variation(self._method, url, more)
 
 
 class _At:

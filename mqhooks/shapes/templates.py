@@ -159,7 +159,7 @@ def header_maker(template: str, event: str, encoding: Encoding = "json") -> Call
         header = form % tuple(values)
         if len(header) > LONGEST:
             raise Unsendable(f"it is longer than {LONGEST} characters")
-        if _not_for_headers(header):
+        if not (header.isprintable() and header.strip() == header) and _not_for_headers(header):
             raise Unsendable("it would have a line break or another control character, or a space at an end")
         return header
 

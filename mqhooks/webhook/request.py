@@ -23,7 +23,7 @@ GZIP_LEVEL = 1
 """Higher levels take three times as long to save a tenth."""
 
 MOST_HEADS = 256
-"""For how many sets of headers that deliveries have of their own the rest is worked out in advance."""
+"""How much is remembered of which headers deliveries have of their own."""
 
 _CONTENT_TYPES: dict[str | None, str] = {"structured": STRUCTURED, "batch": BATCH}
 
@@ -56,6 +56,8 @@ class RequestMaker:
         headers = (*settings.headers, *(pair for pair in defaults if pair[0] not in configured), *encoding)
         # What was accepted before the URL had placeholders goes to where they stand for themselves.
         self.head = Head("POST", settings.url.replace("{", "%7B").replace("}", "%7D"), headers)
+        # Headers that deliveries have of their own: names that none of these has, and what is left for those of other names.
+        self._beside: set[str] = set()
         self._heads: dict[tuple[str, ...], Head] = {}
 
     def make(self, deliveries: Sequence[Delivery]) -> Request:
@@ -81,14 +83,25 @@ class RequestMaker:
 
     def _head_beside(self, headers: Sequence[tuple[str, str]]) -> Head:
         """Get what requests share that have these headers of their own."""
+        beside = self._beside
+        for name, _ in headers:
+            if name not in beside:
+                break
+        else:
+            return self.head
         names = tuple([name for name, _ in headers])
         head = self._heads.get(names)
         if head is None:
             own = {name.lower() for name in names}
             others = tuple(pair for pair in self.head.headers if pair[0].lower() not in own)
+            known = len(beside) + len(self._heads)
+            if len(others) == len(self.head.headers):
+                if known < MOST_HEADS:
+                    beside.update(names)
+                return self.head
             # The transport renders a head anew when another comes, so equal ones are the same.
-            head = self.head if len(others) == len(self.head.headers) else Head(self.head.method, self.head.url, others)
-            if len(self._heads) < MOST_HEADS:
+            head = Head(self.head.method, self.head.url, others)
+            if known < MOST_HEADS:
                 self._heads[names] = head
         return head
 
