@@ -123,6 +123,11 @@ class TemplateTests(Case):
             self.assertIn("for on_client_connack: {{topic}} is nothing that on_client_connack has", told)
         self.assertIn("body: begins like JSON and is not", self.entry_mistake('body = """{"a": {{qos}},}"""'))
 
+    def test_a_placeholder_without_quotes(self):
+        for text in ("headers.x = {{qos}}", "headers.x = a{{qos}}", "body { a = {{qos}} }", "body { a = [{{qos}}] }"):
+            self.assertIn("a placeholder like {{clientid}} goes into quotes", self.mistake(f"webhook {{ {text} }}"))
+        self.load("foreign = {{ a }}")
+
     def test_what_cannot_share_a_request(self):
         for text, key in (("method = PUT", "method"), ('headers.x = "{{qos}}"', "headers"), ('body = """[{{qos}}]"""', "body")):
             self.assertTrue(self.webhook_mistake(f"{text}\nbatch {{}}").startswith(f"{key}: "))

@@ -40,6 +40,8 @@ _NO_KEY = "; no key is before it: write key = value, or name { … }"
 _REFERENCES = "; write ${NAME} or ${?NAME}, with both braces"
 _MIXED = "; text, blocks and lists cannot be joined: is a comma or a key missing?"
 
+_PLACEHOLDER = "; a placeholder like {{clientid}} goes into quotes, with whatever stands beside it"
+
 _BLANK = re.compile(r"(?:[^\S\n]|\ufeff)*")
 _COMMENT = re.compile(r"(?:#|//)[^\n]*")
 _BETWEEN = re.compile(r"(?:\s|\ufeff|,|(?:#|//)[^\n]*)*")
@@ -284,6 +286,8 @@ class Scanner:
             if first in ("", "\n", ",", "}", "]") or _COMMENT.match(self._text, start):
                 break
             if first in "{[":
+                if keep and self._text.startswith("{{", start):
+                    raise self._error(start, _PLACEHOLDER)
                 if within_list and last in ("{", "["):
                     break
                 if last == "t" or (last in ("{", "[") and last != first):
@@ -338,7 +342,9 @@ class Scanner:
     def _check_no_key(self) -> None:
         separator = _SEPARATOR.match(self._text, self._at)
         if separator:
-            raise self._error(separator.start(1), _MIXED if separator[1] == "{" else _QUOTES)
+            at = separator.start(1)
+            hint = _PLACEHOLDER if self._text.startswith("{{", at) else _MIXED if separator[1] == "{" else _QUOTES
+            raise self._error(at, hint)
 
     def _bracketed(self, first: str, *, keep: bool) -> Part:
         if not keep:
