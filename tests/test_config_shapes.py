@@ -3,7 +3,9 @@
 import json
 from itertools import count
 
+from mqhooks.app.configuration import for_url
 from mqhooks.app.sample import sample
+from mqhooks.errors import ConfigError
 from mqhooks.nanomq.settings import Rule
 from mqhooks.shapes.rules import ShapedRules
 from mqhooks.shapes.settings import CloudEventsSettings, Shape
@@ -122,6 +124,10 @@ class TemplateTests(Case):
             told = self.webhook_mistake(text, rules=rules, url=f'url = "{url}"')
             self.assertIn("for on_client_connack: {{topic}} is nothing that on_client_connack has", told)
         self.assertIn("body: begins like JSON and is not", self.entry_mistake('body = """{"a": {{qos}},}"""'))
+
+    def test_the_command_lines_url_has_none(self):
+        error = self.assertRaises(ConfigError, for_url, "http://h/{{clientid}}")
+        self.assertIn("--url: has a placeholder", str(error))
 
     def test_a_placeholder_without_quotes(self):
         for text in ("headers.x = {{qos}}", "headers.x = a{{qos}}", "body { a = {{qos}} }", "body { a = [{{qos}}] }"):

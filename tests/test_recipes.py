@@ -10,8 +10,11 @@ from twisted.trial.unittest import TestCase
 
 from mqhooks.app.configuration import load
 from mqhooks.app.webhooks import transport_for
+from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
+from mqhooks.shapes.settings import CloudEventsSettings
 from mqhooks.testing import make_event
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.endpoints import Endpoint
 from tests.waiting import until
@@ -101,6 +104,27 @@ class RecipeTests(TestCase):
         (request,) = await self.arrived("slack", [make_event("on_client_offline", client_id='"x"')], 1)
         self.assertEqual(json.loads(request.body), {"text": '"x" is offline: tcp_closed'})
         self.assertEqual(request.path, "/services/T0/B0/x7Kq")
+
+    async def test_a_handshake(self):
+        def answer(request):
+            allowed = [("WebHook-Allowed-Origin", request.header("WebHook-Request-Origin") or "")]
+            request.connection.reply(200, headers=allowed if request.method == "OPTIONS" else ())
+
+        endpoint = Endpoint(answer)
+        cloudevents = CloudEventsSettings(origin="broker.example", handshake=True)
+        rules = (Rule("on_publish"),)
+        settings = WebhookSettings(
+            "w", endpoint.listen(self, reactor), rules, merge_window=0, cloudevents=cloudevents, transport=self.transport
+        )
+        sink = WebhookSink(reactor, settings, MemoryOutbox(), transport_for(reactor, settings))
+        sink.startService()
+        self.addCleanup(sink.stopService)
+        sink.receive([make_event("on_publish")])
+        await until(lambda: len(endpoint.requests) >= 2)
+        first, second = endpoint.requests
+        self.assertEqual((first.method, first.path, first.body), ("OPTIONS", "/hook", b""))
+        self.assertEqual(first.header("webhook-request-origin"), "broker.example")
+        self.assertEqual((second.method, json.loads(second.body)["type"]), ("POST", "io.vernemq.on_publish"))
 
 
 class TreqTests(RecipeTests):

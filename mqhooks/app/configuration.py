@@ -195,6 +195,8 @@ def for_url(url: str) -> Settings:
     """
     try:
         checked = check_url(url)
+        if "{{" in url:
+            raise ConfigError("has a placeholder, and not every event has each: write a webhook block into a file")
     except ConfigError as error:
         raise ConfigError(error.message, "--url") from None
     return Settings(webhooks=(WebhookSettings("webhook", checked, tuple(Rule(event) for event in NANOMQ_EVENTS)),))
