@@ -122,6 +122,7 @@ class RefusalTests(Case):
         for rules, more in (
             ((rule(body='{"c":"{{clientid}}"}'),), {}),
             ((rule(method="PUT"),), {}),
+            ((rule(headers=(("Content-Type", "text/plain"),)),), {}),
             ((Rule("on_message_publish"),), {"cloudevents": CloudEventsSettings(mode="binary")}),
         ):
             dead, refusing = self.refuse(401, rules, **more)

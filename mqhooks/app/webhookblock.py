@@ -109,12 +109,14 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         batch = BatchSettings()
     headers = _headers(block.block("headers"), batch, cloudevents)
     whole, headers = shapeblock.webhook_parts(block, path, headers)
-    encoding = _encoding(block, whole)
+    body = _body(block, whole)
+    encoding = cast(Encoding, body.choice("encoding", "plain", get_args(Encoding)))
+    said = encoding if "encoding" in body else None
     content_type = next((value for header, value in headers if header.lower() == "content-type"), "")
     rules = []
     for rule, entry in _rules(block):
         own = shapeblock.rule_parts(entry, _headers(entry.block("headers"), None, cloudevents))
-        rules.append((shapeblock.shaped(whole, rule, own, encoding=encoding, content_type=content_type), own))
+        rules.append((shapeblock.shaped(whole, rule, own, encoding=said, content_type=content_type), own))
     shapeblock.check(whole, rules, cloudevents, batch)
     for _, own in rules:
         own.block.close()
@@ -123,7 +125,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
         url=url,
         rules=tuple(rule for rule, _ in rules),
         headers=headers,
-        encoding=encoding or "plain",
+        encoding=encoding,
         pool_size=block.integer("pool_size", 32, least=1, most=65535),
         cancel_timeout=block.duration("cancel_timeout", 5.0, unit="ms", plain=0.1),
         tls=_tls(block, url),
@@ -142,7 +144,7 @@ def webhook(block: Block, name: str, defaults: SharedSettings = _DEFAULTS) -> We
     )
     _check_auth(block, settings)
     settings = _through_proxy(block, settings, common.proxy)
-    for part in (unknown, block):
+    for part in (unknown, block) if whole.body is not None else (unknown, body, block):
         part.close()
     return settings
 
@@ -282,15 +284,11 @@ def _check_auth(block: Block, settings: WebhookSettings) -> None:
     block.fail(block.error(f"headers.{written}", f"is what {'mqhooks.auth' if shared else 'auth'} sets, too: {remedy}"))
 
 
-def _encoding(block: Block, whole: shapeblock.Parts) -> Encoding | None:
+def _body(block: Block, whole: shapeblock.Parts) -> Block:
+    """Open the block of the body's encoding; an empty one where text is the body."""
     if isinstance(block.tree("body"), str) and whole.body is not None:
-        return None
-    body = block.block("body")
-    given = "encoding" in body
-    encoding = cast(Encoding, body.choice("encoding", "plain", get_args(Encoding)))
-    if whole.body is None:
-        body.close()
-    return encoding if given else None
+        return Block({}, block.where, block.path("body"), [])
+    return block.block("body")
 
 
 def _url(block: Block) -> tuple[str, str | None]:

@@ -179,6 +179,8 @@ class Outcomes:
 
 
 def _is_apart(delivery: Delivery) -> bool:
-    """Say whether a request has a URL or headers of its own, beside the attributes of a CloudEvent."""
+    """Say whether a request has a URL or headers of its own, beside what says how its body is to be read."""
     own = delivery.variation
-    return own is not None and (own.path is not None or any(not name.startswith("ce-") for name, _ in own.headers))
+    if own is None:
+        return False
+    return own.path is not None or not all(name.startswith("ce-") or name.lower() == "content-type" for name, _ in own.headers)
