@@ -12,8 +12,10 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
 from mqhooks.app.sendtest import make_request
+from mqhooks.errors import MqhooksError
 from mqhooks.nanomq.events import RULE_EVENTS
 from mqhooks.nanomq.settings import Rule
+from mqhooks.shapes.settings import Shape
 from mqhooks.support.signatures import verify
 from mqhooks.webhook.settings import BatchSettings, WebhookSettings
 from tests.certificates import Authority, key_pem
@@ -117,3 +119,12 @@ class SendTestTests(TestCase):
             settings = WebhookSettings("w", "http://h/", (), batch=batch)
             for event in RULE_EVENTS:
                 self.assertTrue(json.loads(make_request(settings, Rule(event, "x/y")).body))
+
+    def test_templates_shape_it(self):
+        rule = Rule("on_message_publish", "x/y", Shape("PUT", "/{{clientid}}", (("x-a", "{{topic}}"),), '{"q":{{qos}}}'))
+        settings = WebhookSettings("w", "http://h/", (rule,))
+        request = make_request(settings, rule)
+        self.assertEqual((request.method, request.path, request.body), ("PUT", "/mqhooks-test", b'{"q":1}'))
+        missing = Rule("on_message_publish", None, Shape(url="/{{payload.a}}"))
+        error = self.assertRaises(MqhooksError, make_request, WebhookSettings("w", "http://h/", (missing,)), missing)
+        self.assertIn("cannot be sent: url: {{payload.a}} is missing", str(error))

@@ -27,7 +27,7 @@ from tests.outboxes import PLENTY
 
 NOW = 1_767_225_600_000
 URL = "https://hooks.slack.com/services/T0/B0/s3cret7777"
-VARIATION = Variation("PUT", "/a?b=c", (("x-meter", "7\tä"),))
+VARIATION = Variation("PUT", "/a?b=c", (("x-meter", "7\tä"),), "url: {{username}} is missing")
 DELIVERY = Delivery("msg_1", "m\0größe", NOW * 10**6 + 123_456_789, b'{"n":1,"raw":"\xff"}', NOW, 3, variation=VARIATION)
 LETTER = DeadLetter(7, "w", DELIVERY, URL, f"{URL} answered 422: no", 422, b"no such \xff meter", NOW + 7)
 
