@@ -837,6 +837,11 @@ class AuthTests(ConfigCase):
             "auth { basic { username = a, password = s3cret }, bearer.token = s3cret }": "auth: has basic and bearer: keep one",
             "auth.basic.username = a": 'auth.basic.password: is missing: an empty one is written as ""',
             "auth.basic.password = s3cret": 'auth.basic.username: is missing: an empty one is written as ""',
+            "auth.basic { user = me, password = s3cret }": (
+                """auth.basic.username: is missing ('user' is unknown: is that it?): an empty one is written as \"\""""
+            ),
+            "auth { token = s3cret }": f"auth: has none of basic, bearer and oauth2: write for example {example}",
+            "auth { bearer = s3cret }": "auth.bearer: what is given is not a block in braces, like bearer { … }",
             'auth.basic { username = "a:b", password = s3cret }': (
                 "auth.basic.username: has a colon, where the password would begin: RFC 7617 allows none"
             ),

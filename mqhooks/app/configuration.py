@@ -34,6 +34,15 @@ from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.queue import OnFull
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
+_IN_SOURCES = "where mqhooks listens is mqhooks {{ sources {{ {} }} }}"
+
+_MISPLACED = {
+    **{key: f"; {_IN_SOURCES.format(f'{key} {{ listen = … }}')}" for key in ("webhooks", "grpc")},
+    "webhook": "; where events go stands beside mqhooks { … }, not in it",
+    "listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}",
+}
+"""What stands elsewhere than in the ``mqhooks`` block."""
+
 
 def load(path: str) -> Settings:
     """
@@ -98,8 +107,8 @@ def compose(root: Block) -> Settings:
         notify=_notify(ours, ours.block("notify")),
         shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms", plain=0.1),
     )
-    for block in (sidecar, ours):
-        block.close()
+    sidecar.close({"listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}"})
+    ours.close(_MISPLACED)
     return settings
 
 
@@ -141,13 +150,13 @@ def _notify(ours: Block, block: Block) -> NotifySettings:
     defaults = NotifySettings()
     url = block.string("url", None)
     if "notify" in ours and not url and not block.replaced:
-        block.fail(block.error("url", 'is missing: who is to be told? For example url = "https://chat.example/hooks/ops"'))
+        block.fail(block.missing("url", 'who is to be told? For example url = "https://chat.example/hooks/ops"'))
     on = tuple(_kinds(block)) if "on" in block else defaults.on
     block.entries("on")
     secrets = read_secrets(block)
     block.close()
     try:
-        return NotifySettings(check_url(url) if url else "", on, secrets)
+        return NotifySettings(check_url(url, "a path or a query that authenticates") if url else "", on, secrets)
     except ConfigError as error:
         block.fail(block.error("url", error.message))
         return defaults
@@ -194,7 +203,7 @@ def for_url(url: str) -> Settings:
     :raises mqhooks.errors.ConfigError: when requests cannot be sent to the address.
     """
     try:
-        checked = check_url(url)
+        checked = check_url(url, "webhook.auth in a file, with --config,")
         if "{{" in url:
             raise ConfigError("has a placeholder, and not every event has each: write a webhook block into a file")
     except ConfigError as error:

@@ -77,7 +77,8 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
         yield from _read(root, single, "webhook", defaults)
     several = root.block("webhooks", "; give each webhook a name: webhooks { billing { … }, audit { … } }")
     for name in several.names():
-        block = several.block(name)
+        elsewhere = "; where VerneMQ's webhooks come in is mqhooks { sources { webhooks { listen = … } } }"
+        block = several.block(name, elsewhere if name == "listen" else "")
         if not block.replaced and block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
                 root.fail(several.error(name, "the webhook block already has this name: call this one something else"))
@@ -169,6 +170,9 @@ def _proxy(block: Block, default: Proxy) -> Proxy:
     text = block.secret("proxy")
     if text is None:
         return default
+    if text.lower() in ("off", "no", "false"):
+        block.fail(block.error("proxy", f"{text} is not a proxy: write none"))
+        return None
     if text.lower() in ("none", "env"):
         return None if text.lower() == "none" else "env"
     try:
@@ -196,7 +200,10 @@ def _auth(outer: Block, default: AuthSettings | None) -> AuthSettings | None:
     block = outer.block("auth")
     enabled = block.boolean("enable", default=True)
     readers = {"basic": _basic, "bearer": _bearer, "oauth2": _oauth2}
-    found = {kind: read(block.block(kind), given=enabled and kind in block) for kind, read in readers.items()}
+    inner = {kind: block.block(kind, f", like {kind} {{ … }}") for kind in readers}
+    found = {
+        kind: read(inner[kind], given=enabled and kind in block and not inner[kind].replaced) for kind, read in readers.items()
+    }
     block.close()
     if "auth" not in outer or block.replaced:
         return default
@@ -205,7 +212,8 @@ def _auth(outer: Block, default: AuthSettings | None) -> AuthSettings | None:
     given = [kind for kind in found if kind in block]
     if len(given) != 1:
         example = "auth { bearer { token_file = /run/secrets/token } }"
-        problem = f"has {' and '.join(given)}: keep one" if given else f"says nothing: write for example {example}"
+        nothing = "says nothing" if not block.names() else "has none of basic, bearer and oauth2"
+        problem = f"has {' and '.join(given)}: keep one" if given else f"{nothing}: write for example {example}"
         outer.fail(outer.error("auth", problem))
         return None
     return found[given[0]]
@@ -217,7 +225,7 @@ def _basic(block: Block, *, given: bool) -> AuthSettings:
     if given:
         for key, value in (("username", username), ("password", password)):
             if value is None and key not in block:
-                block.fail(block.error(key, 'is missing: an empty one is written as ""'))
+                block.fail(block.missing(key, 'an empty one is written as ""'))
             elif value is not None and not value.isprintable():
                 block.fail(block.error(key, "has a line break or another control character, which neither may have"))
         if username is not None and ":" in username:
@@ -231,7 +239,7 @@ def _bearer(block: Block, *, given: bool) -> AuthSettings:
     if not given:
         return BearerSettings()
     if token is None and file is None and "token" not in block and "token_file" not in block:
-        block.fail(block.error("token", "is missing: write token = …, or token_file = …"))
+        block.fail(block.missing("token", "write token = …, or token_file = …"))
     if token is not None and file is not None:
         block.fail(block.error("token_file", "and token are both given: keep one"))
     if token is not None and token.lower().startswith("bearer "):
@@ -262,7 +270,7 @@ def _oauth2(block: Block, *, given: bool) -> AuthSettings:
         return settings
     for key, value in (("token_url", url), ("client_id", texts["client_id"]), ("client_secret", secret)):
         if value == "" or (value is None and key not in block):
-            block.fail(block.error(key, "is missing: the token's server needs token_url, client_id and client_secret"))
+            block.fail(block.missing(key, "the token's server needs token_url, client_id and client_secret"))
     for key, value in texts.items():
         if value is not None and not value.isprintable():
             block.fail(block.error(key, "has a line break or another control character: remove it"))
@@ -300,11 +308,11 @@ def _url(block: Block) -> tuple[str, str | None]:
             block.fail(block.error(inner, f"is a webhook within a webhook: write webhooks {{ {inner} {{ … }} }}"))
         elif "url" not in block:
             example = 'url = "http://127.0.0.1:8080/hook"'
-            block.fail(block.error("url", f"is missing: where are the events to be sent? For example {example}"))
+            block.fail(block.missing("url", f"where are the events to be sent? For example {example}"))
         return "", None
     try:
         whole, path = shapeblock.webhook_url(url)
-        checked = check_url(whole)
+        checked = check_url(whole, "auth { basic { … } }, or headers.authorization,")
     except ConfigError as error:
         block.fail(block.error("url", error.message))
         return "", None
@@ -357,7 +365,7 @@ def _rules(block: Block) -> list[tuple[Rule, Block]]:
         name = entry.string("event", None)
         if name is None:
             if "event" not in entry:
-                entry.fail(entry.error("event", 'is missing: which event? For example event = "on_message_publish"'))
+                entry.fail(entry.missing("event", 'which event? For example event = "on_message_publish"'))
             continue
         event = name.lower()
         if event not in RULE_EVENTS:
@@ -493,5 +501,5 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
             tls.fail(tls.error(key, f"{path} {problem}"))
     for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
         if files[one] is not None and files[other] is None:
-            tls.fail(tls.error(other, f"is missing: {one} needs it"))
+            tls.fail(tls.missing(other, f"{one} needs it"))
     return TLSSettings(**files, key_password=password, where=tls.where, path=block.path(given[0]))

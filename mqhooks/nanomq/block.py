@@ -128,6 +128,12 @@ class Block:
         """Make the error of a key."""
         return ConfigError(message, self.where, self.path(key))
 
+    def missing(self, key: str, remedy: str) -> ConfigError:
+        """Make the error of a key that is not there, perhaps because it is misspelt."""
+        nearest = get_close_matches(key, [name for name in self._values if name not in self._known], 1)
+        guess = f" ({nearest[0]!r} is unknown: is that it?)" if nearest else ""
+        return self.error(key, f"is missing{guess}: {remedy}")
+
     def fail(self, error: ConfigError) -> None:
         """Note an error, or raise it when errors are not collected."""
         if self._errors is None:
@@ -305,11 +311,15 @@ class Block:
         """List the keys, in the file's order."""
         return [key for key, value in self._values.items() if value is not None]
 
-    def close(self) -> None:
-        """Warn of keys that were never read."""
+    def close(self, hints: Mapping[str, str] = {}) -> None:
+        """
+        Warn of keys that were never read.
+
+        :param hints: what to append for keys that are likely to be tried; for others a similar key is suggested.
+        """
         for key in self._values:
             if key not in self._known:
-                self.warn(key, f"unknown, ignored{suggest(key, self._known)}")
+                self.warn(key, f"unknown, ignored{hints.get(key) or suggest(key, self._known)}")
 
     def _inner(self, key: str, values: Mapping[str, Any]) -> Block:
         inner = Block(values, self.where, self.path(key), self._warnings, self._errors)

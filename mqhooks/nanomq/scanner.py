@@ -27,7 +27,10 @@ NESTING = "nested too deeply, or it includes itself"
 DEPTH = 50
 """How many brackets may be open at once."""
 
-CONFIDENTIAL = re.compile(r"(whsec_|whsk_|secret|password|authorization|token|key|\bproxy\b|https?:?//|://).*", re.IGNORECASE)
+CONFIDENTIAL = re.compile(
+    r"(whsec_|whsk_|secret|password|authorization|token|key|\b(?:basic|bearer|oauth2|proxy)\b|https?:?//|://).*",
+    re.IGNORECASE,
+)
 """From where on a line, or a key's name, holds something that must not be shown."""
 
 _QUOTES = '; text that has "=" or ":" in it goes into quotes: x = "a=b"'

@@ -228,7 +228,7 @@ class WebhookSettings:
         return BodySettings(self.rules, self.encoding, self.details, self.proto_ver, self.keepalive)
 
 
-def check_url(url: str, instead: str = "headers.authorization") -> str:
+def check_url(url: str, instead: str = "webhook.auth") -> str:
     """
     Check where requests are to be sent.
 
