@@ -92,6 +92,58 @@ class ConfigTests(ConfigCase):
 
     def test_a_block_in_the_wrong_place(self):
         self.assertIn("belongs in the mqhooks block", self.load("sources { webhooks { } }").warnings[0])
+        for text, key, place in (
+            ('webhooks { listen = "tcp:1" }', "webhooks", "webhooks"),
+            ('grpc { listen = "tcp:1" }', "grpc", "grpc"),
+            ('sidecar { listen = "tcp:1" }', "sidecar.listen", "sidecar"),
+            ('listen = "tcp:1"', "listen", "sidecar"),
+        ):
+            (warning,) = self.load(f"mqhooks {{ {text} }}").warnings
+            self.assertTrue(warning.startswith(f"{self.path}: mqhooks.{key}: unknown, ignored; "), warning)
+            self.assertIn(f"mqhooks {{ sources {{ {place} {{ listen = … }} }} }}", warning)
+        (warning,) = self.load("mqhooks { webhook { } }").warnings
+        self.assertIn("stands beside mqhooks { … }", warning)
+        error = str(self.assertRaises(ConfigError, self.load, 'webhooks { listen = "tcp:1" }'))
+        self.assertIn("webhooks.listen: 'tcp:1' is not a block in braces; ", error)
+        self.assertIn("mqhooks { sources { webhooks { listen = … } } }", error)
+
+    def test_keys_of_other_programs(self):
+        for text, hint in (
+            ("webhooks { port = 1 }", "write listen = tcp:PORT"),
+            ("webhooks { enable = false }", "write listen = off"),
+            ("sidecar { port = 1 }", "write listen = tcp:PORT"),
+            ("grpc { interface = x }", "write listen ="),
+            ("grpc { token = x }", "authenticates in no way"),
+            ("http { }", "sidecar, webhooks and grpc"),
+        ):
+            self.sources(text)
+            (warning,) = self.warnings
+            self.assertIn("unknown, ignored; ", warning)
+            self.assertIn(hint, warning)
+
+    def test_what_is_no_listening_endpoint(self):
+        """In each source alike, with the key, and what to write."""
+        for source, port in (("sidecar", 8890), ("webhooks", 8892), ("grpc", 8893)):
+            for address, told in (
+                ("9000", '9000 is not a listening endpoint: write "tcp:9000"'),
+                ('"0.0.0.0:9000"', 'not a listening endpoint: write "tcp:9000:interface=0.0.0.0"'),
+                ('"localhost:9000"', 'not a listening endpoint: write "tcp:9000:interface=localhost"'),
+                ("on", f"'on' is not a listening endpoint: write it like tcp:{port}, or off"),
+                ('"http://h:9000/s?token=s3cret"', f"is not a listening endpoint: write it like tcp:{port}, or off"),
+                ("[]", f"is not an address like tcp:{port}, a list of them, or off"),
+                ("[[tcp:1]]", f"is not an address like tcp:{port}, a list of them, or off"),
+                ("{ }", f"is not an address like tcp:{port}, a list of them, or off"),
+                ('["tcp:1", off]', f"'off' is not a listening endpoint: write it like tcp:{port}, or off"),
+            ):
+                (line,) = self.mistakes(f"{source} {{ listen = {address} }}")
+                self.assertTrue(line.startswith(f"{source}.listen: "), line)
+                self.assertIn(told, line)
+                self.assertNotIn("s3cret", line)
+
+    def test_grpc_is_off_or_at_its_own_port(self):
+        self.assertEqual(self.sources("").grpc.listen, ())
+        self.assertEqual(self.sources("grpc { }").grpc.listen, ("tcp:8893:interface=127.0.0.1",))
+        self.assertEqual(self.sources("grpc { listen = OFF }").grpc.listen, ())
 
 
 class OptionTests(OptionsCase, SynchronousTestCase):
@@ -125,6 +177,38 @@ class OptionTests(OptionsCase, SynchronousTestCase):
         self.assertIn("plugins.vmq_webhooks = on", lines)
         self.assertIn("vmq_webhooks.mq4.endpoint = http://127.0.0.1:8892/vernemq", lines)
         self.assertIn("# VerneMQ's own webhooks do not report on_register_failed", lines)
+
+    def refused(self, *args):
+        exit_ = self.assertRaises(SystemExit, makeService, self.options(*args, "--sink", "log", "--check"))
+        return exit_.code
+
+    def test_each_has_an_address_of_its_own(self):
+        everywhere = 'grpc { listen = "tcp:1:interface=0.0.0.0", insecure = on }'
+        path = self.file(f'mqhooks {{ sources {{ webhooks {{ listen = "tcp:1" }}, {everywhere} }} }}')
+        expected = (
+            f"{path}: mqhooks.sources.grpc.listen: tcp:1:interface=0.0.0.0: mqhooks.sources.webhooks.listen has this port"
+        )
+        self.assertEqual(self.refused("-c", path), f"mqhooks: {expected} already: give each one of its own")
+        for options, expected in (
+            (("--webhooks-port", "1", "--grpc-port", "1"), "--grpc-port: tcp:1: --webhooks-port has"),
+            (("--webhooks-port", "1", "--sidecar-port", "1"), "--webhooks-port: tcp:1: --sidecar-port or --sidecar has"),
+            (("--webhooks-port", "1", "--admin-port", "1"), "--webhooks-port: tcp:1: --admin-port has"),
+            (("--webhooks-port", "8891"), "--webhooks-port: tcp:8891: mqhooks.admin.listen has"),
+            (("--sidecar", "tcp:8891"), "--sidecar-port or --sidecar: tcp:8891: mqhooks.admin.listen has"),
+            (("-c", path, "--grpc-port", "2", "--sidecar-port", "2"), "--grpc-port: tcp:2: --sidecar-port or --sidecar has"),
+        ):
+            line = self.refused(*options)
+            self.assertTrue(line.startswith(f"mqhooks: {expected} this port already"), line)
+        self.checked("--webhooks-port", "0", "--grpc-port", "0", "--sidecar", "unix:/a", "--sidecar", "unix:/b")
+        apart = 'sidecar { listen = "tcp:1:interface=127.0.0.1" }, webhooks { listen = "tcp:1:interface=127.0.0.2" }'
+        self.checked("-c", self.file(f"mqhooks {{ sources {{ {apart} }} }}"), "--sink", "log")
+        self.checked("--webhooks-port", "8891", "--admin-port", "0")
+
+    def test_a_wrong_address_says_where_it_stands(self):
+        for source in ("sidecar", "webhooks", "grpc"):
+            path = self.file(f'mqhooks {{ sources {{ {source} {{ listen = "tcp:70000" }} }} }}')
+            expected = f"mqhooks: {path}: mqhooks.sources.{source}.listen: tcp:70000: there is no port 70000"
+            self.assertTrue(self.refused("-c", path).startswith(expected), self.refused("-c", path))
 
     def test_no_secret_is_shown(self):
         for secret, shown in (

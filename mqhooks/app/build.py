@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import IService
 
 import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
+from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.admin.sinks import shown_description
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.notify import Notifier
@@ -34,11 +36,14 @@ from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.listener import WebhooksService
+from mqhooks.support.listening import interface_of
 from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
 if TYPE_CHECKING:
     from mqhooks.sources.grpc.listener import GrpcService
+
+T = TypeVar("T")
 
 
 class BridgeService(OrderedService):
@@ -102,14 +107,16 @@ def build(
     sidecar = SidecarFactory(reactor, sink, sessions=sessions)
     requests = WebhooksFactory(reactor, sink, settings.sources.webhooks, sessions=sessions)
     streams = settings.sources.sidecars if sidecars is None else sidecars
+    sidecar_key = "mqhooks.sources.sidecar.listen" if sidecars is None else ""
     sources: list[IEventSource] = []
     if streams:
-        sources.append(SidecarService(reactor, streams, sidecar))
+        sources.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar)))
     calls = _grpc(settings, reactor, sink, sessions)
     if calls is not None:
         sources.append(calls)
     if settings.sources.webhooks.listen:
-        sources.append(WebhooksService(reactor, settings.sources.webhooks, requests))
+        make = partial(WebhooksService, reactor, settings.sources.webhooks, requests)
+        sources.append(_keyed("mqhooks.sources.webhooks.listen", make))
     if not sources:
         raise ConfigError("there is no source: give one an address, like sidecar { listen = tcp:8890 }", key="mqhooks.sources")
 
@@ -129,6 +136,13 @@ def build(
     notifier = Notifier(reactor, bridge, settings.notify)
     limit(settings)
     admin = _admin(settings, reactor, bridge)
+    page = settings.admin.listen or ADMIN_LISTEN
+    _check_apart(
+        [("mqhooks.admin.listen", page if admin is not None else "off")]
+        + [(sidecar_key or "--sidecar-port or --sidecar", description) for description in streams]
+        + [("mqhooks.sources.webhooks.listen", description) for description in settings.sources.webhooks.listen]
+        + [("mqhooks.sources.grpc.listen", description) for description in settings.sources.grpc.listen]
+    )
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
     summary = SummaryService(reactor, [source.counters for source in sources], lambda: bridge.webhooks)
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
@@ -144,13 +158,27 @@ def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionT
         from mqhooks.sources.grpc.factory import GrpcFactory
         from mqhooks.sources.grpc.listener import GrpcService
     except ModuleNotFoundError as error:
-        remedy = "install it with pip install 'mqhooks[grpc]'"
         library = str(error.name).partition(".")[0]
-        raise ConfigError(f"gRPC needs {library}, which is not installed: {remedy}", key="mqhooks.sources.grpc") from None
+        problem = f"gRPC needs {library}, which is not installed: install it with pip install {library}"
+        raise ConfigError(problem, key="mqhooks.sources.grpc.listen") from None
+    make = partial(GrpcService, reactor, settings.sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
+    return _keyed("mqhooks.sources.grpc.listen", make)
+
+
+def _keyed(key: str, make: Callable[[], T]) -> T:
+    """Have a mistake say which key it is in."""
     try:
-        return GrpcService(reactor, settings.sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
+        return make()
     except ConfigError as error:
-        raise ConfigError(str(error), key="mqhooks.sources.grpc.listen") from None
+        raise ConfigError(str(error), key=key) from None
+
+
+def _check_apart(places: Sequence[tuple[str, str]]) -> None:
+    """Check that no two of these keys and addresses want the same port."""
+    for (first, taken), (second, wanted) in combinations(places, 2):
+        (_, one, port), (_, other, same) = interface_of(taken), interface_of(wanted)
+        if port and port == same and (one == other or {one, other} & {"", "0.0.0.0", "::"}):
+            raise ConfigError(f"{wanted}: {first} has this port already: give each one of its own", key=second)
 
 
 def _needs_usernames(settings: Settings, *, others: bool) -> bool:
@@ -197,7 +225,4 @@ def _resize(store: SqliteStore | MemoryStore | None, outbox: OutboxSettings) -> 
 def _admin(settings: Settings, reactor: Any, bridge: Bridge) -> AdminService | None:
     if settings.admin.listen == "off":
         return None
-    try:
-        return AdminService(reactor, bridge, settings.admin)
-    except ConfigError as error:
-        raise ConfigError(str(error), key="mqhooks.admin.listen") from None
+    return _keyed("mqhooks.admin.listen", lambda: AdminService(reactor, bridge, settings.admin))

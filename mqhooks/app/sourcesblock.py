@@ -5,15 +5,24 @@ Reads the ``sources {}`` block: where events come in besides, or instead of, the
 from __future__ import annotations
 
 import re
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from mqhooks.admin.settings import TOKEN
-from mqhooks.app.settings import DEFAULTS, SidecarListening, SourcesSettings
+from mqhooks.app.settings import DEFAULTS, SIDECAR_PORT, SidecarListening, SourcesSettings
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.block import Block
-from mqhooks.sources.grpc.settings import GRPC_PORT, GrpcSettings
+from mqhooks.sources.grpc.settings import GRPC_LISTEN, GRPC_PORT, GrpcSettings
 from mqhooks.sources.webhooks.listener import check
-from mqhooks.sources.webhooks.settings import LISTEN, PayloadEncoding, WebhooksSettings
+from mqhooks.sources.webhooks.settings import LISTEN, PORT, PayloadEncoding, WebhooksSettings
+from mqhooks.support.redact import hide_urls
+
+_HINTS = {
+    "port": "; write listen = tcp:PORT",
+    "interface": '; write listen = "tcp:PORT:interface=ADDRESS"',
+    "url": "; write where to listen, listen = tcp:PORT",
+    "enable": "; write listen = off for no such source",
+}
+"""What other blocks and other programs have, and a source does not."""
 
 
 def sources(block: Block) -> SourcesSettings:
@@ -24,22 +33,22 @@ def sources(block: Block) -> SourcesSettings:
     """
     sidecar = block.block("sidecar")
     settings = SourcesSettings(
-        sidecar=SidecarListening(_listen(sidecar, None)),
-        grpc=_grpc(block.block("grpc")),
+        sidecar=SidecarListening(_listen(sidecar, None, SIDECAR_PORT)),
+        grpc=_grpc(block.block("grpc"), (GRPC_LISTEN,) if "grpc" in block else ()),
         webhooks=_webhooks(block.block("webhooks"), (LISTEN,) if "webhooks" in block else ()),
     )
     for key in ("max_frame", "max_sessions", "max_sessions_size", "gather"):
         if key in sidecar:
             sidecar.fail(sidecar.error(key, f"stands elsewhere: mqhooks {{ sidecar {{ {key} = … }} }}"))
-    for part in (sidecar, block):
-        part.close()
+    sidecar.close(_HINTS)
+    block.close(dict.fromkeys(("http", "https", "tcp", "mqtt"), "; the sources are sidecar, webhooks and grpc"))
     return settings
 
 
 def _webhooks(block: Block, listen: tuple[str, ...]) -> WebhooksSettings:
     defaults = DEFAULTS.sources.webhooks
     settings = WebhooksSettings(
-        listen=_listen(block, listen) or (),
+        listen=_listen(block, listen, PORT) or (),
         path=_path(block, defaults.path),
         token=_token(block),
         user=block.string("user", None),
@@ -51,7 +60,7 @@ def _webhooks(block: Block, listen: tuple[str, ...]) -> WebhooksSettings:
     )
     for one, other in (("user", "password"), ("password", "user")):
         if one in block and other not in block:
-            block.fail(block.error(other, f"is missing: {one} needs it"))
+            block.fail(block.missing(other, f"{one} needs it"))
     if settings.user is not None and (not settings.user or ":" in settings.user):
         block.fail(block.error("user", "is empty or has a colon in it, which no user of Basic authentication has"))
     if settings.password == "":
@@ -62,28 +71,40 @@ def _webhooks(block: Block, listen: tuple[str, ...]) -> WebhooksSettings:
             check(settings)
         except ConfigError as error:
             block.fail(block.error("listen", error.message))
-    block.close()
+    block.close(_HINTS)
     return settings
 
 
-def _grpc(block: Block) -> GrpcSettings:
-    listen = block.entries("listen") or []
-    for entry in listen:
-        if not isinstance(entry, str) or not entry:
-            block.fail(block.error("listen", f"is not an address or a list of them, like tcp:{GRPC_PORT}"))
-    settings = GrpcSettings(tuple(map(str, listen)), block.boolean("insecure", default=False))
-    block.close()
+def _grpc(block: Block, listen: tuple[str, ...]) -> GrpcSettings:
+    settings = GrpcSettings(_listen(block, listen, GRPC_PORT) or (), block.boolean("insecure", default=False))
+    unlocked = "; VerneMQ's gRPC client authenticates in no way"
+    block.close({**_HINTS, "token": unlocked, "user": unlocked, "password": unlocked})
     return settings
 
 
-def _listen(block: Block, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _listen(block: Block, default: tuple[str, ...] | None, port: int) -> tuple[str, ...] | None:
     entries = block.entries("listen")
     if entries is None:
         return default
-    if any(not isinstance(entry, str) or not entry for entry in entries) or not entries:
-        block.fail(block.error("listen", "is not an address like tcp:8892, a list of them, or off"))
+    if [str(entry).lower() for entry in entries] == ["off"]:
+        return ()
+    problem = next(filter(None, (_problem(entry, port) for entry in entries)), None) if entries else _problem("", port)
+    if problem is not None:
+        block.fail(block.error("listen", problem))
         return default
-    return () if [entry.lower() for entry in entries] == ["off"] else tuple(entries)
+    return tuple(entries)
+
+
+def _problem(entry: Any, port: int) -> str | None:
+    if not isinstance(entry, str) or not entry:
+        return f"is not an address like tcp:{port}, a list of them, or off"
+    bare = re.fullmatch(r"(?:([\d.]+|localhost):)?(\d+)", entry)
+    if bare is not None:
+        interface = f":interface={bare[1]}" if bare[1] else ""
+        return f'{entry} is not a listening endpoint: write "tcp:{bare[2]}{interface}"'
+    if ":" not in entry or "://" in entry:
+        return f"{hide_urls(entry)!r} is not a listening endpoint: write it like tcp:{port}, or off"
+    return None
 
 
 def _path(block: Block, default: str) -> str:

@@ -37,21 +37,30 @@ def _log_format(text: str) -> str:
     return one_of("--log-format", text, FORMATS)
 
 
+_INSTEAD = {
+    "mqhooks.admin.listen": "admin-port",
+    "mqhooks.sources.webhooks.listen": "webhooks-port",
+    "mqhooks.sources.grpc.listen": "grpc-port",
+}
+"""The options that stand before a key."""
+
+
 class Options(CommandOptions):
     """The command line of ``twistd mqhooks``."""
 
     synopsis = "[options]"
     longdesc = (
-        "Relay VerneMQ's events as NanoMQ-style webhooks. Point vmq_events_sidecar at the sidecar port, or VerneMQ's "
-        "vmq_webhooks at the webhooks port, and mqhooks at the nanomq.conf that holds the webhook block. Without a "
-        "configuration the events go to stdout as JSON lines."
+        "Relay VerneMQ's events as NanoMQ-style webhooks. Point VerneMQ's vmq_webhooks at the webhooks port, or the "
+        "vmq_events_sidecar of its fork at the sidecar port or the gRPC port, and mqhooks at the nanomq.conf that holds the "
+        "webhook block: --check prints the lines for vernemq.conf. Without a configuration the events go to "
+        "stdout as JSON lines."
     )
     optParameters = [
         [
             "sidecar-port",
             None,
             None,
-            f"Listen for VerneMQ's sidecar on this port of 127.0.0.1. [default: {SIDECAR_PORT}, without webhooks]",
+            f"Listen for VerneMQ's sidecar on this port of 127.0.0.1. [default: {SIDECAR_PORT}, but not with webhooks]",
             _port("sidecar"),
         ],
         [
@@ -111,8 +120,8 @@ def makeService(options: Options) -> IService:
     try:
         return _make(install(), options)
     except ConfigError as error:
-        if error.key.startswith("mqhooks.") and not error.where:
-            error = ConfigError(error.message, options["config"] or "", error.key)
+        if error.key and not error.where:
+            error = _located(error, options)
         raise SystemExit("\n".join(f"mqhooks: {mistake}" for mistake in error.mistakes)) from None
 
 
@@ -132,8 +141,9 @@ def _make(reactor: Any, options: Options) -> IService:
         reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
     elif not settings.webhooks and not sinks:
         sinks = [LogSink(reactor)]
-    sidecars = _sidecars(options, settings)
-    service = build(settings, reactor, sidecars=sidecars, sinks=sinks, descriptions=options["sink"], load=reload)
+    given = _sidecars(options)
+    sidecars = given or list(settings.sources.sidecars)
+    service = build(settings, reactor, sidecars=given or None, sinks=sinks, descriptions=options["sink"], load=reload)
     if options["check"]:
         print(describe(settings, sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)
@@ -157,11 +167,20 @@ def _make(reactor: Any, options: Options) -> IService:
     return top if observer is None else LoggedService([top], observer)
 
 
-def _sidecars(options: Options, settings: Settings) -> list[str]:
+def _located(error: ConfigError, options: Options) -> ConfigError:
+    """Say where a setting comes from: an option that was given, or the file."""
+    message, key = error.message, error.key
+    for setting, option in _INSTEAD.items():
+        if options[option] is not None:
+            message, key = message.replace(setting, f"--{option}"), key.replace(setting, f"--{option}")
+    return ConfigError(message, "" if key.startswith("--") else options["config"] or "", key)
+
+
+def _sidecars(options: Options) -> list[str]:
     descriptions: list[str] = list(options["sidecar"])
     if options["sidecar-port"] is not None:
         descriptions.insert(0, f"tcp:{options['sidecar-port']}")
-    return descriptions or list(settings.sources.sidecars)
+    return descriptions
 
 
 def _to_stdout(sinks: list[IEventSink]) -> bool:

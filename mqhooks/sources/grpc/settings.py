@@ -7,7 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GRPC_PORT = 8893
-"""The port that the documentation uses. Nothing listens for gRPC unless it is asked for."""
+"""Where gRPC calls are taken by default; nothing listens for them unless it is asked for."""
+
+GRPC_LISTEN = f"tcp:{GRPC_PORT}:interface=127.0.0.1"
+"""The same as an endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
