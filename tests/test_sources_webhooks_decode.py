@@ -16,7 +16,8 @@ from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.rules import Rules
 from mqhooks.nanomq.settings import Rule
 from mqhooks.sources.sidecar.decode import decode as decode_frame
-from mqhooks.sources.webhooks.decode import HOOKS, MANY, QUESTIONS, decode, divide
+from mqhooks.sources.sidecar.pieces import MANY, NAMES, PIECE
+from mqhooks.sources.webhooks.decode import HOOKS, OTHERS, OTHERS_SIZE, QUESTIONS, decode, divide
 from mqhooks.testing import make_event
 from mqhooks.webhook.settings import WebhookSettings
 from tests.frames import golden_frames
@@ -217,6 +218,59 @@ class ValueTests(SynchronousTestCase):
         user = pairs(*((str(number), "") for number in range(MANY + 5)))
         event = read("on_register_m5", {"client_id": "c", "properties": {"p_user_property": user}})
         self.assertEqual(len(event.message.user_properties), MANY)
+
+    def test_many_user_properties_of_the_fork(self):
+        event = read("on_register", {"client_id": "c", "user_properties": {str(number): "" for number in range(MANY + 5)}})
+        self.assertEqual(list(event.message.user_properties), [str(number) for number in range(MANY)])
+
+    def test_long_user_properties(self):
+        value = "v" * 1000
+        plain = {str(number): value for number in range(200)}
+        for hook, body in (
+            ("on_register", {"user_properties": plain}),
+            ("on_publish_m5", {"topic": "t", "properties": {"p_user_property": pairs(*plain.items())}}),
+        ):
+            kept = read(hook, {"client_id": "c", **body}).message.user_properties
+            self.assertEqual(dict(kept), {str(number): value for number in range(len(kept))})
+            self.assertLess(abs(len(kept) * len(value) - PIECE), 2 * len(value))
+
+    def test_what_topics_repeat(self):
+        # Each topic becomes a body, which names the client: a thousand of them would take hundreds of megabytes.
+        topics = [str(number) for number in range(100)]
+        for body in (
+            {"client_id": "c" * 60_000},
+            {"client_id": "c", "username": "u" * 60_000},
+            {"client_id": "c", "properties": {"p_user_property": pairs(("k", "v" * 60_000))}},
+            {"client_id": "c", "properties": {"p_x": "v" * 60_000}},
+        ):
+            parts = list(divide(read("on_unsubscribe_m5", {**body, "topics": topics})))
+            self.assertLessEqual(max(len(part.topics) for part in parts), NAMES // 60_000)
+            self.assertEqual([topic for part in parts for topic in part.topics], topics)
+        long = [f"{number:01000}" for number in range(200)]
+        parts = list(divide(read("on_unsubscribe", {"client_id": "c", "topics": long})))
+        self.assertLessEqual(max(sum(map(len, part.topics)) for part in parts), PIECE + 1000)
+        self.assertEqual([topic for part in parts for topic in part.topics], long)
+
+    def test_properties_are_bounded(self):
+        # Decoded, they would take seconds and a gigabyte.
+        text = "," * OTHERS_SIZE
+        for properties, mistake in (
+            ({"p_x": [{}] * (OTHERS + 1)}, f"{OTHERS} values"),
+            ({str(number): 1 for number in range(OTHERS + 1)}, f"{OTHERS} values"),
+            ({"a": [1] * (OTHERS // 2), "b": {str(number): 1 for number in range(OTHERS // 2)}, "c": 1}, f"{OTHERS} values"),
+            ({"p_content_type": text}, f"{OTHERS_SIZE} bytes"),
+        ):
+            error = self.assertRaises(MalformedBody, read, "on_register_m5", {"client_id": "c", "properties": properties})
+            self.assertEqual(str(error), f"not what this hook sends: its properties have more than {mistake}")
+        most = "," * (OTHERS_SIZE // 2)
+        properties = {
+            "p_user_property": pairs(("k", text)),
+            "p_content_type": most,
+            "p_subscription_id": list(range(OTHERS - 1)),
+        }
+        event = read("on_register_m5", {"client_id": "c", "properties": properties})
+        self.assertEqual((event.message.user_properties, event.properties["p_content_type"]), ({"k": text}, most))
+        self.assertEqual(event.properties["p_subscription_id"], tuple(range(OTHERS - 1)))
 
     def test_many_topics(self):
         topics = [{"topic": f"t/{number}", "qos": number % 3} for number in range(2 * MANY + 1)]

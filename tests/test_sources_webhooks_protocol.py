@@ -16,8 +16,9 @@ from zope.interface import implementer
 
 from mqhooks.interfaces import IBoundedSink
 from mqhooks.sources.sidecar.longframes import COMMON, HELD_COMMON, LONG, STALLED
-from mqhooks.sources.webhooks.decode import MANY, QUESTIONS
-from mqhooks.sources.webhooks.factory import ANSWER_TIME, CLOSING_TIME, IDLE_TIME, REQUEST_TIME, WebhooksFactory
+from mqhooks.sources.sidecar.pieces import MANY
+from mqhooks.sources.webhooks.decode import QUESTIONS
+from mqhooks.sources.webhooks.factory import ANSWER_TIME, CLOSING_TIME, DIVIDED, IDLE_TIME, REQUEST_TIME, WebhooksFactory
 from mqhooks.sources.webhooks.protocol import MAX_HEAD, PIPELINED
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 from tests.vernemq import NEXT, recorded, request
@@ -51,6 +52,19 @@ class StoringSink(Service):
     @property
     def clients(self):
         return [event.client_id for event in self.events]
+
+
+class SlowSink(StoringSink):
+    """Takes some seconds to take a batch, or to come to it."""
+
+    def __init__(self, clock, takes):
+        super().__init__()
+        self.clock = clock
+        self.takes = takes
+
+    def store(self, events):
+        self.clock.rightNow += self.takes
+        return super().store(events)
 
 
 class Transport(StringTransportWithDisconnection):
@@ -243,6 +257,60 @@ class AnswerTests(WebhooksCase):
         self.assertEqual(many.value(), b"")
         third.callback(None)
         self.assertEqual(many.value(), NEXT)
+
+    def subscribe(self, count, client="many"):
+        topics = [{"topic": str(number), "qos": 1} for number in range(count)]
+        return request("on_subscribe", json.dumps({"client_id": client, "topics": topics}).encode())
+
+    def test_a_million_topics(self):
+        # More pieces than Python nests generators.
+        transport = self.connect()
+        self.factory.max_body = 64 << 20
+        transport.protocol.dataReceived(self.subscribe(1200 * MANY + 1))
+        self.clock.pump([0] * 1210)
+        self.assertEqual(transport.value(), NEXT)
+        found = [int(info.topic) for event in self.sink.events for info in event.message.topics]
+        self.assertEqual(found, list(range(1200 * MANY + 1)))
+
+    def test_what_follows_many_topics_waits_for_them(self):
+        first, second = self.connect(), self.connect()
+        first.protocol.dataReceived(self.subscribe(3 * MANY))
+        second.protocol.dataReceived(request(client_id="many"))
+        second.protocol.dataReceived(request(client_id="other"))
+        self.clock.pump([0] * 6)
+        self.assertEqual((first.value(), second.value()), (NEXT, NEXT * 2))
+        hooks = [event.hook for event in self.sink.events if event.client_id == "many"]
+        self.assertEqual(hooks, ["on_subscribe"] * 3 + ["on_publish"])
+        self.assertEqual([event.client_id for event in self.sink.batches[0]], ["other", "many"])
+
+    def test_many_topics_are_answered_in_time(self):
+        for takes, answer, late in ((ANSWER_TIME / 10, b"HTTP/1.1 200 ", 0), (ANSWER_TIME / 5, b"HTTP/1.1 503 ", 1)):
+            self.sink = SlowSink(self.clock, takes)
+            self.make()
+            transport = self.connect()
+            transport.protocol.dataReceived(self.subscribe(9 * MANY))
+            self.clock.advance(0)
+            self.assertTrue(transport.value().startswith(answer), transport.value())
+            self.assertEqual((len(self.sink.events), self.counters.late), (9, late))
+
+    def test_too_many_topics_at_once_are_refused(self):
+        # Decoded they take ten times their bytes.
+        self.factory.max_body = 64 << 20
+        data = self.subscribe(2 * MANY)
+        length = len(data.partition(b"\r\n\r\n")[2])
+        padded = data.replace(b"content-length: %d" % length, b"content-length: %d" % (length + DIVIDED)) + b" " * DIVIDED
+        first, second, other = self.connect(), self.connect(), self.connect()
+        first.protocol.dataReceived(padded)
+        second.protocol.dataReceived(self.subscribe(2 * MANY, "x"))
+        self.assertTrue(second.value().startswith(b"HTTP/1.1 503 "), second.value())
+        self.assertEqual(self.counters.refused, 1)
+        self.assertIn("very many topics", self.warnings()[-1])
+        other.protocol.dataReceived(request(client_id="other"))
+        self.clock.pump([0] * 3)
+        self.assertEqual((first.value(), other.value()), (NEXT, NEXT))
+        second.protocol.dataReceived(self.subscribe(2 * MANY, "x"))
+        self.clock.pump([0] * 3)
+        self.assertTrue(second.value().endswith(NEXT), second.value())
 
     def test_usernames_are_remembered(self):
         self.ask(request("on_register", b'{"client_id":"c","username":"alice","peer_addr":"::1","peer_port":1}'))

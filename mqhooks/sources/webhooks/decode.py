@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from binascii import Error as BadBase64
 from binascii import a2b_base64
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from types import MappingProxyType
@@ -42,6 +42,7 @@ from mqhooks.events import (
     Unsubscribe,
     UserProperties,
 )
+from mqhooks.sources.sidecar.pieces import MANY, NAMES, PIECE
 
 QUESTIONS = (
     "auth_on_register",
@@ -54,8 +55,11 @@ QUESTIONS = (
 )
 """The hooks that ask an authorizer. They are no events, and carry passwords: nothing of them is read."""
 
-MANY = 1000
-"""How many topics an event carries at most, and how many user properties are kept."""
+OTHERS = 10_000
+"""How many values the other properties may have, those in lists and objects included."""
+
+OTHERS_SIZE = 2 << 20
+"""How many bytes of JSON they may have; MQTT's properties have 64 KiB each."""
 
 REFUSED = 128
 """The QoS of a topic that was refused; MQTT 5 has further numbers above it."""
@@ -133,6 +137,11 @@ class _Said(NamedTuple):
     mqtt5: bool
 
 
+class _UserProperty(msgspec.Struct, gc=False):
+    p_user_property: msgspec.Raw = msgspec.Raw(b"")
+
+
+_user_property = msgspec.json.Decoder(_UserProperty).decode
 _pairs = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _user = msgspec.json.Decoder(list[_Pair]).decode
 _any = msgspec.json.Decoder().decode
@@ -175,13 +184,27 @@ def decode(hook: Hook, body: bytes, now: int, *, text: bool = False) -> Event:
 
 
 def divide(event: Event) -> Iterator[Event]:
-    """Make several events of one that carries very many topics; usually it is the only one."""
+    """
+    Make several events of one that carries very many topics, as the sidecar's frames do; usually it is the only one.
+
+    What each topic's body repeats counts as well: client id, username and properties can be long.
+    """
     topics = getattr(event.message, "topics", ())
-    if len(topics) <= MANY:
+    if len(topics) < 2:
         yield event
         return
-    for start in range(0, len(topics), MANY):
-        yield replace(event, message=replace(event.message, topics=topics[start : start + MANY]))
+    message = event.message
+    names = len(event.client_id) + len(event.username) + len(event.mountpoint) + len(message.session_id)
+    if message.user_properties or event.properties:
+        names += len(msgspec.json.encode((message.user_properties, event.properties)))
+    most = max(1, min(MANY, NAMES // (names + 1)))
+    start = size = 0
+    for at, topic in enumerate(topics):
+        if at > start and (at - start >= most or size >= PIECE):
+            yield replace(event, message=replace(message, topics=topics[start:at]))
+            start, size = at, 0
+        size += len(topic if isinstance(topic, str) else topic.topic)
+    yield replace(event, message=replace(message, topics=topics[start:])) if start else event
 
 
 def _time(text: str | None, now: int) -> int:
@@ -207,15 +230,38 @@ def _payload(payload: str, *, text: bool) -> bytes:
 
 
 def _properties(raw: msgspec.Raw) -> tuple[UserProperties, Properties | None]:
+    # What is skipped costs next to nothing; what is decoded can take a hundred times its bytes, and seconds.
+    if _size(raw) > OTHERS_SIZE and _size(raw) - _size(_user_property(raw).p_user_property) > OTHERS_SIZE:
+        raise MalformedBody(f"not what this hook sends: its properties have more than {OTHERS_SIZE} bytes")
     properties = {}
     user = NO_PROPERTIES
+    room = OTHERS
     for name, value in _pairs(raw).items():
         if name == "p_user_property":
-            pairs = islice(_user(value), MANY)
-            user = UserProperties({_plain_text(pair.key): _plain_text(pair.val) for pair in pairs})
+            user = _first((_plain_text(pair.key), _plain_text(pair.val)) for pair in _user(value))
         else:
-            properties[name] = _frozen(_any(value), DEPTH)
+            text = bytes(value)
+            room -= 1 if text.startswith(b'"') else 1 + text.count(b",")
+            if room < 0:
+                raise MalformedBody(f"not what this hook sends: its properties have more than {OTHERS} values")
+            properties[name] = _frozen(_any(text), DEPTH)
     return user, Properties(properties) if properties else None
+
+
+def _first(pairs: Iterable[tuple[str, str]]) -> UserProperties:
+    """Keep the first user properties, as many as the sidecar's frames may have."""
+    kept: dict[str, str] = {}
+    size = 0
+    for key, value in islice(pairs, MANY):
+        if size >= PIECE:
+            break
+        kept[key] = value
+        size += len(key) + len(value)
+    return UserProperties(kept)
+
+
+def _size(raw: msgspec.Raw) -> int:
+    return memoryview(raw).nbytes
 
 
 def _plain_text(encoded: str) -> str:
@@ -253,7 +299,7 @@ def _register(body: _Registration, said: _Said) -> Event:
         user,
         body.mountpoint,
         body.client_id,
-        UserProperties(body.user_properties) if body.user_properties else said.user_properties,
+        _first(body.user_properties.items()) if body.user_properties else said.user_properties,
         _set(body.session_id),
     )
     return _event("on_register", register, body, said, user)

@@ -11,10 +11,10 @@ What all of VerneMQ's connections share: from requests to committed events, and 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from time import time_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocolNegotiationFactory, IReactorTime
@@ -53,12 +53,16 @@ CLOSING_TIME = 2.0
 UNCOMMITTED_LIMIT = 64 << 20
 """How many bytes of bodies may wait for their commit before further ones are refused."""
 
+DIVIDED = 16 << 20
+"""How many bytes of bodies with very many topics may be worked off before further ones are refused."""
+
 PATIENCE = 1.0
 """Seconds of refusing before a warning, and between two looks at the connections."""
 
 _FULL = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the outbox has no room for more events")
 _LOST = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event was not accepted: the log of mqhooks says why")
 _LATE = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event is not committed yet")
+_TOO_MANY = problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many events with very many topics are being worked off")
 
 
 class _Batch:
@@ -71,6 +75,15 @@ class _Batch:
         self.size = size
         self.overdue = False
         self.late: IDelayedCall | None = None
+
+
+class _Divided(NamedTuple):
+    """An event with very many topics, or one that waits behind such: its pieces, its bytes, its deadline."""
+
+    exchange: Exchange
+    pieces: deque[Event]
+    size: int
+    due: float
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -114,7 +127,8 @@ class WebhooksFactory(ServerFactory):
         self._exchanges: list[Exchange] = []
         self._size = 0
         self._flushing: IDelayedCall | None = None
-        self._pieces: deque[tuple[Exchange, Iterator[Event]]] = deque()
+        self._pieces: dict[tuple[str, str], deque[_Divided]] = {}
+        self._divided = 0
         self._uncommitted = 0
         self._overdue = 0
         self._refusing: float | None = None
@@ -203,8 +217,9 @@ class WebhooksFactory(ServerFactory):
 
     def _give_up(self) -> None:
         if self._pieces:
-            count = len(self._pieces)
+            count = sum(map(len, self._pieces.values()))
             self._pieces.clear()
+            self._divided = 0
             self.log.error(
                 "stopped in the middle of {count} requests with many topics: what is left of them is lost", count=count
             )
@@ -267,24 +282,39 @@ class WebhooksFactory(ServerFactory):
             return
         if event.hook in CONCERNED:
             event = self._sessions.see(event)
-        pieces = divide(event)
-        self._add(exchange, next(pieces), len(body))
-        piece = next(pieces, None)
-        if piece is not None:
-            exchange.events += 1
-            self._pieces.append((exchange, _chain(piece, pieces)))
+        client = event.mountpoint, event.client_id
+        pieces = deque(divide(event))
+        if len(pieces) == 1 and client not in self._pieces:
+            self._add(exchange, event, len(body))
+        elif self._divided > DIVIDED:
+            self.counters.refused += 1
+            self.complain(exchange.protocol, "divided", "events with very many topics come too fast: some are refused")
+            exchange.finish(NEXT if exchange.chain else _TOO_MANY)
+        else:
+            exchange.events = len(pieces)
+            self._divided += len(body)
+            # The order of a client stays: what follows waits behind the pieces.
+            divided = _Divided(exchange, pieces, len(body), self._clock.seconds() + ANSWER_TIME)
+            self._pieces.setdefault(client, deque()).append(divided)
+            self._schedule()
 
     def _add(self, exchange: Exchange, event: Event, size: int) -> None:
         self._events.append(event)
         self._exchanges.append(exchange)
         self._size += size
+        self._schedule()
+
+    def _schedule(self) -> None:
         if self._flushing is None:
             self._flushing = self._clock.callLater(0, self._flush)
 
     def _flush(self) -> None:
         """Hand over what this turn of the reactor has brought, as one batch."""
+        self._next_piece()
         self._flushing = None
         events, self._events = self._events, []
+        if not events:
+            return
         batch = _Batch(self._exchanges, self._size)
         self._exchanges, self._size = [], 0
         stored = self._handover.store(events)
@@ -294,18 +324,25 @@ class WebhooksFactory(ServerFactory):
             self._uncommitted += batch.size
             batch.late = self._clock.callLater(ANSWER_TIME, self._give_up_on, batch)
             stored.addCallbacks(self._committed, self._not_stored, (batch,), errbackArgs=(batch,))
-        self._next_piece()
+        if self._pieces:
+            self._schedule()
 
     def _next_piece(self) -> None:
-        """Have the next turn take a part of what carries very many topics, so that it does not hold up what others bring."""
+        """Take a part of what carries very many topics, one a turn, so that it does not hold up what others bring."""
         if not self._pieces:
             return
-        exchange, pieces = self._pieces.popleft()
-        self._add(exchange, next(pieces), 0)
-        following = next(pieces, None)
-        if following is not None:
-            exchange.events += 1
-            self._pieces.append((exchange, _chain(following, pieces)))
+        client = next(iter(self._pieces))
+        waiting = self._pieces.pop(client)
+        divided = waiting[0]
+        if divided.due <= self._clock.seconds():
+            self._late(divided.exchange)
+        self._add(divided.exchange, divided.pieces.popleft(), 0)
+        if not divided.pieces:
+            self._divided -= divided.size
+            waiting.popleft()
+        if waiting:
+            # Other clients have their turn first.
+            self._pieces[client] = waiting
 
     def _settle(self, batch: _Batch) -> None:
         if batch.late is not None:
@@ -336,9 +373,12 @@ class WebhooksFactory(ServerFactory):
         if self._refusing is None:
             self._refusing = self._clock.seconds()
         for exchange in batch.exchanges:
-            if exchange.answer is None:
-                self.counters.late += 1
-                exchange.finish(NEXT if exchange.chain else _LATE)
+            self._late(exchange)
+
+    def _late(self, exchange: Exchange) -> None:
+        if exchange.answer is None:
+            self.counters.late += 1
+            exchange.finish(NEXT if exchange.chain else _LATE)
 
     def complain(self, protocol: WebhooksProtocol, kind: str, complaint: str) -> None:
         """Log what is wrong with a peer's requests, once a minute for each host and kind."""
@@ -346,8 +386,3 @@ class WebhooksFactory(ServerFactory):
         if held is not None:
             more = f" ({held} more like it since the last line)" if held else ""
             self.log.warn("{peer}: {complaint}{more}", peer=protocol.peer, complaint=complaint, more=more)
-
-
-def _chain(first: Event, others: Iterator[Event]) -> Iterator[Event]:
-    yield first
-    yield from others
