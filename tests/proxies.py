@@ -92,7 +92,14 @@ class _Client(Protocol):
         host, _, port = place.rpartition(":")
         self.connecting = True
         endpoint = HostnameEndpoint(self.factory.reactor, host.strip("[]"), int(port))
-        connectProtocol(endpoint, _Upstream(self)).addCallbacks(self.reached, self.not_reached, (tunnel,), {}, (), {})
+        connecting = connectProtocol(endpoint, _Upstream(self))
+        self.factory.connecting.add(connecting)
+        connecting.addBoth(self.settled, connecting)
+        connecting.addCallbacks(self.reached, self.not_reached, (tunnel,), {}, (), {})
+
+    def settled(self, result, connecting):
+        self.factory.connecting.discard(connecting)
+        return result
 
     def reached(self, upstream, tunnel):
         self.connecting = False
@@ -126,6 +133,7 @@ class Proxy(Factory):
         self.answer = answer
         self.requests = []
         self.connections = []
+        self.connecting = set()
         self.ended = 0
 
     def listen(self, case):
@@ -141,5 +149,7 @@ class Proxy(Factory):
 
     async def stop(self, port):
         await maybeDeferred(port.stopListening)
+        for connecting in list(self.connecting):
+            connecting.cancel()
         for connection in self.connections:
             connection.transport.abortConnection()
