@@ -124,7 +124,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 class Counts(msgspec.Struct, frozen=True):
     """
     What one outbox has accepted since the process began, and what became of it:
-    ``accepted = delivered + dead + dropped + pending`` at every moment.
+    ``accepted = delivered + dead + dropped + handed + pending`` at every moment.
 
     :param appended: made of events.
     :param resumed: left by an earlier process.
@@ -134,6 +134,7 @@ class Counts(msgspec.Struct, frozen=True):
     :param dropped: those dropped to make room, or lost.
     :param pending: those that wait, or are in flight.
     :param forgotten: dead letters discarded to make room for newer ones.
+    :param handed: those that another process delivers now.
     """
 
     appended: int
@@ -144,6 +145,7 @@ class Counts(msgspec.Struct, frozen=True):
     dropped: int
     pending: int
     forgotten: int = 0
+    handed: int = 0
 
     @property
     def accepted(self) -> int:

@@ -91,8 +91,8 @@ class IOutbox(Interface):
     """
     What one webhook has accepted and not yet delivered.
 
-    ``accepted = delivered + dead + dropped + pending`` at every moment: only the outbox counts. A delivery arrives at least
-    once. What returns a ``Deferred`` may answer later, since the storage may be a remote server.
+    ``accepted = delivered + dead + dropped + handed + pending`` at every moment: only the outbox counts. A delivery arrives at
+    least once. What returns a ``Deferred`` may answer later, since the storage may be a remote server.
     """
 
     durable: bool = Attribute("Whether what is pending outlives the process.")
@@ -105,6 +105,7 @@ class IOutbox(Interface):
     max_size: int = Attribute("How many bytes may be used.")
     letters: int = Attribute("How many dead letters are kept.")
     full: bool = Attribute("Whether callers of append() wait for room, or would: backpressure.")
+    gate: IGate | None = Attribute("Asked before claimed deliveries are sent; ``None`` when they always may be.")
 
     def append(deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
         """
@@ -171,6 +172,21 @@ class IOutbox(Interface):
         """
         Note that nobody claims until :meth:`reclaim`: cancel the waiting claim, and let nobody wait for room meanwhile.
         """
+
+
+class IGate(Interface):
+    """What may be sent where processes share an outbox: another one may own a delivery by the time it is to be sent."""
+
+    def enter(deliveries: list[Delivery]) -> list[Delivery]:
+        """
+        Ask before claimed deliveries are sent.
+
+        :returns: those that may be, in this order. The others are not the caller's any more: it forgets them. Who owns them
+            claims them anew, be it the same process.
+        """
+
+    def leave(deliveries: Sequence[Delivery]) -> None:
+        """Note that an attempt has ended, whatever became of these."""
 
 
 class IWebhookTransport(Interface):

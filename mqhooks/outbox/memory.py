@@ -33,6 +33,7 @@ class MemoryOutbox:
     """
 
     durable = False
+    gate = None
     waiting_since: float | None = None
 
     def __init__(self, max_size: int = 64 << 20, dead_max: int = 1000) -> None:

@@ -161,6 +161,7 @@ class SqliteOutbox:
     """
 
     durable = True
+    gate = None
     log = Logger()
 
     def __init__(self, store: Store, name: str, surroundings: Surroundings) -> None:

@@ -94,6 +94,7 @@ class Dispatcher:
             key=attrgetter("client" if ordered else "id"),
             clock=clock,
             batch=settings.batch,
+            gate=outbox.gate,
         )
         self._intake = Intake(
             clock, settings, outbox, self._lanes, counters, budget=budget, now=now, pumped=self._hurry_if_down

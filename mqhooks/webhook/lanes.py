@@ -31,6 +31,16 @@ Settle = Callable[[Fate | Sequence[Fate]], None]
 Send = Callable[[list[Delivery], Settle], None]
 
 
+class Gate(Protocol):
+    """What may be sent, as :class:`~mqhooks.interfaces.IGate` has it."""
+
+    def enter(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Ask before deliveries are sent."""
+
+    def leave(self, deliveries: Sequence[Delivery]) -> None:
+        """Note that an attempt has ended."""
+
+
 class Shelf(Protocol):
     """What lanes need of an outbox, as :class:`~mqhooks.interfaces.IOutbox` has it."""
 
@@ -56,6 +66,7 @@ class Lanes:
     :param key: deliveries with the same key stay in order.
     :param clock: for lingering.
     :param batch: how many deliveries share a request; one each when ``None``.
+    :param gate: asked before deliveries are sent; ``None`` when they always may be.
     :ivar load: how many deliveries are in lanes or in flight; parked ones don't count.
     :ivar size: bytes of their bodies.
     :ivar in_flight: how many requests have no result yet.
@@ -76,11 +87,13 @@ class Lanes:
         key: Callable[[Delivery], str],
         clock: IReactorTime,
         batch: BatchSettings | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.limit = count
         self.most = 1 << 62
         self.send = send
         self.outbox = outbox
+        self.gate = gate
         self.unreadable = unreadable
         self.key = key
         self.clock = clock
@@ -330,11 +343,26 @@ class Lane:
                 if not batch and self._queue and lanes.spent:
                     lanes.idle[self] = None
                     break
+            if lanes.gate is not None and batch:
+                batch = self._enter(lanes.gate, batch)
             if batch:
                 self._current = batch
                 lanes.in_flight += 1
                 lanes.send(batch, self._settle_current)
         self._running = False
+
+    def _enter(self, gate: Gate, batch: list[Delivery]) -> list[Delivery]:
+        """Forget what may not be sent: it is another process's, or is claimed anew."""
+        entered = gate.enter(batch)
+        if len(entered) < len(batch):
+            kept = {delivery.place for delivery in entered}
+            forgotten = [delivery for delivery in batch if delivery.place not in kept]
+            for delivery in forgotten:
+                self._leave(delivery)
+            if self._parked:
+                staying = set(map(self._all.key, entered))
+                self._go_on(key for key in map(self._all.key, forgotten) if key not in staying)
+        return entered
 
     # What is sent next.
 
@@ -475,6 +503,8 @@ class Lane:
         lanes.load -= len(batch)
         for delivery in batch:
             lanes.size -= len(delivery.body)
+        if lanes.gate is not None:
+            lanes.gate.leave(batch)
         if fates is ARRIVED:
             if self._parked:
                 self._go_on(map(lanes.key, batch))

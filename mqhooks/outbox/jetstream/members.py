@@ -1,0 +1,160 @@
+"""
+Which processes share the partitions of one webhook: each says twice a second that it is there.
+
+The owner of partition p is the one whose turn it is when all are sorted. The leases keep it safe; this shares out the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall
+
+from mqhooks.errors import NATSError
+from mqhooks.nats.client import NATSClient, Subscription
+from mqhooks.nats.message import NATSMessage
+
+ANNOUNCE = 0.5
+"""How many seconds lie between two signs of life."""
+
+GONE = 2.0
+"""After how many seconds without one a member is gone."""
+
+PROVEN = 1.0
+"""How many seconds a newcomer has to have been there before anything is given up to it."""
+
+LISTEN = 0.2
+"""How many seconds a newcomer listens who is there, before it takes anything."""
+
+
+class _Sign(msgspec.Struct, array_like=True):
+    who: str
+    asks: bool
+    leaves: bool
+    full: list[int]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Sign).decode
+
+
+class Members:
+    """
+    Who is there.
+
+    :param reactor: for timers.
+    :param client: publishes and subscribes.
+    :param subject: where members say that they are there.
+    :param me: this one.
+    :param monotonic: a clock that nobody sets.
+    :param full: says which of our partitions have no room.
+    :param others: called with those of the others.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        client: NATSClient,
+        subject: str,
+        me: str,
+        monotonic: Callable[[], float],
+        full: Callable[[], list[int]],
+        others: Callable[[set[int]], object],
+    ) -> None:
+        self._reactor = reactor
+        self._client = client
+        self._subject = subject
+        self._me = me
+        self._monotonic = monotonic
+        self._full = full
+        self._others = others
+        # First and last time that each was heard, and what it has no room for.
+        self._heard: dict[str, tuple[float, float, list[int]]] = {}
+        self._since = 0.0
+        self._retreating = False
+        self._subscription: Subscription | None = None
+        self._timer: IDelayedCall | None = None
+
+    def start(self, listened: Callable[[], object]) -> None:
+        """
+        Begin to take part.
+
+        :param listened: called once we know who is there.
+        """
+        self._since = self._monotonic()
+        self._subscription = self._client.subscribe(self._subject, self._hear)
+        self._say(asks=True)
+
+        def begin() -> None:
+            self._timer = self._reactor.callLater(ANNOUNCE, self._announce)
+            listened()
+
+        self._timer = self._reactor.callLater(LISTEN, begin)
+
+    def stop(self) -> None:
+        """Take part no more."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._subscription is not None:
+            self._say(leaves=True)
+            self._client.unsubscribe(self._subscription)
+            self._subscription = None
+
+    def retreat(self) -> None:
+        """Leave all partitions to others, as far as there are any."""
+        self._retreating = True
+
+    def stay(self) -> None:
+        """Take part again."""
+        self._retreating = False
+
+    def preferred(self, partition: int) -> bool:
+        """Say whether a partition should be ours."""
+        now = self._monotonic()
+        proven = [
+            who
+            for who, (first, last, _) in self._heard.items()
+            if now - last < GONE and (last - first >= PROVEN or first - self._since < GONE)
+        ]
+        if self._retreating and proven:
+            return False
+        there = sorted([*proven, self._me])
+        return there[partition % len(there)] == self._me
+
+    def _announce(self) -> None:
+        self._timer = self._reactor.callLater(ANNOUNCE, self._announce)
+        if not self._retreating:
+            self._say()
+        self._tell()
+
+    def _say(self, *, asks: bool = False, leaves: bool = False) -> None:
+        try:
+            self._client.publish(self._subject, _encode(_Sign(self._me, asks, leaves, self._full())))
+        except NATSError:
+            # Without a connection nobody hears us, and nothing can be owned.
+            pass
+
+    def _hear(self, message: NATSMessage) -> None:
+        try:
+            sign = _decode(message.payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return
+        if sign.who == self._me:
+            return
+        if sign.leaves:
+            self._heard.pop(sign.who, None)
+            self._tell()
+            return
+        now = self._monotonic()
+        first, last, _ = self._heard.get(sign.who, (now, now, ()))
+        self._heard[sign.who] = first if now - last < GONE else now, now, sign.full
+        if sign.asks and not self._retreating:
+            self._say()
+        self._tell()
+
+    def _tell(self) -> None:
+        now = self._monotonic()
+        self._heard = {who: heard for who, heard in self._heard.items() if now - heard[1] < 10 * GONE}
+        self._others({number for _, last, full in self._heard.values() if now - last < GONE for number in full})

@@ -1,0 +1,629 @@
+"""
+The :class:`~mqhooks.interfaces.IOutbox` of one webhook, as one of several processes that share it.
+
+- Accepted is what JetStream has acknowledged, whoever owns its partition. Each process counts the partitions that it owns.
+- Before a delivery is sent, its partition's lease is checked. What may not be sent is dropped by the lanes; whoever owns the
+  partition then hands it out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from mqhooks.delivery import Counts, DeadLetter, Delivery
+from mqhooks.errors import JetStreamError, NATSError, OutboxError
+from mqhooks.interfaces import IGate, IOutbox
+from mqhooks.nats.client import NATSClient
+from mqhooks.nats.jetstream import JetStream
+from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
+from mqhooks.outbox.jetstream.layout import OVERHEAD, Names, decode_batch, encode_letter, partition_of
+from mqhooks.outbox.jetstream.members import Members
+from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
+from mqhooks.outbox.stored import UNENCODABLE, without_body
+from mqhooks.outbox.waiting import WaitingClaim
+from mqhooks.support.ratelimit import RateLimit
+
+READY = 4096
+"""About how many unclaimed deliveries are kept in memory."""
+
+READY_BYTES = 8 << 20
+"""About how many bytes their bodies may have."""
+
+INDEX_BITS = 16
+"""A place is a number that stands for a message, and these bits: the delivery's index in it."""
+
+INDEX = (1 << INDEX_BITS) - 1
+
+STALE = 4096
+"""For how many messages it is remembered under which numbers they were handed out before: their answers may still come."""
+
+
+class Limits(msgspec.Struct):
+    """
+    Limits that all outboxes of a store share.
+
+    :param max_size: bytes of deliveries, for each webhook, shared out evenly to its partitions.
+    :param dead_max: how many dead letters are kept for each webhook.
+    """
+
+    max_size: int
+    dead_max: int
+
+
+class _Appended:
+    """What one call of ``append`` waits for."""
+
+    __slots__ = ("done", "left", "outbox", "room")
+
+    def __init__(self, outbox: JetStreamOutbox, left: int, *, room: bool) -> None:
+        self.outbox = outbox
+        self.left = left
+        self.room = room
+        self.done: Deferred[None] = Deferred()
+
+    def landed(self) -> None:
+        self.left -= 1
+        if not self.left:
+            self.outbox.accepted(self)
+
+
+@implementer(IOutbox, IGate)
+class JetStreamOutbox:
+    """
+    What one webhook has accepted and not settled, in JetStream.
+
+    :param name: the webhook's.
+    :param reactor: for timers.
+    :param client: connected or not.
+    :param stream: reads and writes.
+    :param names: of streams and subjects.
+    :param partitions: how many there are.
+    :param limits: shared by all outboxes.
+    :param me: what this process calls itself; unique, in the world and for ever.
+    :param failing: says why nothing can be accepted now, or ``None``.
+    :param now: tells the time in milliseconds since 1970.
+    :param monotonic: a clock that nobody sets, in seconds.
+    """
+
+    durable = True
+    log = Logger()
+
+    def __init__(
+        self,
+        name: str,
+        reactor: Any,
+        client: NATSClient,
+        stream: JetStream,
+        names: Names,
+        partitions: int,
+        limits: Limits,
+        me: str,
+        failing: Callable[[], str | None],
+        now: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.me = me
+        self.gate = self
+        self.names = names
+        self._reactor = reactor
+        self._client = client
+        self._js = stream
+        self._limits = limits
+        self._failing = failing
+        self._now = now
+        self._complaints = RateLimit(reactor)
+        self._numbers = count(1)
+        self._rows: dict[int, Row] = {}
+        self._stale: dict[int, tuple[Partition, int]] = {}
+        # What can be claimed: the message, its number at that time, deliveries, and the bytes of their bodies.
+        self._ready: deque[tuple[Row, int, list[Delivery], int]] = deque()
+        self._ready_count = self._ready_bytes = 0
+        self._claim = WaitingClaim(self._take)
+        self._appended = self._resumed = self._delivered = self._dead = self._dropped = self._handed = self._forgotten = 0
+        self._letters = 0
+        self._burying = 0
+        self._unaccepted: list[Deferred[None]] = []
+        self._unflushed: list[Deferred[None]] = []
+        self._abandoned = False
+        self._running = False
+        self._timers: set[IDelayedCall] = set()
+        self._recalled: tuple[tuple[Partition, int] | None, Sequence[Delivery]] = (None, ())
+        self.partitions = [Partition(number, reactor, client, stream, names, self, monotonic) for number in range(partitions)]
+        self._acceptors = [
+            Acceptor(
+                reactor,
+                stream,
+                names.log(number),
+                f"{me}.{number}",
+                self._acknowledged(self.partitions[number]),
+                self._not_stored,
+                self._unstorable,
+            )
+            for number in range(partitions)
+        ]
+        self._members = Members(reactor, client, names.alive, me, monotonic, self._full_here, self._full_there)
+
+    # Starting and stopping, by the store.
+
+    def start(self, letters: int) -> None:
+        """
+        Begin to share the partitions; the streams are there.
+
+        :param letters: how many dead letters are kept.
+        """
+        self._running = True
+        self._letters = letters
+        self._members.start(self._share)
+
+    def _share(self) -> None:
+        if self._running:
+            for partition in self.partitions:
+                partition.start()
+            for acceptor in self._acceptors:
+                acceptor.held = False
+                acceptor.go_on()
+
+    def connected(self) -> None:
+        """Look for what was missed while there was no connection."""
+        for partition in self.partitions:
+            partition.look()
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything appended is stored, and every dead letter."""
+        return not self._burying and not any(acceptor.busy for acceptor in self._acceptors)
+
+    def flushed(self) -> Deferred[None]:
+        """Wait until everything appended is stored, and every dead letter."""
+        done: Deferred[None] = Deferred()
+        self._unflushed.append(done)
+        self._flush()
+        return done
+
+    def _flush(self) -> None:
+        if self.settled and self._unflushed:
+            waiting, self._unflushed = self._unflushed, []
+            for done in waiting:
+                done.callback(None)
+
+    def stop(self) -> Deferred[None]:
+        """Give all partitions up."""
+        self._running = False
+        self._members.stop()
+        self._end()
+        given = gatherResults([partition.stop() for partition in self.partitions])
+        return given.addCallback(lambda _: None)
+
+    def abort(self) -> None:
+        """Do nothing more, as if the process had ended."""
+        self._running = False
+        self._members.stop()
+        self._end()
+        for partition in self.partitions:
+            partition.abort()
+
+    def _end(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self._claim.cancel()
+
+    # State.
+
+    @property
+    def _owned(self) -> list[Partition]:
+        return [partition for partition in self.partitions if partition.mine]
+
+    @property
+    def ready_to_claim(self) -> bool:
+        """Whether every partition is ours, and counted."""
+        return all(partition.caught_up and not partition.behind for partition in self.partitions)
+
+    @property
+    def counts(self) -> Counts:
+        """What was accepted in the partitions that are ours, while they are, and what became of it."""
+        pending = sum([partition.pending for partition in self._owned])
+        return Counts(
+            self._appended,
+            self._resumed,
+            0,
+            self._delivered,
+            self._dead,
+            self._dropped,
+            pending,
+            self._forgotten,
+            self._handed,
+        )
+
+    @property
+    def oldest(self) -> int | None:
+        """About when the oldest pending delivery was accepted, in milliseconds since 1970."""
+        known = [oldest for partition in self._owned if (oldest := partition.oldest) is not None]
+        if known:
+            return min(known)
+        since = self.waiting_since
+        return None if since is None else self._now() - int((self._reactor.seconds() - since) * 1000)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest delivery that is not stored was appended; the reactor's seconds."""
+        return min([acceptor.since for acceptor in self._acceptors if acceptor.since is not None], default=None)
+
+    @property
+    def used(self) -> int:
+        """How many bytes the messages take that are not settled, in our partitions."""
+        return sum([partition.size for partition in self._owned])
+
+    @property
+    def max_size(self) -> int:
+        """How many bytes may be used in all partitions."""
+        return self._limits.max_size
+
+    @property
+    def letters(self) -> int:
+        """How many dead letters are kept."""
+        return self._letters
+
+    @property
+    def full(self) -> bool:
+        """Whether callers of append() wait for room, or would, or nothing can be stored."""
+        return self._failing() is not None or bool(self._unaccepted) or not (self._abandoned or self._has_room)
+
+    @property
+    def _has_room(self) -> bool:
+        if any(acceptor.refused or acceptor.held for acceptor in self._acceptors):
+            return False
+        owned = len(self._owned)
+        return not owned or self.used <= self._limits.max_size * owned // len(self.partitions)
+
+    # IOutbox
+
+    def append(self, deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
+        """Accept deliveries when JetStream has them."""
+        if not deliveries:
+            return None
+        groups: defaultdict[int, list[Delivery]] = defaultdict(list)
+        number = len(self._acceptors)
+        longest = self._longest
+        refused = []
+        for delivery in deliveries:
+            if len(delivery.body) + len(delivery.client) > longest:
+                refused.append(delivery)
+            else:
+                groups[partition_of(delivery.client, number)].append(delivery)
+        for delivery in refused:
+            self._unstorable(delivery, f"a message of NATS may have at most {longest} bytes (max_payload)")
+        appended = _Appended(self, max(len(groups), 1), room=room)
+        for index, group in groups.items():
+            self._acceptors[index].put(group, appended)
+        if not groups:
+            appended.landed()
+        return appended.done
+
+    @property
+    def _longest(self) -> int:
+        info = self._client.info
+        return (info.max_payload if info is not None else 1 << 20) - OVERHEAD
+
+    def _acknowledged(self, partition: Partition) -> Callable[[int, list[Accepting]], None]:
+        def acknowledged(seq: int, whose: list[Accepting]) -> None:
+            def counted() -> None:
+                for accepting in whose:
+                    accepting.landed()
+                self._flush()
+
+            partition.when_counted(seq, counted)
+
+        return acknowledged
+
+    def accepted(self, appended: _Appended) -> None:
+        """Answer a call of append(), now or when there is room."""
+        if appended.room and not self._abandoned and (self._unaccepted or not self._has_room):
+            self._unaccepted.append(appended.done)
+        else:
+            appended.done.callback(None)
+
+    def claim(self, limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
+        """Hand out the oldest unclaimed deliveries."""
+        return self._claim(limit, size)
+
+    def _take(self, limit: int, size: int) -> Sequence[Delivery]:
+        ready = self._ready
+        claimed: list[Delivery] = []
+        while ready and limit > 0 and (size > 0 or not claimed):
+            row, number, held, held_size = ready.popleft()
+            self._ready_count -= len(held)
+            self._ready_bytes -= held_size
+            if row.number != number:
+                # It is not ours any more, or is handed out anew.
+                continue
+            taken = taken_size = 0
+            for delivery in held:
+                if taken == limit or (taken_size >= size and (taken or claimed)):
+                    break
+                taken += 1
+                taken_size += len(delivery.body)
+            if taken < len(held):
+                ready.appendleft((row, number, held[taken:], held_size - taken_size))
+                self._ready_count += len(held) - taken
+                self._ready_bytes += held_size - taken_size
+                held = held[:taken]
+            claimed += held
+            limit -= taken
+            size -= taken_size
+        if self.room():
+            for partition in self.partitions:
+                if partition.mine and partition.behind:
+                    partition.read()
+        return claimed
+
+    def shelve(self, places: Iterable[int]) -> None:
+        """Do nothing: nothing is ever dropped here to make room."""
+
+    def recall(self, places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
+        """Hand out claimed deliveries once more."""
+        wanted = [place for place in places if self._holds(place)]
+        rows = dict.fromkeys(self._rows[place >> INDEX_BITS] for place in wanted)
+        if all((row.partition, row.seq) == self._recalled[0] for row in rows):
+            return self._pick(wanted, dict.fromkeys(rows, self._recalled[1]))
+        return ensureDeferred(self._recall(wanted, list(rows)))
+
+    def _holds(self, place: int) -> bool:
+        row = self._rows.get(place >> INDEX_BITS)
+        return row is not None and row.holds(place & INDEX)
+
+    async def _recall(self, places: list[int], rows: list[Row]) -> Sequence[Delivery]:
+        found: dict[Row, Sequence[Delivery]] = {}
+        for row in rows:
+            stream = self.names.stream(row.partition.number)
+            try:
+                batch = await self._js.direct_batch(stream, row.seq, row.partition.subject, limit=1, timeout=SILENCE)
+                message = batch.messages[0] if batch.messages else None
+                if message is None or message.sequence != row.seq:
+                    message = await self._js.get(stream, row.seq, subject=row.partition.subject)
+            except NATSError as error:
+                raise OutboxError(f"webhook {self.name}: cannot read message {row.seq} of stream {stream}: {error}") from None
+            there = message is not None and message.sequence == row.seq
+            found[row] = (decode_batch(message.payload) if there and message is not None else None) or ()
+            self._recalled = (row.partition, row.seq), found[row]
+        return self._pick(places, found)
+
+    def _pick(self, places: list[int], found: dict[Row, Sequence[Delivery]]) -> list[Delivery]:
+        picked = []
+        for place in places:
+            # It may have been settled or taken away while it was read.
+            row = self._rows.get(place >> INDEX_BITS)
+            index = place & INDEX
+            if row is None or not row.holds(index):
+                continue
+            there = found.get(row, ())
+            if index >= len(there):
+                if row.partition.settle(row, index):
+                    self._dropped += 1
+                continue
+            delivery = there[index]
+            picked.append(msgspec.structs.replace(delivery, place=place))
+        return picked
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Forget deliveries that have arrived."""
+        for delivery in deliveries:
+            row = self._row(delivery.place)
+            if row is not None and row.partition.settle(row, delivery.place & INDEX):
+                self._delivered += 1
+        self._release()
+
+    def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
+        """Turn a delivery into a dead letter. It is settled for good once that is stored."""
+        row, index = self._row(delivery.place), delivery.place & INDEX
+        if row is not None and row.partition.settle(row, index, dying=True):
+            letter = DeadLetter(0, self.name, delivery, url, reason, status, answer, died)
+            self._dead += 1
+            self._store_letter(letter, lambda: row.partition.stored(row, index))
+            self._release()
+
+    def reclaim(self) -> None:
+        """Hand out again what was claimed."""
+        self._claim.cancel()
+        self._abandoned = False
+        self._members.stay()
+        self._stale.clear()
+        for partition in self.partitions:
+            if partition.mine:
+                partition.rewind()
+        self._stale.clear()
+
+    def abandon(self) -> None:
+        """Keep what is pending, or leave it to others, and let nobody wait for room."""
+        self._claim.cancel()
+        self._abandoned = True
+        self._members.retreat()
+        self._release()
+
+    # IGate
+
+    def enter(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Pick those that may be sent now."""
+        entered = []
+        for delivery in deliveries:
+            place = delivery.place
+            row = self._rows.get(place >> INDEX_BITS)
+            if row is not None and row.holds(place & INDEX) and row.partition.may_send:
+                row.partition.flying.add(place)
+                entered.append(delivery)
+        return entered
+
+    def leave(self, deliveries: Sequence[Delivery]) -> None:
+        """Note that these are not being sent any more."""
+        for delivery in deliveries:
+            row = self._row(delivery.place)
+            if row is not None:
+                row.partition.flying.discard(delivery.place)
+            else:
+                for partition in self.partitions:
+                    partition.flying.discard(delivery.place)
+
+    def _row(self, place: int) -> Row | None:
+        """Find the message of a delivery, also one that was handed out before and is pending here still."""
+        number = place >> INDEX_BITS
+        row = self._rows.get(number)
+        if row is None and number in self._stale:
+            partition, seq = self._stale[number]
+            row = partition.rows.get(seq)
+        return row
+
+    # For partitions.
+
+    def preferred(self, partition: int) -> bool:
+        """Say whether this process is the one that should own a partition."""
+        return self._running and self._members.preferred(partition)
+
+    def room(self) -> bool:
+        """Say whether more may be read into memory."""
+        return self._ready_count < READY and self._ready_bytes < READY_BYTES
+
+    def ready(self, row: Row, deliveries: list[Delivery]) -> None:
+        """Take what can be claimed."""
+        row.number = number = next(self._numbers)
+        self._rows[number] = row
+        held = []
+        size = 0
+        for place, delivery in enumerate(deliveries, number << INDEX_BITS):
+            if not row.settled >> (place & INDEX) & 1:
+                delivery.place = place
+                delivery.attempts = 0
+                size += len(delivery.body)
+                held.append(delivery)
+        self._ready.append((row, number, held, size))
+        self._ready_count += len(held)
+        self._ready_bytes += size
+        self._claim.serve()
+
+    def revoked(self, row: Row) -> None:
+        """Forget what was handed out of a message."""
+        if self._rows.pop(row.number, None) is not None:
+            self._stale[row.number] = row.partition, row.seq
+            if len(self._stale) > STALE:
+                del self._stale[next(iter(self._stale))]
+        row.number = 0
+
+    def counted(self, count: int, *, resumed: bool) -> None:
+        """Count deliveries that are accepted."""
+        if resumed:
+            self._resumed += count
+        else:
+            self._appended += count
+
+    def lost(self, partition: Partition, count: int) -> None:
+        """Count deliveries that cannot be read."""
+        self._dropped += count
+        self._release()
+
+    def handed(self, count: int) -> None:
+        """Count deliveries that are another process's now."""
+        self._handed += count
+
+    def changed(self) -> None:
+        """Note that there may be more room."""
+        self._release()
+
+    def complain(self, key: str, error: object) -> None:
+        """Tell what does not work, now and then."""
+        if self._complaints.allow(key) is not None:
+            self.log.warn("webhook {name}: {error}; trying again", name=self.name, error=error)
+
+    # Room.
+
+    def _release(self) -> None:
+        if self._unaccepted and (self._abandoned or self._has_plenty):
+            unaccepted, self._unaccepted = self._unaccepted, []
+            for accepted in unaccepted:
+                accepted.callback(None)
+
+    @property
+    def _has_plenty(self) -> bool:
+        owned = len(self._owned)
+        return self._has_room and self.used * len(self.partitions) <= self._limits.max_size * owned * 3 // 4
+
+    def _full_here(self) -> list[int]:
+        """Tell the others which of our partitions have no room."""
+        share = self._limits.max_size // len(self.partitions)
+        return [partition.number for partition in self.partitions if partition.mine and partition.size > share]
+
+    def _full_there(self, full: set[int]) -> None:
+        """Hold back what others have no room for."""
+        for number, acceptor in enumerate(self._acceptors):
+            held = number in full and not self.partitions[number].mine
+            if acceptor.held and not held:
+                acceptor.held = False
+                acceptor.go_on()
+            acceptor.held = held
+        self._release()
+
+    # What cannot be stored, and dead letters.
+
+    def _not_stored(self, error: NATSError) -> None:
+        if isinstance(error, JetStreamError) and error.err_code in NO_ROOM:
+            what = f"webhook {self.name}: there is no room in JetStream: {error}; nothing more is accepted until there is"
+            if self._complaints.allow("no room") is not None:
+                self.log.warn("{what}", what=what)
+        else:
+            self.complain("store", error)
+
+    def _unstorable(self, delivery: Delivery, problem: str) -> None:
+        bare = DeadLetter(0, self.name, delivery, "", "", 0, b"", self._now())
+        letter = without_body(bare, f"cannot be stored: {problem}")
+        self._appended += 1
+        self._dead += 1
+        if self._complaints.allow("cannot be stored") is not None:
+            self.log.error("webhook {name}: a delivery is a dead letter: {reason}", name=self.name, reason=letter.reason)
+        self._store_letter(letter, lambda: None)
+
+    def _store_letter(self, letter: DeadLetter, stored: Callable[[], object]) -> None:
+        if self._limits.dead_max == 0:
+            self._forgotten += 1
+            stored()
+            return
+        self._letters += 1
+        if self._letters > self._limits.dead_max:
+            self._letters -= 1
+            self._forgotten += 1
+        try:
+            data = encode_letter(letter)
+            if len(data) > self._longest + OVERHEAD // 2:
+                raise ValueError("it is too long for a message of NATS")
+        except UNENCODABLE as error:
+            data = encode_letter(without_body(letter, f"{letter.reason}; {error}"))
+        self._burying += 1
+        self._write_letter(data, f"{self.me}.dead.{next(self._numbers)}", stored)
+
+    def _write_letter(self, data: bytes, message_id: str, stored: Callable[[], object]) -> None:
+        def done(_: object) -> None:
+            self._burying -= 1
+            stored()
+            self._flush()
+
+        def failed(failure: Any) -> None:
+            failure.trap(NATSError)
+            self.complain("letter", failure.getErrorMessage())
+
+            def again() -> None:
+                self._timers.discard(timer)
+                self._write_letter(data, message_id, stored)
+
+            timer = self._reactor.callLater(AGAIN, again)
+            self._timers.add(timer)
+
+        self._js.publish(self.names.dead, data, message_id=message_id).addCallbacks(done, failed)

@@ -1,0 +1,709 @@
+"""
+One partition as this process sees it: the lease, what of the log is in memory, and what of it is settled.
+
+- The lease ends by our own clock before anybody else may take it, counted from when its renewal was sent. From then on nothing
+  is sent, and what was handed out is handed out anew once the lease is renewed; what another process has taken is theirs.
+- Whether a renewal without an answer was carried out is read back from the leader.
+- The log has two cursors: up to ``tail`` it is counted, up to ``read`` it was handed out. They are the same
+  unless there is a backlog.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from msgspec import structs
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from mqhooks.delivery import Delivery
+from mqhooks.errors import JetStreamError, NATSError
+from mqhooks.nats.client import NATSClient, Subscription
+from mqhooks.nats.jetstream import WRONG_LAST_SEQUENCE, JetStream
+from mqhooks.nats.message import NATSMessage
+from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_batch, decode_checkpoint, encode_checkpoint
+
+LEASE = 2.0
+"""For how many seconds a lease keeps others away."""
+
+EARLY = 0.2
+"""How many seconds before its end the owner stops sending."""
+
+RENEWAL = 0.5
+"""How many seconds lie between two renewals; each writes a checkpoint."""
+
+ANSWER = 1.0
+"""How many seconds the leader may take to answer."""
+
+SILENCE = 0.3
+"""How many seconds a replica may say nothing."""
+
+LOOK = 2.0
+"""How often the end of the log is looked at, in seconds, in case nobody has told of a message."""
+
+MESSAGES = 64
+"""How many messages one request reads at most."""
+
+READ_BYTES = 1 << 20
+"""About how many bytes it reads."""
+
+MOST_OPEN = 2000
+"""How many open messages a checkpoint holds; what is settled beyond them may be sent again after a crash."""
+
+
+class Row:
+    """
+    A message of the log, some deliveries of which are not settled.
+
+    :ivar seq: its sequence number.
+    :ivar number: what places of its deliveries begin with; 0 while they are not handed out.
+    :ivar count: how many deliveries it had; 0 before it is read.
+    :ivar size: its bytes.
+    :ivar settled: a bit for each delivery that is settled.
+    :ivar dying: a bit for each whose dead letter is not stored yet; they count as settled, but not in a checkpoint.
+    :ivar accepted: when the first delivery that was not settled at that time was accepted, in milliseconds since 1970.
+    """
+
+    __slots__ = ("accepted", "count", "dying", "number", "partition", "seq", "settled", "size")
+
+    def __init__(self, partition: Partition, seq: int, settled: int = 0) -> None:
+        self.partition = partition
+        self.seq = seq
+        self.number = 0
+        self.count = 0
+        self.size = 0
+        self.settled = settled
+        self.dying = 0
+        self.accepted: int | None = None
+
+    def holds(self, index: int) -> bool:
+        """Say whether a delivery is not settled."""
+        return index < self.count and not self.settled >> index & 1
+
+
+class Owner(Protocol):
+    """The outbox, as its partitions see it."""
+
+    me: str
+
+    def preferred(self, partition: int) -> bool:
+        """Whether this process is the one that should own a partition."""
+
+    def room(self) -> bool:
+        """Whether more may be read."""
+
+    def ready(self, row: Row, deliveries: list[Delivery]) -> None:
+        """Take what can be claimed, in order."""
+
+    def revoked(self, row: Row) -> None:
+        """Forget what was handed out of a message."""
+
+    def counted(self, count: int, *, resumed: bool) -> None:
+        """Count deliveries that are accepted."""
+
+    def lost(self, partition: Partition, count: int) -> None:
+        """Count deliveries that cannot be read."""
+
+    def handed(self, count: int) -> None:
+        """Count deliveries that are another process's now."""
+
+    def changed(self) -> None:
+        """Note that there may be more room, or less."""
+
+    def complain(self, key: str, error: object) -> None:
+        """Tell what does not work, now and then."""
+
+
+class Partition:
+    """
+    One partition.
+
+    :param number: its number.
+    :param reactor: for timers.
+    :param client: subscribes.
+    :param stream: reads and writes.
+    :param names: of streams and subjects.
+    :param owner: the outbox.
+    :param monotonic: a clock that nobody sets, in seconds.
+    :ivar mine: whether we hold the lease, as far as we know.
+    :ivar leaving: whether it is being given up: nothing more is sent, and what is in flight ends first.
+    :ivar pending: how many deliveries up to ``tail`` are not settled.
+    :ivar size: how many bytes their messages have.
+    :ivar flying: places of deliveries that are being sent.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        number: int,
+        reactor: Any,
+        client: NATSClient,
+        stream: JetStream,
+        names: Names,
+        owner: Owner,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.number = number
+        self.mine = self.leaving = False
+        self.pending = self.size = 0
+        self.flying: set[int] = set()
+        self.rows: dict[int, Row] = {}
+        self.tail = 0
+        self._reactor = reactor
+        self._client = client
+        self._js = stream
+        self.subject = names.log(number)
+        self._name, self._log, self._own = names.stream(number), self.subject, names.own(number)
+        self._new = names.new(number)
+        self._owner = owner
+        self._monotonic = monotonic
+        self._until = 0.0
+        self._suspended = False
+        self._rev = self._turn = 0
+        self._seen = (-1, 0.0)
+        self._read = self._upto = self._purged = 0
+        self._again: deque[Row] = deque()
+        self._resuming = False
+        self._wanted = 0
+        self._fetching = False
+        self._looked = 0.0
+        # Changes whenever what was asked for before is to be forgotten.
+        self._term = 0
+        self._subscription: Subscription | None = None
+        self._timer: IDelayedCall | None = None
+        self._tending: Deferred[Any] | None = None
+        self._idle: Deferred[None] | None = None
+        self._stopped = False
+        # Who waits until a message is counted.
+        self._awaited: list[tuple[int, Callable[[], object]]] = []
+
+    # For the outbox.
+
+    def start(self) -> None:
+        """Begin to look who owns it, and to take it if nobody does."""
+        self._soon(0.0)
+
+    def stop(self) -> Deferred[None]:
+        """
+        Write the last checkpoint, and give the partition up.
+
+        :returns: a ``Deferred`` that fires when that is done, or cannot be.
+        """
+        self._stopped = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        if self._tending is not None:
+            self._idle = Deferred()
+            await self._idle
+        await self._give_up()
+
+    def abort(self) -> None:
+        """Do nothing more, as if the process had ended."""
+        self._stopped = True
+        self.mine = False
+        self._term += 1
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    @property
+    def may_send(self) -> bool:
+        """Whether deliveries of it may be sent right now."""
+        if not self.mine or self.leaving or self._suspended:
+            return False
+        if self._monotonic() < self._until:
+            return True
+        self._suspend()
+        return False
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is more to read."""
+        return bool(self._again) or self._read < self.tail
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether it is ours, and all that was in the log when it became so is counted."""
+        return self.mine and not self._resuming
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest delivery in memory was accepted, in milliseconds since 1970."""
+        return next((row.accepted for row in self.rows.values() if row.accepted is not None), None)
+
+    def settle(self, row: Row, index: int, *, dying: bool = False) -> bool:
+        """
+        Settle a delivery.
+
+        :param dying: it is a dead letter that is not stored yet; :meth:`stored` follows.
+        :returns: whether it was pending.
+        """
+        if not row.holds(index) or self.rows.get(row.seq) is not row:
+            return False
+        row.settled |= 1 << index
+        self.pending -= 1
+        if dying:
+            row.dying |= 1 << index
+        self._finish(row)
+        return True
+
+    def stored(self, row: Row, index: int) -> None:
+        """Note that a delivery's dead letter is stored."""
+        row.dying &= ~(1 << index)
+        if self.rows.get(row.seq) is row:
+            self._finish(row)
+
+    def _finish(self, row: Row) -> None:
+        self._upto = max(self._upto, row.seq)
+        if row.settled.bit_count() >= row.count and not row.dying:
+            del self.rows[row.seq]
+            self.size -= row.size
+            self._owner.revoked(row)
+
+    def rewind(self) -> None:
+        """Hand out again what is not settled."""
+        self.flying.clear()
+        for row in self.rows.values():
+            if row.number:
+                self._owner.revoked(row)
+        self._again = deque(self.rows.values())
+        # What was asked for is asked for anew.
+        self._term += 1
+        self._fetching = False
+        self.read()
+
+    def when_counted(self, seq: int, then: Callable[[], object]) -> None:
+        """Call back once a message is counted, or is another process's to count."""
+        if seq <= self.tail or not self.mine:
+            then()
+            return
+        self._awaited.append((seq, then))
+        if seq > self._wanted:
+            self._reactor.callLater(0.05, self._want, seq)
+
+    def _want(self, seq: int) -> None:
+        if self.mine and seq > self.tail:
+            self._wanted = max(self._wanted, seq)
+            self.read()
+
+    # The lease.
+
+    def _soon(self, delay: float) -> None:
+        if not self._stopped:
+            self._timer = self._reactor.callLater(delay, self._tend)
+
+    def _tend(self) -> None:
+        began = self._reactor.seconds()
+
+        def done(result: Any) -> None:
+            self._tending = None
+            if self._idle is not None:
+                self._idle.callback(None)
+            self._soon(max(RENEWAL - (self._reactor.seconds() - began), 0.0) if result is None else result)
+
+        def failed(failure: Any) -> None:
+            if not failure.check(NATSError, ValueError):
+                self.log.failure("tending partition {name} failed", failure, name=self._name)
+            self._owner.complain(f"lease {self.number}", failure.getErrorMessage())
+            done(0.1)
+
+        self._tending = tending = ensureDeferred(self._renew() if self.mine else self._watch())
+        tending.addCallbacks(done, failed)
+
+    async def _watch(self) -> None:
+        found = await self._js.direct_last(self._name, self._own)
+        seq, state = (0, Checkpoint()) if found is None else (found.sequence, decode_checkpoint(found.payload))
+        now = self._monotonic()
+        if self._seen[0] != seq:
+            self._seen = seq, now
+        if state.owner not in (None, self._owner.me) and now - self._seen[1] < LEASE:
+            return
+        if not self._owner.preferred(self.number) or self._stopped:
+            return
+        # A replica may be behind; the leader knows.
+        found = await self._js.last(self._name, self._own)
+        self._rev, state = (0, Checkpoint()) if found is None else (found.sequence, decode_checkpoint(found.payload))
+        if self._rev != seq:
+            self._seen = -1, 0.0
+            return
+        self._turn += 1
+        try:
+            until = await self._write(structs.replace(state, owner=self._owner.me, turn=self._turn))
+        except JetStreamError as error:
+            self._seen = -1, 0.0
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                return
+            raise
+        if not self._stopped:
+            self._take_over(state, until)
+
+    async def _write(self, checkpoint: Checkpoint) -> float:
+        """Write lease and checkpoint if nobody has since we looked; returns when we have to stop."""
+        began = self._monotonic()
+        ack = await self._js.publish(
+            self._own, encode_checkpoint(checkpoint), expected_last=self._rev, rollup="sub", timeout=ANSWER
+        )
+        self._rev = ack.seq
+        return began + LEASE - EARLY
+
+    def _take_over(self, state: Checkpoint, until: float) -> None:
+        self.mine, self.leaving, self._suspended = True, False, False
+        self._until = until
+        self._term += 1
+        self._fetching = False
+        self.flying.clear()
+        self.tail, self._upto, self._read = state.tail, state.upto, min(state.upto, state.tail)
+        self.pending, self.size = state.pending, state.size
+        self.rows = {seq: Row(self, seq, int(bits, 16)) for seq, bits in sorted(state.open.items())}
+        self._again = deque(self.rows.values())
+        self._purged = 0
+        self._resuming = True
+        self._owner.counted(self.pending, resumed=True)
+        if self._subscription is None:
+            self._subscription = self._client.subscribe(self._new, self._told)
+        self.log.info("{name}: is ours now, {pending} deliveries are waiting", name=self._name, pending=self.pending)
+        self.look()
+
+    async def _renew(self) -> float | None:
+        self.leaving = self._stopped or not self._owner.preferred(self.number)
+        if self.leaving and not self._suspended and self._again_needed():
+            self._suspend_claims()
+        if self.leaving and not self.flying:
+            await self._give_up()
+            return None
+        checkpoint, floor = self._checkpoint()
+        term = self._term
+        began = self._monotonic()
+        try:
+            until = await self._write(checkpoint)
+        except NATSError as error:
+            if isinstance(error, JetStreamError) and error.err_code in (10047, 10077):
+                await self._more_room()
+            return await self._read_back(began, term)
+        if not self.mine:
+            return None
+        self._until = until
+        self._after_renewal()
+        if floor > self._purged:
+            self._purge(floor)
+        if self._monotonic() - self._looked > LOOK:
+            self.look()
+        return None
+
+    def _again_needed(self) -> bool:
+        return any(row.number for row in self.rows.values())
+
+    def _suspend_claims(self) -> None:
+        """Hand nothing more out of a partition that is being given up; what is in flight stays so."""
+        for row in self.rows.values():
+            if row.number:
+                self._owner.revoked(row)
+        self._again = deque(self.rows.values())
+
+    def _after_renewal(self) -> None:
+        if self._suspended:
+            self._suspended = False
+            self.log.info("{name}: the lease is renewed, deliveries go on", name=self._name)
+            self.look()
+        if not self.leaving and self._again:
+            self.read()
+
+    async def _read_back(self, began: float, term: int) -> float | None:
+        """Find out whether a renewal without an answer was carried out, and who has the lease."""
+        found = await self._js.last(self._name, self._own)
+        if not self.mine:
+            return None
+        state = Checkpoint() if found is None else decode_checkpoint(found.payload)
+        if found is None or state.owner != self._owner.me:
+            self._lose(state.owner)
+            return None
+        self._rev = found.sequence
+        if state.turn == self._turn:
+            self._until = began + LEASE - EARLY
+            self._after_renewal()
+        return 0.1
+
+    async def _more_room(self) -> None:
+        """Let the stream have more room: without it the lease cannot be renewed, and nothing would ever drain."""
+        info = await self._js.stream_info(self._name)
+        config = info["config"]
+        await self._js.update_stream({**config, "max_bytes": int(config["max_bytes"]) + (1 << 20)})
+        self.log.warn("{name}: was full to the last byte, and has 1 MiB more now", name=self._name)
+
+    async def _give_up(self) -> None:
+        if not self.mine:
+            return
+        checkpoint, floor = self._checkpoint(owner=None)
+        pending = self.pending
+        self._release()
+        try:
+            await self._write(checkpoint)
+        except NATSError:
+            # Nobody renews it, so it ends by itself.
+            pass
+        else:
+            if floor > self._purged:
+                self._purge(floor)
+        self._seen = -1, 0.0
+        self._owner.handed(pending)
+        self.log.info("{name}: given up", name=self._name)
+
+    def _lose(self, owner: str | None) -> None:
+        pending = self.pending
+        self._release()
+        self._seen = -1, 0.0
+        self._owner.handed(pending)
+        self.log.warn("{name}: is {owner}'s now", name=self._name, owner=owner or "nobody")
+
+    def _release(self) -> None:
+        """Forget what we know of it."""
+        self.mine = self.leaving = self._suspended = False
+        self._term += 1
+        self._fetching = False
+        for row in self.rows.values():
+            if row.number:
+                self._owner.revoked(row)
+        self.rows = {}
+        self._again.clear()
+        self.flying.clear()
+        self.pending = self.size = self.tail = self._read = 0
+        if self._subscription is not None:
+            self._client.unsubscribe(self._subscription)
+            self._subscription = None
+        awaited, self._awaited = self._awaited, []
+        for _, then in awaited:
+            then()
+        self._owner.changed()
+
+    def _suspend(self) -> None:
+        """Note that the lease has ended by our clock: nothing is sent until it is renewed."""
+        self._suspended = True
+        self.log.warn("{name}: the lease was not renewed in time; nothing is sent until it is", name=self._name)
+        self._suspend_claims()
+
+    def _checkpoint(self, owner: str | None = "") -> tuple[Checkpoint, int]:
+        """Make a checkpoint, and say below what the log may be purged once it is written."""
+        self._turn += 1
+        upto = self._upto
+        dying = 0
+        opened: dict[int, str] = {}
+        for seq, row in self.rows.items():
+            dying += row.dying.bit_count()
+            if seq <= upto:
+                if len(opened) == MOST_OPEN:
+                    upto = seq - 1
+                else:
+                    opened[seq] = f"{row.settled & ~row.dying:x}"
+        first = next(iter(self.rows), None)
+        floor = self._read if first is None else first - 1
+        upto = max(upto, floor)
+        who = self._owner.me if owner == "" else owner
+        return Checkpoint(who, self._turn, upto, opened, self.tail, self.pending + dying, self.size), floor
+
+    def _purge(self, floor: int) -> None:
+        def purged(_: object) -> None:
+            self._purged = max(self._purged, floor)
+
+        self._js.purge(self._name, subject=self._log, below=floor + 1).addCallbacks(purged, lambda _: None)
+
+    # The log.
+
+    def look(self) -> None:
+        """Look whether there is something that nobody has told of."""
+        self._looked = self._monotonic()
+        if self.mine:
+            ensureDeferred(self._look(self._term)).addErrback(lambda failure: failure.trap(NATSError))
+
+    async def _look(self, term: int) -> None:
+        found = await self._js.last(self._name, self._log)
+        if term != self._term or not self.mine:
+            return
+        last = 0 if found is None else found.sequence
+        if last > self.tail:
+            self._wanted = max(self._wanted, last)
+            self.read()
+        elif self._resuming:
+            self._caught_up()
+        if self.behind:
+            self.read()
+
+    def _told(self, message: NATSMessage) -> None:
+        """Take what the leader has just stored, if it follows what we have."""
+        if not self.mine:
+            return
+        headers = message.headers
+        try:
+            seq, before = int(headers["Nats-Sequence"]), int(headers["Nats-Last-Sequence"])
+        except (KeyError, ValueError):
+            return
+        if seq <= self.tail:
+            return
+        if before <= self.tail and not self._resuming:
+            self._count(seq, headers, message.payload)
+        else:
+            self._wanted = max(self._wanted, seq)
+            self.read()
+
+    def _count(self, seq: int, headers: Mapping[str, str], payload: bytes) -> None:
+        """Count the next message, and hand it out if there is no backlog."""
+        behind = self.behind
+        try:
+            count = int(headers.get(COUNT, ""))
+        except ValueError:
+            count = len(decode_batch(payload) or ())
+        self.tail = seq
+        self.pending += count
+        self.size += len(payload)
+        self._owner.counted(count, resumed=self._resuming)
+        if not behind and not self._suspended and not self.leaving and self._owner.room():
+            self._hand_out(Row(self, seq), payload, count)
+        if self._resuming and seq >= self._wanted:
+            self._caught_up()
+        while self._awaited and self._awaited[0][0] <= self.tail:
+            self._awaited.pop(0)[1]()
+
+    def _caught_up(self) -> None:
+        self._resuming = False
+        self._owner.changed()
+
+    def _hand_out(self, row: Row, payload: bytes, counted: int | None = None) -> None:
+        """Hand out what is not settled of a message."""
+        self._read = max(self._read, row.seq)
+        deliveries = decode_batch(payload)
+        if deliveries is None or (counted is not None and len(deliveries) != counted):
+            self._lost(row, payload, counted or 0)
+            return
+        if not row.count:
+            row.count, row.size = len(deliveries), len(payload)
+        if row.settled.bit_count() >= row.count and not row.dying:
+            self.rows.pop(row.seq, None)
+            self.size -= row.size
+            return
+        self.rows[row.seq] = row
+        row.accepted = next((each.accepted for index, each in enumerate(deliveries) if row.holds(index)), None)
+        self._owner.ready(row, deliveries)
+
+    def _lost(self, row: Row, payload: bytes, count: int) -> None:
+        self.rows.pop(row.seq, None)
+        self._upto = max(self._upto, row.seq)
+        self.size -= len(payload)
+        self.pending -= count
+        self._owner.lost(self, count)
+        self.log.critical(
+            "{name}: message {seq} cannot be read: {count} deliveries are lost", name=self._name, seq=row.seq, count=count
+        )
+
+    def read(self) -> None:
+        """Read on, if there is something and room for it."""
+        if not self._fetching and self.mine:
+            self._fetching = True
+            ensureDeferred(self._fetch(self._term)).addErrback(self._unread, self._term)
+
+    def _unread(self, failure: Any, term: int) -> None:
+        self.log.failure("reading {name} failed", failure, name=self._name)
+        if term == self._term:
+            self._fetching = False
+
+    async def _fetch(self, term: int) -> None:
+        empty = 0
+        while term == self._term and self.mine:
+            paused = self._suspended or self.leaving or not self._owner.room()
+            if self.tail < self._wanted and (paused or not self.behind):
+                start, limit = self.tail + 1, MESSAGES
+            elif paused or not self.behind:
+                break
+            elif self._again:
+                start, limit = self._again[0].seq, self._run()
+            else:
+                start, limit = self._read + 1, MESSAGES
+            try:
+                batch = await self._js.direct_batch(
+                    self._name, start, self._log, limit=limit, max_bytes=READ_BYTES, timeout=SILENCE
+                )
+                if not batch.messages and empty >= 3:
+                    # All replicas cannot be behind for so long: ask the leader.
+                    found = await self._js.get(self._name, start, subject=self._log)
+                    if term == self._term:
+                        self._nothing(start, None if found is None else found.sequence)
+                    empty = 0
+                    continue
+            except NATSError as error:
+                self._owner.complain(f"read {self.number}", error)
+                await deferLater(self._reactor, 0.1)
+                continue
+            if term != self._term:
+                return
+            empty = 0 if batch.messages else empty + 1
+            if not batch.messages:
+                await deferLater(self._reactor, 0.02)
+            for message in batch.messages:
+                self._arrived(message.sequence, message.headers, message.payload)
+        if term == self._term:
+            self._fetching = False
+            self._balance()
+
+    def _run(self) -> int:
+        """Say how many of the messages to be read again are near each other."""
+        first = self._again[0].seq
+        count = 0
+        for row in self._again:
+            if row.seq - first >= MESSAGES or count == MESSAGES:
+                break
+            count += 1
+        return count
+
+    def _arrived(self, seq: int, headers: Mapping[str, str], payload: bytes) -> None:
+        if self._again and not (self._suspended or self.leaving):
+            # Those before it are not there any more.
+            while self._again and self._again[0].seq < seq:
+                self._gone(self._again.popleft())
+            if self._again and self._again[0].seq == seq:
+                row = self._again.popleft()
+                if self.rows.get(seq) is row:
+                    self._hand_out(row, payload)
+                return
+        if seq > self.tail:
+            self._count(seq, headers, payload)
+        elif seq > self._read and not (self._suspended or self.leaving or self._again) and self._owner.room():
+            self._hand_out(Row(self, seq), payload)
+
+    def _gone(self, row: Row) -> None:
+        if self.rows.pop(row.seq, None) is row:
+            lost = max(row.count - row.settled.bit_count(), 0)
+            self.size -= row.size
+            self.pending -= lost
+            if lost:
+                self._owner.lost(self, lost)
+
+    def _nothing(self, start: int, following: int | None) -> None:
+        """Take note that the leader has no message from some number on, or the next one is a later one."""
+        if self._again and start == self._again[0].seq:
+            if following != start:
+                self._gone(self._again.popleft())
+        elif start == self._read + 1 and self._read < self.tail:
+            self._read = self.tail if following is None else min(following - 1, self.tail)
+        elif following is None:
+            # What was wanted is purged: it is settled.
+            self._wanted = self.tail
+            if self._resuming:
+                self._caught_up()
+
+    def _balance(self) -> None:
+        """Check that nothing counts as pending when nothing is left."""
+        if self.rows or self.behind or self._resuming:
+            return
+        if self.pending > 0:
+            lost, self.pending = self.pending, 0
+            self._owner.lost(self, lost)
+            self.log.critical("{name}: {lost} deliveries are not there any more", name=self._name, lost=lost)
+        elif self.pending < 0:
+            more, self.pending = -self.pending, 0
+            self._owner.counted(more, resumed=True)
+        self.size = 0
