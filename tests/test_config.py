@@ -18,6 +18,9 @@ from mqhooks.events import HOOKS
 from mqhooks.http.proxy import ProxySettings
 from mqhooks.nanomq.events import NANOMQ_EVENTS, RULE_EVENTS, TOPIC_EVENTS
 from mqhooks.nanomq.settings import BodySettings, Rule
+from mqhooks.nats.auth import Auth
+from mqhooks.nats.settings import NATSSettings, Server
+from mqhooks.outbox.jetstream.store import JetStreamSettings
 from mqhooks.support.signatures import public_form, secret_key
 from mqhooks.support.tls import TLSSettings
 from mqhooks.webhook.settings import (
@@ -139,7 +142,8 @@ class WholeFileTests(ConfigCase):
         )
         self.assertIn("mqhooks.sidecar.max_sessions: -1 is not", self.mistake("mqhooks.sidecar.max_sessions = -1"))
         self.assertIn(
-            "mqhooks.outbox.kind: 'memori' is not one of sqlite, memory", self.mistake("mqhooks.outbox.kind = memori")
+            "mqhooks.outbox.kind: 'memori' is not one of sqlite, memory, jetstream",
+            self.mistake("mqhooks.outbox.kind = memori"),
         )
         self.assertIn("mqhooks: 5 is not a block", self.mistake("mqhooks = 5"))
 
@@ -160,6 +164,50 @@ class WholeFileTests(ConfigCase):
             self.assertEqual(self.load(f"mqhooks.outbox.kind = {kind}").outbox, expected)
             loaded = self.load(f"mqhooks.outbox {{ kind = {kind}, dead_max = 7 }}")
             self.assertEqual(loaded.outbox, replace(expected, dead_max=7))
+
+    def test_jetstream(self):
+        password = "p" * 8
+        loaded = self.load(
+            f"""
+            mqhooks.outbox {{
+              kind = jetstream, servers = ["nats://a:4222", "tls://b"], replicas = 1, partitions = 8, prefix = EU
+              user = mqhooks, password = {password}, sync = full, max_size = 2GiB, dead_max = 5
+            }}
+            """
+        ).outbox
+        self.assertEqual((loaded.kind, loaded.max_size, loaded.dead_max), ("jetstream", 2 << 30, 5))
+        expected = JetStreamSettings(
+            NATSSettings((Server("a", 4222), Server("b", 4222, tls=True)), Auth("mqhooks", password)), 1, 8, "EU", synced=True
+        )
+        self.assertEqual(loaded.jetstream, expected)
+        least = self.load("mqhooks.outbox { kind = jetstream, servers = a }").outbox
+        self.assertEqual(least.jetstream, JetStreamSettings(NATSSettings((Server("a"),)), 3, 16, "MQ", synced=False))
+
+    def test_jetstream_wrong(self):
+        for keys, mistake in (
+            ("", "servers: is missing: kind = jetstream needs it: write servers = "),
+            ("servers = []", "servers: is empty: name at least one server"),
+            ("servers = [[a]]", "servers: ['a'] is not a server's address"),
+            ('servers = ["http://a"]', "servers: http://a is no server of NATS"),
+            ("servers = a, replicas = 2", "replicas: 2 is not 1, 3 or 5"),
+            ("servers = a, replicas = 7", "replicas: 7 is not"),
+            ("servers = a, partitions = 0", "partitions: 0 is not"),
+            ('servers = a, prefix = "a.b"', "prefix: 'a.b' is not 1 to 32 letters"),
+            ("servers = a, user = u", "user: user and password need each other: set both"),
+            ("servers = a, user = u, password = p, token = t", "token: user is set too: choose one of them"),
+            ("servers = a, seed = SUX", "seed: "),
+            ('servers = a, credsfile = "/nowhere"', "credsfile: "),
+            ('servers = a, tls { cacertfile = "/nowhere" }', "tls.cacertfile: /nowhere does not exist"),
+        ):
+            with self.subTest(keys):
+                told = self.mistake(f"mqhooks.outbox {{ kind = jetstream, {keys} }}")
+                self.assertIn("mqhooks.outbox." + mistake, told)
+                self.assertNotIn("\n", told)
+        warnings = self.load('mqhooks.outbox { servers = ["nats://a"], replicas = 3 }').warnings
+        self.assertEqual(
+            [warning.split(": ", 1)[1] for warning in warnings],
+            [f"mqhooks.outbox.{key}: is for kind = jetstream, and does nothing here" for key in ("servers", "replicas")],
+        )
 
     def test_outbox_wrong(self):
         for setting, mistake in {

@@ -1,14 +1,20 @@
 """The outbox in JetStream keeps what every outbox keeps, on one server and on three."""
 
+import re
+
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import TestCase
 
 from mqhooks.delivery import Delivery
+from mqhooks.nats.auth import Auth
+from mqhooks.nats.client import NATSClient
+from mqhooks.nats.jetstream import JetStream
 from mqhooks.nats.settings import NATSSettings
 from mqhooks.outbox.jetstream.store import JetStreamSettings, JetStreamStore
-from tests.contract.outbox import DurableContract
+from mqhooks.outbox.stored import decode_handed
+from tests.contract.outbox import DurableContract, make
 from tests.natscluster import Cluster
 from tests.waiting import until
 
@@ -224,3 +230,158 @@ class SharingTests(TestCase):
         same = [each for each in again if each.id == claimed[0].id]
         self.assertEqual(one.gate.enter(same), [])
         self.assertEqual((one.counts.delivered, one.counts.pending), (1, 39))
+
+
+class EngineTests(TestCase):
+    """What the engine may be like."""
+
+    timeout = 60
+
+    async def start(self, **options):
+        self.nodes = await Cluster(self, **options).start()
+        self.client = NATSClient(reactor, NATSSettings(self.nodes.servers))
+        self.addCleanup(self.client.close)
+        self.client.start()
+        await self.client.when_connected()
+        self.js = JetStream(self.client)
+
+    def store(self, max_size=1 << 20, nats=None, **options):
+        nats = nats or NATSSettings(self.nodes.servers)
+        settings = JetStreamSettings(nats, **{"replicas": 1, "partitions": 1, "synced": True, **options})
+        store = JetStreamStore(reactor, settings, max_size=max_size, dead_max=10)
+        outbox = store.outbox("w")
+        store.startService()
+        self.addCleanup(store.abort)
+        return store, outbox
+
+    async def refused(self, pattern, **options):
+        store, outbox = self.store(**options)
+        await until(lambda: re.search(pattern, store.failing or ""), 10)
+        self.assertTrue(store.failing.isprintable())
+        self.assertTrue(outbox.full)
+        accepted = outbox.append(make(1))
+        await deferLater(reactor, 0.1)
+        self.assertFalse(accepted.called)
+        await store.abort()
+
+    async def test_other_partitions(self):
+        await self.start()
+        _, outbox = self.store(partitions=2)
+        await until(lambda: outbox.ready_to_claim)
+        await self.refused("stream MQ_w_0 is not as configured: mqhooks-partitions is 2, not 4: ", partitions=4)
+
+    async def test_other_settings(self):
+        await self.start()
+        await self.js.create_stream({"name": "MQ_w_0", "subjects": ["MQ.log.w.0"], "storage": "memory"})
+        await self.refused("stream MQ_w_0 is not as configured: subjects is .*, storage is memory, not file, ")
+
+    async def test_too_little_storage(self):
+        await self.start()
+        await self.refused("too little storage .*: raise max_file, or lower outbox.max_size", max_size=2 << 30)
+
+    async def test_too_few_servers(self):
+        await self.start()
+        await self.refused("MQ_DEAD cannot be made.*replicas", replicas=3)
+
+    async def test_no_jetstream(self):
+        self.nodes = await Cluster(self, sync=None).start()
+        await self.refused("JetStream is off|not enabled")
+
+    async def test_user_who_may_not(self):
+        more = 'authorization { users: [ { user: u, password: p, permissions: { publish: "nothing", subscribe: ">" } } ] }'
+        self.nodes = await Cluster(self, more=more).start()
+        nats = NATSSettings(self.nodes.servers, Auth("u", "p"))
+        await self.refused("Permissions Violation.*check the permissions of its user", nats=nats)
+
+    async def test_limits_grow(self):
+        await self.start()
+        store, outbox = self.store()
+        await until(lambda: outbox.ready_to_claim)
+        before = (await self.js.stream_info("MQ_w_0"))["config"]["max_bytes"]
+        store.resize(5 << 20, 20)
+
+        async def config(name, key):
+            return (await self.js.stream_info(name))["config"][key]
+
+        async def grown():
+            return await config("MQ_w_0", "max_bytes") == before + (4 << 20)
+
+        await until(grown)
+        self.assertEqual(await config("MQ_DEAD", "max_msgs_per_subject"), 20)
+        store.resize(1 << 20, 10)
+        self.assertEqual(outbox.max_size, 1 << 20)
+
+    async def test_full_to_the_last_byte_it_still_drains(self):
+        await self.start()
+        _, outbox = self.store()
+        await until(lambda: outbox.ready_to_claim)
+        accepted = outbox.append(make(200, body=b"x" * (100 << 10)))
+        # It holds 1 MiB and the room that there is beyond, and no lease can be written any more.
+        await until(lambda: outbox.full and outbox.counts.pending > 80)
+        consumer = Consumer(outbox, [])
+        await accepted
+        await until(lambda: outbox.counts.delivered == 200, 30)
+        consumer.running = False
+        self.assertEqual((outbox.counts.pending, outbox.used, outbox.full), (0, 0, False))
+
+    async def test_settled_behind_a_parked_one_makes_room(self):
+        await self.start()
+        now = [0.0]
+        settings = JetStreamSettings(NATSSettings(self.nodes.servers), 1, 1, synced=True)
+        store = JetStreamStore(reactor, settings, max_size=1 << 20, clock=lambda: reactor.seconds() + now[0])
+        outbox = store.outbox("w")
+        store.startService()
+        self.addCleanup(store.abort)
+        await until(lambda: outbox.ready_to_claim)
+        for number in range(3):
+            await outbox.append(make(1, number))
+        claimed = []
+        while len(claimed) < 3:
+            claimed += await maybeDeferred(outbox.claim, 10, 1 << 20)
+        outbox.acknowledge(claimed[1:])
+        now[0] = 20.0
+
+        async def left():
+            info = await self.js.call("STREAM.INFO.MQ_w_0", {"subjects_filter": "MQ.log.>"})
+            return info["state"]["subjects"] == {"MQ.log.w.0": 1}
+
+        await until(left)
+        self.assertEqual(outbox.counts.pending, 1)
+
+    async def test_too_long_for_a_message_is_a_dead_letter(self):
+        await self.start()
+        _, outbox = self.store()
+        await until(lambda: outbox.ready_to_claim)
+        await outbox.append([*make(1, body=b"x" * (1 << 20)), *make(1, 1)])
+        counts = outbox.counts
+        self.assertEqual((counts.accepted, counts.dead, counts.pending, outbox.letters), (2, 1, 1, 1))
+        letter = None
+
+        async def stored():
+            nonlocal letter
+            letter = await self.js.last("MQ_DEAD", "MQ.dead.w")
+            return letter
+
+        await until(stored)
+        self.assertIn("1048576 bytes", decode_handed("w", letter.payload).reason)
+
+    async def test_engine_that_comes_later(self):
+        self.nodes = Cluster(self)
+        _, outbox = self.store()
+        accepted = outbox.append(make(2))
+        await deferLater(reactor, 0.3)
+        self.assertTrue(outbox.full)
+        self.assertIsNotNone(outbox.waiting_since)
+        await self.nodes.start()
+        await accepted
+        await until(lambda: outbox.counts.pending == 2)
+
+    async def test_stop_without_an_engine_ends(self):
+        await self.start()
+        store, outbox = self.store()
+        await until(lambda: outbox.ready_to_claim)
+        self.nodes.kill(0)
+        outbox.append(make(1))
+        began = reactor.seconds()
+        await store.stopService()
+        self.assertLess(reactor.seconds() - began, 12)

@@ -334,6 +334,63 @@ class LanesTests(LaneCase):
         self.assert_empty()
 
 
+class Gate:
+    """Lets what it is told pass."""
+
+    def __init__(self):
+        self.shut = set()
+        self.inside = []
+
+    def enter(self, deliveries):
+        entered = [each for each in deliveries if each.client not in self.shut]
+        self.inside += entered
+        return entered
+
+    def leave(self, deliveries):
+        for delivery in deliveries:
+            self.inside.remove(delivery)
+
+
+class GateTests(LaneCase):
+    """What may not be sent is forgotten, and holds nothing up."""
+
+    def make(self, count=1, batch=None):
+        super().make(count, batch)
+        self.gate = self.lanes.gate = Gate()
+        return self.lanes
+
+    def test_what_may_not_be_sent_is_forgotten(self):
+        lanes = self.make()
+        self.gate.shut = {"a"}
+        lanes.push(self.deliveries("a-1", "b-1", "a-2", "b-2"))
+        (batch, settle), *more = self.in_flight
+        self.assertEqual(([each.id for each in batch], more, lanes.load), (["b-1"], [], 3))
+        self.assertEqual(self.gate.inside, batch)
+        settle(ARRIVED)
+        self.assertEqual([each.id for each in self.in_flight[1][0]], ["b-2"])
+        self.in_flight[1][1](ARRIVED)
+        self.assertEqual((lanes.load, lanes.size, lanes.in_flight, self.gate.inside), (0, 0, 0, []))
+
+    def test_the_rest_of_a_batch_is_sent(self):
+        lanes = self.make(batch=BatchSettings(size=10, linger=0))
+        self.gate.shut = {"a"}
+        lanes.push(self.deliveries("a-1", "b-1", "a-2", "b-2"))
+        self.assertEqual([each.id for each in self.in_flight[0][0]], ["b-1", "b-2"])
+        self.assertEqual(lanes.load, 2)
+
+    def test_a_parked_key_is_not_stuck(self):
+        lanes = self.make()
+        lanes.push(self.deliveries("a-1", "a-2", "b-1"))
+        self.in_flight[0][1](PARK)
+        self.in_flight[1][1](ARRIVED)
+        self.gate.shut = {"a"}
+        lanes.unpark("a")
+        self.assertEqual((lanes.load, lanes.in_flight, lanes.parked), (0, 0, 0))
+        self.gate.shut = set()
+        lanes.push(self.deliveries("a-3"))
+        self.assertEqual([each.id for each in self.in_flight[2][0]], ["a-3"])
+
+
 class BatchTests(LaneCase):
     """Several deliveries in a request."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mqhooks.events import HOOKS
 from mqhooks.interfaces import IEventSink, IEventSource
+from mqhooks.outbox.jetstream.store import JetStreamStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.webhook.sink import WebhookSink
 
@@ -23,8 +24,9 @@ class Bridge:
     :param settings: the configuration.
     :param sources: where VerneMQ's events come in.
     :param webhooks: the configured webhooks.
-    :param store: the durable outbox; ``None`` when deliveries are kept in memory.
+    :param store: the outbox's file; ``None`` when deliveries are kept elsewhere.
     :param sinks: the other sinks, by what they are called.
+    :param engine: the outbox in JetStream; ``None`` when deliveries are kept elsewhere.
     """
 
     settings: Any
@@ -32,6 +34,13 @@ class Bridge:
     webhooks: list[WebhookSink]
     store: SqliteStore | None
     sinks: Mapping[str, IEventSink] = field(default_factory=dict)
+    engine: JetStreamStore | None = None
+
+    @property
+    def failing(self) -> str | None:
+        """Why the outbox accepts nothing; ``None`` when all is well."""
+        store = self.store or self.engine
+        return None if store is None else store.failing
 
     @property
     def hooks(self) -> Counter[str]:

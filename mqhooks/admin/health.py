@@ -20,7 +20,7 @@ def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
     """
     addresses = [address_name(address) for source in bridge.sources for address in source.addresses]
     deaf = [source.via for source in bridge.sources if not source.addresses]
-    failing = None if bridge.store is None else bridge.store.failing
+    failing = bridge.failing
     checks = {
         "listening": (
             bool(addresses) and not deaf,

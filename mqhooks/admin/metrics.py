@@ -117,7 +117,7 @@ class BridgeCollector(Collector):
         yield from (pending, age, used, letters, forgotten)
         yield GaugeMetricFamily("mqhooks_outbox_bytes", "Bytes of all pending deliveries.", size)
         store = self._status.bridge.store
-        writable = store is None or store.failing is None
+        writable = self._status.bridge.failing is None
         yield GaugeMetricFamily("mqhooks_outbox_writable", "Whether the outbox can be written to.", int(writable))
         damaged = "Damaged outbox files that were set aside and not salvaged yet."
         yield GaugeMetricFamily("mqhooks_outbox_damaged_files", damaged, 0 if store is None else len(store.damaged))

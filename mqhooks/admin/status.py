@@ -129,11 +129,11 @@ class Status:
         store = self.bridge.store
         outboxes = [sink.outbox for sink in self.bridge.webhooks]
         return {
-            "kind": "memory" if store is None else "sqlite",
+            "kind": "sqlite" if store is not None else "jetstream" if self.bridge.engine is not None else "memory",
             "path": None if store is None else store.path,
             "bytes": sum(outbox.used for outbox in outboxes),
             "max_size": self.bridge.settings.outbox.max_size,
-            "failing": None if store is None else store.failing,
+            "failing": self.bridge.failing,
             "damaged": [] if store is None else store.damaged,
             "dead": sum(outbox.letters for outbox in outboxes),
         }

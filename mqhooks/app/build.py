@@ -28,6 +28,7 @@ from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
 from mqhooks.nanomq.rules import needs_addresses, needs_usernames
+from mqhooks.outbox.jetstream.store import JetStreamStore
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks.compose import FanOut
@@ -132,7 +133,8 @@ def build(
         notifier.change(new.notify)
 
     file = store if isinstance(store, SqliteStore) else None
-    bridge = Bridge(settings, sources, webhooks.sinks, file, _named(sinks, descriptions))
+    engine = store if isinstance(store, JetStreamStore) else None
+    bridge = Bridge(settings, sources, webhooks.sinks, file, _named(sinks, descriptions), engine)
     notifier = Notifier(reactor, bridge, settings.notify)
     limit(settings)
     admin = _admin(settings, reactor, bridge)
@@ -146,7 +148,7 @@ def build(
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
     summary = SummaryService(reactor, [source.counters for source in sources], lambda: bridge.webhooks)
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, summary, sink, notifier, admin, *sources) if child is not None]
+    children = [child for child in (reloader, file, engine, summary, sink, notifier, admin, *sources) if child is not None]
     return BridgeService(children, bridge, reloader, admin)
 
 
@@ -195,12 +197,16 @@ def _named(sinks: Sequence[IEventSink], descriptions: Sequence[str]) -> dict[str
     return named
 
 
-def _store(settings: Settings, reactor: Any) -> SqliteStore | MemoryStore | None:
+def _store(settings: Settings, reactor: Any) -> SqliteStore | MemoryStore | JetStreamStore | None:
     outbox = settings.outbox
     if outbox.kind == "memory":
         return MemoryStore(outbox.max_size, outbox.dead_max)
     if not settings.webhooks:
         return None
+    if outbox.kind == "jetstream":
+        if outbox.jetstream is None:
+            raise ConfigError("names no server", key="mqhooks.outbox.servers")
+        return JetStreamStore(reactor, outbox.jetstream, max_size=outbox.max_size, dead_max=outbox.dead_max)
     return SqliteStore(
         reactor,
         outbox.path,
@@ -215,7 +221,7 @@ def _refuse(name: str) -> IOutbox:
     raise ConfigError(f"there was no webhook at the start, so webhook {name} has no outbox: restart mqhooks")
 
 
-def _resize(store: SqliteStore | MemoryStore | None, outbox: OutboxSettings) -> None:
+def _resize(store: SqliteStore | MemoryStore | JetStreamStore | None, outbox: OutboxSettings) -> None:
     if isinstance(store, SqliteStore):
         store.resize(outbox.max_size, outbox.on_full, outbox.dead_max)
     elif store is not None:

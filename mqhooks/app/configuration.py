@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import cast, get_args
 
 from mqhooks.admin.settings import TOKEN, AdminSettings
+from mqhooks.app.jetstreamblock import jetstream
 from mqhooks.app.settings import (
     DEFAULTS,
     OUTBOX_LETTERS,
@@ -76,6 +77,8 @@ def outbox_path(path: str) -> str:
     """
     values = read(path, required=False).values
     block = Block(values, path, "", []).block("mqhooks").block("outbox")
+    if str(block.string("kind", None)).lower() == "jetstream":
+        raise block.error("kind", "is jetstream: such an outbox has no file; its dead letters are in JetStream")
     if str(block.string("kind", None)).lower() == "memory":
         raise block.error("kind", "is memory: such an outbox has no file, and its dead letters end with the process")
     outbox = block.file("path", DEFAULTS.outbox.path)
@@ -122,11 +125,12 @@ def _outbox(block: Block) -> OutboxSettings:
         max_size=block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20),
         on_full=cast(OnFull, block.choice("on_full", defaults.on_full, get_args(OnFull))),
         dead_max=block.integer("dead_max", OUTBOX_LETTERS[kind], least=0),
+        jetstream=jetstream(block, wanted=kind == "jetstream"),
     )
-    if kind == "memory":
-        for key in ("path", "sync", "on_full"):
-            if key in block:
-                block.warn(key, "is for kind = sqlite, and does nothing here")
+    unused = {"memory": ("path", "sync", "on_full"), "jetstream": ("path", "on_full")}
+    for key in unused.get(kind, ()):
+        if key in block:
+            block.warn(key, "is for kind = sqlite, and does nothing here")
     block.close()
     return settings
 

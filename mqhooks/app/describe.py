@@ -155,6 +155,10 @@ def _outbox(outbox: OutboxSettings) -> str:
     size = f"at most {outbox.max_size >> 20} MiB for each webhook"
     if outbox.kind == "memory":
         return f"outbox  in memory, {size}; {outbox.dead_max} dead letters"
+    if outbox.jetstream is not None:
+        servers = ", ".join(map(str, outbox.jetstream.nats.servers))
+        shared = f"{outbox.jetstream.partitions} partitions, {outbox.jetstream.replicas} replicas"
+        return f"outbox  in JetStream at {servers}, {shared}, {size}; {outbox.dead_max} dead letters"
     full = "no more is read" if outbox.on_full == "pause" else "the oldest is dropped"
     return f"outbox  {outbox.path}, sync {outbox.sync}, {size}; when it is full {full}; {outbox.dead_max} dead letters"
 

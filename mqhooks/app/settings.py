@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mqhooks.admin.settings import AdminSettings
+from mqhooks.outbox.jetstream.store import JetStreamSettings
 from mqhooks.outbox.queue import OnFull
 from mqhooks.sources.grpc.settings import GrpcSettings
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.webhook.settings import WebhookSettings
 
-OutboxKind = Literal["sqlite", "memory"]
+OutboxKind = Literal["sqlite", "memory", "jetstream"]
 Sync = Literal["normal", "full"]
 Kind = Literal["down", "up", "held", "dead", "full", "forgotten"]
 
 OUTBOX_KIND: OutboxKind = "sqlite"
 """The default kind of outbox."""
 
-OUTBOX_SIZES: dict[OutboxKind, int] = {"sqlite": 1 << 30, "memory": 64 << 20}
+OUTBOX_SIZES: dict[OutboxKind, int] = {"sqlite": 1 << 30, "memory": 64 << 20, "jetstream": 1 << 30}
 """The default ``max_size``, in bytes for each webhook."""
 
-OUTBOX_LETTERS: dict[OutboxKind, int] = {"sqlite": 100_000, "memory": 1_000}
+OUTBOX_LETTERS: dict[OutboxKind, int] = {"sqlite": 100_000, "memory": 1_000, "jetstream": 100_000}
 """The default ``dead_max``, for each webhook."""
 
 
@@ -94,12 +95,13 @@ class OutboxSettings:
     """
     Where deliveries wait.
 
-    :param kind: ``sqlite`` survives the end of the process, ``memory`` does not.
+    :param kind: ``sqlite`` survives the end of the process, ``memory`` does not, ``jetstream`` survives machines.
     :param path: the file of ``sqlite``.
     :param sync: ``full``: each commit of ``sqlite`` waits for the disk; ``normal``: the kernel writes it in its own time.
     :param max_size: how many bytes may wait for each webhook.
     :param on_full: what happens then: ``pause`` stops reading (backpressure), ``drop_oldest`` makes room.
     :param dead_max: how many dead letters are kept for each webhook.
+    :param jetstream: which servers ``jetstream`` has, and how it uses them.
     """
 
     kind: OutboxKind = OUTBOX_KIND
@@ -108,6 +110,7 @@ class OutboxSettings:
     max_size: int = OUTBOX_SIZES[OUTBOX_KIND]
     on_full: OnFull = "pause"
     dead_max: int = OUTBOX_LETTERS[OUTBOX_KIND]
+    jetstream: JetStreamSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ from mqhooks.outbox.stored import encode_handed
 FORMAT = "1"
 """The version of all that is here; streams carry it in their metadata."""
 
+PREFIX = r"[0-9A-Za-z_-]{1,32}"
+"""What the names of streams and subjects may begin with, as a regular expression."""
+
 COUNT = "Mqhooks-Count"
 """The header that says how many deliveries are in a message."""
 
@@ -169,9 +172,18 @@ def letters_config(names: Names, replicas: int, dead_max: int, max_bytes: int) -
     }
 
 
+LIMITS = ("max_bytes", "max_msgs_per_subject")
+"""What is raised in a stream that has less, and left in one that has more."""
+
+
+def raised(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Find the limits that a stream needs raised."""
+    return {key: wanted[key] for key in LIMITS if key in wanted and 0 < found.get(key, 0) < wanted[key]}
+
+
 def differences(wanted: dict[str, Any], found: dict[str, Any]) -> Sequence[str]:
     """
-    Compare a stream with what it should be; it may have more room.
+    Compare a stream with what it should be, apart from its :data:`LIMITS`.
 
     :returns: each setting that differs, with both values.
     """
@@ -187,7 +199,7 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> Sequence[str]:
             got = {name: (there or {}).get(name) for name in value}
             if got != value:
                 differing.append(f"{key} is {got}, not {value}")
-        elif key == "max_bytes" and isinstance(there, int) and (there >= value or there == -1):
+        elif key in LIMITS:
             continue
         elif there != value:
             differing.append(f"{key} is {there}, not {value}")

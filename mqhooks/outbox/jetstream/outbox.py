@@ -92,6 +92,7 @@ class JetStreamOutbox:
     :param failing: says why nothing can be accepted now, or ``None``.
     :param now: tells the time in milliseconds since 1970.
     :param monotonic: a clock that nobody sets, in seconds.
+    :ivar started: whether it ever was.
     """
 
     durable = True
@@ -133,9 +134,8 @@ class JetStreamOutbox:
         self._letters = 0
         self._burying = 0
         self._unaccepted: list[Deferred[None]] = []
-        self._unflushed: list[Deferred[None]] = []
         self._abandoned = False
-        self._running = False
+        self._running = self.started = False
         self._timers: set[IDelayedCall] = set()
         self._recalled: tuple[tuple[Partition, int] | None, Sequence[Delivery]] = (None, ())
         self.partitions = [Partition(number, reactor, client, stream, names, self, monotonic) for number in range(partitions)]
@@ -161,7 +161,7 @@ class JetStreamOutbox:
 
         :param letters: how many dead letters are kept.
         """
-        self._running = True
+        self._running = self.started = True
         self._letters = letters
         self._members.start(self._share)
 
@@ -182,19 +182,6 @@ class JetStreamOutbox:
     def settled(self) -> bool:
         """Whether everything appended is stored, and every dead letter."""
         return not self._burying and not any(acceptor.busy for acceptor in self._acceptors)
-
-    def flushed(self) -> Deferred[None]:
-        """Wait until everything appended is stored, and every dead letter."""
-        done: Deferred[None] = Deferred()
-        self._unflushed.append(done)
-        self._flush()
-        return done
-
-    def _flush(self) -> None:
-        if self.settled and self._unflushed:
-            waiting, self._unflushed = self._unflushed, []
-            for done in waiting:
-                done.callback(None)
 
     def stop(self) -> Deferred[None]:
         """Give all partitions up."""
@@ -322,7 +309,6 @@ class JetStreamOutbox:
             def counted() -> None:
                 for accepting in whose:
                     accepting.landed()
-                self._flush()
 
             partition.when_counted(seq, counted)
 
@@ -613,7 +599,6 @@ class JetStreamOutbox:
         def done(_: object) -> None:
             self._burying -= 1
             stored()
-            self._flush()
 
         def failed(failure: Any) -> None:
             failure.trap(NATSError)

@@ -45,6 +45,12 @@ SILENCE = 0.3
 LOOK = 2.0
 """How often the end of the log is looked at, in seconds, in case nobody has told of a message."""
 
+PATIENCE = 10.0
+"""After how many seconds a settled message is deleted by itself, because an earlier one is not settled yet."""
+
+DELETED = 64
+"""How many are deleted with one renewal."""
+
 MESSAGES = 64
 """How many messages one request reads at most."""
 
@@ -168,6 +174,8 @@ class Partition:
         self._seen = (-1, 0.0)
         self._read = self._upto = self._purged = 0
         self._again: deque[Row] = deque()
+        # Settled messages beyond the floor, and since when.
+        self._done: deque[tuple[int, float]] = deque()
         self._resuming = False
         self._wanted = 0
         self._fetching = False
@@ -266,6 +274,7 @@ class Partition:
             del self.rows[row.seq]
             self.size -= row.size
             self._owner.revoked(row)
+            self._done.append((row.seq, self._monotonic()))
 
     def rewind(self) -> None:
         """Hand out again what is not settled."""
@@ -393,6 +402,7 @@ class Partition:
         self._after_renewal()
         if floor > self._purged:
             self._purge(floor)
+        self._delete(floor, checkpoint.upto)
         if self._monotonic() - self._looked > LOOK:
             self.look()
         return None
@@ -472,6 +482,7 @@ class Partition:
                 self._owner.revoked(row)
         self.rows = {}
         self._again.clear()
+        self._done.clear()
         self.flying.clear()
         self.pending = self.size = self.tail = self._read = 0
         if self._subscription is not None:
@@ -512,6 +523,17 @@ class Partition:
             self._purged = max(self._purged, floor)
 
         self._js.purge(self._name, subject=self._log, below=floor + 1).addCallbacks(purged, lambda _: None)
+
+    def _delete(self, floor: int, upto: int) -> None:
+        """Make room of messages that are settled behind one that is not, once a checkpoint says that they are."""
+        done, before = self._done, self._monotonic() - PATIENCE
+        for _ in range(DELETED):
+            while done and done[0][0] <= floor:
+                done.popleft()
+            if not done or done[0][1] > before or done[0][0] > upto:
+                break
+            # One that stays takes room, and nothing else.
+            self._js.delete_message(self._name, done.popleft()[0]).addErrback(lambda failure: failure.trap(NATSError))
 
     # The log.
 

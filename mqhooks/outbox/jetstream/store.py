@@ -15,21 +15,21 @@ from time import monotonic, time
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet import defer
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, JetStream
 from mqhooks.nats.settings import NATSSettings
-from mqhooks.outbox.jetstream.layout import Names, differences, letters_config, log_config
+from mqhooks.outbox.jetstream.layout import Names, differences, letters_config, log_config, raised
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
-"""How many seconds stopping waits until what was appended is stored, and again until partitions are given up."""
+"""How many seconds stopping waits until what was appended is stored."""
 
 AGAIN = 2.0
 """How many seconds after streams could not be made or checked that is tried again."""
@@ -127,6 +127,15 @@ class JetStreamStore(Service):
                 self._prepare()
         return self._outboxes[name]
 
+    def resize(self, max_size: int, dead_max: int) -> None:
+        """Replace the limits, which are those of the constructor; streams grow with them and never shrink."""
+        self._limits.max_size, self._limits.dead_max = max_size, dead_max
+        for outbox in self._outboxes.values():
+            outbox.changed()
+        if self.running:
+            self._started.clear()
+            self._prepare()
+
     @property
     def failing(self) -> str | None:
         """Why nothing is accepted; ``None`` when all is well."""
@@ -157,16 +166,15 @@ class JetStreamStore(Service):
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
-        outboxes = [self._outboxes[name] for name in self._started]
-        try:
-            await gatherResults([outbox.flushed() for outbox in outboxes]).addTimeout(CLOSING_TIME, self._reactor)
-        except defer.TimeoutError:
-            self.log.critical("outbox: stopped before everything was stored; what was not yet accepted is lost")
-        try:
-            stopped = gatherResults([outbox.stop() for outbox in self._outboxes.values()], consumeErrors=True)
-            await stopped.addTimeout(CLOSING_TIME, self._reactor)
-        except defer.TimeoutError:
-            self.log.warn("outbox: partitions could not be given up; others can take them in two seconds")
+        outboxes = list(self._outboxes.values())
+        end = self._reactor.seconds() + CLOSING_TIME
+        while not all(outbox.settled for outbox in outboxes):
+            if self._reactor.seconds() > end:
+                self.log.critical("outbox: stopped before everything was stored; what was not yet accepted is lost")
+                break
+            await deferLater(self._reactor, 0.02)
+        # Each of its requests is answered within a second or given up.
+        await DeferredList([outbox.stop() for outbox in outboxes], consumeErrors=True)
         await self._client.drain(1.0)
 
     def abort(self) -> Deferred[None]:
@@ -187,8 +195,8 @@ class JetStreamStore(Service):
     def _connected(self, server: str) -> None:
         self.log.info("outbox: connected to NATS server {server}", server=server)
         self._prepare()
-        for name in self._started:
-            self._outboxes[name].connected()
+        for outbox in self._outboxes.values():
+            outbox.connected()
 
     def _disconnected(self, error: NATSError) -> None:
         if self.running and self._complaints.allow(str(error)) is not None:
@@ -210,9 +218,14 @@ class JetStreamStore(Service):
     def _not_made(self, failure: Any) -> None:
         if not failure.check(NATSError, OutboxError):
             self.log.failure("preparing the streams failed", failure)
-        self._problem = failure.getErrorMessage()
-        if self._complaints.allow(self._problem) is not None:
-            self.log.error("outbox: {problem}; trying again", problem=self._problem)
+        if not self.running:
+            return
+        problem = failure.getErrorMessage()
+        if not all(outbox.started for outbox in self._outboxes.values()):
+            # Otherwise only larger limits were in vain.
+            self._problem = problem
+        if self._complaints.allow(problem) is not None:
+            self.log.error("outbox: {problem}; trying again", problem=problem)
         self._timer = self._reactor.callLater(AGAIN, self._prepare)
 
     def _made(self, _: object) -> None:
@@ -242,7 +255,8 @@ class JetStreamStore(Service):
             kept = (info.get("state", {}).get("subjects") or {}).get(outbox.names.dead, 0)
             self._started.add(name)
             self._problem = None
-            outbox.start(int(kept))
+            if not outbox.started:
+                outbox.start(int(kept))
 
     async def _stream(self, config: dict[str, Any]) -> None:
         name = config["name"]
@@ -259,6 +273,12 @@ class JetStreamStore(Service):
         if differing:
             remedy = "give outbox the settings that it was made with, another prefix, or change it with nats stream edit"
             raise OutboxError(f"stream {name} is not as configured: {', '.join(differing)}: {remedy}")
+        higher = raised(config, info["config"])
+        if higher:
+            try:
+                await self._js.call(f"STREAM.UPDATE.{name}", {**info["config"], **higher}, MAKING)
+            except JetStreamError as problem:
+                raise OutboxError(_explained(name, problem)) from None
 
 
 def _explained(name: str, error: JetStreamError) -> str:

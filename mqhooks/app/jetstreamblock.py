@@ -1,0 +1,107 @@
+"""
+Reads what ``outbox {}`` says of NATS JetStream.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.block import Block
+from mqhooks.nats.auth import Auth
+from mqhooks.nats.settings import NATSSettings, Server, server
+from mqhooks.outbox.jetstream.layout import PREFIX
+from mqhooks.outbox.jetstream.store import JetStreamSettings
+from mqhooks.support.tls import TLSSettings, client_context
+
+KEYS = ("servers", "replicas", "partitions", "prefix", "user", "password", "token", "seed", "seedfile", "credsfile", "tls")
+"""The keys that only ``kind = jetstream`` knows."""
+
+MOST_PARTITIONS = 256
+"""Each is a Raft group of the engine."""
+
+
+def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
+    """
+    Read which JetStream, and how deliveries are kept there.
+
+    :param block: ``outbox``.
+    :param wanted: whether that is the kind of outbox.
+    :returns: ``None`` when it is not, or when there is no server.
+    """
+    servers = _servers(block)
+    auth = _auth(block)
+    tls = _tls(block)
+    replicas = block.integer("replicas", 3, least=1, most=5)
+    partitions = block.integer("partitions", 16, least=1, most=MOST_PARTITIONS)
+    prefix = block.string("prefix", "MQ")
+    if not wanted:
+        for key in KEYS:
+            if key in block:
+                block.warn(key, "is for kind = jetstream, and does nothing here")
+        return None
+    if replicas % 2 == 0:
+        block.fail(block.error("replicas", f"{replicas} is not 1, 3 or 5: an even number survives no more failures"))
+    if not re.fullmatch(PREFIX, prefix):
+        block.fail(block.error("prefix", f"{prefix[:80]!r} is not 1 to 32 letters, digits, - and _, like MQ"))
+    if not servers:
+        if "servers" not in block:
+            remedy = 'write servers = ["nats://host:4222", …], all of one cluster'
+            block.fail(block.error("servers", f"is missing: kind = jetstream needs it: {remedy}"))
+        return None
+    try:
+        auth.check()
+    except ConfigError as error:
+        block.fail(error)
+    try:
+        client_context(tls)
+    except ConfigError as error:
+        block.fail(error)
+    synced = block.string("sync", None) == "full"
+    return JetStreamSettings(NATSSettings(servers, auth, tls), replicas, partitions, prefix, synced)
+
+
+def _servers(block: Block) -> tuple[Server, ...]:
+    found = []
+    for url in block.entries("servers") or ():
+        try:
+            if not isinstance(url, str):
+                raise block.error("servers", f"{url!r} is not a server's address: write it like nats://host:4222")
+            found.append(server(url, block.where, block.path("servers")))
+        except ConfigError as error:
+            block.fail(error)
+    if "servers" in block and not block.entries("servers"):
+        block.fail(block.error("servers", "is empty: name at least one server, like nats://host:4222"))
+    return tuple(found)
+
+
+def _auth(block: Block) -> Auth:
+    return Auth(
+        user=block.string("user", None),
+        password=block.secret("password"),
+        token=block.secret("token"),
+        seed=block.secret("seed"),
+        seedfile=block.file("seedfile", None),
+        credsfile=block.file("credsfile", None),
+        where=block.where,
+        path=block.path("user").rpartition(".")[0],
+    )
+
+
+def _tls(block: Block) -> TLSSettings | None:
+    tls = block.block("tls")
+    enabled = tls.boolean("enable", default=True)
+    files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}
+    password = tls.secret("key_password")
+    tls.close()
+    if "tls" not in block or not enabled:
+        return None
+    for key, path in files.items():
+        if path is not None and not os.access(path, os.R_OK):
+            problem = "may not be read by this user" if os.path.exists(path) else "does not exist"
+            tls.fail(tls.error(key, f"{path} {problem}"))
+    for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
+        if files[one] is not None and files[other] is None:
+            tls.fail(tls.error(other, f"is missing: {one} needs it"))
+    return TLSSettings(**files, key_password=password, where=tls.where, path=block.path("tls"))

@@ -1,0 +1,124 @@
+"""The whole way with an outbox in JetStream: bridges as processes, real frames, real requests, a real cluster."""
+
+import json
+import signal
+from collections import defaultdict
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.internet.endpoints import serverFromString
+from twisted.trial.unittest import TestCase
+
+from mqhooks.tools.receiver import Behaviour, receiver_site
+from tests.natscluster import Cluster
+from tests.processes import Twistd
+from tests.waiting import until
+
+CLIENTS = 50
+"""Each registers first, which the webhook does not want."""
+
+
+class Away:
+    """How an endpoint answers that is away until its status is another."""
+
+    status = 503
+    delay = 0.0
+    secrets = ()
+
+    def answer(self, luck):
+        """Choose an answer."""
+        return self.status
+
+
+class EndToEndTests(TestCase):
+    timeout = 120
+
+    async def start(self, behaviour=None, size=3):
+        self.nodes = await Cluster(self, size, sync="always").start()
+        site, self.tally = receiver_site(reactor, behaviour)
+        port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
+        self.addCleanup(site.close)
+        self.addCleanup(port.stopListening)
+        directory = Path(self.mktemp()).resolve()
+        directory.mkdir()
+        servers = ", ".join(f'"nats://{server}"' for server in self.nodes.servers)
+        self.config = directory / "mqhooks.conf"
+        self.config.write_text(
+            f"""
+            webhook {{
+              url = "http://127.0.0.1:{port.getHost().port}/hook", events = [ {{ event = on_publish }} ]
+              retry {{ initial = 50ms, max = 500ms }}
+            }}
+            mqhooks.outbox {{
+              kind = jetstream, servers = [{servers}], replicas = {size}, partitions = 4, max_size = 64MiB, sync = full
+            }}
+            """
+        )
+        return await self.bridge()
+
+    async def bridge(self):
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(self.config))
+        match = await bridge.until(r"listening for VerneMQ on (127\.0\.0\.1:\d+)")
+        return bridge, f"tcp:{match[1]}"
+
+    def simulate(self, target, count, rate=0):
+        options = ("--mix", "on_publish=1", "--connections", "1", "--clients", str(CLIENTS), "--seed", "7")
+        simulator = Twistd(self, "mqhooks-simulate", "--target", target, "--rate", str(rate), "--count", str(count), *options)
+        return simulator.until(f"sent {count} events")
+
+    def check_order(self, count):
+        order = defaultdict(list)
+        for received in self.tally.received:
+            if received.status == 200:
+                body = json.loads(received.body)
+                order[body["client_id"]].append(json.loads(body["payload"])["seq"])
+        for client, numbers in order.items():
+            first = list(dict.fromkeys(numbers))
+            self.assertEqual(first, sorted(first), client)
+        self.assertEqual(sum(len(set(numbers)) for numbers in order.values()), count)
+
+    async def test_through_failures_of_endpoint_engine_and_bridge(self):
+        bridge, target = await self.start(Behaviour(fail=0.05, drop=0.02))
+        other, _ = await self.bridge()
+        for each in (bridge, other):
+            await each.until(r"MQ_webhook_\d: is ours now")
+        sent = self.simulate(target, 8000, rate=1000)
+        await until(lambda: self.tally.distinct >= 2000, 60)
+        self.nodes.kill(0)
+        await until(lambda: self.tally.distinct >= 4000, 60)
+        await other.kill()
+        await sent
+        await until(lambda: self.tally.distinct >= 8000 - CLIENTS, 60)
+        self.check_order(8000 - CLIENTS)
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)
+
+    async def test_restart_resumes_what_is_pending_in_order(self):
+        behaviour = Away()
+        bridge, target = await self.start(behaviour, size=1)
+        await self.simulate(target, 3000)
+        await until(lambda: self.tally.requests > 5)
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertIn("given up", bridge.stdout)
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
+        behaviour.status = 200
+        await self.bridge()
+        await until(lambda: sum(received.status == 200 for received in self.tally.received) >= 3000 - CLIENTS, 60)
+        self.check_order(3000 - CLIENTS)
+
+    async def test_bridge_that_stands_still_keeps_the_order(self):
+        bridge, target = await self.start()
+        other, _ = await self.bridge()
+        for each in (bridge, other):
+            await each.until(r"MQ_webhook_\d: is ours now")
+        sent = self.simulate(target, 8000, rate=1000)
+        await until(lambda: self.tally.distinct >= 1000, 60)
+        other.process.signalProcess(signal.SIGSTOP)
+        await bridge.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await until(lambda: self.tally.distinct >= 4000, 60)
+        other.process.signalProcess(signal.SIGCONT)
+        await sent
+        await until(lambda: self.tally.distinct >= 8000 - CLIENTS, 60)
+        self.check_order(8000 - CLIENTS)
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)
+        self.assertRegex(other.stdout, r"MQ_webhook_\d: is \S+'s now")
