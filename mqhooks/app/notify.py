@@ -208,7 +208,7 @@ class Notifier(Service):
             yield "full", {"words": f"has a full outbox: {why}", "reason": why}
 
     def _why_full(self, dropped: int) -> str:
-        failing = None if self._bridge.store is None else self._bridge.store.failing
+        failing = self._bridge.failing
         if failing is not None:
             return f"it cannot be written ({failing})"
         if dropped > 0:
