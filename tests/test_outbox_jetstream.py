@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import TestCase
 
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Variation
 from mqhooks.nats.auth import Auth
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import JetStream
@@ -364,6 +364,30 @@ class EngineTests(TestCase):
 
         await until(stored)
         self.assertIn("1048576 bytes", decode_handed("w", letter.payload).reason)
+
+    async def test_what_is_long_besides_its_body(self):
+        await self.start()
+        _, outbox = self.store(max_size=64 << 20)
+        await until(lambda: outbox.ready_to_claim)
+        variation = Variation(None, "/", (("x", "y" * (40 << 10)),))
+        too_long = Variation(None, "/", (("x", "y" * (1 << 20)),))
+        await outbox.append([*make(100, variation=variation), *make(1, 100, variation=too_long), *make(1, 101)])
+        await until(lambda: outbox.counts.pending == 101)
+        claimed = []
+        while len(claimed) < 101:
+            claimed += await maybeDeferred(outbox.claim, 200, 1 << 30)
+        self.assertEqual([each.timestamp for each in claimed], [*range(100), 101])
+        self.assertEqual((outbox.counts.dead, outbox.counts.accepted), (1, 102))
+
+    async def test_what_cannot_be_encoded_is_a_dead_letter(self):
+        await self.start()
+        _, outbox = self.store()
+        await until(lambda: outbox.ready_to_claim)
+        bad = Delivery("m", "c\udc80", 1, b"x", 1)
+        await outbox.append([bad])
+        await outbox.append([*make(2), Delivery("n", "c", 1, b"x", 1), bad])
+        counts = outbox.counts
+        self.assertEqual((counts.accepted, counts.dead, counts.pending), (5, 2, 3))
 
     async def test_engine_that_comes_later(self):
         self.nodes = Cluster(self)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall
 
 from mqhooks.delivery import Delivery
-from mqhooks.errors import JetStreamError, NATSError
+from mqhooks.errors import JetStreamError, NATSError, NATSTooLong, NATSUnavailable
 from mqhooks.nats.jetstream import Ack, JetStream
 from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, COUNT, encode
 from mqhooks.outbox.stored import UNENCODABLE, encodable
@@ -39,6 +39,22 @@ class Accepting(Protocol):
         """Note that all of them which are in one partition are accepted."""
 
 
+_Part = tuple[Delivery, Accepting | None, float]
+
+
+class _Both:
+    """Two that are accepted together."""
+
+    def __init__(self, first: Accepting | None, second: Accepting) -> None:
+        self._first = first
+        self._second = second
+
+    def landed(self) -> None:
+        if self._first is not None:
+            self._first.landed()
+        self._second.landed()
+
+
 class Acceptor:
     """
     Writes one partition's log.
@@ -49,7 +65,7 @@ class Acceptor:
     :param name: begins the ids of messages; of this process and partition only.
     :param acknowledged: called with the sequence number of a message, and whose last deliveries were in it.
     :param failed: called with what keeps a message from being stored, whenever it is tried in vain.
-    :param refused: called with a delivery that can never be stored, and why.
+    :param refused: called with a delivery that can never be stored, why, and what to call once it is a dead letter.
     :ivar since: when the oldest delivery that is not acknowledged was appended, in the reactor's seconds.
     :ivar refused: whether the last attempt found no room.
     :ivar held: whether nothing may be sent: the stream is not known to be there, or its owner has said that it has no room.
@@ -63,7 +79,7 @@ class Acceptor:
         name: str,
         acknowledged: Callable[[int, list[Accepting]], object],
         failed: Callable[[NATSError], object],
-        refused: Callable[[Delivery, str], object],
+        refused: Callable[[Delivery, str, Callable[[], object]], object],
     ) -> None:
         self.since: float | None = None
         self.refused = False
@@ -75,10 +91,13 @@ class Acceptor:
         self._acknowledged = acknowledged
         self._failed = failed
         self._refused = refused
-        self._waiting: deque[tuple[Delivery, Accepting | None, float]] = deque()
+        self._waiting: deque[_Part] = deque()
         self._number = 0
-        # The message without an acknowledgement: its content, how many are in it, and whose last ones.
-        self._flying: tuple[bytes, int, list[Accepting]] | None = None
+        # The message without an acknowledgement: its content, and what it was made of.
+        self._flying: tuple[bytes, list[_Part]] | None = None
+        # Whether it may be stored, under its id, already; and how many may be in the next one.
+        self._sent = False
+        self._most = BATCH
         self._next = 0.0
         self._timer: IDelayedCall | None = None
         self._stopped = False
@@ -110,30 +129,45 @@ class Acceptor:
             self._timer.cancel()
             self._timer = None
         self._next = self._reactor.seconds() + LINGER
-        batch: list[Delivery] = []
-        accepting: list[Accepting] = []
+        batch: list[_Part] = []
         size = 0
         waiting = self._waiting
-        while waiting and len(batch) < BATCH and (not batch or size + len(waiting[0][0].body) <= BATCH_BYTES):
-            delivery, whose, _ = waiting.popleft()
-            batch.append(delivery)
-            size += len(delivery.body)
-            if whose is not None:
-                accepting.append(whose)
+        while waiting and len(batch) < self._most and (not batch or size + len(waiting[0][0].body) <= BATCH_BYTES):
+            batch.append(waiting.popleft())
+            size += len(batch[-1][0].body)
         try:
-            data = encode(batch)
+            data = encode([delivery for delivery, _, _ in batch])
         except UNENCODABLE:
-            batch = [delivery for delivery in batch if not self._unstorable(delivery)]
-            data = encode(batch)
+            batch = self._without_unstorable(batch)
+            data = encode([delivery for delivery, _, _ in batch])
+        self._most = BATCH
+        if not batch:
+            self.go_on()
+            return
         self._number += 1
-        self._flying = data, len(batch), accepting
+        self._sent = False
+        self._flying = data, batch
         self._fly()
 
-    def _unstorable(self, delivery: Delivery) -> bool:
-        problem = encodable(delivery)
-        if problem is not None:
-            self._refused(delivery, problem)
-        return problem is not None
+    def _without_unstorable(self, batch: list[_Part]) -> list[_Part]:
+        kept: list[_Part] = []
+        for part in batch:
+            delivery, accepting, _ = part
+            problem = encodable(delivery)
+            if problem is None:
+                kept.append(part)
+            elif kept and accepting is not None:
+                # What its caller has appended before it is accepted with the last of that.
+                self._refused(delivery, problem, _nothing)
+                before, whose, at = kept[-1]
+                kept[-1] = before, _Both(whose, accepting), at
+            else:
+                self._refuse(part, problem)
+        return kept
+
+    def _refuse(self, part: _Part, problem: str) -> None:
+        delivery, accepting, _ = part
+        self._refused(delivery, problem, _nothing if accepting is None else accepting.landed)
 
     def stop(self) -> None:
         """Send nothing more."""
@@ -152,12 +186,12 @@ class Acceptor:
     def _fly(self) -> None:
         if self._flying is None or self._stopped:
             return
-        data, count, _ = self._flying
+        data, batch = self._flying
         sent = self._stream.publish(
             self._subject,
             data,
             message_id=f"{self._name}.{self._number}",
-            headers={COUNT: str(count)},
+            headers={COUNT: str(len(batch))},
             timeout=TIMEOUT,
         )
         sent.addCallbacks(self._stored, self._missed)
@@ -167,13 +201,33 @@ class Acceptor:
         assert flying is not None
         self.refused = False
         self.since = self._waiting[0][2] if self._waiting else None
-        self._acknowledged(ack.seq, flying[2])
+        self._acknowledged(ack.seq, [accepting for _, accepting, _ in flying[1] if accepting is not None])
         self.go_on()
 
     def _missed(self, failure: Any) -> None:
         failure.trap(NATSError)
         error = failure.value
+        if isinstance(error, NATSTooLong) and not self._sent and self._flying is not None:
+            self._divide(self._flying[1], str(error))
+            return
+        self._sent = self._sent or not isinstance(error, NATSUnavailable)
         self.refused = isinstance(error, JetStreamError) and error.err_code in NO_ROOM
         if not self._stopped:
             self._later(AGAIN, self._fly)
             self._failed(error)
+
+    def _divide(self, batch: list[_Part], problem: str) -> None:
+        """Send fewer at once: clients' names, headers and paths may be long too."""
+        self._flying = None
+        if len(batch) == 1:
+            self._refuse(batch[0], problem)
+        else:
+            self._waiting.extendleft(reversed(batch))
+            self._most = len(batch) // 2
+        self.since = self._waiting[0][2] if self._waiting else None
+        self._next = 0.0
+        self.go_on()
+
+
+def _nothing() -> None:
+    pass

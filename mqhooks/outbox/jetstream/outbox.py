@@ -43,6 +43,9 @@ INDEX_BITS = 16
 
 INDEX = (1 << INDEX_BITS) - 1
 
+LONGEST = 4 << 20
+"""How many bytes a message has at most, whatever the servers allow: a leader's answer has it in base64."""
+
 STALE = 4096
 """For how many messages it is remembered under which numbers they were handed out before: their answers may still come."""
 
@@ -290,19 +293,18 @@ class JetStreamOutbox:
                 refused.append(delivery)
             else:
                 groups[partition_of(delivery.client, number)].append(delivery)
+        appended = _Appended(self, len(groups) + len(refused), room=room)
         for delivery in refused:
-            self._unstorable(delivery, f"a message of NATS may have at most {longest} bytes (max_payload)")
-        appended = _Appended(self, max(len(groups), 1), room=room)
+            problem = f"body and client id may have at most {longest} bytes together (max_payload of NATS)"
+            self._unstorable(delivery, problem, appended.landed)
         for index, group in groups.items():
             self._acceptors[index].put(group, appended)
-        if not groups:
-            appended.landed()
         return appended.done
 
     @property
     def _longest(self) -> int:
         info = self._client.info
-        return (info.max_payload if info is not None else 1 << 20) - OVERHEAD
+        return min(info.max_payload if info is not None else 1 << 20, LONGEST) - OVERHEAD
 
     def _acknowledged(self, partition: Partition) -> Callable[[int, list[Accepting]], None]:
         def acknowledged(seq: int, whose: list[Accepting]) -> None:
@@ -568,14 +570,14 @@ class JetStreamOutbox:
         else:
             self.complain("store", error)
 
-    def _unstorable(self, delivery: Delivery, problem: str) -> None:
+    def _unstorable(self, delivery: Delivery, problem: str, stored: Callable[[], object] = lambda: None) -> None:
         bare = DeadLetter(0, self.name, delivery, "", "", 0, b"", self._now())
         letter = without_body(bare, f"cannot be stored: {problem}")
         self._appended += 1
         self._dead += 1
         if self._complaints.allow("cannot be stored") is not None:
             self.log.error("webhook {name}: a delivery is a dead letter: {reason}", name=self.name, reason=letter.reason)
-        self._store_letter(letter, lambda: None)
+        self._store_letter(letter, stored)
 
     def _store_letter(self, letter: DeadLetter, stored: Callable[[], object]) -> None:
         if self._limits.dead_max == 0:

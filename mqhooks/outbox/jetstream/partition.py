@@ -544,7 +544,11 @@ class Partition:
             ensureDeferred(self._look(self._term)).addErrback(lambda failure: failure.trap(NATSError))
 
     async def _look(self, term: int) -> None:
-        found = await self._js.last(self._name, self._log)
+        if self._resuming:
+            # Only the leader knows the end for sure.
+            found = await self._js.last(self._name, self._log)
+        else:
+            found = await self._js.direct(self._name, self.tail + 1, subject=self._log)
         if term != self._term or not self.mine:
             return
         last = 0 if found is None else found.sequence
