@@ -122,3 +122,24 @@ class EndToEndTests(TestCase):
         self.check_order(8000 - CLIENTS)
         self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)
         self.assertRegex(other.stdout, r"MQ_webhook_\d: is \S+'s now")
+
+    async def test_webhooks_come_and_go_with_a_reload(self):
+        bridge, target = await self.start(size=1)
+        other, _ = await self.bridge()
+        for each in (bridge, other):
+            await each.until(r"MQ_webhook_\d: is ours now")
+        before = self.config.read_text()
+        self.config.write_text(before.replace("webhook {", "webhooks.audit {"))
+        bridge.process.signalProcess(signal.SIGHUP)
+        await bridge.until(r"MQ_audit_3: is ours now")
+        # Who does not have the webhook any more leaves it to who does.
+        await other.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await self.simulate(target, 500)
+        await until(lambda: self.tally.distinct >= 500 - CLIENTS)
+        self.config.write_text(before)
+        bridge.process.signalProcess(signal.SIGHUP)
+        await bridge.until("configuration reloaded: webhook webhook added, webhook audit removed")
+        await other.until(r"MQ_webhook_\d: given up")
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)

@@ -5,6 +5,7 @@ import re
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from mqhooks.delivery import Delivery, Variation
@@ -388,6 +389,18 @@ class EngineTests(TestCase):
         await outbox.append([*make(2), Delivery("n", "c", 1, b"x", 1), bad])
         counts = outbox.counts
         self.assertEqual((counts.accepted, counts.dead, counts.pending), (5, 2, 3))
+
+    async def test_power_failures_are_warned_of_unless_the_operator_has_declared_the_setting(self):
+        await self.start()
+        logged = []
+        globalLogPublisher.addObserver(logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, logged.append)
+        for synced in (True, False):
+            store, outbox = self.store(synced=synced)
+            await until(lambda outbox=outbox: outbox.ready_to_claim)
+            lines = [line for line in map(formatEvent, logged) if "sync_interval: always" in line]
+            self.assertEqual(len(lines), 0 if synced else 1)
+            await store.stopService()
 
     async def test_engine_that_comes_later(self):
         self.nodes = Cluster(self)
