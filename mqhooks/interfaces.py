@@ -118,8 +118,8 @@ class IOutbox(Interface):
 
     def claim(limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Hand out deliveries that were appended and not yet claimed, oldest first. A claimed delivery stays pending until it is
-        acknowledged or buried. One claim may wait at a time.
+        Hand out deliveries that were appended and not yet claimed, oldest first, at least of each client. A claimed delivery
+        stays pending until it is acknowledged or buried. One claim may wait at a time.
 
         :param limit: how many at most; 1 or more.
         :param size: about how many bytes of bodies; the first delivery is handed out however long it is.
