@@ -21,18 +21,20 @@ class Twistd(ProcessProtocol):
     :param case: the test case.
     :param args: what follows ``twistd -n``.
     :param before: Python that it runs before anything else.
+    :param directory: where it is started; a new one by default.
+    :param environment: variables besides those of this process.
     :ivar directory: where it is started.
     """
 
-    def __init__(self, case, *args, before=""):
+    def __init__(self, case, *args, before="", directory=None, environment=None):
         self.stdout = ""
         self.stderr = ""
         self._sought = []
         self.ended = Deferred()
-        self.directory = directory = Path(case.mktemp())
+        self.directory = directory = Path(directory or case.mktemp())
         directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
         self.process = reactor.spawnProcess(self, sys.executable, command, env=environment, path=str(directory))
         case.addCleanup(self.kill)
 

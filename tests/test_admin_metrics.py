@@ -164,7 +164,12 @@ class DocumentationTests(AdminCase):
         variables = [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
         alerts = (DOCS / "alerts.yml").read_text()
         rules = re.findall(r"^ +expr: (.+)$", alerts, re.M)
-        self.assertEqual(len(rules), alerts.count("- alert: "))
+        names_of_alerts = re.findall(r"^      - alert: (\w+)$", alerts, re.M)
+        self.assertEqual(len(rules), len(names_of_alerts))
+        runbooks = re.findall(r"runbook_url: runbooks.html#(\w+)", alerts)
+        self.assertEqual(runbooks, [name.lower() for name in names_of_alerts])
+        sections = re.findall(r"^(\w+)\n-+$", (DOCS / "runbooks.rst").read_text(), re.M)
+        self.assertEqual(sections, names_of_alerts)
         self.assertGreater(len(rules), 5)
         self.assertGreater(len(queries), 15)
         for query in (*queries, *variables, *rules):

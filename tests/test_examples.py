@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryptography.fernet import Fernet
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
@@ -220,6 +221,23 @@ class ExampleTests(TestCase):
         await self.stop(process)
         self.assertIn(b"on_register 'one': 2 online", process.output)
         self.assertNotIn(b"on_publish", process.output)
+
+    async def test_custom_outbox(self) -> None:
+        refusing = Endpoint(lambda request: request.connection.reply(503))
+        url = refusing.listen(self, reactor)
+        environment = {"MQHOOKS_KEY": Fernet.generate_key().decode(), "MQHOOKS_URL": url}
+        process = self.start("custom_outbox.tac", **environment)
+        await self.send(process, [make_event("on_publish", payload=b"a secret of the boiler")])
+        await self.until(process, lambda: bool(refusing.requests))
+        await self.stop(process)
+        kept = b"".join(path.read_bytes() for path in self.folder.glob("encrypted-outbox*"))
+        self.assertNotIn(b"boiler", kept)
+        taking = Endpoint()
+        url = taking.listen(self, reactor)
+        process = self.start("custom_outbox.tac", **environment | {"MQHOOKS_URL": url})
+        await self.until(process, lambda: bool(taking.requests))
+        self.assertEqual(json.loads(taking.requests[0].body)["payload"], "a secret of the boiler")
+        await self.stop(process)
 
     def test_every_example_is_run(self) -> None:
         source = Path(__file__).read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 What the documentation says is so.
 """
 
+import os
 import re
 import shlex
 import sqlite3
@@ -39,6 +40,7 @@ from mqhooks.webhook.settings import RetrySettings, WebhookSettings
 
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TWISTD = "from twisted.scripts.twistd import run; run()"
 PROGRAMS: dict[str, type[Options]] = {
     "mqhooks": tap.Options,
@@ -182,11 +184,10 @@ class Promises(SynchronousTestCase):
             self.assertIn("500 to 599 except 501 and 505", (DOCS / page).read_text())
 
     def test_verification_shown_accepts_our_signatures(self) -> None:
-        secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
         handled: list[Any] = []
-        house: dict[str, Any] = {"secret": secret, "seen": set(), "handle": handled.append}
+        house: dict[str, Any] = {"secret": SECRET, "seen": set(), "handle": handled.append}
         exec("\n".join(shown("delivery.rst", "verify")), house)
-        requests = RequestMaker(WebhookSettings("docs", "http://h/", (), secrets=(secret,)), time)
+        requests = RequestMaker(WebhookSettings("docs", "http://h/", (), secrets=(SECRET,)), time)
         delivery = Delivery("msg_1", "c", 0, b'{"action":"client_connack"}')
         for _ in range(2):
             headers = dict(requests.identify(delivery.id, delivery.body))
@@ -213,7 +214,7 @@ class CommandLines(SynchronousTestCase):
         commands = re.findall(r"^ +(?:\$ )?(twistd .+)$", self.all_text(), re.M)
         self.assertGreater(len(commands), 10)
         for command in commands:
-            words = shlex.split(command.partition(" | ")[0])
+            words = shlex.split(command.partition(" | ")[0].replace("$WEBHOOK_SECRET", SECRET))
             program = next(word for word in words if word in PROGRAMS)
             PROGRAMS[program]().parseOptions(words[words.index(program) + 1 :])
 
@@ -244,6 +245,8 @@ class Configurations(SynchronousTestCase):
         self.assertEqual(known - inner, told)
 
     def test_examples_are_good(self) -> None:
+        os.environ["WEBHOOK_SECRET"] = SECRET
+        self.addCleanup(os.environ.pop, "WEBHOOK_SECRET")
         examples = sorted(DOCS.glob("*.conf"))
         self.assertGreater(len(examples), 1)
         for path in examples:

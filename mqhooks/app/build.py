@@ -82,6 +82,8 @@ def build(
     sidecars: Sequence[str] | None = None,
     sinks: Sequence[IEventSink] = (),
     descriptions: Sequence[str] = (),
+    sources: Sequence[Callable[[IEventSink], IEventSource]] = (),
+    outbox: Callable[[str], IOutbox] | None = None,
     load: Callable[[], Settings] | None = None,
 ) -> BridgeService:
     """
@@ -93,12 +95,14 @@ def build(
         another. ``None`` for what the settings say: by default ``tcp:8890``, unless there are webhooks.
     :param sinks: sinks that get every event, besides the webhooks.
     :param descriptions: how ``--sink`` described the first of them; the others go by their service's name, or by their class.
+    :param sources: makers of further sources, each called with the sink that gets its events.
+    :param outbox: gives each webhook's outbox, by the webhook's name, instead of the one in the settings.
     :param load: reads the settings again at SIGHUP; ``None`` when they cannot change.
     :raises mqhooks.errors.ConfigError: when a setting is wrong.
     """
-    store = _store(settings, reactor)
-    outbox = _refuse if store is None else store.outbox
-    webhooks = WebhookGroup(reactor, settings.webhooks, outbox, drain_time=settings.shutdown_timeout)
+    store = _store(settings, reactor) if outbox is None else None
+    outboxes = outbox or (_refuse if store is None else store.outbox)
+    webhooks = WebhookGroup(reactor, settings.webhooks, outboxes, drain_time=settings.shutdown_timeout)
     # A reload may add a webhook even if there is none now.
     receivers = [webhooks, *sinks] if settings.webhooks or load is not None else list(sinks)
     if not receivers:
@@ -109,16 +113,17 @@ def build(
     requests = WebhooksFactory(reactor, sink, settings.sources.webhooks, sessions=sessions)
     streams = settings.sources.sidecars if sidecars is None else sidecars
     sidecar_key = "mqhooks.sources.sidecar.listen" if sidecars is None else ""
-    sources: list[IEventSource] = []
+    listening: list[IEventSource] = []
     if streams:
-        sources.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar)))
+        listening.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar)))
     calls = _grpc(settings, reactor, sink, sessions)
     if calls is not None:
-        sources.append(calls)
+        listening.append(calls)
     if settings.sources.webhooks.listen:
         make = partial(WebhooksService, reactor, settings.sources.webhooks, requests)
-        sources.append(_keyed("mqhooks.sources.webhooks.listen", make))
-    if not sources:
+        listening.append(_keyed("mqhooks.sources.webhooks.listen", make))
+    listening.extend([make(sink) for make in sources])
+    if not listening:
         raise ConfigError("there is no source: give one an address, like sidecar { listen = tcp:8890 }", key="mqhooks.sources")
 
     def limit(new: Settings) -> None:
@@ -134,7 +139,7 @@ def build(
 
     file = store if isinstance(store, SqliteStore) else None
     engine = store if isinstance(store, JetStreamStore) else None
-    bridge = Bridge(settings, sources, webhooks.sinks, file, _named(sinks, descriptions), engine)
+    bridge = Bridge(settings, listening, webhooks.sinks, file, _named(sinks, descriptions), engine)
     notifier = Notifier(reactor, bridge, settings.notify)
     limit(settings)
     admin = _admin(settings, reactor, bridge)
@@ -146,9 +151,9 @@ def build(
         + [("mqhooks.sources.grpc.listen", description) for description in settings.sources.grpc.listen]
     )
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
-    summary = SummaryService(reactor, [source.counters for source in sources], lambda: bridge.webhooks)
+    summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, engine, summary, sink, notifier, admin, *sources) if child is not None]
+    children = [child for child in (reloader, file, engine, summary, sink, notifier, admin, *listening) if child is not None]
     return BridgeService(children, bridge, reloader, admin)
 
 

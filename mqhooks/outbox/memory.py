@@ -118,9 +118,10 @@ class MemoryOutbox:
             self._release()
 
     def _settle(self, delivery: Delivery) -> bool:
-        if self._claimed.pop(delivery.place, None) is None:
+        kept = self._claimed.pop(delivery.place, None)
+        if kept is None:
             return False
-        self.used -= DELIVERY_SIZE + len(delivery.body)
+        self.used -= DELIVERY_SIZE + len(kept.body)
         return True
 
     def reclaim(self) -> None:
