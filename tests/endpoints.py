@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
 
+from tests.ports import kept_port
+
 
 @dataclass
 class Request:
@@ -88,8 +90,12 @@ class Endpoint(Factory):
         self.most_open = 0
 
     def listen(self, case, reactor, port=0, listen=None):
-        """Listen on loopback until the test case ends; returns the URL."""
-        port = (listen or reactor.listenTCP)(port, self, interface="127.0.0.1")
+        """
+        Listen on loopback until the test case ends; returns the URL.
+
+        :param port: what an earlier call was given; nobody else gets it once this one has stopped.
+        """
+        port = (listen or reactor.listenTCP)(port or kept_port(case), self, interface="127.0.0.1")
         case.addCleanup(self.stop, port)
         self.port = port
         return f"http://127.0.0.1:{port.getHost().port}/hook"

@@ -1,5 +1,5 @@
 """
-Running ``twistd`` as people do.
+Running programs, ``twistd`` among them, as people do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,41 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 
 
-class Twistd(ProcessProtocol):
+class Running(ProcessProtocol):
+    """
+    A process, killed when the test case ends.
+
+    :param case: the test case.
+    :param command: the program, and its arguments.
+    :param options: what ``spawnProcess`` takes besides.
+    :ivar process: its transport.
+    :ivar ended: fires with how it ended.
+    """
+
+    def __init__(self, case, command, **options):
+        self.stdout = ""
+        self.stderr = ""
+        self.ended = Deferred()
+        self.process = reactor.spawnProcess(self, command[0], command, **options)
+        case.addCleanup(self.kill)
+
+    def kill(self):
+        """End the process if it still runs, and wait for it."""
+        if self.process.pid:
+            self.process.signalProcess("KILL")
+        return None if self.ended.called else self.ended
+
+    def outReceived(self, data):
+        self.stdout += data.decode("utf-8", "backslashreplace")
+
+    def errReceived(self, data):
+        self.stderr += data.decode("utf-8", "backslashreplace")
+
+    def processEnded(self, reason):  # noqa: N802
+        self.ended.callback(reason.value)
+
+
+class Twistd(Running):
     """
     A ``twistd -n`` process, killed when the test case ends.
 
@@ -27,16 +61,12 @@ class Twistd(ProcessProtocol):
     """
 
     def __init__(self, case, *args, before="", directory=None, environment=None):
-        self.stdout = ""
-        self.stderr = ""
         self._sought = []
-        self.ended = Deferred()
         self.directory = directory = Path(directory or case.mktemp())
         directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
-        self.process = reactor.spawnProcess(self, sys.executable, command, env=environment, path=str(directory))
-        case.addCleanup(self.kill)
+        super().__init__(case, command, env=environment, path=str(directory))
 
     def until(self, pattern, *, anywhere=False):
         """Wait for the standard output, or the standard error too, to match a regular expression; fires with the match."""
@@ -45,23 +75,16 @@ class Twistd(ProcessProtocol):
         self._seek()
         return found
 
-    def kill(self):
-        """End the process if it still runs, and wait for it."""
-        if self.process.pid:
-            self.process.signalProcess("KILL")
-            return self.ended
-        return None
-
     def outReceived(self, data):
-        self.stdout += data.decode("utf-8", "backslashreplace")
+        super().outReceived(data)
         self._seek()
 
     def errReceived(self, data):
-        self.stderr += data.decode("utf-8", "backslashreplace")
+        super().errReceived(data)
         self._seek()
 
     def processEnded(self, reason):  # noqa: N802
-        self.ended.callback(reason.value)
+        super().processEnded(reason)
         for _, found, _ in self._sought:
             found.errback(AssertionError(f"ended with {reason.value}\n{self.stdout}{self.stderr}"))
 

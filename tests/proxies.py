@@ -12,6 +12,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 
 from mqhooks.http.proxy import ProxySettings
+from tests.waiting import until
 
 
 def end(protocol, reason):
@@ -43,10 +44,13 @@ class _Client(Protocol):
         self.factory.connections.append(self)
         self.buffer = b""
         self.upstream = None
-        self.connecting = self.tunnel = False
+        self.connecting = None
+        self.tunnel = False
 
     def connectionLost(self, reason):
         self.factory.ended += 1
+        if self.connecting is not None:
+            self.connecting.cancel()
         if self.upstream is not None:
             end(self.upstream, reason)
 
@@ -58,7 +62,7 @@ class _Client(Protocol):
         if self.tunnel and self.upstream is not None:
             self.upstream.transport.write(self.buffer)
             self.buffer = b""
-        while not self.connecting and not self.tunnel and b"\r\n\r\n" in self.buffer:
+        while self.connecting is None and not self.tunnel and b"\r\n\r\n" in self.buffer:
             head, _, rest = self.buffer.partition(b"\r\n\r\n")
             line, *fields = head.decode("utf-8").split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
@@ -90,19 +94,12 @@ class _Client(Protocol):
 
     def connect(self, place, *, tunnel):
         host, _, port = place.rpartition(":")
-        self.connecting = True
         endpoint = HostnameEndpoint(self.factory.reactor, host.strip("[]"), int(port))
-        connecting = connectProtocol(endpoint, _Upstream(self))
-        self.factory.connecting.add(connecting)
-        connecting.addBoth(self.settled, connecting)
-        connecting.addCallbacks(self.reached, self.not_reached, (tunnel,), {}, (), {})
-
-    def settled(self, result, connecting):
-        self.factory.connecting.discard(connecting)
-        return result
+        self.connecting = connectProtocol(endpoint, _Upstream(self))
+        self.connecting.addCallbacks(self.reached, self.not_reached, (tunnel,), {}, (), {})
 
     def reached(self, upstream, tunnel):
-        self.connecting = False
+        self.connecting = None
         self.upstream = upstream
         if tunnel:
             self.tunnel = True
@@ -111,7 +108,7 @@ class _Client(Protocol):
         self.go_on()
 
     def not_reached(self, failure):
-        self.connecting = False
+        self.connecting = None
         self.buffer = b""
         self.transport.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 
@@ -133,7 +130,6 @@ class Proxy(Factory):
         self.answer = answer
         self.requests = []
         self.connections = []
-        self.connecting = set()
         self.ended = 0
 
     def listen(self, case):
@@ -149,7 +145,8 @@ class Proxy(Factory):
 
     async def stop(self, port):
         await maybeDeferred(port.stopListening)
-        for connecting in list(self.connecting):
-            connecting.cancel()
         for connection in self.connections:
             connection.transport.abortConnection()
+            if connection.upstream is not None:
+                connection.upstream.transport.abortConnection()
+        await until(lambda: self.ended == len(self.connections) and not any(each.upstream for each in self.connections))

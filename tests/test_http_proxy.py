@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import signal
 from pathlib import Path
-from socket import socket
 
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
-from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
@@ -21,9 +19,12 @@ from mqhooks.http.proxy import ProxySettings, TunnelEndpoint
 from mqhooks.http.request import target
 from mqhooks.http.sockets import PlainSockets
 from mqhooks.http.treqtransport import TreqTransport
+from mqhooks.tools.ports import free_port
 from mqhooks.webhook.settings import OAuth2Settings, WebhookSettings
 from tests.contract.transport import TransportContract
 from tests.endpoints import Endpoint
+from tests.ports import kept_port
+from tests.processes import Running
 from tests.proxies import Proxy
 from tests.test_http_tls import TLSContract
 from tests.waiting import until
@@ -155,7 +156,7 @@ class TreqTLSTests(TLSTunnelContract, TestCase):
 class RefusalTests(TestCase):
     """What becomes of requests that the proxy does not pass on."""
 
-    timeout = 30
+    timeout = 60
 
     async def results(self, proxy, url="https://endpoint.example/hook", timeout=5.0):
         found = []
@@ -207,7 +208,7 @@ class RefusalTests(TestCase):
     async def test_a_proxy_that_does_not_answer(self):
         proxy = Proxy(reactor, answer=b"HTTP/1.1 2")
         ours = proxy.settings(self)
-        await self.assert_told(ours, f"the proxy 127.0.0.1:{ours.port} does not answer CONNECT in time", timeout=0.3)
+        await self.assert_told(ours, f"the proxy 127.0.0.1:{ours.port} does not answer CONNECT in time", timeout=1.0)
         await until(lambda: proxy.ended == 2)
 
     async def test_a_proxy_that_hangs_up(self):
@@ -222,9 +223,7 @@ class RefusalTests(TestCase):
             self.assertIn("ended the connection when it was to connect to endpoint.example:443", str(error))
 
     async def test_a_proxy_that_is_not_there(self):
-        with socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
+        port = kept_port(self)
         for url in ("https://endpoint.example/", "http://endpoint.example/"):
             for error in await self.results(ProxySettings("127.0.0.1", port), url):
                 self.assertIsInstance(error, ConnectFailed)
@@ -290,7 +289,7 @@ class TunnelTests(SynchronousTestCase):
 class WebhookTests(TestCase):
     """As a webhook has it."""
 
-    timeout = 20
+    timeout = 60
 
     async def test_the_token_goes_through_the_proxy_too(self):
         grant = b'{"access_token": "granted", "token_type": "Bearer"}'
@@ -310,21 +309,18 @@ class WebhookTests(TestCase):
 class TinyproxyTests(TestCase):
     """Through Debian's tinyproxy, where it is installed."""
 
-    timeout = 30
+    timeout = 60
 
     async def test_both_ways(self):
         program = shutil.which("tinyproxy")
         if program is None:
             raise SkipTest("there is no tinyproxy")
-        with socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         folder = Path(self.mktemp()).resolve()
         folder.mkdir()
         config = folder / "tinyproxy.conf"
         config.write_text(f'Port {port}\nListen 127.0.0.1\nBasicAuth user s3cret\nMaxClients 20\nLogFile "{folder / "log"}"\n')
-        process = reactor.spawnProcess(ProcessProtocol(), program, [program, "-d", "-c", str(config)], env=os.environ)
-        self.addCleanup(process.signalProcess, signal.SIGKILL)
+        Running(self, [program, "-d", "-c", str(config)], env=os.environ)
         await until(lambda: (folder / "log").exists() and "listening" in (folder / "log").read_text().lower())
         endpoint = Endpoint()
         url = endpoint.listen(self, reactor)

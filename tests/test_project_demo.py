@@ -53,8 +53,14 @@ class DemoTests(TestCase):
         demo = Demo(lambda output: len(webhooks(output)) >= 3, then)
         what = ["-c", code] if code else ["-m", "mqhooks.tools.demo", *args]
         reactor.spawnProcess(demo, sys.executable, [sys.executable, *what], env=None, path=path)
-        self.addCleanup(lambda: demo.ended.called or demo.transport.signalProcess("KILL"))
+        self.addCleanup(self.kill, demo)
         return demo
+
+    def kill(self, demo: Demo) -> Deferred[int] | None:
+        if demo.ended.called:
+            return None
+        demo.transport.signalProcess("KILL")
+        return demo.ended
 
     def assert_nothing_listens(self, output: str) -> None:
         ports = {int(port) for port in re.findall(r"(?:-port |:)(\d{4,5})\b", output)}

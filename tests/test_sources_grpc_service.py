@@ -29,6 +29,7 @@ from mqhooks.sources.grpc.status import CANCELLED, STATUSES
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.grpccalls import CHECK, StoringSink, Stub, golden_calls, request
+from tests.ports import kept_port
 from tests.processes import Twistd
 from tests.waiting import until
 
@@ -57,7 +58,7 @@ class GrpcioTests(TestCase):
         stub = self.listen()
         self.assertEqual(self.service.addresses[0].host, "127.0.0.1")
         for call in golden_calls():
-            self.assertEqual(await stub.call(call.message[5:], timeout=0.5), (0, ""), call.type)
+            self.assertEqual(await stub.call(call.message[5:]), (0, ""), call.type)
         self.assertEqual(self.factory.counters.events, 13)
 
     async def test_a_hundred_in_flight_on_several_connections(self):
@@ -76,8 +77,10 @@ class GrpcioTests(TestCase):
 
     async def test_deadlines_and_cancellations(self):
         stub = self.listen()
+        # The deadline is for the answer: the connection is there.
+        self.assertEqual((await stub.call(b"", path=CHECK))[0], 0)
         self.sink.holds = True
-        late = stub.call(request(publish(1)), timeout=0.3)
+        late = stub.call(request(publish(1)), timeout=1.0)
         self.assertEqual((await late)[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
         future = stub.future(request(publish(2)))
         await until(lambda: len(self.sink.events) == 2)
@@ -113,7 +116,7 @@ class GrpcioTests(TestCase):
         self.assertEqual((await stub.call(b"", path=CHECK))[0], 0)
 
     async def test_a_stop_answers_what_is_in_flight(self):
-        stub = self.listen()
+        stub = self.listen(listen=(f"tcp:{kept_port(self)}",))
         self.sink.holds = True
         calls = [stub.call(request(publish(number))) for number in range(20)]
         await until(lambda: len(self.sink.events) == 20)
@@ -122,7 +125,7 @@ class GrpcioTests(TestCase):
         self.assertEqual(set(await gatherResults(calls)), {(0, "")})
         await stopped
         self.assertEqual(self.factory.counters.connections, 0)
-        self.assertEqual((await stub.call(request(publish(1)), timeout=1))[0], 14)
+        self.assertEqual((await stub.call(request(publish(1))))[0], 14)
 
     async def test_a_stop_does_not_wait_for_ever(self):
         stub = self.listen()

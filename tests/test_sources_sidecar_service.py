@@ -18,6 +18,7 @@ from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from tests.certificates import Authority, key_pem
 from tests.frames import envelope, framed
+from tests.ports import kept_port
 from tests.test_sources_sidecar_protocol import Sink, publish
 
 CLIENTS = ("c0", "c1", "c2", "c3", "c4")
@@ -99,7 +100,7 @@ class SidecarServiceTests(TestCase):
         for _ in range(1000):
             connection = socket.socket()
             self.addCleanup(connection.close)
-            connection.settimeout(0.5)
+            connection.settimeout(10)
             connection.connect(address)
             connections.append(connection)
         frame = framed(envelope(OnPublish(client_id="c")))
@@ -125,7 +126,7 @@ class SidecarServiceTests(TestCase):
             self.assertIn("not a listening endpoint", str(error))
 
     async def test_stopping_closes_listener_and_connections(self):
-        service = self.listen("tcp:0")
+        service = self.listen(f"tcp:{kept_port(self)}")
         address = ("127.0.0.1", service.addresses[0].port)
         connection = socket.create_connection(address)
         self.addCleanup(connection.close)

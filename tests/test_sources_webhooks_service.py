@@ -17,6 +17,7 @@ from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.listener import WebhooksService
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 from tests.certificates import Authority, key_pem
+from tests.ports import kept_port
 from tests.test_sources_webhooks_protocol import TOKEN, StoringSink
 from tests.vernemq import NEXT, request
 from tests.waiting import until
@@ -159,7 +160,7 @@ class WebhooksServiceTests(TestCase):
         self.assertEqual(self.factory.connections, set())
 
     async def test_stopping(self):
-        service = self.listen("tcp:0")
+        service = self.listen(f"tcp:{kept_port(self)}")
         self.sink.held = []
         connection, idle = self.connect(service), self.connect(service)
         address = connection.getpeername()

@@ -30,6 +30,7 @@ from mqhooks.support.options import duration, number, share, whole
 from mqhooks.tools.model import DEFAULT_MIX, SessionModel
 from mqhooks.tools.pool import PoolConnection, SenderPool
 from mqhooks.tools.simulator import Options, Simulator, frame, from_options, makeService
+from tests.ports import kept_port
 from tests.processes import Twistd
 from tests.waiting import until
 
@@ -563,7 +564,7 @@ async def listen(case, peer):
 
 
 class SimulatorTests(TestCase):
-    timeout = 30
+    timeout = 60
 
     def build(self, target: str, *, count: int, connections: int, rate: float = 0, **options):
         self.done: Deferred[None] = Deferred()
@@ -652,9 +653,7 @@ class SimulatorTests(TestCase):
 
     async def test_nobody_there(self):
         log = observe(self)
-        port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(Peer())
-        target = f"tcp:127.0.0.1:{port.getHost().port}"
-        await port.stopListening()
+        target = f"tcp:127.0.0.1:{kept_port(self)}"
         simulator = self.build(target, count=10, connections=10)
         simulator.startService()
         await until(lambda: log("warn"))
@@ -664,7 +663,7 @@ class SimulatorTests(TestCase):
 
 
 class PluginTests(TestCase):
-    timeout = 30
+    timeout = 60
 
     def test_twistd_lists_it(self):
         twistd = Twistd(self, "--help")

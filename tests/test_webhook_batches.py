@@ -30,12 +30,11 @@ class DeliveryTests(TestCase):
 
     def make(self, respond, batch, **values):
         self.endpoint = Endpoint(respond)
-        self.port = port = reactor.listenTCP(0, self.endpoint, interface="127.0.0.1")
-        self.addCleanup(port.stopListening)
+        url = self.endpoint.listen(self, reactor)
         self.outbox = MemoryOutbox()
         settings = WebhookSettings(
             "w",
-            f"http://127.0.0.1:{port.getHost().port}/hook",
+            url,
             (Rule("on_message_publish"),),
             batch=batch,
             **{"merge_window": 0, "pool_size": 2, "retry": RetrySettings(initial=0.01, maximum=0.02)} | values,
@@ -155,13 +154,12 @@ class DeliveryTests(TestCase):
             BatchSettings(size=10, linger=0),
             retry=RetrySettings(initial=0.01, maximum=0.02, max_attempts=1),
         )
-        number = self.port.getHost().port
-        await self.port.stopListening()
+        number = self.endpoint.port.getHost().port
+        await self.endpoint.stop(self.endpoint.port)
         self.send(400, clients=50)
         while self.sink.counters.failed < 50:
             await deferLater(reactor, 0.01)
-        port = reactor.listenTCP(number, self.endpoint, interface="127.0.0.1")
-        self.addCleanup(port.stopListening)
+        self.endpoint.listen(self, reactor, number)
         await self.drained()
         self.assertEqual((self.outbox.counts.delivered, self.outbox.counts.dead), (400, 0))
         self.assert_identities()

@@ -48,16 +48,17 @@ class Recorder:
     Listens on a port of its own that stays the same.
 
     :param reactor: listens and tells the time.
+    :param number: the port.
     :ivar behave: answers an arrival.
     :ivar run: what is written into the arrivals that come over connections made from now on.
     """
 
-    def __init__(self, reactor):
+    def __init__(self, reactor, number):
         self._reactor = reactor
         self._endpoint = Endpoint(self._arrived)
         self._endpoint.on_connect = self._connected
         self._listening = None
-        self.number = 0
+        self.number = number
         self.arrivals = []
         self.run = 0
         self.behave = self.accept
@@ -70,7 +71,6 @@ class Recorder:
     def open(self):
         """Listen."""
         self._listening = self._reactor.listenTCP(self.number, self._endpoint, interface="127.0.0.1")
-        self.number = self._listening.getHost().port
 
     async def close(self):
         """Refuse connections, and break those off that wait for an answer; an answer that was given still goes out."""

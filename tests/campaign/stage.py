@@ -20,6 +20,7 @@ from mqhooks.tools.ports import free_port
 from tests.campaign.endpoint import Recorder
 from tests.campaign.producer import Poster, Producer
 from tests.metrics import broken_identities, read_metrics
+from tests.ports import kept_port
 from tests.processes import Twistd
 
 UNDER_WAY = 0.1
@@ -85,7 +86,7 @@ class Stage:
         self.home = Path(self.mktemp())
         self.directory = Path(directory or self.home)
         self.outbox = self.directory / "outbox"
-        self.endpoints = {name: Recorder(reactor) for name in webhooks}
+        self.endpoints = {name: Recorder(reactor, kept_port(self)) for name in webhooks}
         for endpoint in self.endpoints.values():
             endpoint.open()
         self.endpoint = self.endpoints[webhooks[0]]
@@ -124,13 +125,15 @@ class Stage:
 
     async def clean(self):
         """End everything."""
-        if self.producer is not None and not self.producer.stopped:
-            self.producer.stop()
+        closed = None if self.producer is None else self.producer.stop()
         for endpoint in self.endpoints.values():
             await endpoint.close()
         while self._cleanups:
             function, args, kwargs = self._cleanups.pop()
             await maybeDeferred(function, *args, **kwargs)
+        if closed is not None:
+            # Without the bridge its connections end, whatever they wait for.
+            await closed
 
     @property
     def refused(self):
