@@ -78,7 +78,7 @@ class SendTestTests(TestCase):
 
     async def test_no_answer(self):
         url = self.serve(lambda request: None)
-        text = await self.command(f'webhook {{ url = "{url}", cancel_timeout = 200ms, events = [] }}', status=1)
+        text = await self.command(f'webhook {{ url = "{url}", cancel_timeout = 1s, events = [] }}', status=1)
         self.assertIn("event on_message_publish", text)
         self.assertIn("no answer after", self.stderr)
         await self.endpoint.stop(self.endpoint.port)

@@ -34,7 +34,7 @@ class Receiver:
 
 
 class LookupTests(TestCase):
-    timeout = 10
+    timeout = 60
 
     def lookup(self, by, limit=5.0):
         return NameLookup(reactor, "h_1", limit, by)
@@ -104,7 +104,7 @@ class LookupTests(TestCase):
 
 
 class TransportTests(TestCase):
-    timeout = 20
+    timeout = 60
 
     async def test_name_with_an_underscore(self):
         served = Endpoint()

@@ -121,7 +121,7 @@ class Silent(Connection):
 class ChannelContract:
     """What every channel keeps. Mix into a TestCase that has ``sockets()``."""
 
-    timeout = 10
+    timeout = 60
 
     async def connect(self):
         self.endpoint = Endpoint()

@@ -13,30 +13,31 @@ from mqhooks.delivery import Head, Request
 from mqhooks.errors import DeliveryTimeout
 from mqhooks.http.treqtransport import TreqTransport
 from tests.contract.transport import TransportContract
-from tests.waiting import until
+from tests.waiting import Ahead, until
 
 
 class OwnAgentTests(TransportContract, TestCase):
     """Over Twisted's agent, made here."""
 
     def make(self, url, **options):
-        return TreqTransport(reactor, url, **options)
+        self.clock = Ahead()
+        return TreqTransport(self.clock, url, **options)
 
     async def test_old_connections_are_used_no_more(self):
-        transport = self.start(size=2, max_age=0.1)
+        transport = self.start(size=2, max_age=100.0)
         for _ in range(2):
             self.assertEqual(await self.status(transport), 200)
-        await deferLater(reactor, 0.15)
+        self.clock.ahead = 101.0
         for _ in range(3):
             self.assertEqual(await self.status(transport), 200)
         self.assertEqual(len(self.endpoint.connections), 2)
         await until(lambda: not self.endpoint.connections[0].transport.connected)
 
     async def test_a_request_on_an_old_connection_is_answered(self):
-        transport = self.start(lambda request: None, size=2, max_age=0.1)
+        transport = self.start(lambda request: None, size=2, max_age=100.0)
         results = [self.defer(self.status(transport))]
         await until(lambda: self.endpoint.requests)
-        await deferLater(reactor, 0.15)
+        self.clock.ahead = 101.0
         results.append(self.defer(self.status(transport)))
         await until(lambda: len(self.endpoint.requests) == 2)
         for connection in self.endpoint.connections:

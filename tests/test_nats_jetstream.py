@@ -245,7 +245,7 @@ class Answers(JetStreamCase):
 
         for subject in ("$JS.API.>", "o.>"):
             self.client.subscribe(subject, answer)
-        return JetStream(self.client, timeout=0.3)
+        return JetStream(self.client, timeout=20)
 
     async def test_answers_that_cannot_be_read(self):
         for payload in (
@@ -294,7 +294,7 @@ class Answers(JetStreamCase):
 
     async def test_batch_that_stops_ends_there(self):
         js = await self.fake(self.message(1, 0), self.message(3, 1))
-        batch = await js.direct_batch("orders", 1, "o.1", timeout=0.1)
+        batch = await js.direct_batch("orders", 1, "o.1", timeout=1.0)
         self.assertEqual(([message.sequence for message in batch.messages], batch.pending), ([1, 3], 6))
 
     async def test_batch_that_comes_slowly_is_waited_for(self):
@@ -304,10 +304,10 @@ class Answers(JetStreamCase):
         def answer(message):
             for number in range(1, 7):
                 payload, headers = self.message(number, number - 1)
-                reactor.callLater(0.1 * number, self.client.publish, message.reply, payload, headers=headers)
+                reactor.callLater(0.25 * number, self.client.publish, message.reply, payload, headers=headers)
 
         self.client.subscribe("$JS.API.DIRECT.GET.slow", answer)
-        batch = await js.direct_batch("slow", 1, "o.1", timeout=0.3)
+        batch = await js.direct_batch("slow", 1, "o.1", timeout=1.0)
         self.assertEqual([message.sequence for message in batch.messages], [1, 2, 3, 4, 5, 6])
 
     async def test_batch_that_does_not_come(self):

@@ -191,7 +191,7 @@ class Raw(Protocol):
 
 
 class SiteTests(TestCase):
-    timeout = 30
+    timeout = 60
 
     async def start(self, behaviour=None, clock=reactor, **options):
         self.factory, self.tally = receiver_site(clock, behaviour, **options)
@@ -406,7 +406,7 @@ class OptionTests(SynchronousTestCase):
 
 
 class ReceiverTests(TestCase):
-    timeout = 30
+    timeout = 60
 
     def build(self, *args, reactor=reactor):
         options = Options()
@@ -511,7 +511,7 @@ class ConsoleTests(SynchronousTestCase):
 
 
 class PluginTests(TestCase):
-    timeout = 30
+    timeout = 60
 
     def test_twistd_lists_it(self):
         twistd = Twistd(self, "--help")
