@@ -16,6 +16,7 @@ from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.treqtransport import TreqTransport
 from mqhooks.support.names import NameLookup, look_up
 from tests.endpoints import Endpoint
+from tests.waiting import until
 
 
 class Receiver:
@@ -86,6 +87,7 @@ class LookupTests(TestCase):
 
         lookup = self.lookup(by, limit=0.1)
         receivers = [self.ask(lookup) for _ in range(32)]
+        await until(lambda: asked)
         # The reactor's threads are free.
         await gatherResults([deferToThread(int) for _ in range(20)])
         self.assertEqual(await gatherResults([receiver.complete for receiver in receivers]), [[]] * 32)

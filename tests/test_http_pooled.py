@@ -277,8 +277,8 @@ class PooledContract(TransportContract):
 
     async def test_server_of_the_standard_library(self):
         await super().test_server_of_the_standard_library()
-        # Without an acknowledgement at once each request takes 44 ms.
-        self.assertLess(self.elapsed, 0.22)
+        # Without an acknowledgement at once each request takes 44 ms; a busy machine holds up some.
+        self.assertLess(sorted(self.took)[5], 0.03)
 
 
 class PlainTests(PooledContract, TestCase):

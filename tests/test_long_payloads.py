@@ -52,7 +52,7 @@ class Taker(Protocol):
 
 
 class LongPayloadTests(TestCase):
-    timeout = 120
+    timeout = 300
 
     async def start(self):
         self.taken = {}

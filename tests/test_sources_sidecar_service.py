@@ -57,8 +57,7 @@ class SidecarServiceTests(TestCase):
                 connection.connect(address)
                 connection.sendall(frame)
                 connection.sendall(framed(b"\xff"))
-        await self.until(lambda: self.factory.counters.undecodable == 3)
-        self.assertEqual(len(self.sink.events), 3)
+        await self.until(lambda: (self.factory.counters.undecodable, len(self.sink.events)) == (3, 3))
         await self.until(lambda: not self.factory.connections)
 
     async def test_tls(self):
@@ -77,7 +76,7 @@ class SidecarServiceTests(TestCase):
                 tls.unwrap()
 
         await deferToThread(send)
-        await self.until(lambda: self.factory.counters.truncated)
+        await self.until(lambda: self.factory.counters.truncated and len(self.sink.events) == 2)
         self.assertEqual([event.client_id for event in self.sink.events], ["c0", "c1"])
 
     async def test_behind_a_proxy_that_says_for_whom(self):

@@ -85,16 +85,19 @@ class WebhooksServiceTests(TestCase):
 
         def ask(connection, times):
             head, _, body = request().partition(b"\r\n\r\n")
-            since = time.monotonic()
+            took = []
             for _ in range(times):
+                since = time.monotonic()
                 connection.sendall(head + b"\r\n\r\n")
                 connection.sendall(body)
                 self.assertEqual(answers(connection), NEXT)
-            return (time.monotonic() - since) / times
+                took.append(time.monotonic() - since)
+            return sorted(took)
 
         service = self.listen("tcp:0")
-        each = await deferToThread(ask, self.connect(service), 50)
-        self.assertLess(each, 0.02)
+        took = await deferToThread(ask, self.connect(service), 60)
+        # A busy machine holds up some, a delayed acknowledgement nearly all.
+        self.assertLess(took[20], 0.03)
 
     async def test_a_thousand_connections(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -11,6 +11,7 @@ from twisted.application.service import IService
 from twisted.internet import reactor
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -274,8 +275,9 @@ class ProcessTests(OptionsCase, TestCase):
         self.addCleanup(self.connection.close)
         return bridge
 
-    def publish(self, number):
-        self.connection.sendall(framed(envelope(OnPublish(client_id="c", topic="t", payload=b"%d" % number))))
+    def publish(self, *numbers):
+        messages = (OnPublish(client_id="c", topic="t", payload=b"%d" % number) for number in numbers)
+        self.connection.sendall(b"".join(framed(envelope(message)) for message in messages))
 
     async def test_json_lines_without_a_configuration(self):
         bridge = await self.start()
@@ -426,13 +428,14 @@ class ProcessTests(OptionsCase, TestCase):
         held = []
         self.endpoint = Endpoint(lambda request: held.append(request.connection))
         bridge = await self.start("--url", self.endpoint.listen(self, reactor), *more)
-        for number in range(5):
-            self.publish(number)
+        # At once: the bridge has read all of them when it sends the first.
+        self.publish(*range(5))
         while not self.endpoint.requests:
             await deferLater(reactor, 0.02)
         bridge.process.signalProcess(signal)
-        await bridge.until("Received SIG", anywhere=True)
-        await deferLater(reactor, 0.3)
+        # It reads no more, so it is stopping, and goes on to wait for the answers.
+        self.assertEqual(await deferToThread(self.connection.recv, 1), b"")
+        self.assertFalse(bridge.ended.called)
         self.endpoint.answer = lambda request: request.connection.reply()
         for connection in held:
             connection.reply()
