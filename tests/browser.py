@@ -97,11 +97,13 @@ class Browser:
     @inlineCallbacks
     def stop(self):
         """Close the window and end the processes."""
-        if self._session is not None:
-            yield Deferred.fromCoroutine(self._ask("DELETE", f"/session/{self._session}"))
-        if self._process.pid:
-            self._process.signalProcess("KILL")
-        yield self._driver.ended
+        try:
+            if self._session is not None:
+                yield Deferred.fromCoroutine(self._ask("DELETE", f"/session/{self._session}"))
+        finally:
+            if self._process.pid:
+                self._process.signalProcess("KILL")
+            yield self._driver.ended
 
     async def open(self, url):
         """Go to an address and wait until it is loaded."""

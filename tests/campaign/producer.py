@@ -28,6 +28,7 @@ class Producer:
     :param rate: how many events are sent in a second, over all of them.
     :param size: how many bytes of padding a payload has.
     :ivar sent: how many events each connection that was ever made was given.
+    :ivar open: which of these connections are open.
     :ivar whole: which of these connections were closed in order, once all was written.
     """
 
@@ -40,6 +41,7 @@ class Producer:
         self.each = rate * TICK / connections
         self.padding = "x" * size
         self.sent = {}
+        self.open = set()
         self.whole = set()
         self.stopped = False
         self.sequences = {}
@@ -112,9 +114,11 @@ class _Line(Protocol):
     def connectionMade(self):
         self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
+        self.producer.open.add(self.life)
         self.loop.start(TICK)
 
     def connectionLost(self, reason):
+        self.producer.open.discard(self.life)
         if self.loop.running:
             self.loop.stop()
 

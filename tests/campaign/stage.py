@@ -156,6 +156,11 @@ class Stage:
             await self.wait(0.05)
         return True
 
+    async def goes_on(self, name, what):
+        """Wait until all that was sent over the connections that are open has come to an endpoint; more is sent meanwhile."""
+        sent = {(life, number) for life in self.producer.open for number in range(self.producer.sent[life])}
+        await self.until(lambda: sent <= {(one.life, one.number) for one in self.endpoints[name].arrivals}, what)
+
     async def start(self, *, produce=True):
         """Start a bridge, and the producer if there is none yet."""
         run = len(self.runs)
