@@ -54,7 +54,7 @@ class WatchedSidecar(SidecarFactory):
 class AdminCase(TestCase):
     """A bridge of the test's own, and how to ask its status page."""
 
-    timeout = 120
+    timeout = 300
 
     async def start(self, *names, answer=None, admin=None, memory=False, path=None, query="", **settings):
         """

@@ -104,7 +104,7 @@ class Cluster:
 
     async def ready(self):
         """Wait until all that run are well and have a leader."""
-        await until(lambda: deferToThread(self._well), 60)
+        await until(lambda: deferToThread(self._well))
 
     def log(self, number=0):
         """What a server has said."""

@@ -171,7 +171,7 @@ def bridge_of(clock):
 
 
 class ProcessTests(TestCase):
-    timeout = 120
+    timeout = 300
 
     async def test_a_process_of_its_own(self):
         directory = Path(self.mktemp()).resolve()

@@ -30,7 +30,7 @@ print(expired)
 
 
 class ReactorTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     async def python(self, program):
         """Run a program; gives its standard output."""
@@ -48,7 +48,7 @@ class ReactorTests(TestCase):
 
 
 class TwistdTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     async def start(self, *twistd):
         bridge = Twistd(self, *twistd, "mqhooks", "--sidecar-port=0", "--admin-port=0", "--url=http://127.0.0.1:1/")

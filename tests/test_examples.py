@@ -54,7 +54,7 @@ class Running(ProcessProtocol):
 
 
 class ExampleTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> None:
         self.folder = Path(tempfile.mkdtemp())

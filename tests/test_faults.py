@@ -7,7 +7,7 @@ from tests.campaign import scenarios
 
 
 class FaultTests(TestCase):
-    timeout = 120
+    timeout = 300
 
     async def play(self, scenario, **settings):
         row = await scenario(reactor, self.id(), **settings)

@@ -35,7 +35,7 @@ class Receiver:
 
 
 class LookupTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def lookup(self, by, limit=5.0):
         return NameLookup(reactor, "h_1", limit, by)
@@ -106,7 +106,7 @@ class LookupTests(TestCase):
 
 
 class TransportTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     async def test_name_with_an_underscore(self):
         served = Endpoint()

@@ -156,7 +156,7 @@ class TreqTLSTests(TLSTunnelContract, TestCase):
 class RefusalTests(TestCase):
     """What becomes of requests that the proxy does not pass on."""
 
-    timeout = 60
+    timeout = 120
 
     async def results(self, proxy, url="https://endpoint.example/hook", timeout=5.0):
         found = []
@@ -289,7 +289,7 @@ class TunnelTests(SynchronousTestCase):
 class WebhookTests(TestCase):
     """As a webhook has it."""
 
-    timeout = 60
+    timeout = 120
 
     async def test_the_token_goes_through_the_proxy_too(self):
         grant = b'{"access_token": "granted", "token_type": "Bearer"}'
@@ -309,7 +309,7 @@ class WebhookTests(TestCase):
 class TinyproxyTests(TestCase):
     """Through Debian's tinyproxy, where it is installed."""
 
-    timeout = 60
+    timeout = 120
 
     async def test_both_ways(self):
         program = shutil.which("tinyproxy")

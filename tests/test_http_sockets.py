@@ -121,7 +121,7 @@ class Silent(Connection):
 class ChannelContract:
     """What every channel keeps. Mix into a TestCase that has ``sockets()``."""
 
-    timeout = 60
+    timeout = 120
 
     async def connect(self):
         self.endpoint = Endpoint()

@@ -48,7 +48,7 @@ class FilesMixin:
 class TLSContract(FilesMixin):
     """What every transport keeps. Mix into a TestCase that has ``make(url, **options)``."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self):
         self.authority = Authority()

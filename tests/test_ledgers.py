@@ -27,7 +27,7 @@ MAX_SIZE = 40_000
 
 
 class LedgerTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def setUp(self):
         self.logged = []

@@ -277,7 +277,7 @@ class HidingTests(SynchronousTestCase):
 
 
 class ProcessTests(TestCase):
-    timeout = 120
+    timeout = 300
 
     def lines(self, text: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in text.splitlines()]

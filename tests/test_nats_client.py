@@ -30,7 +30,7 @@ from tests.waiting import until
 
 
 class ClientCase(TestCase):
-    timeout = 60
+    timeout = 300
 
     async def cluster(self, size=1, **options):
         self.nodes = await Cluster(self, size, **options).start()

@@ -26,7 +26,7 @@ ORDERS = {"name": "orders", "subjects": ["o.>"], "allow_direct": True, "allow_ro
 
 
 class JetStreamCase(TestCase):
-    timeout = 90
+    timeout = 300
 
     async def start(self, size=1, **options):
         self.nodes = await Cluster(self, size, **options).start()

@@ -13,7 +13,7 @@ from tests.outboxes import ReactorClock
 class SqliteTests(DurableContract, TestCase):
     """In one thread, with a clock."""
 
-    timeout = 10
+    timeout = 120
 
     def setUp(self):
         directory = Path(self.mktemp()).resolve()
@@ -45,7 +45,7 @@ class SqliteTests(DurableContract, TestCase):
 class FullSyncTests(DurableContract, TestCase):
     """With a thread that waits for the disk."""
 
-    timeout = 30
+    timeout = 120
 
     def setUp(self):
         directory = Path(self.mktemp()).resolve()

@@ -16,7 +16,7 @@ from tests.waiting import until
 
 
 class FullTests(TestCase):
-    timeout = 30
+    timeout = 120
     sync = "full"
 
     def open(self, path=None):

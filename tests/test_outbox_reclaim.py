@@ -188,7 +188,7 @@ class ReclaimTests(StoreCase):
 class ThreadTests(TestCase):
     """With ``sync = full`` a thread commits."""
 
-    timeout = 60
+    timeout = 120
 
     async def test_new_outbox_while_a_thread_commits(self):
         store = SqliteStore(reactor, self.mktemp(), sync="full")

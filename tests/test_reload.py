@@ -44,7 +44,7 @@ def payloads(requests):
 class BridgeCase(TestCase):
     """A bridge within the test's own process, put together as ``twistd mqhooks`` does it."""
 
-    timeout = 120
+    timeout = 300
 
     def setUp(self):
         self.directory = Path(self.mktemp()).resolve()

@@ -164,7 +164,7 @@ class OptionsTests(SynchronousTestCase):
 
 
 class ProcessTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def write(self, data: bytes) -> str:
         path = Path(self.mktemp()).resolve()

@@ -25,7 +25,7 @@ CLIENTS = ("c0", "c1", "c2", "c3", "c4")
 
 
 class SidecarServiceTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def listen(self, *descriptions):
         self.sink = Sink()

@@ -53,7 +53,7 @@ Promise.all([...Array(clients).keys()].map((client) => call(`client-${client}`, 
 
 
 class ClientTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def setUp(self):
         self.sink = RecordingSink()

@@ -35,7 +35,7 @@ def answers(connection, count=1):
 
 
 class WebhooksServiceTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def listen(self, *descriptions, **settings):
         self.sink = StoringSink()

@@ -266,7 +266,7 @@ def twistd(arguments, directory):
 
 
 class ProcessTests(OptionsCase, TestCase):
-    timeout = 60
+    timeout = 300
 
     async def start(self, *args, twistd=()):
         bridge = Twistd(self, *twistd, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", *args)

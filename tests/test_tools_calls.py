@@ -51,7 +51,7 @@ class RequestTests(SynchronousTestCase):
 
 
 class PoolTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def pool(self, answer, size=10):
         endpoint = Endpoint(answer)

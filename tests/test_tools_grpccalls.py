@@ -38,7 +38,7 @@ class MessageTests(SynchronousTestCase):
 
 
 class PoolTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     async def open(self, port, size):
         pool = SenderPool(

@@ -191,7 +191,7 @@ class Raw(Protocol):
 
 
 class SiteTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     async def start(self, behaviour=None, clock=reactor, **options):
         self.factory, self.tally = receiver_site(clock, behaviour, **options)
@@ -406,7 +406,7 @@ class OptionTests(SynchronousTestCase):
 
 
 class ReceiverTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def build(self, *args, reactor=reactor):
         options = Options()
@@ -511,7 +511,7 @@ class ConsoleTests(SynchronousTestCase):
 
 
 class PluginTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def test_twistd_lists_it(self):
         twistd = Twistd(self, "--help")

@@ -564,7 +564,7 @@ async def listen(case, peer):
 
 
 class SimulatorTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def build(self, target: str, *, count: int, connections: int, rate: float = 0, **options):
         self.done: Deferred[None] = Deferred()
@@ -663,7 +663,7 @@ class SimulatorTests(TestCase):
 
 
 class PluginTests(TestCase):
-    timeout = 60
+    timeout = 120
 
     def test_twistd_lists_it(self):
         twistd = Twistd(self, "--help")

@@ -38,7 +38,7 @@ class FileMixin:
 class WireTests(FileMixin, TestCase):
     """Over both transports, to a real endpoint."""
 
-    timeout = 60
+    timeout = 120
 
     async def headers(self, auth, transport):
         endpoint = Endpoint()

@@ -26,7 +26,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 class DeliveryTests(TestCase):
     """Over real connections."""
 
-    timeout = 60
+    timeout = 120
 
     def make(self, respond, batch, **values):
         self.endpoint = Endpoint(respond)

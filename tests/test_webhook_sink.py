@@ -719,7 +719,7 @@ class SinkTests(SinkMixin, SynchronousTestCase):
 class LoopbackTests(TestCase):
     """With a real endpoint."""
 
-    timeout = 60
+    timeout = 120
 
     def make(self, answer=None, **settings):
         self.endpoint = Endpoint(answer)

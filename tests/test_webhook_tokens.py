@@ -337,7 +337,7 @@ class SinkTests(SinkMixin, SynchronousTestCase):
 class WireTests(TestCase):
     """Over both transports, with a server and an endpoint on loopback."""
 
-    timeout = 60
+    timeout = 120
 
     def serve(self, answer=None):
         self.server = Endpoint(answer or (lambda request: request.connection.reply(200, grant("x" * 5000))))
@@ -421,7 +421,7 @@ class WireTests(TestCase):
 class TLSTests(FilesMixin, TestCase):
     """The server's certificate."""
 
-    timeout = 60
+    timeout = 120
 
     async def ask(self, port, **tls):
         url = f"https://localhost:{port}/token"

@@ -23,12 +23,12 @@ class Ahead:
         return reactor.seconds() + self.ahead
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=60.0):
     """
     Wait until a condition holds, and return what it returned.
 
     :param condition: called again and again; may be a coroutine function.
-    :param seconds: fail after so many.
+    :param seconds: fail after so many. They are many: a busy machine may not get to anything for long.
     """
     end = reactor.seconds() + seconds
     while True:

@@ -146,7 +146,7 @@ class Stage:
         """Let time pass."""
         return deferLater(self.reactor, seconds)
 
-    async def until(self, condition, what, seconds=30.0):
+    async def until(self, condition, what, seconds=60.0):
         """Wait for something to become true, or note a broken promise."""
         end = self.reactor.seconds() + seconds
         while not condition():
@@ -223,7 +223,7 @@ class Stage:
 
     async def ended(self):
         """Wait for the bridge to end in order."""
-        if not await self.until(lambda: self.bridge.ended.called, "the end in order", 20.0):
+        if not await self.until(lambda: self.bridge.ended.called, "the end in order"):
             await self.kill()
             return
         # twistd ends itself with the signal that it got, once all is stopped.
@@ -240,7 +240,7 @@ class Stage:
             self.broken.append("a traceback: " + log[log.index("Traceback") :][:2000])
         self.log += log
 
-    async def drain(self, seconds=60.0):
+    async def drain(self, seconds=120.0):
         """Send nothing more and wait until all that was read has arrived."""
         if self.producer is not None:
             await self.producer.stop()

@@ -45,7 +45,7 @@ class TransportContract:
     Mix into a TestCase that has ``make(url, **options)``: options are ``size``, ``timeout`` and ``tls``.
     """
 
-    timeout = 60
+    timeout = 120
 
     def start(self, answer=None, *, query="", **options):
         self.endpoint = Endpoint(answer)
