@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
@@ -159,15 +159,16 @@ class RefusalTests(TestCase):
     timeout = 120
 
     async def results(self, proxy, url="https://endpoint.example/hook", timeout=5.0):
-        found = []
-        for maker in (PooledTransport, TreqTransport):
+        async def result(maker):
             transport = maker(reactor, url, proxy=proxy, timeout=timeout)
             try:
-                found.append(await transport.send(Request(Head("POST", url, ()), [("webhook-id", "m")], b"{}")))
+                return await transport.send(Request(Head("POST", url, ()), [("webhook-id", "m")], b"{}"))
             except DeliveryError as error:
-                found.append(error)
-            await transport.close()
-        return found
+                return error
+            finally:
+                await transport.close()
+
+        return await gatherResults([ensureDeferred(result(maker)) for maker in (PooledTransport, TreqTransport)])
 
     async def assert_told(self, proxy, words, **more):
         for error in await self.results(proxy, **more):
@@ -208,7 +209,7 @@ class RefusalTests(TestCase):
     async def test_a_proxy_that_does_not_answer(self):
         proxy = Proxy(reactor, answer=b"HTTP/1.1 2")
         ours = proxy.settings(self)
-        await self.assert_told(ours, f"the proxy 127.0.0.1:{ours.port} does not answer CONNECT in time", timeout=1.0)
+        await self.assert_told(ours, f"the proxy 127.0.0.1:{ours.port} does not answer CONNECT in time", timeout=4.0)
         await until(lambda: proxy.ended == 2)
 
     async def test_a_proxy_that_hangs_up(self):
