@@ -79,13 +79,14 @@ class JSONTests(SynchronousTestCase):
     def test_a_long_one_costs_less_than_text(self):
         payload = json.dumps([{"x": 1.25, "y": "abc\n"}] * 500_000).encode()
         self.assertGreater(len(payload), 10 << 20)
-        spent = {}
-        for encoding in ("plain", "json"):
+        spent = {"plain": [], "json": []}
+        # Garbage of other tests may be collected within one of them.
+        for encoding in ("plain", "json") * 3:
             before = process_time()
             made = body("on_message_publish", payload, encoding)
-            spent[encoding] = process_time() - before
+            spent[encoding].append(process_time() - before)
         self.assertIn(payload, made)
-        self.assertLess(spent["json"], 2 * spent["plain"])
+        self.assertLess(min(spent["json"]), 2 * min(spent["plain"]))
 
 
 class OmitTests(SynchronousTestCase):

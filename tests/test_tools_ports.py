@@ -1,11 +1,15 @@
-"""Ports that are still free when a process that was told of them listens."""
+"""Ports that are still free when a process that was told of them listens, and ports that are closed at times."""
 
+from errno import ECONNREFUSED
 from random import Random
 from socket import socket
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.protocol import Factory
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.tools.ports import LOWEST, free_port
+from tests.ports import kept_port
 
 
 class PortTests(SynchronousTestCase):
@@ -28,3 +32,18 @@ class PortTests(SynchronousTestCase):
                 outgoing.append(sock.getsockname()[1])
         for _ in range(50):
             self.assertTrue(LOWEST <= free_port() < min(outgoing))
+
+
+class KeptTests(TestCase):
+    """A port of the tests' own."""
+
+    async def test_it_is_refused_whenever_nobody_listens_and_nobody_else_gets_it(self):
+        port = kept_port(self)
+        for _ in range(2):
+            with socket() as other, socket() as client:
+                self.assertRaises(OSError, other.bind, ("127.0.0.1", port))
+                self.assertEqual(client.connect_ex(("127.0.0.1", port)), ECONNREFUSED)
+            listening = reactor.listenTCP(port, Factory(), interface="127.0.0.1")
+            with socket() as client:
+                self.assertEqual(client.connect_ex(("127.0.0.1", port)), 0)
+            await listening.stopListening()
