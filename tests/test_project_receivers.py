@@ -5,7 +5,6 @@ The receivers of the documentation, each run as a process that gets signed reque
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,16 +12,17 @@ from pathlib import Path
 from time import time
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
-from twisted.internet.protocol import ProcessProtocol, Protocol
+from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import SkipTest, TestCase
 
 from mqhooks.delivery import Delivery, Head, Request
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.webhook.request import RequestMaker
 from mqhooks.webhook.settings import WebhookSettings
+from tests.ports import kept_port
+from tests.processes import Running
 from tests.waiting import until
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "receivers"
@@ -30,57 +30,28 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 
-class Process(ProcessProtocol):
-    """A process, and what it printed."""
-
-    def __init__(self):
-        self.output = ""
-        self.errors = ""
-        self.ended = Deferred()
-
-    def outReceived(self, data):
-        self.output += data.decode()
-
-    def errReceived(self, data):
-        self.errors += data.decode()
-
-    def processEnded(self, reason):  # noqa: N802
-        self.ended.callback(reason.value)
-
-
 class ReceiverContract:
     """Mix into a TestCase that has ``command()`` and ``events(process)``, the bodies that were handled."""
 
-    timeout = 120
+    timeout = 300
 
     async def start(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = kept_port(self)
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
-        self.process = Process()
-        command = self.command()
         environment = {**os.environ, "WEBHOOK_SECRET": SECRET, "PORT": str(self.port), **self.environment()}
-        transport = reactor.spawnProcess(self.process, command[0], command, env=environment, path=str(self.folder))
-
-        def kill():
-            if not self.process.ended.called:
-                transport.signalProcess("KILL")
-            return self.process.ended
-
-        self.addCleanup(kill)
-        await until(self.listens, 90)
+        self.process = Running(self, self.command(), env=environment, path=str(self.folder))
+        await until(self.listens)
         url = f"http://127.0.0.1:{self.port}/hook"
         self.head = Head("POST", url, (("content-type", "application/json"),))
-        self.transport = PooledTransport(reactor, url)
+        self.transport = PooledTransport(reactor, url, timeout=60.0)
         self.addCleanup(self.transport.close)
 
     def environment(self):
         return {}
 
     async def listens(self):
-        self.assertFalse(self.process.ended.called, self.process.errors)
+        self.assertFalse(self.process.ended.called, self.process.stderr)
         try:
             connection = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", self.port), Protocol())
         except ConnectError:
@@ -147,7 +118,7 @@ class Printing:
     """A receiver that prints the events."""
 
     def events(self):
-        return self.process.output.splitlines()
+        return self.process.stdout.splitlines()
 
 
 class Go(Printing, ReceiverContract, TestCase):
@@ -157,5 +128,5 @@ class Go(Printing, ReceiverContract, TestCase):
             raise SkipTest("there is no go")
         program = (self.folder / "receiver").absolute()
         build = [go, "build", "-o", str(program), str(EXAMPLES / "receiver.go")]
-        subprocess.run(build, check=True, timeout=100)
+        subprocess.run(build, check=True, timeout=250)
         return [str(program)]

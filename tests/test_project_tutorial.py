@@ -5,13 +5,14 @@ The tutorial's commands, run in their order.
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
+from mqhooks.outbox.deadletters import Letters
+from tests.ports import kept_port
 from tests.processes import Twistd
 from tests.waiting import until
 
@@ -21,17 +22,12 @@ RECEIVED = re.compile(r"POST /hook (\d+) \S+ client=(\S+) id=(\S+)")
 
 
 class Tutorial(TestCase):
-    timeout = 90
+    timeout = 300
 
     def setUp(self):
         text = (DOCS / "tutorial.rst").read_text()
         self.commands = re.findall(r"^   \$ (.+)$", text, re.M)
-        # Bound and not listening: nobody else gets the port, and the endpoint can listen on it.
-        reserved = socket.socket()
-        self.addCleanup(reserved.close)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        self.endpoint = str(reserved.getsockname()[1])
+        self.endpoint = str(kept_port(self))
         self.target = None
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
@@ -80,7 +76,7 @@ class Tutorial(TestCase):
         words = self.next("mqhooks dead ")
         environment = {**os.environ, "WEBHOOK_SECRET": SECRET}
         ran = subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=30
+            [sys.executable, "-m", *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120
         )
         self.assertEqual((ran.returncode, ran.stderr), (0, ""), words)
         return ran.stdout
@@ -114,10 +110,14 @@ class Tutorial(TestCase):
         await self.simulate()
         await until(lambda: self.arrived())
         self.assertEqual({status for status, _, _ in self.arrived()}, {"422"})
+        refused = {id_ for _, _, id_ in self.arrived()}
+        # They are dead letters a moment later.
+        letters = Letters(str(self.folder / "mqhooks-outbox"))
+        self.addCleanup(letters.close)
+        await until(lambda: refused <= {letter.delivery.id for letter in letters})
         listed = self.dead()
         self.assertIn("answered 422", listed)
         self.assertIn("answered 422", self.dead())
-        refused = {id_ for _, _, id_ in self.arrived()}
         await self.stop_receiver()
         # The page says: without --status.
         self.commands.insert(0, f'twistd -n mqhooks-receive --port 8080 --secret "{SECRET}"')
