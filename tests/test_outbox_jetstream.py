@@ -66,6 +66,7 @@ class OneServerTests(DurableContract, TestCase):
 
     async def settle(self):
         await deferLater(reactor, 0.15)
+        await until(lambda: self.outbox.settled or self.outbox.full)
 
 
 class ThreeServersTests(OneServerTests):
