@@ -129,7 +129,8 @@ class TransportTests(TestCase):
     async def test_unknown_name_is_told_in_words(self):
         url = "http://no_such_name.invalid/hook"
         for make in (PooledTransport, TreqTransport):
-            transport = make(reactor, url)
+            # The system may ask a name server that takes its time.
+            transport = make(reactor, url, timeout=60.0)
             error = await self.assertFailure(transport.send(Request(Head("POST", url, ()), [], b"{}")), ConnectFailed)
             self.assertIn("no address was found for no_such_name.invalid", str(error))
             await transport.close()

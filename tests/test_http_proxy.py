@@ -229,7 +229,7 @@ class RefusalTests(TestCase):
             for error in await self.results(ProxySettings("127.0.0.1", port), url):
                 self.assertIsInstance(error, ConnectFailed)
                 self.assertIn(f": the proxy 127.0.0.1:{port} cannot be reached: Connection was refused", str(error))
-            for error in await self.results(ProxySettings("nowhere.invalid", 1), url):
+            for error in await self.results(ProxySettings("nowhere.invalid", 1), url, timeout=60.0):
                 self.assertIsInstance(error, ConnectFailed)
                 problem = "no address was found for nowhere.invalid"
                 self.assertIn(f"the proxy nowhere.invalid:1 cannot be reached: {problem}", str(error))
