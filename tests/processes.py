@@ -1,5 +1,5 @@
 """
-Running ``twistd`` as people do.
+Running ``twistd`` as people do, and other programs.
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 
 
-class Twistd(ProcessProtocol):
+class Running(ProcessProtocol):
     """
-    A ``twistd -n`` process, killed when the test case ends.
+    A process, killed when the test case ends.
 
     :param case: the test case.
-    :param args: what follows ``twistd -n``.
-    :param before: Python that it runs before anything else.
+    :param command: the program's path and its arguments.
     :param directory: where it is started; a new one by default.
     :param environment: variables besides those of this process.
     :ivar directory: where it is started.
     """
 
-    def __init__(self, case, *args, before="", directory=None, environment=None):
+    def __init__(self, case, command, *, directory=None, environment=None):
         self.stdout = ""
         self.stderr = ""
         self._sought = []
         self.ended = Deferred()
         self.directory = directory = Path(directory or case.mktemp())
         directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
-        self.process = reactor.spawnProcess(self, sys.executable, command, env=environment, path=str(directory))
+        environment = {**os.environ, **(environment or {})}
+        self.process = reactor.spawnProcess(self, command[0], command, env=environment, path=str(directory))
         case.addCleanup(self.kill)
 
     def until(self, pattern, *, anywhere=False):
@@ -72,3 +70,18 @@ class Twistd(ProcessProtocol):
             if match:
                 self._sought.remove(sought)
                 found.callback(match)
+
+
+class Twistd(Running):
+    """
+    A ``twistd -n`` process.
+
+    :param args: what follows ``twistd -n``.
+    :param before: Python that it runs before anything else.
+    :param more: see :class:`Running`.
+    """
+
+    def __init__(self, case, *args, before="", environment=None, **more):
+        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
+        environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
+        super().__init__(case, command, environment=environment, **more)
