@@ -12,12 +12,12 @@ RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test browser screenshot campaign bench lint format types docs dist proto clean
+.PHONY: help demo test programs screenshot campaign bench lint format types docs dist proto clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
 	@echo 'make test    run the tests (or some: TESTS=tests.test_config)'
-	@echo 'make browser  install the Chromium that the tests of the status page drive (Debian); make test does it too'
+	@echo 'make programs  install the browser and the servers that tests talk to, as far as they can be had; make test does it too'
 	@echo 'make screenshot  take the picture of the status page for the documentation'
 	@echo 'make campaign  kill, starve and damage the bridge for some minutes, and write the result into the documentation'
 	@echo 'make bench   measure what a delivery costs, beside other sidecars, for some minutes (or some of it: BENCH="relay --runs 1")'
@@ -31,14 +31,14 @@ help:
 demo: $(RUN)
 	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
 
-test: $(DEV) $(if $(filter tests tests.test_admin_page%,$(TESTS)),browser)
+test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs%,$(TESTS)),programs)
 	$(BIN)/python -m twisted.trial -j$(JOBS) $(TESTS)
 
-# The tests of the status page drive a browser. Where none is to be had they are skipped and say so; nothing else depends on it.
-browser:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || tools/install_browser
+# Programs of other people: what cannot be had is told, and the tests that want it skip. Nothing else depends on them.
+programs: $(DEV)
+	@tools/install_programs $(BIN)/python $(CURDIR)/.programs
 
-screenshot: $(DEV) browser
+screenshot: $(DEV) programs
 	MQHOOKS_SCREENSHOT=$(CURDIR)/docs/page.png $(BIN)/python -m twisted.trial tests.test_admin_page.Screenshot
 
 campaign: $(DEV)
@@ -71,7 +71,7 @@ proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py
 
 clean:
-	rm -rf $(VENV) build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
+	rm -rf $(VENV) .programs build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
 	find mqhooks twisted tests benchmarks docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 need = || { echo 'mqhooks needs $(1)' >&2; exit 1; }

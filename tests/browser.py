@@ -38,7 +38,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 def missing() -> str | None:
     """Why no browser can be driven here, in a line; ``None`` when one can."""
     absent = [program for program in PROGRAMS if which(program) is None]
-    return f"{' and '.join(absent)} not found: make browser installs them on Debian" if absent else None
+    return f"{' and '.join(absent)} not found: make programs installs them on Debian" if absent else None
 
 
 class Driver(ProcessProtocol):

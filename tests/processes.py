@@ -1,5 +1,5 @@
 """
-Running programs, ``twistd`` among them, as people do.
+Running ``twistd`` as people do, and other programs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,29 @@ class Running(ProcessProtocol):
     A process, killed when the test case ends.
 
     :param case: the test case.
-    :param command: the program, and its arguments.
-    :param options: what ``spawnProcess`` takes besides.
-    :ivar process: its transport.
-    :ivar ended: fires with how it ended.
+    :param command: the program's path and its arguments.
+    :param directory: where it is started; a new one by default.
+    :param environment: variables besides those of this process.
+    :ivar directory: where it is started.
     """
 
-    def __init__(self, case, command, **options):
+    def __init__(self, case, command, *, directory=None, environment=None):
         self.stdout = ""
         self.stderr = ""
+        self._sought = []
         self.ended = Deferred()
-        self.process = reactor.spawnProcess(self, command[0], command, **options)
+        self.directory = directory = Path(directory or case.mktemp())
+        directory.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **(environment or {})}
+        self.process = reactor.spawnProcess(self, command[0], command, env=environment, path=str(directory))
         case.addCleanup(self.kill)
+
+    def until(self, pattern, *, anywhere=False):
+        """Wait for the standard output, or the standard error too, to match a regular expression; fires with the match."""
+        found = Deferred()
+        self._sought.append((re.compile(pattern), found, anywhere))
+        self._seek()
+        return found
 
     def kill(self):
         """End the process if it still runs, and wait for it."""
@@ -40,51 +51,14 @@ class Running(ProcessProtocol):
 
     def outReceived(self, data):
         self.stdout += data.decode("utf-8", "backslashreplace")
+        self._seek()
 
     def errReceived(self, data):
         self.stderr += data.decode("utf-8", "backslashreplace")
+        self._seek()
 
     def processEnded(self, reason):  # noqa: N802
         self.ended.callback(reason.value)
-
-
-class Twistd(Running):
-    """
-    A ``twistd -n`` process, killed when the test case ends.
-
-    :param case: the test case.
-    :param args: what follows ``twistd -n``.
-    :param before: Python that it runs before anything else.
-    :param directory: where it is started; a new one by default.
-    :param environment: variables besides those of this process.
-    :ivar directory: where it is started.
-    """
-
-    def __init__(self, case, *args, before="", directory=None, environment=None):
-        self._sought = []
-        self.directory = directory = Path(directory or case.mktemp())
-        directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
-        super().__init__(case, command, env=environment, path=str(directory))
-
-    def until(self, pattern, *, anywhere=False):
-        """Wait for the standard output, or the standard error too, to match a regular expression; fires with the match."""
-        found = Deferred()
-        self._sought.append((re.compile(pattern), found, anywhere))
-        self._seek()
-        return found
-
-    def outReceived(self, data):
-        super().outReceived(data)
-        self._seek()
-
-    def errReceived(self, data):
-        super().errReceived(data)
-        self._seek()
-
-    def processEnded(self, reason):  # noqa: N802
-        super().processEnded(reason)
         for _, found, _ in self._sought:
             found.errback(AssertionError(f"ended with {reason.value}\n{self.stdout}{self.stderr}"))
 
@@ -95,3 +69,18 @@ class Twistd(Running):
             if match:
                 self._sought.remove(sought)
                 found.callback(match)
+
+
+class Twistd(Running):
+    """
+    A ``twistd -n`` process.
+
+    :param args: what follows ``twistd -n``.
+    :param before: Python that it runs before anything else.
+    :param more: see :class:`Running`.
+    """
+
+    def __init__(self, case, *args, before="", environment=None, **more):
+        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
+        environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
+        super().__init__(case, command, environment=environment, **more)

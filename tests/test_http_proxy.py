@@ -1,14 +1,10 @@
 """Through a proxy: both transports keep their contract, and say what the proxy does not do."""
 
-import os
-import shutil
-from pathlib import Path
-
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
-from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.app.webhooks import transport_for
 from mqhooks.delivery import Head, Request
@@ -19,12 +15,10 @@ from mqhooks.http.proxy import ProxySettings, TunnelEndpoint
 from mqhooks.http.request import target
 from mqhooks.http.sockets import PlainSockets
 from mqhooks.http.treqtransport import TreqTransport
-from mqhooks.tools.ports import free_port
 from mqhooks.webhook.settings import OAuth2Settings, WebhookSettings
 from tests.contract.transport import TransportContract
 from tests.endpoints import Endpoint
 from tests.ports import kept_port
-from tests.processes import Running
 from tests.proxies import Proxy
 from tests.test_http_tls import TLSContract
 from tests.waiting import until
@@ -305,41 +299,3 @@ class WebhookTests(TestCase):
             await sender.close()
         self.assertEqual([place for _, place, _ in proxy.requests], [token_url, url] * 2)
         self.assertEqual({request.header("authorization") for request in endpoint.requests}, {"Bearer granted"})
-
-
-class TinyproxyTests(TestCase):
-    """Through Debian's tinyproxy, where it is installed."""
-
-    timeout = 120
-
-    async def test_both_ways(self):
-        program = shutil.which("tinyproxy")
-        if program is None:
-            raise SkipTest("there is no tinyproxy")
-        port = free_port()
-        folder = Path(self.mktemp()).resolve()
-        folder.mkdir()
-        config = folder / "tinyproxy.conf"
-        config.write_text(f'Port {port}\nListen 127.0.0.1\nBasicAuth user s3cret\nMaxClients 20\nLogFile "{folder / "log"}"\n')
-        Running(self, [program, "-d", "-c", str(config)], env=os.environ)
-        await until(lambda: (folder / "log").exists() and "listening" in (folder / "log").read_text().lower())
-        endpoint = Endpoint()
-        url = endpoint.listen(self, reactor)
-        at = target(url)
-        # To a wrong password tinyproxy says 401, which only in answer to CONNECT cannot be the endpoint's.
-        for user, *expected in (
-            (("user", "s3cret"), 200, 200),
-            (("user", "wrong"), 401, ConnectFailed),
-            ((), ConnectFailed, ConnectFailed),
-        ):
-            proxy = ProxySettings("127.0.0.1", port, *user)
-            tunnel = TunnelEndpoint(reactor, proxy, 5.0, at.host, at.port)
-            for maker in (PooledTransport, TreqTransport):
-                for more, wanted in zip(({"proxy": proxy}, {"endpoint": tunnel}), expected, strict=True):
-                    transport = maker(reactor, url, **more)
-                    try:
-                        result = (await transport.send(Request(Head("POST", url, ()), [("webhook-id", "m")], b"{}"))).status
-                    except DeliveryError as error:
-                        result = type(error)
-                    await transport.close()
-                    self.assertEqual(result, wanted, (user, maker, more))

@@ -40,7 +40,7 @@ class ReceiverContract:
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
         environment = {**os.environ, "WEBHOOK_SECRET": SECRET, "PORT": str(self.port), **self.environment()}
-        self.process = Running(self, self.command(), env=environment, path=str(self.folder))
+        self.process = Running(self, self.command(), directory=self.folder, environment=environment)
         await until(self.listens)
         url = f"http://127.0.0.1:{self.port}/hook"
         self.head = Head("POST", url, (("content-type", "application/json"),))

@@ -125,6 +125,8 @@ class AttributeTests(SynchronousTestCase):
 
     @given(ANY.filter(bool), ANY.filter(bool), st.binary(), ANY)
     @example('a"%\r\nce-id: x', "t", b'{"specversion":"2"}', "")
+    @example("é" * 300, "é" * 300, b"", "")
+    @example("same", "same", b"", "same")
     def test_whatever_the_values_are_they_come_out_as_they_went_in(self, client, topic, payload, mountpoint):
         event = make_event("on_publish", client_id=client, topic=topic, payload=payload, mountpoint=mountpoint)
         for mode in MODES:

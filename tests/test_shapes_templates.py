@@ -233,7 +233,13 @@ class HeaderTests(SynchronousTestCase):
     def test_what_cannot_be_in_one(self):
         for text in ("a\r\nX-Evil: 1", "a\nb", "\r", "\0", "\x7f", " a", "a ", "\ta", "x" * (LONGEST + 1)):
             self.assertRaises(Unsendable, header, "{{clientid}}", publish(client_id=text))
-        self.assertRaises(Unsendable, header, "x{{username}}", publish(username=""))
+        for template in ("{{username}}", "x{{username}}", "{{username}}{{topic}}"):
+            error = self.assertRaises(Unsendable, header, template, publish(username=""))
+            self.assertEqual(str(error), "{{username}} is missing")
+
+    def test_numbers_are_text(self):
+        self.assertEqual(header("{{qos}}", publish()), "1")
+        self.assertEqual(header("{{payload.t}}", publish(payload=b'{"t": 21.50}')), "21.50")
 
     @given(ANY)
     @example("a\x85b\u2028c")

@@ -128,6 +128,21 @@ class DecodeTests(SynchronousTestCase):
         self.assertEqual(event.message.user_properties, dict(pairs))
         self.assertEqual(event.client_id, f"c{len(pairs)}")
 
+    def test_an_entry_without_key_and_value_is_one(self):
+        """Encoders may leave out what is empty: then the entry itself is, also when it comes last, or is the only one."""
+        for hook in M5_HOOKS:
+            protobuf = MESSAGES[hook].protobuf
+            empty = b"%c\0" % (protobuf.DESCRIPTOR.fields_by_name["user_properties"].number << 3 | 2)
+            other = protobuf(client_id="c", user_properties={"a": "1"}).SerializeToString()
+            for value, expected in (
+                (other + empty, {"a": "1", "": ""}),
+                (empty + other, {"a": "1", "": ""}),
+                (empty, {"": ""}),
+                (empty + protobuf(client_id="c\0").SerializeToString().replace(b"\0", b"\xff"), {"": ""}),
+            ):
+                frame = AnyMessage(type_url=f"type.googleapis.com/{protobuf.DESCRIPTOR.full_name}", value=value)
+                self.assertEqual(decode(frame.SerializeToString()).message.user_properties, expected, (hook, value))
+
     def test_user_properties_that_are_not_utf_8(self):
         for hook in M5_HOOKS:
             message = MESSAGES[hook].protobuf(client_id="cX", user_properties={"kX": "vX", "ü": "ü"})

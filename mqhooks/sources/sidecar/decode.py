@@ -5,7 +5,7 @@ VerneMQ's envelope always begins with the type and ends with the value, so most 
 Everything else is left to protobuf, whose verdict counts.
 
 Reading a map costs a twentieth of all the decoding even when it is empty, as that of user properties mostly is. So a message is
-parsed with a twin that has a field of bytes in the map's place, and once more only when that is not empty.
+parsed with a twin that has a field of bytes in the map's place, and once more only when that is there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def decode(frame: bytes) -> Event:
     properties: Any = None
     try:
         message = parse(value)
-        if full is not None and message.user_properties:
+        if full is not None and message.HasField(PROPERTIES):
             properties = full(value).user_properties
     except ProtobufError:
         message = parse_lenient(protobuf, value)

@@ -30,9 +30,9 @@ def lenient_twin(message_class: type[Message]) -> type[Any]:
 
 def summary_of(message_class: type[Message]) -> type[Any]:
     """
-    Make a twin whose user properties are bytes: those of the last entry, and empty when there is none.
+    Make a twin whose user properties are bytes, which it has if there is an entry: those of the last one.
 
-    They are never empty otherwise: encoders of maps write a key and a value even if these are empty.
+    They may be empty: encoders may leave out an empty key and an empty value.
     """
     return _twin(message_class.DESCRIPTOR, partial(_close, PROPERTIES))
 
@@ -67,6 +67,9 @@ def _close(name: str, message: DescriptorProto) -> None:
         if field.name == name:
             field.type, field.label = FieldDescriptorProto.TYPE_BYTES, FieldDescriptorProto.LABEL_OPTIONAL
             field.ClearField("type_name")
+            # What proto3 calls optional is alone in a oneof.
+            field.proto3_optional, field.oneof_index = True, len(message.oneof_decl)
+            message.oneof_decl.add(name=f"_{name}")
     message.ClearField("nested_type")
 
 
