@@ -187,6 +187,19 @@ class OptionTests(OptionsCase, SynchronousTestCase):
         path = self.file("mqhooks { sources { sidecar { listen = tcp:6 }, webhooks { } } }")
         self.assertEqual(self.listening("-c", path, "--sink", "log"), ["tcp:6", "tcp:8892"])
 
+    def test_two_ways_that_bring_each_event_twice(self):
+        for options, ways in (
+            (("--webhooks-port", "1"), None),
+            (("--sidecar-port", "2"), None),
+            (("--grpc-port", "3"), None),
+            (("--webhooks-port", "1", "--sidecar-port", "2"), "webhooks and sidecar"),
+            (("--webhooks-port", "1", "--grpc-port", "3"), "webhooks and grpc"),
+            (("--webhooks-port", "1", "--sidecar-port", "2", "--grpc-port", "3"), "webhooks and sidecar and grpc"),
+        ):
+            notes = [line for line in self.checked(*options).splitlines() if line.startswith("note ")]
+            on = "are on: a broker with both vmq_webhooks and vmq_events_sidecar brings each event twice; leave one off"
+            self.assertEqual(notes, [f"note    {ways} {on}"] if ways else [])
+
     def test_what_vernemq_needs(self):
         rules = "events = [ { event = on_client_disconnected }, { event = on_client_connect } ]"
         path = self.file(f'webhook {{ url = "http://h/", {rules} }}')
