@@ -59,6 +59,14 @@ class TopicInfo(msgspec.Struct, frozen=True, gc=False):
     matched_acl: MatchedACL = MatchedACL()
 
 
+class SubscriptionOptions(msgspec.Struct, frozen=True, gc=False):
+    """What a client of MQTT 5 asks for with a topic besides its QoS, in VerneMQ's words; ``rap`` is retain as published."""
+
+    no_local: bool = False
+    rap: bool = False
+    retain_handling: str = ""
+
+
 class Register(Message, frozen=True, gc=False):
     """A client has connected."""
 
@@ -292,6 +300,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     :param mqtt5: whether its source says that the client speaks MQTT 5.
     :param properties: properties of MQTT 5 other than the user properties, by VerneMQ's names; ``None`` when there are none.
     :param registration: with the end of a connection, its registration, where a rule needs it and it is known.
+    :param options: of a subscription, those of each of its topics, where its source brings them; ``None`` for a topic without.
     """
 
     hook: str
@@ -304,6 +313,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     mqtt5: bool = False
     properties: Properties | None = None
     registration: Registration | None = None
+    options: tuple[SubscriptionOptions | None, ...] = ()
 
     @property
     def topics(self) -> tuple[str, ...]:

@@ -11,20 +11,28 @@ from time import time
 
 from twisted.internet import reactor
 from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin import deadletters as letters
+from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.admin.site import MAX_BODY, VARIES, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
+from mqhooks.app.settings import Settings
 from mqhooks.errors import OutboxUnavailable
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox import deadletters as outbox_letters
 from mqhooks.shapes.settings import Shape
 from mqhooks.sinks import LogSink
+from mqhooks.sources.sidecar.listener import SidecarService
+from mqhooks.sources.sidecar.protocol import SidecarFactory
+from mqhooks.sources.webhooks.factory import WebhooksFactory
+from mqhooks.sources.webhooks.listener import WebhooksService
+from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.support.tls import TLSSettings
-from mqhooks.testing import make_event
+from mqhooks.testing import RecordingSink, make_event
 from mqhooks.webhook.settings import RetrySettings
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.frames import envelope
@@ -283,6 +291,47 @@ class HistoryTests(AdminCase):
         self.assertEqual((past["accepted"], past["waiting"]), ([0] * 180, [0] * 180))
         self.assertEqual(history.rates()["on_publish"], 0)
         self.assertEqual(history.of("unknown", 0.0)["accepted"], [])
+
+
+class SourcesTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock, sink = Clock(), RecordingSink()
+        self.sidecar, self.requests = SidecarFactory(self.clock, sink), WebhooksFactory(self.clock, sink, WebhooksSettings())
+        self.sources = [
+            SidecarService(self.clock, [], self.sidecar),
+            WebhooksService(self.clock, WebhooksSettings(), self.requests),
+        ]
+
+    def told(self, sources):
+        """What the status says of ten seconds in which both sources brought something."""
+        status = Status(Bridge(Settings(), sources, [], None), self.clock)
+        self.sidecar.counters.hooks["on_publish"] += 10
+        self.requests.counters.hooks["on_publish"] += 40
+        self.requests.counters.hooks["on_deliver"] += 20
+        self.clock.advance(10)
+        return status.snapshot()
+
+    def assert_came(self, part, publish, deliver):
+        self.assertEqual(len(part["hooks"]), 13)
+        self.assertEqual((part["hooks"]["on_publish"], part["hooks"]["on_deliver"]), (publish, deliver))
+        rates = publish / 10, deliver / 10
+        self.assertEqual((part["rates"]["on_publish"], part["rates"]["on_deliver"], part["rate"]), (*rates, sum(rates)))
+
+    def test_each_has_counts_and_rates_of_its_own(self):
+        told = self.told(self.sources)
+        sidecar, requests = told["sources"]
+        self.assertEqual((sidecar["via"], requests["via"]), ("sidecar", "webhooks"))
+        self.assert_came(sidecar, 10, 0)
+        self.assert_came(told["sidecar"], 10, 0)
+        self.assert_came(requests, 40, 20)
+        self.assert_came(told, 50, 20)
+
+    def test_without_a_sidecar(self):
+        told = self.told(self.sources[1:])
+        (requests,) = told["sources"]
+        self.assert_came(told["sidecar"], 0, 0)
+        self.assert_came(requests, 40, 20)
+        self.assert_came(told, 40, 20)
 
 
 class LetterTests(AdminCase):

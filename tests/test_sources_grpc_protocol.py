@@ -6,12 +6,51 @@ from twisted.trial.unittest import SynchronousTestCase
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.pb.on_subscribe_pb2 import OnSubscribe
 from mqhooks.sources.grpc import factory as factory_module
-from mqhooks.sources.grpc.protocol import CALLS, IDLE, timeout
-from tests.grpccalls import CHECK, CallsMixin, Client, golden_calls, prefixed, request
+from mqhooks.sources.grpc.protocol import CALLS, IDLE, Call, timeout
+from tests.grpccalls import CHECK, EVENT, CallsMixin, Client, golden_calls, prefixed, request
 
 
 def publish(number, **fields):
     return request(OnPublish(client_id=f"c{number}", topic="t", payload=str(number).encode(), **fields))
+
+
+class CountedCall(Call):
+    """
+    A call that counts how often it is looked at.
+
+    :cvar looks: how often its time was read, or it was compared with another.
+    """
+
+    __slots__ = ("_began",)
+    looks = 0
+
+    @property
+    def began(self):
+        CountedCall.looks += 1
+        return self._began
+
+    @began.setter
+    def began(self, began):
+        self._began = began
+
+    def __eq__(self, other):
+        CountedCall.looks += 1
+        return self is other
+
+    __hash__ = Call.__hash__
+
+
+class Connection:
+    """Where calls come from, as the factory sees it; keeps the answers."""
+
+    def __init__(self):
+        self.statuses = []
+
+    def answer(self, call, status, words):
+        self.statuses.append(status)
+
+    def flush(self):
+        pass
 
 
 class AnswerTests(CallsMixin, SynchronousTestCase):
@@ -70,6 +109,29 @@ class AnswerTests(CallsMixin, SynchronousTestCase):
         hurried, patient = client.call(publish(1), grpc_timeout="1S"), client.call(publish(2), grpc_timeout=None)
         client.turn(factory_module.COMMIT_TIME + 0.01)
         self.assertEqual((self.status(client, hurried), self.status(client, patient)), (4, 14))
+
+    def test_thousands_of_deadlines_cost_each_the_same(self):
+        many = 2000
+        for apart in (0.0, 0.0001):
+            self.make()
+            self.sink.holds = True
+            connection = Connection()
+            for number in range(many):
+                headers = {b":path": EVENT.encode()} | ({b"grpc-timeout": b"500m"} if number % 2 else {})
+                # The last to begin comes first.
+                call = CountedCall(connection, number, (many - number) * apart, headers)
+                call.content, call.refusal = bytearray(prefixed(publish(number))), None
+                self.factory.ended(call)
+            self.clock.advance(0)
+            self.assertEqual(len(self.sink.events), many)
+            CountedCall.looks = 0
+            for _ in range(many + 1):
+                self.clock.advance(0.0001)
+            self.assertEqual(connection.statuses, [])
+            for _ in range(60):
+                self.clock.advance(0.1)
+            self.assertEqual(connection.statuses, [4] * (many // 2) + [14] * (many // 2))
+            self.assertLess(CountedCall.looks, 10 * many)
 
     def test_nothing_is_acknowledged_that_was_not_stored(self):
         client = self.make()

@@ -87,8 +87,28 @@ class ConfigTests(ConfigCase):
             self.assertTrue(line.startswith(mistake), (line, mistake))
 
     def test_unknown_keys(self):
-        self.sources("webhooks { tokn = x }, grcp { }")
+        self.sources("webhooks { tokn = x }, grpc { lisen = y }")
         self.assertEqual(len(self.warnings), 2)
+
+    def test_what_is_no_source(self):
+        """It must not open the port of another one."""
+        for name, nearest in (
+            ("webhoooks", "webhooks"),
+            ("webhook", "webhooks"),
+            ("side-car", "sidecar"),
+            ("grcp", "grpc"),
+            ("listen", None),
+            ("http", None),
+            ("mqtt", None),
+        ):
+            for value in ("{ listen = tcp:1 }", "{ }", "= tcp:1", "= [tcp:1]"):
+                (line,) = self.mistakes(f"{name} {value}, grpc {{ }}")
+                guess = f"; did you mean {nearest!r}?" if nearest else ""
+                self.assertEqual(line, f"{name}: there is no such source: they are sidecar, webhooks and grpc{guess}")
+        self.assertEqual(len(self.mistakes("grcp { }, webhoook { }, webhooks { path = x }")), 3)
+        for name in ("source", "sorces", "input"):
+            error = self.assertRaises(ConfigError, self.load, f'mqhooks {{ {name} {{ webhooks {{ listen = "tcp:1" }} }} }}')
+            self.assertIn(f"mqhooks.{name}: is unknown, and sources are in it: write mqhooks {{ sources {{", str(error))
 
     def test_a_block_in_the_wrong_place(self):
         self.assertIn("belongs in the mqhooks block", self.load("sources { webhooks { } }").warnings[0])
@@ -114,7 +134,6 @@ class ConfigTests(ConfigCase):
             ("sidecar { port = 1 }", "write listen = tcp:PORT"),
             ("grpc { interface = x }", "write listen ="),
             ("grpc { token = x }", "authenticates in no way"),
-            ("http { }", "sidecar, webhooks and grpc"),
         ):
             self.sources(text)
             (warning,) = self.warnings
@@ -167,6 +186,19 @@ class OptionTests(OptionsCase, SynchronousTestCase):
         self.assertEqual(self.listening("-c", path, "--sink", "log", "--webhooks-port", "5"), ["tcp:5"])
         path = self.file("mqhooks { sources { sidecar { listen = tcp:6 }, webhooks { } } }")
         self.assertEqual(self.listening("-c", path, "--sink", "log"), ["tcp:6", "tcp:8892"])
+
+    def test_two_ways_that_bring_each_event_twice(self):
+        for options, ways in (
+            (("--webhooks-port", "1"), None),
+            (("--sidecar-port", "2"), None),
+            (("--grpc-port", "3"), None),
+            (("--webhooks-port", "1", "--sidecar-port", "2"), "webhooks and sidecar"),
+            (("--webhooks-port", "1", "--grpc-port", "3"), "webhooks and grpc"),
+            (("--webhooks-port", "1", "--sidecar-port", "2", "--grpc-port", "3"), "webhooks and sidecar and grpc"),
+        ):
+            notes = [line for line in self.checked(*options).splitlines() if line.startswith("note ")]
+            on = "are on: a broker with both vmq_webhooks and vmq_events_sidecar brings each event twice; leave one off"
+            self.assertEqual(notes, [f"note    {ways} {on}"] if ways else [])
 
     def test_what_vernemq_needs(self):
         rules = "events = [ { event = on_client_disconnected }, { event = on_client_connect } ]"

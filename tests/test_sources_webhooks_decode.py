@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import MalformedBody
-from mqhooks.events import FAILURES, REASONS, Event, failure_name, reason_name
+from mqhooks.events import FAILURES, REASONS, Event, SubscriptionOptions, failure_name, reason_name
 from mqhooks.nanomq.bodies import hook_body
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.rules import Rules
@@ -56,6 +56,11 @@ def pairs(*items):
     return [{"key": encode(key), "val": encode(value)} for key, value in items]
 
 
+def native(hook, **settings):
+    """Makes the bodies of a rule that names a hook."""
+    return Rules(WebhookSettings("w", "http://h/", (Rule(hook),), **settings).bodies).bodies
+
+
 class GoldenTests(SynchronousTestCase):
     def test_every_recorded_request(self):
         seen = set()
@@ -77,6 +82,29 @@ class GoldenTests(SynchronousTestCase):
                 self.assertEqual((fields["client_id"], fields["mountpoint"]), (values["client_id"], values["mountpoint"]))
         self.assertLessEqual(seen, {hook.decode() for hook in HOOKS})
         self.assertEqual(len(seen), 17)
+
+    def test_details_of_native_bodies(self):
+        """Options and properties are in the bodies of rules that name a hook, if they are asked for."""
+        options = properties = 0
+        for record in recorded():
+            if record.hook in QUESTIONS:
+                continue
+            event, values = read(record.hook, record.body), record.values
+            (plain,) = native(event.hook)(event)
+            self.assertEqual(plain, hook_body(event))
+            plain, detailed = (
+                json.loads(body) for (body,) in (native(event.hook)(event), native(event.hook, details=True)(event))
+            )
+            others = {key: value for key, value in values.get("properties", {}).items() if key != "p_user_property"}
+            self.assertEqual(detailed.pop("properties", {}), others)
+            properties += bool(others)
+            if event.hook == "on_subscribe":
+                for topic, asked in zip(detailed["topics"], values["topics"], strict=True):
+                    for key in ("no_local", "rap", "retain_handling"):
+                        self.assertEqual(topic.pop(key, None), asked.get(key))
+                        options += key in asked
+            self.assertEqual(detailed, plain)
+        self.assertGreater(min(options, properties), 3)
 
     def assert_told(self, event, values, text):
         said = event.message
@@ -271,6 +299,19 @@ class ValueTests(SynchronousTestCase):
         event = read("on_register_m5", {"client_id": "c", "properties": properties})
         self.assertEqual((event.message.user_properties, event.properties["p_content_type"]), ({"k": text}, most))
         self.assertEqual(event.properties["p_subscription_id"], tuple(range(OTHERS - 1)))
+
+    def test_each_part_has_the_options_of_its_topics(self):
+        topics = [
+            {"topic": f"t/{number}", "qos": 1}
+            | ({"no_local": number % 3 == 0, "retain_handling": "later"} if number % 2 else {})
+            for number in range(2 * MANY + 1)
+        ]
+        parts = list(divide(read("on_subscribe_m5", {"client_id": "c", "topics": topics})))
+        self.assertEqual([len(part.options) for part in parts], [MANY, MANY, 1])
+        for topic, options in zip(topics, [options for part in parts for options in part.options], strict=True):
+            asked = SubscriptionOptions(topic["no_local"], False, "later") if "no_local" in topic else None
+            self.assertEqual(options, asked)
+        self.assertEqual(read("on_subscribe_m5", {"client_id": "c", "topics": [{"topic": "t"}]}).options, ())
 
     def test_many_topics(self):
         topics = [{"topic": f"t/{number}", "qos": number % 3} for number in range(2 * MANY + 1)]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.logger import formatEvent, globalLogPublisher
@@ -77,6 +78,43 @@ class Transport(StringTransportWithDisconnection):
         self.loseConnection()
 
 
+@implementer(ITCPTransport)
+class SocketTransport(Transport):
+    """
+    Has a socket beneath it.
+
+    :ivar room: how many bytes the socket takes; negative for an error.
+    :ivar took: what it took.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.room = 0
+        self.took = b""
+
+    def setTcpNoDelay(self, enabled):  # noqa: N802
+        pass
+
+    def setTcpKeepAlive(self, enabled):  # noqa: N802
+        pass
+
+    def getHandle(self):  # noqa: N802
+        return self
+
+    def setsockopt(self, *option):
+        pass
+
+    def send(self, data):
+        if self.room < 0:
+            raise ConnectionResetError
+        if not self.room:
+            raise BlockingIOError
+        self.took += data[: self.room]
+        count = min(len(data), self.room)
+        self.room -= count
+        return count
+
+
 class WebhooksCase(SynchronousTestCase):
     def setUp(self):
         self.sink = StoringSink()
@@ -91,9 +129,9 @@ class WebhooksCase(SynchronousTestCase):
         self.factory.startFactory()
         self.counters = self.factory.counters
 
-    def connect(self):
+    def connect(self, transport=None):
         protocol = self.factory.buildProtocol(None)
-        transport = Transport()
+        transport = transport or Transport()
         transport.protocol = protocol
         protocol.makeConnection(transport)
         return transport
@@ -180,6 +218,23 @@ class AnswerTests(WebhooksCase):
         self.sink.held.pop().callback(None)
         self.assertEqual(transport.producerState, "producing")
         self.assertEqual(transport.value(), NEXT * (PIPELINED + 1))
+
+    def test_answers_go_straight_to_a_socket_that_takes_them(self):
+        transport = self.connect(SocketTransport())
+        transport.room = 1 << 20
+        self.assertEqual(self.ask(request() * 3, transport), b"")
+        self.assertEqual(transport.took, NEXT * 3)
+
+    def test_what_a_socket_does_not_take_goes_before_what_follows(self):
+        for room in (0, -1, 10, len(NEXT), len(NEXT) + 1):
+            transport = self.connect(SocketTransport())
+            transport.room = room
+            self.feed(transport, request())
+            self.feed(transport, request())
+            transport.room = 1 << 20
+            self.feed(transport, request())
+            self.assertEqual(transport.took + transport.value(), NEXT * 3)
+            self.assertEqual(len(transport.took), max(room, 0))
 
     def test_a_peer_that_does_not_read_is_not_read(self):
         transport = self.connect()

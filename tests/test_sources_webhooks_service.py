@@ -141,12 +141,9 @@ class WebhooksServiceTests(TestCase):
         await until(lambda: self.sink.batches)
         self.assertEqual([len(batch) for batch in self.sink.batches], [5])
 
-    async def test_a_peer_that_never_reads(self):
-        # Its answers must not pile up.
-        service = self.listen("tcp:0")
-        connection = self.connect(service)
+    async def fill(self, connection, data):
+        """Send until the other side reads no more; returns how many bytes it took."""
         connection.setblocking(False)
-        data = request("auth_on_publish", b"{}") * 500
         sent, quiet = 0, 0
         while quiet < 20:
             try:
@@ -155,12 +152,43 @@ class WebhooksServiceTests(TestCase):
             except BlockingIOError:
                 quiet += 1
                 await deferLater(reactor, 0.01)
+        return sent
+
+    async def test_a_peer_that_never_reads(self):
+        # Its answers must not pile up.
+        service = self.listen("tcp:0")
+        sent = await self.fill(self.connect(service), request("auth_on_publish", b"{}") * 500)
         self.assertLess(sent, 64 << 20)
         other = self.connect(service)
         other.sendall(request())
         self.assertEqual(await deferToThread(answers, other), NEXT)
         await service.stopService()
         self.assertEqual(self.factory.connections, set())
+
+    async def test_a_peer_that_reads_slowly(self):
+        # The socket takes a part of an answer, then nothing, then has room again: answers come whole, and in order.
+        service = self.listen("tcp:0")
+        asked = request("auth_on_publish", b"{}"), request("auth_on_publish", b"{}", method="GET")
+        other = self.connect(service)
+        other.sendall(asked[1])
+        refusal = await deferToThread(other.recv, 65536)
+        self.assertTrue(refusal.startswith(b"HTTP/1.1 405 "), refusal)
+        slow = socket.socket()
+        self.addCleanup(slow.close)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(30)
+        slow.connect(other.getpeername())
+        pairs = 10_000
+        writing = deferToThread(slow.sendall, b"".join(asked) * pairs)
+
+        def read():
+            came, length = bytearray(), pairs * len(NEXT + refusal)
+            while len(came) < length and (data := slow.recv(1000)):
+                came += data
+            return bytes(came)
+
+        self.assertTrue(await deferToThread(read) == (NEXT + refusal) * pairs)
+        await writing
 
     async def test_stopping(self):
         service = self.listen(f"tcp:{kept_port(self)}")

@@ -2,15 +2,18 @@
 
 import json
 import random
-from base64 import b64decode
+import socket
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from mqhooks.errors import ConfigError
 from mqhooks.testing import make_event
 from mqhooks.tools.calls import CallPool, call_of
 from mqhooks.tools.simulator import Options, from_options
@@ -103,6 +106,76 @@ class PoolTests(TestCase):
         pool.abort()
         await closed
         self.assertEqual((len(endpoint.requests), pool.outcome), (1, "no answer: 1"))
+
+    async def test_no_call_is_made_twice(self):
+        """VerneMQ makes none again, even if its connection was closed just then."""
+
+        def answer(request):
+            if len(endpoint.requests) == 1:
+                request.connection.reply()
+            else:
+                request.connection.transport.abortConnection()
+
+        endpoint, pool = self.pool(answer, size=1)
+        for number in range(3):
+            self.put(pool, "a", number)
+        await pool.close()
+        self.assertEqual(pool.answers, {"200": 1, "no answer": 2})
+        self.assertEqual(len(endpoint.requests), 3)
+
+    async def test_connections_are_kept(self):
+        endpoint, pool = self.pool(lambda request: request.connection.reply(), size=5)
+        for number in range(200):
+            self.put(pool, f"client-{number}", number)
+        await pool.close()
+        self.assertEqual(pool.answers, {"200": 200})
+        self.assertLessEqual(len(endpoint.connections), 5)
+
+    async def test_the_request_is_vernemqs(self):
+        endpoint, pool = self.pool(lambda request: request.connection.reply())
+        pool.abort()
+        pool = CallPool(reactor, f"http://me:p%40w@127.0.0.1:{endpoint.port.getHost().port}/vernemq?token=t", 2)
+        self.put(pool, "client-3", 1)
+        await pool.close()
+        (request,) = endpoint.requests
+        self.assertEqual((request.method, request.path), ("POST", "/vernemq?token=t"))
+        self.assertEqual(
+            {name: value for name, value in request.headers if name not in ("Host", "Content-Length")},
+            {
+                "Content-Type": "application/json",
+                "User-Agent": "hackney/4.7.4",
+                "Authorization": "Basic " + b64encode(b"me:p@w").decode(),
+                "vernemq-hook": "on_publish_m5",
+            },
+        )
+
+    async def test_the_log_has_no_secrets(self):
+        lines = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            pool = CallPool(reactor, f"http://me:s3cret@127.0.0.1:{taken.getsockname()[1]}/vernemq?token=s3cret", 2)
+            for number in range(3):
+                self.put(pool, "a", number)
+            await pool.close()
+        self.assertEqual(pool.outcome, "no answer: 3")
+        options = Options()
+        options.parseOptions(["--via", "webhooks", "--target", "http://me:s3cret@h/vernemq?token=s3cret"])
+        from_options(reactor, options)
+        told = [line for line in map(formatEvent, lines) if "no answer" in line or "sending to http://h/vernemq?…" in line]
+        self.assertEqual(len(told), 2, told)
+        self.assertNotIn("s3cret", "".join(told))
+
+    def test_a_target_that_is_none(self):
+        for target in ("h/vernemq", "http://", "http:///x", "http://h:99999/", "http://h:0/", "http://[::1/", "http://h/a b"):
+            options = Options()
+            options.parseOptions(["--via", "webhooks", "--target", target])
+            error = self.assertRaises(ConfigError, from_options, reactor, options)
+            self.assertTrue(str(error).endswith("not a URL; write it like http://127.0.0.1:8892/vernemq"), str(error))
+        options = Options()
+        options.parseOptions(["--via", "webhooks", "--target", "http://me:s3cret@h:x/"])
+        self.assertNotIn("s3cret", str(self.assertRaises(ConfigError, from_options, reactor, options)))
 
     async def test_simulator(self):
         endpoint = Endpoint()

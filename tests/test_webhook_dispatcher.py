@@ -177,13 +177,14 @@ class OrderTests(SinkMixin, SynchronousTestCase):
     def fill(self, pairs, clients, apart, size):
         """Each pair comes in the wrong order, its second 5 ms after its first."""
         for number in range(pairs):
-            client = f"c{number % clients}"
-            body = b'{"n":"%b"}' % (b"x" * size)
             for time in (2 * number + 1, 2 * number):
-                self.outbox.append(
-                    [Delivery(f"{client}-{time:05}", client, time, body, accepted=int(self.clock.seconds() * 1000))]
-                )
+                self.append(f"c{number % clients}", time, size)
                 self.clock.advance(apart / 2)
+
+    def append(self, client, time, size, **fields):
+        body = b'{"n":"%b"}' % (b"x" * size)
+        accepted = int(self.clock.seconds() * 1000)
+        self.outbox.append([Delivery(f"{client}-{time:05}", client, time, body, accepted=accepted, **fields)])
 
     def assert_in_order(self, pairs):
         arrived = []
@@ -205,6 +206,39 @@ class OrderTests(SinkMixin, SynchronousTestCase):
                 self.fill(200, clients, 0.01, 75_000)
                 self.sink.resume()
                 self.assert_in_order(200)
+
+    def test_what_need_not_wait_stays_behind_what_its_client_waits_for(self):
+        """Webhooks bring one event behind the sidecar's two, which come in the wrong order."""
+        for size, paused in ((10, False), (10, True), (75_000, False), (75_000, True)):
+            self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4, budget=Budget(1_000_000))
+            if paused:
+                self.sink.pause()
+            for number in range(0, 200, 4):
+                client = f"c{number // 4 % 3}"
+                for time, window in ((1, True), (0, True), (2, False), (3, False)):
+                    self.append(client, number + time, size, window=window)
+                    self.clock.advance(0.002)
+            self.sink.resume()
+            self.assert_in_order(100)
+
+    def test_what_need_not_wait_goes_at_once_when_its_client_waits_for_nothing(self):
+        self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4)
+        self.append("a", 1, 10)
+        self.append("b", 2, 10, window=False)
+        self.append("a", 3, 10, window=False)
+        self.assertEqual([attempt.id for attempt in self.in_flight], ["b-00002"])
+        self.end_all()
+        self.clock.pump([0.01] * 20)
+        self.end_all()
+        self.assertEqual(self.outbox.counts.pending, 0)
+        self.append("a", 4, 10, window=False)
+        self.assertEqual([attempt.id for attempt in self.in_flight], ["a-00004"])
+
+    def test_what_comes_together_stays_in_order(self):
+        self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4)
+        both = [Delivery(f"a-{time:05}", "a", time, b"{}", window=time == 1) for time in (1, 2)]
+        self.outbox.append(both)
+        self.assert_in_order(1)
 
     def test_an_outbox_that_answers_later_or_not_at_all_at_first(self):
         test = self

@@ -5,11 +5,14 @@ The last 15 minutes, for the page's charts.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
 from mqhooks.admin.bridge import Bridge
+from mqhooks.events import HOOKS
+from mqhooks.interfaces import IEventSource
 
 STEP = 5.0
 """Seconds between two samples."""
@@ -33,13 +36,13 @@ class History:
         self._clock = clock
         self._sampled = clock.seconds()
         self._webhooks: dict[str, _Samples] = {}
-        self._hooks: deque[tuple[float, Counter[str]]] = deque(maxlen=2)
-        self._hooks.append((self._sampled, bridge.hooks))
+        self._hooks: deque[tuple[float, dict[IEventSource, Counter[str]]]] = deque(maxlen=2)
+        self._count()
 
     def sample(self) -> None:
         """Take a sample."""
         self._sampled = self._clock.seconds()
-        self._hooks.append((self._sampled, self._bridge.hooks))
+        self._count()
         webhooks = {}
         for sink in self._bridge.webhooks:
             name, counts, counters = sink.settings.name, sink.outbox.counts, sink.counters
@@ -58,11 +61,22 @@ class History:
         end = now - (self._clock.seconds() - self._sampled)
         return {"step": STEP, "end": end} | dict(zip(SERIES, map(list, samples.steps), strict=True))
 
-    def rates(self) -> dict[str, float]:
-        """Get the events per second of each hook, averaged since the last sample but one."""
+    def rates(self, sources: Iterable[IEventSource] | None = None) -> dict[str, float]:
+        """
+        Get the events per second of each hook, averaged since the last sample but one.
+
+        :param sources: of which sources; ``None`` for all.
+        """
         since, then = self._hooks[0]
         span = max(self._clock.seconds() - since, 0.001)
-        return {hook: round((count - then[hook]) / span, 2) for hook, count in self._bridge.hooks.items()}
+        came: Counter[str] = Counter(dict.fromkeys(HOOKS, 0))
+        for source in self._bridge.sources if sources is None else sources:
+            came.update(source.counters.hooks)
+            came.subtract(then[source])
+        return {hook: round(count / span, 2) for hook, count in came.items()}
+
+    def _count(self) -> None:
+        self._hooks.append((self._sampled, {source: Counter(source.counters.hooks) for source in self._bridge.sources}))
 
 
 class _Samples:

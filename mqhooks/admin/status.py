@@ -5,7 +5,7 @@ The state of a bridge as plain data.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any
 
@@ -15,6 +15,7 @@ import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
 from mqhooks.admin.sinks import shown_sinks
+from mqhooks.events import HOOKS
 from mqhooks.interfaces import IEventSource
 from mqhooks.sources.counters import SourceCounters
 from mqhooks.sources.sidecar.counters import SidecarCounters
@@ -54,8 +55,8 @@ class Status:
             "started": now - uptime,
             "uptime": uptime,
             "sidecar": self._sidecar(),
-            "sources": [_source(source) for source in self.bridge.sources],
-            **self._came(),
+            "sources": [self._source(source) for source in self.bridge.sources],
+            **self._came(self.bridge.sources),
             "webhooks": [self._webhook(sink, now) for sink in self.bridge.webhooks],
             "sinks": shown_sinks(self.bridge.sinks),
             "outbox": self._outbox(),
@@ -66,14 +67,18 @@ class Status:
         oldest = sink.outbox.oldest
         return None if oldest is None else max(self._now() - oldest / 1000, 0.0)
 
-    def _came(self) -> dict[str, Any]:
-        rates = self.history.rates()
-        return {"hooks": dict(self.bridge.hooks), "rates": rates, "rate": round(sum(rates.values()), 2)}
+    def _came(self, sources: Sequence[IEventSource]) -> dict[str, Any]:
+        """What these sources brought, and how fast."""
+        hooks = dict.fromkeys(HOOKS, 0)
+        for source in sources:
+            for hook, count in source.counters.hooks.items():
+                hooks[hook] += count
+        rates = self.history.rates(sources)
+        return {"hooks": hooks, "rates": rates, "rate": round(sum(rates.values()), 2)}
 
     def _sidecar(self) -> dict[str, Any]:
-        rates = self.history.rates()
-        sidecars = [source.counters for source in self.bridge.sources if isinstance(source.counters, SidecarCounters)]
-        counters = sidecars[0] if sidecars else SidecarCounters()
+        sidecars = [source for source in self.bridge.sources if isinstance(source.counters, SidecarCounters)]
+        counters: SidecarCounters = sidecars[0].counters if sidecars else SidecarCounters()
         return {
             "connections": counters.connections,
             "paused": counters.paused,
@@ -82,9 +87,20 @@ class Status:
             "malformed": counters.malformed,
             "unknown": sum(counters.unknown.values()),
             "empty": counters.empty,
-            "hooks": dict(counters.hooks),
-            "rates": rates,
-            "rate": round(sum(rates.values()), 2),
+            **self._came(sidecars),
+        }
+
+    def _source(self, source: IEventSource) -> dict[str, Any]:
+        counters: SourceCounters = source.counters
+        return {
+            "via": source.via,
+            "listening": [address_name(address) for address in source.addresses],
+            "connections": counters.connections,
+            "paused": counters.paused,
+            "events": counters.events,
+            "malformed": counters.malformed,
+            "refused": counters.refused,
+            **self._came([source]),
         }
 
     def _webhook(self, sink: WebhookSink, now: float) -> dict[str, Any]:
@@ -137,19 +153,6 @@ class Status:
             "damaged": [] if store is None else store.damaged,
             "dead": sum(outbox.letters for outbox in outboxes),
         }
-
-
-def _source(source: IEventSource) -> dict[str, Any]:
-    counters: SourceCounters = source.counters
-    return {
-        "via": source.via,
-        "listening": [address_name(address) for address in source.addresses],
-        "connections": counters.connections,
-        "paused": counters.paused,
-        "events": counters.events,
-        "malformed": counters.malformed,
-        "refused": counters.refused,
-    }
 
 
 def _error(failure: LastFailure | None) -> dict[str, Any] | None:

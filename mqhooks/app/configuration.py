@@ -25,7 +25,7 @@ from mqhooks.app.settings import (
     SidecarSettings,
     Sync,
 )
-from mqhooks.app.sourcesblock import sources
+from mqhooks.app.sourcesblock import SOURCES, sources
 from mqhooks.app.webhookblock import read_secrets, shared, webhooks
 from mqhooks.errors import ConfigError, together
 from mqhooks.nanomq.block import Block, suggest
@@ -111,6 +111,9 @@ def compose(root: Block) -> Settings:
         shutdown_timeout=ours.duration("shutdown_timeout", DEFAULTS.shutdown_timeout, unit="ms", plain=0.1),
     )
     sidecar.close({"listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}"})
+    for key in ours.unread:
+        if any(ours.holds(key, source) for source in SOURCES):
+            ours.fail(ours.error(key, "is unknown, and sources are in it: write mqhooks { sources { … } }"))
     ours.close(_MISPLACED)
     return settings
 

@@ -44,6 +44,11 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
     for description in settings.sources.grpc.listen:
         yield f"grpc    {complete(description)}"
         yield from _grpc_lines(complete(description))
+    others = [name for name, on in (("sidecar", descriptions), ("grpc", settings.sources.grpc.listen)) if on]
+    if webhooks.listen and others:
+        ways = " and ".join(["webhooks", *others])
+        plugins = "vmq_webhooks and vmq_events_sidecar"
+        yield f"note    {ways} are on: a broker with both {plugins} brings each event twice; leave one off"
     if settings.admin.listen != "off":
         locked = "" if settings.admin.token is None else ", with a token"
         yield f"page    {complete(settings.admin.listen or ADMIN_LISTEN)}{locked}"

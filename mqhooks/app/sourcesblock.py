@@ -10,11 +10,14 @@ from typing import Any, cast, get_args
 from mqhooks.admin.settings import TOKEN
 from mqhooks.app.settings import DEFAULTS, SIDECAR_PORT, SidecarListening, SourcesSettings
 from mqhooks.errors import ConfigError
-from mqhooks.nanomq.block import Block
+from mqhooks.nanomq.block import Block, suggest
 from mqhooks.sources.grpc.settings import GRPC_LISTEN, GRPC_PORT, GrpcSettings
 from mqhooks.sources.webhooks.listener import check
 from mqhooks.sources.webhooks.settings import LISTEN, PORT, PayloadEncoding, WebhooksSettings
 from mqhooks.support.redact import hide_urls
+
+SOURCES = ("sidecar", "webhooks", "grpc")
+"""Their blocks."""
 
 _HINTS = {
     "port": "; write listen = tcp:PORT",
@@ -41,7 +44,9 @@ def sources(block: Block) -> SourcesSettings:
         if key in sidecar:
             sidecar.fail(sidecar.error(key, f"stands elsewhere: mqhooks {{ sidecar {{ {key} = … }} }}"))
     sidecar.close(_HINTS)
-    block.close(dict.fromkeys(("http", "https", "tcp", "mqtt"), "; the sources are sidecar, webhooks and grpc"))
+    # Ignoring it would open other ports than those that are meant.
+    for key in block.unread:
+        block.fail(block.error(key, f"there is no such source: they are sidecar, webhooks and grpc{suggest(key, SOURCES)}"))
     return settings
 
 

@@ -43,7 +43,7 @@ class Exchange(msgspec.Struct, gc=False):
     :param done: called with the answer, or the reason that there is none.
     :param since: when it was asked for, in the reactor's seconds.
     :param bodiless: whether its answer has no body whatever its headers say, as for ``HEAD``.
-    :param resent: whether it was sent before, on a connection that the endpoint had closed meanwhile.
+    :param resent: whether it must not be sent again: it was, after a connection that the endpoint had closed meanwhile.
     """
 
     request: bytes

@@ -58,6 +58,7 @@ class PooledTransport:
     :param by: makes the connections' sockets; ``None`` for the fastest that the reactor supports.
     :param endpoint: connects; ``None`` for the URL's host and port.
     :param proxy: what to go through; ``None`` for straight to the endpoint.
+    :param resend: whether a request goes out once more when the endpoint closed its idle connection just then.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     :ivar known: recurring short answers, by their bytes: they are not parsed again.
     """
@@ -74,6 +75,7 @@ class PooledTransport:
         by: Sockets | None = None,
         endpoint: IStreamClientEndpoint | None = None,
         proxy: ProxySettings | None = None,
+        resend: bool = True,
     ) -> None:
         self.known: dict[bytes, Response] = {}
         at = target(url)
@@ -89,6 +91,7 @@ class PooledTransport:
         self._size = size
         self._timeout = timeout
         self._max_age = max_age
+        self._resend = resend
         self._renderer = Renderer(Head("POST", url, ()), self._proxy)
         self._quiet = False
         self._connecting: set[Deferred[Any]] = set()
@@ -128,7 +131,7 @@ class PooledTransport:
         if self._proxy is not None:
             done = partial(self._passed_on, self._proxy, done)
         since = self._seconds()
-        exchange = Exchange(renderer.render(request), done, since)
+        exchange = Exchange(renderer.render(request), done, since, resent=not self._resend)
         if request.method == "HEAD" or renderer.asks_for_head:
             exchange.bodiless = True
         connection = self._free(since) if self._idle else None

@@ -311,15 +311,19 @@ class Block:
         """List the keys, in the file's order."""
         return [key for key, value in self._values.items() if value is not None]
 
+    @property
+    def unread(self) -> list[str]:
+        """The keys that were never read."""
+        return [key for key in self._values if key not in self._known]
+
     def close(self, hints: Mapping[str, str] = {}) -> None:
         """
         Warn of keys that were never read.
 
         :param hints: what to append for keys that are likely to be tried; for others a similar key is suggested.
         """
-        for key in self._values:
-            if key not in self._known:
-                self.warn(key, f"unknown, ignored{hints.get(key) or suggest(key, self._known)}")
+        for key in self.unread:
+            self.warn(key, f"unknown, ignored{hints.get(key) or suggest(key, self._known)}")
 
     def _inner(self, key: str, values: Mapping[str, Any]) -> Block:
         inner = Block(values, self.where, self.path(key), self._warnings, self._errors)

@@ -278,18 +278,24 @@ class Bodies:
         return b"%b,%b}" % (encoded[:-1], members) if members else encoded
 
 
-def hook_body(event: Event, encoding: Encoding = "plain") -> bytes:
+def hook_body(event: Event, encoding: Encoding = "plain", *, details: bool = False) -> bytes:
     """
     Make the body that any event has in VerneMQ's own words.
 
     :param encoding: what a payload becomes. A plain one that is not UTF-8, and one too long for base62, is in base64
         instead, and the body ends with ``"payload_encoding":"base64"``.
+    :param details: whether what only some sources bring follows: the options of a subscription's topics, and ``properties``.
     :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields. Only a registration
         has ``user_properties`` when they are empty.
     """
     fields: dict[str, Any] = {"action": event.hook.removeprefix("on_"), **dict(event.fields())}
     if event.hook != "on_register" and not fields.get("user_properties"):
         fields.pop("user_properties", None)
+    if details:
+        for topic, options in zip(fields.get("topics", ()), event.options, strict=False):
+            topic.update({} if options is None else msgspec.to_builtins(options))
+        if event.properties is not None:
+            fields["properties"] = event.properties
     if "payload" in fields:
         payload, other = _PAYLOADS[encoding](fields["payload"])
         if payload is msgspec.UNSET:

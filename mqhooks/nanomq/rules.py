@@ -103,10 +103,10 @@ def _nanomq_step(hook: str, name: str, make: Callable[..., bytes], matches: _Mat
 
 
 def _hook_step(settings: BodySettings, matches: _Matcher | None) -> _Step:
-    encoding = settings.encoding
+    encoding, details = settings.encoding, settings.details
     if matches is None:
-        return lambda event: [hook_body(event, encoding)]
-    return lambda event: [hook_body(event, encoding)] if any(map(matches, event.topics)) else []
+        return lambda event: [hook_body(event, encoding, details=details)]
+    return lambda event: [hook_body(event, encoding, details=details)] if any(map(matches, event.topics)) else []
 
 
 def _in_turn(steps: list[_Step]) -> _Step:

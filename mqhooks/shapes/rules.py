@@ -202,5 +202,5 @@ def _nanomq_maker(bodies: Bodies, name: str, hook: str) -> Callable[[Event, Any]
 
 
 def _hook_maker(settings: BodySettings) -> Callable[[Event, Any], bytes]:
-    encoding = settings.encoding
-    return lambda event, _item: hook_body(event, encoding)
+    encoding, details = settings.encoding, settings.details
+    return lambda event, _item: hook_body(event, encoding, details=details)

@@ -7,20 +7,21 @@ from __future__ import annotations
 from base64 import b64encode
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from functools import partial
+from http import HTTPStatus
 from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
 import msgspec
-import treq
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
-from twisted.web.client import Agent, HTTPConnectionPool
-from twisted.web.http_headers import Headers
 
+from mqhooks.delivery import Head, Request, Response
+from mqhooks.errors import DeliveryError
 from mqhooks.events import Event
+from mqhooks.http.pooled import PooledTransport
 
 WAITING = 1000
 """How many calls may wait for earlier ones of their clients; VerneMQ's sessions wait themselves."""
@@ -99,7 +100,7 @@ class CallPool:
     Makes calls over a number of connections, for each client one at a time, and counts the answers.
 
     :param reactor: connects, and tells the time.
-    :param url: where to; may hold credentials.
+    :param url: where to; a whole URL, which may hold credentials.
     :param size: how many calls may be under way.
     :ivar answers: how often each status was answered; ``no answer`` for calls that got none.
     """
@@ -110,18 +111,18 @@ class CallPool:
         self.size = size
         self.answers: Counter[str] = Counter()
         self.wake: Callable[[], None] = lambda: None
-        self._clock: IReactorTime = reactor
         parts = urlsplit(url)
-        self._auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-        self._url = url if parts.username is None else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        connections = HTTPConnectionPool(reactor)
-        connections.maxPersistentPerHost = size
-        connections.retryAutomatically = False
-        self._connections = connections
-        self._client = treq.client.HTTPClient(Agent(reactor, connectTimeout=TIMEOUT, pool=connections))
+        headers = [("Content-Type", "application/json"), ("User-Agent", "hackney/4.7.4")]
+        if parts.username:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers.append(("Authorization", f"Basic {b64encode(pair.encode()).decode()}"))
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self._head = Head("POST", url, tuple(headers))
+        # VerneMQ makes no call twice.
+        self._transport = PooledTransport(reactor, url, size=size, timeout=TIMEOUT, resend=False)
         self._clients: dict[tuple[str, str], deque[Call]] = {}
         self._turn: deque[tuple[str, str]] = deque()
-        self._under_way: set[Deferred[Any]] = set()
+        self._under_way = 0
         self._waiting = 0
         self._complained = False
         self._idle: list[Deferred[None]] = []
@@ -149,15 +150,16 @@ class CallPool:
         idle: Deferred[None] = Deferred()
         self._idle.append(idle)
         self._go_on()
-        return idle.addCallback(lambda _: self._connections.closeCachedConnections())
+        return idle.addCallback(lambda _: self._transport.close())
 
     def abort(self) -> None:
         """Make no more calls, and wait for no answers."""
         self._clients.clear()
         self._turn.clear()
         self._waiting = 0
-        for call in list(self._under_way):
-            call.cancel()
+        # What ends now is no news.
+        self._complained = True
+        self._transport.close()
         self._go_on()
 
     def put(self, call: Call, _: Random) -> None:
@@ -171,7 +173,7 @@ class CallPool:
         self._go_on()
 
     def _go_on(self) -> None:
-        while self._turn and len(self._under_way) < self.size:
+        while self._turn and self._under_way < self.size:
             client = self._turn.popleft()
             self._waiting -= 1
             self._start(self._clients[client].popleft())
@@ -183,26 +185,24 @@ class CallPool:
             self.wake()
 
     def _start(self, call: Call) -> None:
-        headers = Headers({"Content-Type": ["application/json"], "vernemq-hook": [call.hook]})
-        made = self._client.post(self._url, headers=headers, data=call.body, timeout=TIMEOUT, auth=self._auth)
-        made.addCallback(lambda response: treq.content(response).addCallback(lambda _: str(response.code)))
-        self._under_way.add(made)
-        made.addErrback(self._failed).addCallback(self._answered, call, made)
+        self._under_way += 1
+        request = Request(self._head, [("vernemq-hook", call.hook)], call.body)
+        self._transport.submit(request, partial(self._answered, call.client))
 
-    def _failed(self, failure: Any) -> str:
-        if not failure.check(CancelledError) and not self._complained:
-            self._complained = True
-            self.log.warn("{url}: {reason}", url=self._url, reason=failure.getErrorMessage())
-        return "no answer"
-
-    def _answered(self, answer: str, call: Call, made: Deferred[Any]) -> None:
-        self._under_way.discard(made)
-        self.answers[answer] += 1
-        if answer == "200":
-            self._complained = False
-        waiting = self._clients.get(call.client)
+    def _answered(self, client: tuple[str, str], answer: Response | DeliveryError) -> None:
+        self._under_way -= 1
+        if isinstance(answer, Response):
+            self.answers[str(answer.status)] += 1
+            if answer.status == HTTPStatus.OK:
+                self._complained = False
+        else:
+            self.answers["no answer"] += 1
+            if not self._complained:
+                self._complained = True
+                self.log.warn("no answer: {reason}", reason=answer)
+        waiting = self._clients.get(client)
         if waiting:
-            self._turn.append(call.client)
+            self._turn.append(client)
         elif waiting is not None:
-            del self._clients[call.client]
+            del self._clients[client]
         self._go_on()

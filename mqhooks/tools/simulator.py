@@ -4,12 +4,14 @@ A simulator of VerneMQ: events of made-up clients, sent in any of the ways that 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from math import inf
 from random import Random, SystemRandom
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IReactorTime
@@ -21,6 +23,7 @@ from mqhooks.events import HOOKS, Event, Message
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.encode import encode
 from mqhooks.support.options import CommandOptions, number, one_of, speed, whole
+from mqhooks.support.redact import hide_url
 from mqhooks.tools.calls import CallPool, call_of
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
 from mqhooks.tools.pool import SenderPool
@@ -110,6 +113,8 @@ class Simulator(Sender):
             return 0.0
         return max(TICK, (1.0 - self._credit) / self._rate)
 
+
+_PLAIN = re.compile("[!-~]*")
 
 TARGETS = {"sidecar": "tcp:127.0.0.1:8890", "webhooks": "http://127.0.0.1:8892/vernemq", "grpc": "tcp:127.0.0.1:8893"}
 """Where mqhooks listens by default, for each way to send."""
@@ -203,7 +208,7 @@ def from_options(reactor: Any, options: Options) -> Sender:
     simulator = Simulator(
         reactor, pool, events, Random(seed), rate=options["rate"], when_done=reactor.stop, encode=_encoder(via)
     )
-    simulator.log.info("sending to {target} with --seed {seed}", target=target, seed=seed)
+    simulator.log.info("sending to {target} with --seed {seed}", target=_shown(options), seed=seed)
     return simulator
 
 
@@ -220,8 +225,8 @@ def _encoder(via: str) -> Callable[[bytes], Any]:
 
 def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Pool:
     if via == "webhooks":
-        if not target.startswith(("http://", "https://")):
-            raise ConfigError(f"not a URL; write it like {TARGETS[via]}", "--target", target)
+        if not _is_url(target):
+            raise ConfigError(f"not a URL; write it like {TARGETS[via]}", "--target", hide_url(target))
         return CallPool(reactor, target, size)
     try:
         endpoint = clientFromString(reactor, target)
@@ -236,6 +241,26 @@ def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Poo
     return SenderPool(reactor, endpoint, target, size, random, connections(reactor, size))
 
 
+def _is_url(text: str) -> bool:
+    """Whether requests can be sent there."""
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and _PLAIN.fullmatch(text) is not None
+        )
+    except ValueError:
+        return False
+
+
+def _shown(options: Options) -> str:
+    """Say where to, without credentials."""
+    target: str = options["target"]
+    return hide_url(target) if options["via"] == "webhooks" else target
+
+
 def _replay(reactor: Any, options: Options, pool: Pool, random: Random) -> Replay:
     try:
         capture = Capture(options["replay"])
@@ -247,7 +272,7 @@ def _replay(reactor: Any, options: Options, pool: Pool, random: Random) -> Repla
     replay = Replay(reactor, pool, records, random, speed=pace, when_done=reactor.stop, encode=encode)
     replay.log.info(
         "replaying {count} frames over {span:.1f} s from {path} to {target}, {how}",
-        target=options["target"],
+        target=_shown(options),
         count=capture.count,
         span=capture.span,
         path=options["replay"],

@@ -264,7 +264,8 @@ class Intake:
             return
         held = [delivery for delivery in claimed if delivery.window]
         if len(held) < len(claimed):
-            self._lanes.push([delivery for delivery in claimed if not delivery.window])
+            held, passing = self._behind(claimed, {delivery.client for delivery in held}, self._merge)
+            self._lanes.push(passing)
         # A backlog was accepted at different times: each delivery waits for the window from its own acceptance on.
         now, wall = self._seconds(), int(self._now() * 1000)
         groups = [held] if held and held[0].accepted == held[-1].accepted else _by_acceptance(held)
@@ -272,6 +273,18 @@ class Intake:
             arrival = now - max(wall - group[0].accepted, 0) / 1000
             self._last_arrival = arrival = max(arrival, self._last_arrival)
             self._merge.push(self._shelve(group) if self._full else group, arrival)
+
+    def _behind(
+        self, claimed: Sequence[Delivery], clients: set[str], merge: MergeWindow
+    ) -> tuple[list[Delivery], list[Delivery]]:
+        """Have what need not wait in the window wait there all the same, where its client's earlier deliveries still do."""
+        held: list[Delivery] = []
+        passing: list[Delivery] = []
+        leaving = bool(self._due or self._recalling)
+        for delivery in claimed:
+            waits = delivery.window or leaving or delivery.client in clients or delivery.client in merge
+            (held if waits else passing).append(delivery)
+        return held, passing
 
     def _shelve(self, deliveries: Sequence[Delivery]) -> Sequence[Shelved]:
         self._shelved += len(deliveries)

@@ -9,6 +9,7 @@ What gRPC's connections share: calls become events, and are answered once these 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,8 @@ class _Awaited:
 
     def __init__(self, clock: IReactorTime, calls: list[Call]) -> None:
         self._clock = clock
-        self._calls = calls
+        # The first to give up come first: to look at all of them for each takes seconds when there are thousands.
+        self._calls = deque(sorted(calls, key=_limit))
         self._timer: IDelayedCall | None = None
         self._schedule()
 
@@ -81,19 +83,20 @@ class _Awaited:
         """Answer those that still wait."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        calls, self._calls = self._calls, []
+        calls, self._calls = list(self._calls), deque()
         answer(calls, status, words)
 
     def _schedule(self) -> None:
         now = self._clock.seconds()
-        self._timer = self._clock.callLater(max(0.0, min(map(_limit, self._calls)) - now), self._look)
+        self._timer = self._clock.callLater(max(0.0, _limit(self._calls[0]) - now), self._look)
 
     def _look(self) -> None:
         now = self._clock.seconds()
-        over = [call for call in self._calls if _limit(call) <= now]
-        self._calls = [call for call in self._calls if _limit(call) > now]
-        hurried = [call for call in over if call.timeout is not None and call.timeout <= COMMIT_TIME]
-        others = [call for call in over if call not in hurried]
+        hurried: list[Call] = []
+        others: list[Call] = []
+        while self._calls and _limit(self._calls[0]) <= now:
+            call = self._calls.popleft()
+            (hurried if call.timeout is not None and call.timeout <= COMMIT_TIME else others).append(call)
         answer(hurried, DEADLINE_EXCEEDED, "not committed in time; it may still be")
         answer(others, UNAVAILABLE, f"not committed in {COMMIT_TIME:g} s; it may still be")
         if self._calls:

@@ -27,6 +27,7 @@ from zope.interface import implementer
 
 from mqhooks.sources.grpc.frames import ENHANCE_YOUR_CALM, PREFACE, PROTOCOL_ERROR, Frames, Unacceptable, goaway
 from mqhooks.sources.grpc.status import CANCELLED, INVALID_ARGUMENT, OK, RESOURCE_EXHAUSTED, UNIMPLEMENTED
+from mqhooks.sources.listening import CLOSING_TIME
 from mqhooks.support.listening import address_name
 
 EVENT = b"/webhook.v1beta1.PluginService/Event"
@@ -49,9 +50,6 @@ WORTH = 8
 
 PREFACE_TIME = 10.0
 """Seconds that a client has to send its first bytes."""
-
-CLOSING_TIME = 2.0
-"""Seconds that a connection gets to close before it is aborted."""
 
 EMPTY = b"\0\0\0\0\0"
 """The empty message, which answers an event."""

@@ -1,96 +1,21 @@
 """
-Listening for VerneMQ, and closing its connections at the end.
-
-The service starts last and stops first: what has been read still finds its sinks running. Connections are closed rather than
-left to the end of the process, so that VerneMQ notices at once.
+Listening for VerneMQ's events sidecar stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
-
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IReactorTime
-from twisted.logger import Logger
-from zope.interface import implementer
-
-from mqhooks.interfaces import IEventSource
-from mqhooks.sources.handover import Watcher
-from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.sources.listening import SourceService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
-from mqhooks.support.listening import Listener, address_name
-
-CLOSING_TIME = 2.0
-"""How many seconds open connections get to close before they are aborted."""
 
 
-@implementer(IEventSource)
-class SidecarService(Service):
+class SidecarService(SourceService):
     """
-    Listens on any number of endpoints; stopping it closes their connections too.
+    Listens for the stream.
 
-    :param reactor: listens and tells the time.
-    :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
-    :param factory: what the connections share.
-    :ivar factory: the same.
-    :raises mqhooks.errors.ConfigError: when a description is wrong.
+    When it stops, what VerneMQ has written and was not read is lost. VerneMQ notices the end, and drops events until it
+    reconnects.
     """
 
     via = "sidecar"
-    log = Logger()
-
-    def __init__(self, reactor: Any, descriptions: Sequence[str], factory: SidecarFactory) -> None:
-        self.factory = factory
-        self._clock: IReactorTime = reactor
-        self._listeners = [Listener(reactor, description) for description in descriptions]
-        self._ports: list[IListeningPort] = []
-
-    @property
-    def counters(self) -> SidecarCounters:
-        """What has come in."""
-        return self.factory.counters
-
-    def watch(self, watcher: Watcher | None) -> None:
-        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
-        self.factory.watch(watcher)
-
-    @property
-    def addresses(self) -> list[Any]:
-        """Where it listens, as Twisted's addresses."""
-        return [port.getHost() for port in self._ports]
-
-    def privilegedStartService(self) -> None:
-        """
-        Listen; what connects is read once the reactor runs.
-
-        :raises mqhooks.errors.ListenError: when an address is taken or not allowed.
-        """
-        for listener in self._listeners:
-            port = listener.listen(self.factory)
-            self._ports.append(port)
-            self.log.info("listening for VerneMQ on {address}", address=address_name(port.getHost()))
-
-    def startService(self) -> None:
-        """Listen, unless that was done while there were privileges."""
-        super().startService()
-        if not self._ports:
-            self.privilegedStartService()
-
-    @inlineCallbacks
-    def stopService(self) -> Generator[Deferred[Any], Any, None]:
-        """
-        Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it.
-
-        What VerneMQ has written and was not read is lost. It notices the end, and drops events until it reconnects.
-        """
-        super().stopService()
-        ports, self._ports = self._ports, []
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        for protocol in list(self.factory.connections):
-            protocol.close()
-        late = self._clock.callLater(CLOSING_TIME, self.factory.give_up)
-        yield self.factory.when_empty()
-        if late.active():
-            late.cancel()
+    awaited = "VerneMQ"
+    factory: SidecarFactory

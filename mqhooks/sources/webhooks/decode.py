@@ -38,6 +38,7 @@ from mqhooks.events import (
     RegisterFailed,
     SessionExpired,
     Subscribe,
+    SubscriptionOptions,
     TopicInfo,
     Unsubscribe,
     UserProperties,
@@ -104,6 +105,9 @@ class _Message(_Body, kw_only=True, gc=False):
 class _Topic(msgspec.Struct, gc=False):
     topic: str
     qos: _QoS = 0
+    no_local: bool | None = None
+    rap: bool = False
+    retain_handling: str = ""
 
 
 class _Subscription(_Body, kw_only=True, gc=False):
@@ -198,13 +202,17 @@ def divide(event: Event) -> Iterator[Event]:
     if message.user_properties or event.properties:
         names += len(msgspec.json.encode((message.user_properties, event.properties)))
     most = max(1, min(MANY, NAMES // (names + 1)))
+
+    def part(start: int, end: int) -> Event:
+        return replace(event, message=replace(message, topics=topics[start:end]), options=event.options[start:end])
+
     start = size = 0
     for at, topic in enumerate(topics):
         if at > start and (at - start >= most or size >= PIECE):
-            yield replace(event, message=replace(message, topics=topics[start:at]))
+            yield part(start, at)
             start, size = at, 0
         size += len(topic if isinstance(topic, str) else topic.topic)
-    yield replace(event, message=replace(message, topics=topics[start:])) if start else event
+    yield part(start, len(topics)) if start else event
 
 
 def _time(text: str | None, now: int) -> int:
@@ -343,7 +351,21 @@ def _subscribe(body: _Subscription, said: _Said) -> Event:
     topics = tuple([TopicInfo(topic.topic, min(topic.qos, REFUSED)) for topic in body.topics])
     session = _set(body.session_id)
     subscribe = Subscribe(said.time, body.client_id, body.mountpoint, user, topics, session, said.user_properties)
-    return _event("on_subscribe", subscribe, body, said, user)
+    event = _event("on_subscribe", subscribe, body, said, user)
+    return replace(event, options=_options(body.topics)) if said.mqtt5 else event
+
+
+def _options(topics: list[_Topic]) -> tuple[SubscriptionOptions | None, ...]:
+    # There are few different ones, and perhaps a million topics.
+    known: dict[tuple[bool, bool, str], SubscriptionOptions] = {}
+    options: list[SubscriptionOptions | None] = []
+    for topic in topics:
+        if topic.no_local is None:
+            options.append(None)
+            continue
+        asked = topic.no_local, topic.rap, topic.retain_handling
+        options.append(known.setdefault(asked, SubscriptionOptions(*asked)))
+    return tuple(options) if known else ()
 
 
 def _unsubscribe(body: _Unsubscription, said: _Said) -> Event:

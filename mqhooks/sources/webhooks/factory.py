@@ -28,6 +28,7 @@ from mqhooks.errors import MalformedBody
 from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.sources.handover import Handover, Watcher
+from mqhooks.sources.listening import CLOSING_TIME
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.longframes import HELD, HELD_COMMON, LongFrames
 from mqhooks.sources.webhooks.answers import NEXT, problem
@@ -46,9 +47,6 @@ REQUEST_TIME = 30.0
 
 IDLE_TIME = 300.0
 """How many seconds an idle connection is kept: longer than VerneMQ keeps it, so that it is VerneMQ who closes it."""
-
-CLOSING_TIME = 2.0
-"""How many seconds a connection gets to take its last answers."""
 
 UNCOMMITTED_LIMIT = 64 << 20
 """How many bytes of bodies may wait for their commit before further ones are refused."""

@@ -1,86 +1,40 @@
 """
-Listening for VerneMQ's webhooks, and closing its connections at the end.
+Listening for VerneMQ's webhooks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger
-from zope.interface import implementer
+from twisted.internet.defer import Deferred
 
 from mqhooks.errors import ConfigError
-from mqhooks.interfaces import IEventSource
-from mqhooks.sources.handover import Watcher
-from mqhooks.sources.webhooks.counters import WebhooksCounters
+from mqhooks.sources.listening import SourceService
 from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.settings import WebhooksSettings
-from mqhooks.support.listening import Listener, address_name, is_local
+from mqhooks.support.listening import is_local
 
 
-@implementer(IEventSource)
-class WebhooksService(Service):
+class WebhooksService(SourceService):
     """
-    Listens on any number of endpoints; stopping it answers what was asked for and closes the connections.
+    Listens for requests; when it stops, it answers those that are here. What is refused then, VerneMQ loses.
 
     :param reactor: listens.
     :param settings: where it listens, and what it accepts.
     :param factory: what the connections share.
-    :ivar factory: the same.
     :raises mqhooks.errors.ConfigError: when an endpoint is wrong, or others could post there without a token.
     """
 
     via = "webhooks"
-    log = Logger()
+    awaited = "VerneMQ's webhooks"
+    factory: WebhooksFactory
 
     def __init__(self, reactor: Any, settings: WebhooksSettings, factory: WebhooksFactory) -> None:
         check(settings)
-        self.factory = factory
-        self._listeners = [Listener(reactor, description) for description in settings.listen]
-        self._ports: list[IListeningPort] = []
+        super().__init__(reactor, settings.listen, factory)
 
-    @property
-    def counters(self) -> WebhooksCounters:
-        """What has come in."""
-        return self.factory.counters
-
-    def watch(self, watcher: Watcher | None) -> None:
-        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
-        self.factory.watch(watcher)
-
-    @property
-    def addresses(self) -> list[Any]:
-        """Where it listens, as Twisted's addresses."""
-        return [port.getHost() for port in self._ports]
-
-    def privilegedStartService(self) -> None:
-        """
-        Listen; what connects is read once the reactor runs.
-
-        :raises mqhooks.errors.ListenError: when an address is taken or not allowed.
-        """
-        for listener in self._listeners:
-            port = listener.listen(self.factory)
-            self._ports.append(port)
-            self.log.info("listening for VerneMQ's webhooks on {address}", address=address_name(port.getHost()))
-
-    def startService(self) -> None:
-        """Listen, unless that was done while there were privileges."""
-        super().startService()
-        if not self._ports:
-            self.privilegedStartService()
-
-    @inlineCallbacks
-    def stopService(self) -> Generator[Deferred[Any], Any, None]:
-        """Stop listening, answer what was asked for, and close what is open. What is refused then, VerneMQ loses."""
-        super().stopService()
-        ports, self._ports = self._ports, []
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        yield self.factory.close()
+    def _close(self) -> Deferred[Any]:
+        return self.factory.close()
 
 
 def check(settings: WebhooksSettings) -> None:

@@ -3,6 +3,8 @@ One of VerneMQ's connections: HTTP/1.1, requests in, answers out in the same ord
 
 - VerneMQ 2.2.0 writes head and body apart and waits for the acknowledgement of the head, which the kernel would delay by 40 ms.
   So what is incomplete is acknowledged at once (``TCP_QUICKACK``, which has to be asked for each time).
+- Answers go straight to the socket, which saves a fifth of what an event costs. Once a socket has not taken all of one, what
+  follows on its connection goes by Twisted's transport.
 - Connections are kept open: one that we close may lose the request that is on its way. Only when there is no telling where the
   next request begins is a connection closed.
 """
@@ -138,6 +140,7 @@ class WebhooksProtocol(BaseProtocol):
         self.waiting = False
         self.closing = False
         self._socket: Any = None
+        self._direct: Any = None
         self._parser = HttpRequestParser(self)
         self._exchanges: deque[Exchange] = deque()
         self._choked = False
@@ -170,8 +173,11 @@ class WebhooksProtocol(BaseProtocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
+            handle = _socket(transport)
             if _QUICKACK is not None:
-                self._socket = _socket(transport)
+                self._socket = handle
+            if not isinstance(transport, ProtocolWrapper):
+                self._direct = handle
         transport.registerProducer(self, True)  # noqa: FBT003 - Twisted's own interface
         self.quiet = self.factory.seconds()
         self.factory.joined(self)
@@ -179,7 +185,7 @@ class WebhooksProtocol(BaseProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget the connection. Events that it brought stay accepted."""
         self._lost = True
-        self._socket = None
+        self._socket = self._direct = None
         self._hold(0)
         self.factory.left(self, cut=self.began is not None and not self.closing)
 
@@ -421,14 +427,27 @@ class WebhooksProtocol(BaseProtocol):
             exchanges.popleft()
         if not ready or self._lost:
             return
-        transport: ITransport = self.transport  # type: ignore[assignment]
-        transport.write(b"".join(ready) if len(ready) > 1 else ready[0])
+        self._write(b"".join(ready) if len(ready) > 1 else ready[0])
         if self.closing:
             if not exchanges:
                 self.quiet = self.factory.seconds()
                 self._close()
         elif len(exchanges) + len(ready) > PIPELINED >= len(exchanges):
             self.regulate()
+
+    def _write(self, data: bytes) -> None:
+        if self._direct is not None:
+            try:
+                data = data[self._direct.send(data) :]
+            except OSError:
+                # It takes nothing now, or the connection has ended: the transport finds out.
+                pass
+            if not data:
+                return
+            # What the transport holds goes before what follows.
+            self._direct = None
+        transport: ITransport = self.transport  # type: ignore[assignment]
+        transport.write(data)
 
 
 def _socket(transport: Any) -> Any:

@@ -1,0 +1,100 @@
+"""
+Listening for VerneMQ, and closing its connections at the end: what the services of all sources do.
+
+A source starts last and stops first: what has come still finds its sinks running. Connections are closed rather than left to
+the end of the process, so that VerneMQ notices at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from mqhooks.interfaces import IEventSource
+from mqhooks.sources.counters import SourceCounters
+from mqhooks.sources.handover import Watcher
+from mqhooks.support.listening import Listener, address_name
+
+CLOSING_TIME = 2.0
+"""How many seconds open connections get to take their last answers and to close, before they are aborted."""
+
+
+@implementer(IEventSource)
+class SourceService(Service):
+    """
+    Listens on any number of endpoints; stopping it closes their connections too.
+
+    :param reactor: listens and tells the time.
+    :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
+    :param factory: what the connections share. It has ``counters``, ``watch``, ``connections`` with a ``close`` each,
+        ``when_empty`` and ``give_up``.
+    :ivar factory: the same.
+    :cvar via: how events come.
+    :cvar awaited: what is listened for, for the log.
+    :raises mqhooks.errors.ConfigError: when a description is wrong.
+    """
+
+    via: str
+    awaited: str
+    log = Logger()
+
+    def __init__(self, reactor: Any, descriptions: Sequence[str], factory: Any) -> None:
+        self.factory = factory
+        self._clock: IReactorTime = reactor
+        self._listeners = [Listener(reactor, description) for description in descriptions]
+        self._ports: list[IListeningPort] = []
+
+    @property
+    def counters(self) -> SourceCounters:
+        """What has come in."""
+        counters: SourceCounters = self.factory.counters
+        return counters
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
+        self.factory.watch(watcher)
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Where it listens, as Twisted's addresses."""
+        return [port.getHost() for port in self._ports]
+
+    def privilegedStartService(self) -> None:
+        """
+        Listen; what connects is read once the reactor runs.
+
+        :raises mqhooks.errors.ListenError: when an address is taken or not allowed.
+        """
+        for listener in self._listeners:
+            port = listener.listen(self.factory)
+            self._ports.append(port)
+            self.log.info("listening for {awaited} on {address}", awaited=self.awaited, address=address_name(port.getHost()))
+
+    def startService(self) -> None:
+        """Listen, unless that was done while there were privileges."""
+        super().startService()
+        if not self._ports:
+            self.privilegedStartService()
+
+    @inlineCallbacks
+    def stopService(self) -> Generator[Deferred[Any], Any, None]:
+        """Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it."""
+        super().stopService()
+        ports, self._ports = self._ports, []
+        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        yield self._close()
+
+    @inlineCallbacks
+    def _close(self) -> Generator[Deferred[Any], Any, None]:
+        for protocol in list(self.factory.connections):
+            protocol.close()
+        late = self._clock.callLater(CLOSING_TIME, self.factory.give_up)
+        yield self.factory.when_empty()
+        if late.active():
+            late.cancel()
