@@ -63,17 +63,17 @@ class Api:
         after, limit = call.number("after", 0, 1 << 62), call.number("limit", PAGE, MOST)
         return json_reply(await self._letters.page(_filter(_asked(call)), after, limit))
 
-    def letter(self, call: Call) -> Reply:
+    async def letter(self, call: Call) -> Reply:
         """Show one dead letter."""
-        return json_reply(self._letters.get(_number(call)))
+        return json_reply(await self._letters.get(_number(call)))
 
-    def replay(self, call: Call) -> Reply:
+    async def replay(self, call: Call) -> Reply:
         """Replay one dead letter."""
-        return json_reply({"count": self._letters.settle(_number(call), replay=True)})
+        return json_reply({"count": await self._letters.settle(_number(call), replay=True)})
 
-    def purge(self, call: Call) -> Reply:
+    async def purge(self, call: Call) -> Reply:
         """Purge one dead letter."""
-        return json_reply({"count": self._letters.settle(_number(call), replay=False)})
+        return json_reply({"count": await self._letters.settle(_number(call), replay=False)})
 
     async def replay_all(self, call: Call) -> Reply:
         """Replay all dead letters that match a filter."""

@@ -14,8 +14,9 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.plain import HIDDEN
 from mqhooks.admin.replies import Refused
 from mqhooks.delivery import DeadLetter
-from mqhooks.errors import OutboxError
+from mqhooks.errors import NATSError, OutboxError
 from mqhooks.outbox.deadletters import Filter
+from mqhooks.outbox.jetstream.letters import READ, SharedLetters
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.webhook.request import RequestMaker
@@ -50,6 +51,9 @@ class DeadLetters:
         :param after: only those with a higher number.
         :param limit: how many, at most.
         """
+        shared = self._shared
+        if shared is not None:
+            return await self._shared_page(shared, only, after, limit)
         store = self._bridge.store
         found: list[dict[str, Any]] = []
         size = 0
@@ -67,6 +71,29 @@ class DeadLetters:
         total = 0 if store is None else await self._count(store, only)
         return {"letters": found, "total": total, "next": None if upto is None else after}
 
+    @property
+    def _shared(self) -> SharedLetters | None:
+        return None if self._bridge.engine is None else self._bridge.engine.letters
+
+    async def _shared_page(self, shared: SharedLetters, only: Filter, after: int, limit: int) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+        size = 0
+        following: int | None = after
+        while following is not None and len(found) < limit and size < PAGE_BYTES:
+            chunk, following = await shared.read(only, following, min(CHUNK, limit - len(found)))
+            found += map(_line, chunk)
+            size += sum(len(letter.delivery.body) for letter in chunk)
+        if only.narrow:
+            total = 0
+            last = await shared.last()
+            at: int | None = 0
+            while at is not None:
+                fitting, at = await shared.read(only, at, READ, last)
+                total += len(fitting)
+        else:
+            total = sum(count for name, count in (await shared.counts()).items() if only.webhook in (None, name))
+        return {"letters": found, "total": total, "next": following}
+
     async def _count(self, store: SqliteStore, only: Filter) -> int:
         if not only.narrow:
             return store.count_dead(only=only)
@@ -77,14 +104,19 @@ class DeadLetters:
             await deferLater(self._clock, 0)
         return count
 
-    def get(self, number: int) -> dict[str, Any]:
+    async def _one(self, number: int) -> DeadLetter | None:
+        shared, store = self._shared, self._bridge.store
+        if shared is not None:
+            return await shared.get(number)
+        return None if store is None else store.dead_letter(number)
+
+    async def get(self, number: int) -> dict[str, Any]:
         """
         Show one with its request and the last response to it.
 
         :raises Refused: when there is no such letter, or it is damaged.
         """
-        store = self._bridge.store
-        letter = None if store is None else store.dead_letter(number)
+        letter = await self._one(number)
         if letter is None:
             raise _missing(number)
         _check(letter)
@@ -100,20 +132,27 @@ class DeadLetters:
             "answer": {"status": letter.status, "body": _hidden(letter)},
         }
 
-    def settle(self, number: int, *, replay: bool) -> int:
+    async def settle(self, number: int, *, replay: bool) -> int:
         """
         Replay or purge one.
 
         :returns: 1.
         :raises Refused: when there is no such letter, or it is damaged and cannot be replayed.
         """
-        store = self._bridge.store
-        letter = None if store is None else store.dead_letter(number)
+        letter = await self._one(number)
         if letter is not None and replay:
             _check(letter)
-        if store is None or not _settle(store, [number], replay=replay):
+        if letter is None or not await self._settle([number], replay=replay):
             raise _missing(number)
         return 1
+
+    async def _settle(self, numbers: list[int], *, replay: bool) -> int:
+        shared, store = self._shared, self._bridge.store
+        if shared is not None:
+            return await (shared.replay(numbers) if replay else shared.purge(numbers))
+        if store is None:
+            return 0
+        return store.replay(numbers) if replay else store.purge(numbers)
 
     async def settle_all(self, only: Filter, *, replay: bool) -> int:
         """
@@ -123,7 +162,9 @@ class DeadLetters:
         :returns: how many.
         :raises Refused: when the outbox cannot be written.
         """
-        store = self._bridge.store
+        shared, store = self._shared, self._bridge.store
+        if shared is not None:
+            return await self._settle_all_shared(shared, only, replay=replay)
         if store is None:
             return 0
         # A replayed delivery may meanwhile become a dead letter again, which is not replayed.
@@ -139,10 +180,25 @@ class DeadLetters:
             after = chunk[-1].number if chunk else upto
             numbers = [letter.number for letter in chunk if letter.number <= last and not (replay and letter.damage)]
             if numbers:
-                count += _settle(store, numbers, replay=replay)
+                count += await self._settle(numbers, replay=replay)
                 await store.flushed()
             await deferLater(self._clock, 0)
         return count
+
+    async def _settle_all_shared(self, shared: SharedLetters, only: Filter, *, replay: bool) -> int:
+        last = await shared.last()
+        after: int | None = 0
+        count = 0
+        while after is not None:
+            chunk, after = await shared.read(only, after, CHUNK, last)
+            count += await self._carry_out([letter for letter in chunk if not (replay and letter.damage)], count, replay=replay)
+        return count
+
+    async def _carry_out(self, letters: list[DeadLetter], done: int, *, replay: bool) -> int:
+        try:
+            return await self._settle([letter.number for letter in letters], replay=replay)
+        except (NATSError, OutboxError) as error:
+            raise Refused(503, f"the outbox cannot be written ({error}); {done} are done") from None
 
     async def settle_some(self, wanted: Sequence[int], *, replay: bool) -> int:
         """
@@ -152,17 +208,20 @@ class DeadLetters:
         :returns: how many.
         :raises Refused: when the outbox cannot be written.
         """
-        store = self._bridge.store
+        store, failing = self._bridge.store, self._bridge.failing
+        if store is None and self._shared is None:
+            return 0
         count = 0
-        for begin in range(0, 0 if store is None else len(wanted), CHUNK):
-            assert store is not None
-            if store.failing is not None:
-                raise Refused(503, f"the outbox cannot be written ({store.failing}); {count} are done")
-            found = map(store.dead_letter, dict.fromkeys(wanted[begin : begin + CHUNK]))
-            numbers = [letter.number for letter in found if letter is not None and not (replay and letter.damage)]
-            count += _settle(store, numbers, replay=replay)
-            await store.flushed()
+        for begin in range(0, len(wanted), CHUNK):
+            if failing is not None:
+                raise Refused(503, f"the outbox cannot be written ({failing}); {count} are done")
+            found = [await self._one(number) for number in dict.fromkeys(wanted[begin : begin + CHUNK])]
+            letters = [letter for letter in found if letter is not None and not (replay and letter.damage)]
+            count += await self._carry_out(letters, count, replay=replay)
+            if store is not None:
+                await store.flushed()
             await deferLater(self._clock, 0)
+            failing = self._bridge.failing
         return count
 
     def _headers(self, letter: DeadLetter) -> list[list[str]]:
@@ -184,10 +243,6 @@ class DeadLetters:
                     *varied,
                 ]
         return [["webhook-id", letter.delivery.id], *varied]
-
-
-def _settle(store: SqliteStore, numbers: list[int], *, replay: bool) -> int:
-    return store.replay(numbers) if replay else store.purge(numbers)
 
 
 def _hidden(letter: DeadLetter) -> str:

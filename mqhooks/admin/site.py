@@ -26,7 +26,7 @@ from mqhooks.admin.metrics import Metrics
 from mqhooks.admin.replies import Call, Handler, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
-from mqhooks.errors import OutboxError
+from mqhooks.errors import NATSError, OutboxError
 
 CONNECTIONS = 256
 """How many connections may be open."""
@@ -164,7 +164,7 @@ class Root(Resource):
         error = failure.value
         if isinstance(error, Refused):
             _send(request, json_reply({"error": error.message}, error.status, error.headers))
-        elif isinstance(error, (OutboxError, sqlite3.DatabaseError)):
+        elif isinstance(error, (OutboxError, NATSError, sqlite3.DatabaseError)):
             _send(request, json_reply({"error": f"the outbox cannot be read: {error}"}, 503))
         else:
             self.log.failure("a request for {path} failed", failure, path=request.path.decode("latin-1"))

@@ -10,7 +10,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from time import time
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -18,15 +18,16 @@ from mqhooks.admin.plain import HIDDEN
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import Filter, Letters, status_range
-from mqhooks.outbox.exchange import described, exported, import_lines
+from mqhooks.outbox.exchange import described, exported
 from mqhooks.support.printable import printable
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.support.times import moment, written
 
+if TYPE_CHECKING:
+    from mqhooks.app.engine import EngineLetters
+
 NAME = 60
 """How many characters of a name are shown in a list."""
-
-_WHEN = "done within a second by the mqhooks that owns the outbox, or when one starts"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -93,7 +94,18 @@ def _status(text: str) -> tuple[int, int]:
         raise ArgumentTypeError(str(error)) from None
 
 
-def _filter(letters: Letters, options: Namespace) -> Filter:
+def _opened(options: Namespace) -> Letters | EngineLetters:
+    """Open the outbox's dead letters, be they in a file or in JetStream."""
+    if options.outbox or not options.config:
+        return Letters(options.outbox_path(options))
+    # It takes the reactor, which a file need not wait for.
+    from mqhooks.app.engine import EngineLetters, engine_settings
+
+    engine = engine_settings(options.config)
+    return Letters(options.outbox_path(options)) if engine is None else EngineLetters(engine)
+
+
+def _filter(letters: Letters | EngineLetters, options: Namespace) -> Filter:
     name = options.webhook
     if name is not None:
         known = letters.webhooks()
@@ -109,7 +121,7 @@ def _filter(letters: Letters, options: Namespace) -> Filter:
 
 
 def _list(options: Namespace) -> Iterator[str]:
-    with closing(Letters(options.outbox_path(options))) as letters:
+    with closing(_opened(options)) as letters:
         only = _filter(letters, options)
         if options.groups:
             for group in letters.groups(only):
@@ -150,7 +162,7 @@ def _json(letter: DeadLetter, *, whole: bool = False, reveal: bool = False) -> s
 
 
 def _show(options: Namespace) -> Iterator[str]:
-    with closing(Letters(options.outbox_path(options))) as letters:
+    with closing(_opened(options)) as letters:
         for letter in _chosen(letters, options):
             if options.number:
                 letter.check()
@@ -162,7 +174,7 @@ def _show(options: Namespace) -> Iterator[str]:
 
 def _ask(options: Namespace) -> Iterator[str]:
     replay = options.action == "replay"
-    with closing(Letters(options.outbox_path(options))) as letters:
+    with closing(_opened(options)) as letters:
         found = _chosen(letters, options)
         if options.number:
             # With a mistake in one of the numbers nothing is done.
@@ -175,14 +187,14 @@ def _ask(options: Namespace) -> Iterator[str]:
         else:
             count = letters.ask(options.action, (letter.number for letter in found if not (replay and letter.damage)))
         if count:
-            yield f"{options.action}: requested for {count}; {_WHEN}"
+            yield f"{options.action}: requested for {count}; {letters.done}"
             return
         whose = f" of webhook {printable(options.webhook, NAME)}" if options.webhook else ""
         like = " like these" if _filter(letters, options).narrow else ""
         yield f"{options.action}: there are no dead letters{whose}{like}{' that can be replayed' if replay else ''}"
 
 
-def _chosen(letters: Letters, options: Namespace) -> Iterator[DeadLetter]:
+def _chosen(letters: Letters | EngineLetters, options: Namespace) -> Iterator[DeadLetter]:
     """Say which dead letters are meant: those with the numbers that are given, or those that fit."""
     only = _filter(letters, options)
     action, numbers = options.action, options.number
@@ -201,7 +213,7 @@ def _chosen(letters: Letters, options: Namespace) -> Iterator[DeadLetter]:
 
 
 def _export(options: Namespace) -> Iterator[str]:
-    with closing(Letters(options.outbox_path(options))) as letters:
+    with closing(_opened(options)) as letters:
         found = letters.of(_filter(letters, options))
         left: list[int] = []
         if options.file == "-":
@@ -248,18 +260,17 @@ def _write(path: str, found: Iterator[DeadLetter], left: list[int]) -> int:
 
 def _import(options: Namespace) -> Iterator[str]:
     # Whatever is wrong with the outbox is told before a file is read.
-    path = options.outbox_path(options)
-    with closing(Letters(path)):
-        pass
-    if options.file == "-":
-        count = import_lines(sys.stdin.buffer, "standard input", path, int(time() * 1000), dead=options.as_dead)
-    else:
-        with _open(options.file) as file:
-            count = import_lines(file, options.file, path, int(time() * 1000), dead=options.as_dead)
-    if not count:
-        yield "import: nothing to do: there are no lines, or the same lines were imported before"
-        return
-    yield f"import: {count} {'dead letters' if options.as_dead else 'deliveries'} were handed over; {_WHEN}"
+    with closing(_opened(options)) as letters:
+        now = int(time() * 1000)
+        if options.file == "-":
+            count = letters.take_in(sys.stdin.buffer, "standard input", now, dead=options.as_dead)
+        else:
+            with _open(options.file) as file:
+                count = letters.take_in(file, options.file, now, dead=options.as_dead)
+        if not count:
+            yield "import: nothing to do: there are no lines, or the same lines were imported before"
+            return
+        yield f"import: {count} {'dead letters' if options.as_dead else 'deliveries'} were handed over; {letters.done}"
 
 
 def _open(path: str) -> IO[bytes]:

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from mqhooks.delivery import DeadLetter, Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import schema
+from mqhooks.outbox.exchange import import_lines
 from mqhooks.outbox.stored import CLIENT_BYTES, decode_delivery, is_client
 
 Action = Literal["replay", "purge"]
@@ -70,6 +71,18 @@ class Filter:
     def narrow(self) -> bool:
         """Whether it names more than a webhook."""
         return self != Filter(self.webhook)
+
+    def wants(self, letter: DeadLetter) -> bool:
+        """Say whether a dead letter fits."""
+        client = letter.delivery.client
+        return (
+            self.webhook in (None, letter.webhook)
+            and (self.reason is None or self.reason in letter.reason)
+            and (self.client is None or self.client in (client.rpartition("\0")[2], client.replace("\0", "/")))
+            and (self.status is None or self.status[0] <= letter.status <= self.status[1])
+            and (self.since is None or self.since <= letter.died)
+            and (self.until is None or letter.died < self.until)
+        )
 
     def fits(self, row: Sequence[Any]) -> bool:
         """Say whether a row fits, its webhook aside; for where SQL cannot be asked."""
@@ -226,6 +239,16 @@ class Group(NamedTuple):
     reason: str
 
 
+def grouped(letters: Iterable[DeadLetter]) -> list[Group]:
+    """Count those that are alike, the most frequent first."""
+    alike: dict[tuple[str, str, int, str], Group] = {}
+    for letter in letters:
+        key = letter.webhook, letter.url, letter.status, letter.reason
+        known = alike.get(key, Group(0, letter.died, letter.died, *key))
+        alike[key] = Group(known.letters + 1, min(known.first, letter.died), max(known.last, letter.died), *key)
+    return sorted(alike.values(), key=lambda group: -group.letters)
+
+
 class Letters:
     """
     The dead letters in a file that another process may be using.
@@ -234,10 +257,14 @@ class Letters:
 
     :param path: the outbox.
     :ivar reader: a connection to it.
+    :ivar done: when what was asked for is done, for a sentence.
     :raises mqhooks.errors.OutboxError: when there is no outbox, or it cannot be read.
     """
 
+    done = "done within a second by the mqhooks that owns the outbox, or when one starts"
+
     def __init__(self, path: str) -> None:
+        self._path = path
         if not os.path.exists(path):
             raise OutboxError(f"{path}: does not exist; name the outbox with --outbox or the configuration with --config")
         schema.check(path)
@@ -272,12 +299,7 @@ class Letters:
             except sqlite3.DatabaseError as error:
                 if schema.passing(error):
                     raise
-        alike: dict[tuple[str, str, int, str], Group] = {}
-        for letter in self.of(only):
-            key = letter.webhook, letter.url, letter.status, letter.reason
-            known = alike.get(key, Group(0, letter.died, letter.died, *key))
-            alike[key] = Group(known.letters + 1, min(known.first, letter.died), max(known.last, letter.died), *key)
-        yield from sorted(alike.values(), key=lambda group: -group.letters)
+        yield from grouped(self.of(only))
 
     def webhooks(self) -> list[str]:
         """List the webhooks that the outbox knows."""
@@ -308,6 +330,10 @@ class Letters:
                 self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
             count += len(rows)
         return count
+
+    def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
+        """Hand over what lines say; see :func:`mqhooks.outbox.exchange.import_lines`."""
+        return import_lines(file, name, self._path, now, dead=dead)
 
     def close(self) -> None:
         """Close the file."""

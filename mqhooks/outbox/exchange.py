@@ -27,7 +27,7 @@ from mqhooks.errors import OutboxError
 from mqhooks.outbox import schema
 from mqhooks.outbox.handed import Handed, hand_over, progress
 from mqhooks.outbox.ledger import ROW, ROW_BYTES
-from mqhooks.outbox.stored import LONGEST, encode, encode_handed
+from mqhooks.outbox.stored import LONGEST, encode, encode_handed, joined
 from mqhooks.support.times import read, written
 
 LINE = 256 << 20
@@ -131,23 +131,25 @@ def import_lines(file: IO[bytes], name: str, outbox: str, now: int, *, dead: boo
     try:
         with closing(schema.connect(outbox)) as target, TemporaryFile(dir=dirname(outbox)) as checked:
             known = {str(row[0]) for row in target.execute("SELECT name FROM webhook")}
-            source = _check(file, name, checked, known, now, dead=dead)
-            checked.seek(0)
+            source = check_lines(file, name, checked, known, now, dead=dead)
             batch, letters = progress(target, source)
             if dead:
-                return hand_over(target, source, "dead", (each for each in _read(checked) if each.number > letters))
-            return hand_over(target, source, "batch", _rows(each for each in _read(checked) if each.number > batch))
+                return hand_over(target, source, "dead", (each for each in read_checked(checked) if each.number > letters))
+            return hand_over(target, source, "batch", _rows(each for each in read_checked(checked) if each.number > batch))
     except sqlite3.Error as error:
         raise OutboxError(f"{outbox}: cannot be written ({error}); import again: it goes on where it stopped") from None
     except OSError as error:
         raise OutboxError(f"{name}: cannot be read, or kept beside {outbox} for the import ({error.strerror})") from None
 
 
-def _check(file: IO[bytes], name: str, checked: IO[bytes], known: set[str], now: int, *, dead: bool) -> str:
+def check_lines(file: IO[bytes], name: str, checked: IO[bytes], known: set[str], now: int, *, dead: bool) -> str:
     """
     Check all lines, and write what they say.
 
+    :param checked: written for :func:`read_checked`.
+    :param known: the webhooks that the outbox knows.
     :returns: a hash of them.
+    :raises mqhooks.outbox.exchange.ImportMistakes: when lines are wrong.
     """
     digest = blake2b(b"dead" if dead else b"pending", digest_size=16)
     mistakes: list[str] = []
@@ -235,7 +237,9 @@ def _problems(value: _Line, known: set[str]) -> Iterator[str]:
                 yield f"variation.headers: {header[:80]!r} is not a header's name, or its value has control characters"
 
 
-def _read(checked: IO[bytes]) -> Iterator[Handed]:
+def read_checked(checked: IO[bytes]) -> Iterator[Handed]:
+    """Read what :func:`check_lines` has written, from the beginning: a delivery or dead letter each, with its line's number."""
+    checked.seek(0)
     while head := checked.read(20):
         webhook = checked.read(int.from_bytes(head[8:12], "big")).decode()
         content = checked.read(int.from_bytes(head[12:], "big"))
@@ -257,6 +261,5 @@ def _rows(deliveries: Iterable[Handed]) -> Iterator[Handed]:
 
 
 def _row(deliveries: list[Handed]) -> Handed:
-    # MessagePack's head of an array, and what is in it.
-    content = b"\xdc" + len(deliveries).to_bytes(2, "big") + b"".join([each.content for each in deliveries])
+    content = joined([each.content for each in deliveries])
     return Handed(deliveries[-1].number, deliveries[0].webhook, 0, content, len(deliveries))

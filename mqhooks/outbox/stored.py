@@ -118,6 +118,12 @@ def encode_letter(letter: DeadLetter) -> bytes:
         delivery.place = place
 
 
+def joined(deliveries: Sequence[bytes]) -> bytes:
+    """Make a row of encoded deliveries, up to 65,535."""
+    # MessagePack's head of an array, and what is in it.
+    return b"\xdc" + len(deliveries).to_bytes(2, "big") + b"".join(deliveries)
+
+
 def encode_handed(letter: DeadLetter) -> bytes:
     """Encode a dead letter that one process hands over to another."""
     how = (letter.url, letter.reason, letter.status, letter.answer, letter.died, letter.damage)

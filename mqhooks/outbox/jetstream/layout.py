@@ -23,6 +23,9 @@ PREFIX = r"[0-9A-Za-z_-]{1,32}"
 COUNT = "Mqhooks-Count"
 """The header that says how many deliveries are in a message."""
 
+REPLAYED = "Mqhooks-Replayed"
+"""The header of a message whose deliveries were dead letters."""
+
 BATCH = 256
 """How many deliveries a message has at most."""
 
@@ -31,6 +34,9 @@ BATCH_BYTES = 256 << 10
 
 OVERHEAD = 2048
 """How many bytes a delivery and its message may take besides body and client."""
+
+HEADROOM = 8 << 20
+"""How many bytes a stream may have beyond its share of ``max_size``: the lease must find room in a full one."""
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_log = msgspec.msgpack.Decoder(list[Delivery]).decode
@@ -51,13 +57,18 @@ class Names:
 
     :param prefix: what all names begin with.
     :param webhook: its name; what NATS does not allow is written as ``=`` and two hexadecimal digits for each byte.
+    :param generation: which of its streams.
     """
 
-    def __init__(self, prefix: str, webhook: str) -> None:
+    def __init__(self, prefix: str, webhook: str, generation: int = 1) -> None:
         self.prefix = prefix
-        self.token = re.sub(rb"[^0-9A-Za-z_-]", lambda found: b"=%02X" % found[0][0], webhook.encode()).decode()
+        self.webhook = webhook
+        self.generation = generation
+        token = re.sub(rb"[^0-9A-Za-z_-]", lambda found: b"=%02X" % found[0][0], webhook.encode()).decode()
+        self.dead = f"{prefix}.dead.{token}"
+        # No webhook's own name can look like this.
+        self.token = token if generation == 1 else f"{token}=g{generation}"
         self.alive = f"{prefix}.alive.{self.token}"
-        self.dead = f"{prefix}.dead.{self.token}"
 
     def stream(self, partition: int) -> str:
         """A partition's stream."""
@@ -79,6 +90,12 @@ class Names:
     def letters(self) -> str:
         """The stream of all webhooks' dead letters."""
         return f"{self.prefix}_DEAD"
+
+
+def webhook_of(token: str) -> str:
+    """Say which webhook's names have this token."""
+    plain = re.sub("=([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), token)
+    return plain.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -156,10 +173,10 @@ def log_config(names: Names, partition: int, partitions: int, replicas: int, max
 
 
 def letters_config(names: Names, replicas: int, dead_max: int, max_bytes: int) -> dict[str, Any]:
-    """Describe the stream of dead letters."""
+    """Describe the stream of dead letters, and of notes: what was imported."""
     return {
         "name": names.letters,
-        "subjects": [f"{names.prefix}.dead.*"],
+        "subjects": [f"{names.prefix}.dead.*", f"{names.prefix}.note.>"],
         "num_replicas": replicas,
         "storage": "file",
         "retention": "limits",
@@ -167,6 +184,7 @@ def letters_config(names: Names, replicas: int, dead_max: int, max_bytes: int) -
         "max_msgs_per_subject": max(dead_max, 1),
         "max_bytes": max_bytes,
         "allow_direct": True,
+        "allow_rollup_hdrs": True,
         "duplicate_window": 120 * 10**9,
         "metadata": {"mqhooks-format": FORMAT},
     }

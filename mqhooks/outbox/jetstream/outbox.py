@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 
@@ -23,7 +24,7 @@ from mqhooks.delivery import Counts, DeadLetter, Delivery
 from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.interfaces import IGate, IOutbox
 from mqhooks.nats.client import NATSClient
-from mqhooks.nats.jetstream import JetStream
+from mqhooks.nats.jetstream import Ack, JetStream
 from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
 from mqhooks.outbox.jetstream.layout import OVERHEAD, Names, decode_batch, encode_letter, partition_of
 from mqhooks.outbox.jetstream.members import Members
@@ -96,6 +97,7 @@ class JetStreamOutbox:
     :param now: tells the time in milliseconds since 1970.
     :param monotonic: a clock that nobody sets, in seconds.
     :ivar started: whether it ever was.
+    :ivar buried: how many dead letters it has stored.
     """
 
     durable = True
@@ -133,9 +135,11 @@ class JetStreamOutbox:
         self._ready: deque[tuple[Row, int, list[Delivery], int]] = deque()
         self._ready_count = self._ready_bytes = 0
         self._claim = WaitingClaim(self._take)
-        self._appended = self._resumed = self._delivered = self._dead = self._dropped = self._handed = self._forgotten = 0
+        self._appended = self._resumed = self._replayed = self._delivered = self._dead = self._dropped = self._handed = (
+            self._forgotten
+        ) = 0
         self._letters = 0
-        self._burying = 0
+        self._burying = self.buried = 0
         self._unaccepted: list[Deferred[None]] = []
         self._abandoned = False
         self._running = self.started = False
@@ -175,6 +179,10 @@ class JetStreamOutbox:
             for acceptor in self._acceptors:
                 acceptor.held = False
                 acceptor.go_on()
+
+    def kept(self, letters: int) -> None:
+        """Take note of how many dead letters JetStream has."""
+        self._letters = letters
 
     def connected(self) -> None:
         """Look for what was missed while there was no connection."""
@@ -228,7 +236,7 @@ class JetStreamOutbox:
         return Counts(
             self._appended,
             self._resumed,
-            0,
+            self._replayed,
             self._delivered,
             self._dead,
             self._dropped,
@@ -263,8 +271,8 @@ class JetStreamOutbox:
 
     @property
     def letters(self) -> int:
-        """How many dead letters are kept."""
-        return self._letters
+        """How many dead letters are kept, by all processes."""
+        return self._letters + self._burying
 
     @property
     def full(self) -> bool:
@@ -507,10 +515,12 @@ class JetStreamOutbox:
                 del self._stale[next(iter(self._stale))]
         row.number = 0
 
-    def counted(self, count: int, *, resumed: bool) -> None:
+    def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
         """Count deliveries that are accepted."""
         if resumed:
             self._resumed += count
+        elif replayed:
+            self._replayed += count
         else:
             self._appended += count
 
@@ -584,10 +594,6 @@ class JetStreamOutbox:
             self._forgotten += 1
             stored()
             return
-        self._letters += 1
-        if self._letters > self._limits.dead_max:
-            self._letters -= 1
-            self._forgotten += 1
         try:
             data = encode_letter(letter)
             if len(data) > self._longest + OVERHEAD // 2:
@@ -595,11 +601,20 @@ class JetStreamOutbox:
         except UNENCODABLE as error:
             data = encode_letter(without_body(letter, f"{letter.reason}; {error}"))
         self._burying += 1
-        self._write_letter(data, f"{self.me}.dead.{next(self._numbers)}", stored)
+        # If we die before that is in a checkpoint, another process buries the same one again.
+        again = f"{self.name}/{letter.delivery.id}/{letter.delivery.accepted}".encode(errors="replace")
+        self._write_letter(data, f"dead/{blake2b(again, digest_size=16).hexdigest()}", stored)
 
     def _write_letter(self, data: bytes, message_id: str, stored: Callable[[], object]) -> None:
-        def done(_: object) -> None:
+        def done(ack: Ack) -> None:
             self._burying -= 1
+            self.buried += 1
+            if ack.duplicate:
+                pass
+            elif self._letters < self._limits.dead_max:
+                self._letters += 1
+            else:
+                self._forgotten += 1
             stored()
 
         def failed(failure: Any) -> None:

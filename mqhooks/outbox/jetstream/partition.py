@@ -25,7 +25,15 @@ from mqhooks.errors import JetStreamError, NATSError
 from mqhooks.nats.client import NATSClient, Subscription
 from mqhooks.nats.jetstream import WRONG_LAST_SEQUENCE, JetStream
 from mqhooks.nats.message import NATSMessage
-from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_batch, decode_checkpoint, encode_checkpoint
+from mqhooks.outbox.jetstream.layout import (
+    COUNT,
+    REPLAYED,
+    Checkpoint,
+    Names,
+    decode_batch,
+    decode_checkpoint,
+    encode_checkpoint,
+)
 
 LEASE = 2.0
 """For how many seconds a lease keeps others away."""
@@ -108,8 +116,8 @@ class Owner(Protocol):
     def revoked(self, row: Row) -> None:
         """Forget what was handed out of a message."""
 
-    def counted(self, count: int, *, resumed: bool) -> None:
-        """Count deliveries that are accepted."""
+    def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
+        """Count deliveries that are accepted; whether an earlier process had them, or else they were dead letters."""
 
     def lost(self, partition: Partition, count: int) -> None:
         """Count deliveries that cannot be read."""
@@ -587,7 +595,7 @@ class Partition:
         self.tail = seq
         self.pending += count
         self.size += len(payload)
-        self._owner.counted(count, resumed=self._resuming)
+        self._owner.counted(count, resumed=self._resuming, replayed=REPLAYED in headers)
         if not behind and not self._suspended and not self.leaving and self._owner.room():
             self._hand_out(Row(self, seq), payload, count)
         if self._resuming and seq >= self._wanted:

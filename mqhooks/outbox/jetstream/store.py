@@ -17,14 +17,15 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, JetStream
 from mqhooks.nats.settings import NATSSettings
-from mqhooks.outbox.jetstream.layout import Names, differences, letters_config, log_config, raised
+from mqhooks.outbox.jetstream.layout import HEADROOM, Names, differences, letters_config, log_config, raised
+from mqhooks.outbox.jetstream.letters import SharedLetters
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
 from mqhooks.support.ratelimit import RateLimit
 
@@ -34,14 +35,14 @@ CLOSING_TIME = 5.0
 AGAIN = 2.0
 """How many seconds after streams could not be made or checked that is tried again."""
 
-HEADROOM = 8 << 20
-"""How many bytes a stream may have beyond its share of ``max_size``: the lease must find room in a full one."""
-
 NO_STORAGE = frozenset({10002, 10028, 10047})
 """JetStream's errors for a stream that a server, or the account, has no storage for."""
 
 MAKING = 10.0
 """How many seconds making a stream may take."""
+
+COUNTING = 2.0
+"""How many seconds lie between two looks at how many dead letters there are: others bury and replay too."""
 
 ASKING = 2.0
 """How many seconds asking for one may take: one that was just made has no leader yet, and nobody answers."""
@@ -76,6 +77,7 @@ class JetStreamStore(Service):
     :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
     :param now: tells the time that is stored, in seconds since 1970.
     :param clock: a clock that nobody sets, in seconds.
+    :ivar letters: all dead letters.
     """
 
     log = Logger()
@@ -100,12 +102,15 @@ class JetStreamStore(Service):
             reactor, settings.nats, connected=self._connected, disconnected=self._disconnected, warned=self._warned
         )
         self._js = JetStream(self._client, timeout=1.0)
+        self.letters = SharedLetters(self._js, settings.prefix, lambda: int(self._now() * 1000))
         self._outboxes: dict[str, JetStreamOutbox] = {}
         self._started: set[str] = set()
         self._complaints = RateLimit(reactor)
         self._problem: str | None = "not connected to NATS yet"
         self._preparing = False
         self._timer: IDelayedCall | None = None
+        self._counting = LoopingCall(self._count_letters)
+        self._counting.clock = reactor
 
     def outbox(self, name: str) -> JetStreamOutbox:
         """Get the outbox of a webhook."""
@@ -154,6 +159,7 @@ class JetStreamStore(Service):
                 "acknowledged; when they have it, say sync = full"
             )
         self._client.start()
+        self._counting.start(COUNTING, now=False)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -189,6 +195,20 @@ class JetStreamStore(Service):
     def _cancel(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        if self._counting.running:
+            self._counting.stop()
+
+    async def _count_letters(self) -> None:
+        before = {name: outbox.buried for name, outbox in self._outboxes.items()}
+        try:
+            counts = await self.letters.counts()
+        except (NATSError, OutboxError):
+            # What matters of it is told elsewhere.
+            return
+        for name, buried in before.items():
+            outbox = self._outboxes[name]
+            if outbox.started and outbox.buried == buried:
+                outbox.kept(counts.get(name, 0))
 
     # The connection.
 
@@ -251,12 +271,11 @@ class JetStreamStore(Service):
             for done, result in results:
                 if not done:
                     result.raiseException()
-            info = await self._js.call(f"STREAM.INFO.{names.letters}", {"subjects_filter": outbox.names.dead}, ASKING)
-            kept = (info.get("state", {}).get("subjects") or {}).get(outbox.names.dead, 0)
+            kept = (await self.letters.counts()).get(name, 0)
             self._started.add(name)
             self._problem = None
             if not outbox.started:
-                outbox.start(int(kept))
+                outbox.start(kept)
 
     async def _stream(self, config: dict[str, Any]) -> None:
         name = config["name"]

@@ -1,0 +1,180 @@
+"""
+The ``mqhooks`` command's way to an outbox in JetStream.
+
+The commands wait for each answer, while the reactor runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import islice
+from tempfile import TemporaryFile
+from threading import Thread
+from time import time
+from typing import IO, Any, TypeVar, cast
+
+from twisted.internet.defer import TimeoutError as Late
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.threads import blockingCallFromThread
+
+from mqhooks.app.jetstreamblock import jetstream
+from mqhooks.app.reactor import install
+from mqhooks.delivery import DeadLetter
+from mqhooks.errors import ConfigError, OutboxError, together
+from mqhooks.nanomq.block import Block
+from mqhooks.nanomq.hocon import read
+from mqhooks.nats.client import NATSClient
+from mqhooks.nats.jetstream import JetStream
+from mqhooks.outbox.deadletters import ANY, Action, Filter, Group, grouped
+from mqhooks.outbox.exchange import check_lines, read_checked
+from mqhooks.outbox.jetstream.letters import READ, SharedLetters
+from mqhooks.outbox.jetstream.store import JetStreamSettings
+
+PATIENCE = 10.0
+"""How many seconds a connection may take."""
+
+PIECE = 1000
+"""How many dead letters are replayed, or lines imported, at a time."""
+
+_T = TypeVar("_T")
+
+
+def engine_settings(path: str) -> JetStreamSettings | None:
+    """
+    Read where the outbox in JetStream is, and nothing else, so that variables with other secrets need not be set.
+
+    :returns: ``None`` when the outbox is another one.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, or says it wrongly.
+    """
+    errors: list[ConfigError] = []
+    values = read(path, required=False).values
+    block = Block(values, path, "", [], errors).block("mqhooks").block("outbox")
+    if str(block.string("kind", None)).lower() != "jetstream":
+        return None
+    for key in ("servers", "prefix", "user", "password", "token", "seed", "seedfile", "credsfile"):
+        entries = block.entries(key) or () if key == "servers" else (block.string(key, None),)
+        if any("${" in str(entry) for entry in entries):
+            block.fail(block.error(key, "set the environment variable that it refers to"))
+    settings = None if errors else jetstream(block, wanted=True)
+    if settings is None or errors:
+        raise together(errors)
+    return settings
+
+
+class Engine:
+    """
+    A connection to JetStream for programs that wait.
+
+    :param settings: where it is.
+    :ivar stream: reads and writes; to be used in :meth:`wait` only.
+    :raises mqhooks.errors.OutboxError: when there is no connection.
+    """
+
+    def __init__(self, settings: JetStreamSettings) -> None:
+        self._reactor = install()
+        self._thread: Thread | None = None
+        if not self._reactor.running:
+            self._thread = Thread(target=self._reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
+            self._thread.start()
+        self._client = NATSClient(self._reactor, settings.nats)
+        self.stream = JetStream(self._client)
+        try:
+            self.wait(self._connect)
+        except BaseException:
+            self.close()
+            raise
+
+    async def _connect(self) -> None:
+        self._client.start()
+        try:
+            await self._client.when_connected().addTimeout(PATIENCE, self._reactor)
+        except Late:
+            raise OutboxError(str(self._client.problem or f"no connection to NATS within {PATIENCE:g} s")) from None
+
+    def wait(self, make: Callable[[], Awaitable[_T]]) -> _T:
+        """Call a coroutine function in the reactor's thread, and wait for what it returns."""
+        return cast(_T, blockingCallFromThread(self._reactor, lambda: ensureDeferred(_awaited(make))))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.wait(self._client.close)
+        if self._thread is not None:
+            self._reactor.callFromThread(self._reactor.stop)
+            self._thread.join()
+
+
+async def _awaited(make: Callable[[], Awaitable[Any]]) -> Any:
+    return await make()
+
+
+class EngineLetters:
+    """
+    The dead letters in JetStream, in place of :class:`~mqhooks.outbox.deadletters.Letters`. What is asked for is done at once.
+
+    :param settings: where they are.
+    :raises mqhooks.errors.MqhooksError: when JetStream cannot be used.
+    """
+
+    done = "done"
+
+    def __init__(self, settings: JetStreamSettings) -> None:
+        self._engine = Engine(settings)
+        self._letters = SharedLetters(self._engine.stream, settings.prefix, lambda: int(time() * 1000))
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        """Go through all of them, oldest first."""
+        return self.of(ANY)
+
+    def of(self, only: Filter) -> Iterator[DeadLetter]:
+        """Go through those that fit and are there now, oldest first."""
+        last = self._engine.wait(self._letters.last)
+        after: int | None = 0
+        while after is not None:
+            begin = after
+            found, after = self._engine.wait(lambda: self._letters.read(only, begin, READ, last))  # noqa: B023 - it is waited for
+            yield from found
+
+    def groups(self, only: Filter) -> Iterator[Group]:
+        """Count those that fit by webhook, URL, status and reason, the most frequent first."""
+        yield from grouped(self.of(only))
+
+    def webhooks(self) -> list[str]:
+        """List the webhooks that have streams."""
+        return self._engine.wait(self._letters.webhooks)
+
+    def get(self, number: int) -> DeadLetter:
+        """
+        Get one.
+
+        :raises mqhooks.errors.OutboxError: when there is none with that number.
+        """
+        letter = self._engine.wait(lambda: self._letters.get(number))
+        if letter is None:
+            raise OutboxError(f"there is no dead letter {number}")
+        return letter
+
+    def ask(self, action: Action, numbers: Iterable[int]) -> int:
+        """
+        Replay or purge dead letters.
+
+        :returns: how many.
+        """
+        carry_out = self._letters.replay if action == "replay" else self._letters.purge
+        remaining, count = iter(numbers), 0
+        while some := list(islice(remaining, PIECE)):
+            count += self._engine.wait(lambda: carry_out(some))
+        return count
+
+    def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
+        """Accept what lines say; see :func:`mqhooks.outbox.exchange.import_lines`."""
+        with TemporaryFile() as checked:
+            source = check_lines(file, name, checked, set(self.webhooks()), now, dead=dead)
+            done, count = self._engine.wait(lambda: self._letters.progress(source)), 0
+            left = (each for each in read_checked(checked) if each.number > done)
+            while some := list(islice(left, PIECE)):
+                count += self._engine.wait(lambda: self._letters.take_in(source, some, dead=dead))
+            return count
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._engine.close()
