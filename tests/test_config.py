@@ -182,6 +182,8 @@ class WholeFileTests(ConfigCase):
         self.assertEqual(loaded.jetstream, expected)
         least = self.load("mqhooks.outbox { kind = jetstream, servers = a }").outbox
         self.assertEqual(least.jetstream, JetStreamSettings(NATSSettings((Server("a"),)), 3, 16, "MQ", synced=False))
+        self.assertEqual(least.role, "both")
+        self.assertEqual(self.load("mqhooks.outbox { kind = jetstream, servers = a, role = ACCEPT }").outbox.role, "accept")
 
     def test_jetstream_wrong(self):
         for keys, mistake in (

@@ -4,11 +4,14 @@ import json
 import signal
 from collections import defaultdict
 from pathlib import Path
+from urllib.request import urlopen
 
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from mqhooks.tools.ports import free_port
 from mqhooks.tools.receiver import Behaviour, receiver_site
 from tests.natscluster import Cluster
 from tests.processes import Twistd
@@ -33,7 +36,7 @@ class Away:
 class EndToEndTests(TestCase):
     timeout = 300
 
-    async def start(self, behaviour=None, size=3):
+    async def start(self, behaviour=None, size=3, role="both"):
         self.nodes = await Cluster(self, size, sync="always").start()
         site, self.tally = receiver_site(reactor, behaviour)
         port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
@@ -54,10 +57,23 @@ class EndToEndTests(TestCase):
             }}
             """
         )
-        return await self.bridge()
+        self.play(role)
+        self.admin = free_port()
+        return await self.bridge(self.admin)
 
-    async def bridge(self):
-        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(self.config))
+    def status(self):
+        with urlopen(f"http://127.0.0.1:{self.admin}/api/status", timeout=5) as answer:
+            return json.load(answer)
+
+    def play(self, role):
+        """Have the next bridges play a role."""
+        text = self.config.read_text().replace("sync = full", f"sync = full, role = {role}")
+        self.config = self.config.with_name(f"{role}.conf")
+        self.config.write_text(text)
+
+    async def bridge(self, admin=0):
+        port = ("--sidecar-port", "0", "--admin-port", str(admin))
+        bridge = Twistd(self, "mqhooks", *port, "--config", str(self.config))
         match = await bridge.until(r"listening for VerneMQ on (127\.0\.0\.1:\d+)")
         return bridge, f"tcp:{match[1]}"
 
@@ -96,6 +112,13 @@ class EndToEndTests(TestCase):
         behaviour = Away()
         bridge, target = await self.start(behaviour, size=1)
         await self.simulate(target, 3000)
+
+        async def accepted():
+            # What is sent is not all read.
+            status = await deferToThread(self.status)
+            return status["webhooks"][0]["accepted"] == 3000 - CLIENTS
+
+        await until(accepted, 60)
         await until(lambda: self.tally.requests > 5)
         bridge.process.signalProcess("TERM")
         await bridge.ended
@@ -143,3 +166,23 @@ class EndToEndTests(TestCase):
         bridge.process.signalProcess("TERM")
         await bridge.ended
         self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)
+
+    async def test_one_accepts_what_another_delivers(self):
+        accepting, target = await self.start(size=1, role="accept")
+        await accepting.until("webhook webhook: no bridge delivers: start one with outbox.role = deliver or both")
+        await self.simulate(target, 500)
+        self.config = self.config.with_name("both.conf")
+        self.config.write_text(self.config.with_name("accept.conf").read_text().replace("role = accept", "role = deliver"))
+        admin = free_port()
+        delivering = Twistd(self, "mqhooks", "--admin-port", str(admin), "--sidecar-port", "0", "--config", str(self.config))
+        await delivering.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await until(lambda: self.tally.distinct >= 500 - CLIENTS)
+        self.check_order(500 - CLIENTS)
+        ready = await deferToThread(lambda: json.load(urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=5)))
+        self.assertEqual(ready["checks"]["listening"], {"ok": True, "reason": "not for VerneMQ: outbox.role is deliver"})
+        self.assertNotIn("listening for VerneMQ", delivering.stdout)
+        self.assertNotIn("is ours now", accepting.stdout)
+        for bridge in (accepting, delivering):
+            bridge.process.signalProcess("TERM")
+            await bridge.ended
+            self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)

@@ -220,6 +220,25 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             ],
         )
 
+    def test_check_says_what_a_role_leaves_out(self):
+        def lines(role, *args):
+            text = """
+                webhook { url = "http://h/hook", events = [ { event = on_publish } ] }
+                mqhooks { outbox { kind = jetstream, servers = a, role = %s }, sources.webhooks.listen = "tcp:8892" }
+            """
+            return self.checked("--config", self.file(text % role), *args)
+
+        accepting = lines("accept")
+        self.assertIn("role    accept: takes events, and leaves deliveries to others; no endpoint is connected to", accepting)
+        self.assertIn("plugins.vmq_webhooks", accepting)
+        delivering = lines("deliver", "--sidecar", "tcp:8890", "--sink", "log:path=x")
+        self.assertIn("role    deliver: takes no events, delivers what others accept", delivering)
+        self.assertIn("        left out: tcp:8890:interface=127.0.0.1:backlog=1024, tcp:8892:interface=127.0.0.1:backlog=1024\n", delivering)
+        self.assertIn("        left out: sink log:path=x, since no event comes\n", delivering)
+        for left_out in ("listen  ", "vmq_", "sink    "):
+            self.assertNotIn(left_out, delivering)
+        self.assertNotIn("role ", lines("both"))
+
     def hooks(self, *args):
         lines = [line.strip() for line in self.checked(*args).splitlines()]
         named = [

@@ -21,11 +21,12 @@ def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
     addresses = [address_name(address) for source in bridge.sources for address in source.addresses]
     deaf = [source.via for source in bridge.sources if not source.addresses]
     failing = bridge.failing
+    listening = bool(addresses) and not deaf
+    heard = f"for VerneMQ on {', '.join(addresses)}" if listening else "not for VerneMQ"
+    if bridge.settings.outbox.role == "deliver":
+        listening, heard = True, "not for VerneMQ: outbox.role is deliver"
     checks = {
-        "listening": (
-            bool(addresses) and not deaf,
-            f"for VerneMQ on {', '.join(addresses)}" if addresses and not deaf else "not for VerneMQ",
-        ),
+        "listening": (listening, heard),
         "outbox": (failing is None, "writable" if failing is None else f"cannot be written: {failing}"),
     }
     for sink in bridge.webhooks:

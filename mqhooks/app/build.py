@@ -23,7 +23,7 @@ from mqhooks.app.group import WebhookGroup
 from mqhooks.app.notify import Notifier
 from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import SIDECAR_PORT as SIDECAR_PORT
-from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.app.settings import OutboxSettings, Settings, SidecarListening, SourcesSettings
 from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
@@ -100,9 +100,15 @@ def build(
     :param load: reads the settings again at SIGHUP; ``None`` when they cannot change.
     :raises mqhooks.errors.ConfigError: when a setting is wrong.
     """
+    role = settings.outbox.role if outbox is None else "both"
+    # Whoever only delivers needs no broker.
+    heard = settings.sources if role != "deliver" else SourcesSettings(SidecarListening(()))
+    if role == "deliver":
+        sidecars, sources = None, ()
     store = _store(settings, reactor) if outbox is None else None
     outboxes = outbox or (_refuse if store is None else store.outbox)
-    webhooks = WebhookGroup(reactor, settings.webhooks, outboxes, drain_time=settings.shutdown_timeout)
+    delivers = role != "accept"
+    webhooks = WebhookGroup(reactor, settings.webhooks, outboxes, drain_time=settings.shutdown_timeout, delivers=delivers)
     # A reload may add a webhook even if there is none now.
     receivers = [webhooks, *sinks] if settings.webhooks or load is not None else list(sinks)
     if not receivers:
@@ -111,19 +117,19 @@ def build(
     sessions = SessionTable()
     sidecar = SidecarFactory(reactor, sink, sessions=sessions)
     requests = WebhooksFactory(reactor, sink, settings.sources.webhooks, sessions=sessions)
-    streams = settings.sources.sidecars if sidecars is None else sidecars
+    streams = heard.sidecars if sidecars is None else sidecars
     sidecar_key = "mqhooks.sources.sidecar.listen" if sidecars is None else ""
     listening: list[IEventSource] = []
     if streams:
         listening.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar)))
-    calls = _grpc(settings, reactor, sink, sessions)
+    calls = _grpc(heard, reactor, sink, sessions)
     if calls is not None:
         listening.append(calls)
-    if settings.sources.webhooks.listen:
-        make = partial(WebhooksService, reactor, settings.sources.webhooks, requests)
+    if heard.webhooks.listen:
+        make = partial(WebhooksService, reactor, heard.webhooks, requests)
         listening.append(_keyed("mqhooks.sources.webhooks.listen", make))
     listening.extend([make(sink) for make in sources])
-    if not listening:
+    if not listening and role != "deliver":
         raise ConfigError("there is no source: give one an address, like sidecar { listen = tcp:8890 }", key="mqhooks.sources")
 
     def limit(new: Settings) -> None:
@@ -147,8 +153,8 @@ def build(
     _check_apart(
         [("mqhooks.admin.listen", page if admin is not None else "off")]
         + [(sidecar_key or "--sidecar-port or --sidecar", description) for description in streams]
-        + [("mqhooks.sources.webhooks.listen", description) for description in settings.sources.webhooks.listen]
-        + [("mqhooks.sources.grpc.listen", description) for description in settings.sources.grpc.listen]
+        + [("mqhooks.sources.webhooks.listen", description) for description in heard.webhooks.listen]
+        + [("mqhooks.sources.grpc.listen", description) for description in heard.grpc.listen]
     )
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
     summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
@@ -157,8 +163,8 @@ def build(
     return BridgeService(children, bridge, reloader, admin)
 
 
-def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionTable) -> GrpcService | None:
-    if not settings.sources.grpc.listen:
+def _grpc(sources: SourcesSettings, reactor: Any, sink: IEventSink, sessions: SessionTable) -> GrpcService | None:
+    if not sources.grpc.listen:
         return None
     try:
         # An extra: whoever takes no calls need not have h2.
@@ -168,7 +174,7 @@ def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionT
         library = str(error.name).partition(".")[0]
         problem = f"gRPC needs {library}, which is not installed: install it with pip install {library}"
         raise ConfigError(problem, key="mqhooks.sources.grpc.listen") from None
-    make = partial(GrpcService, reactor, settings.sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
+    make = partial(GrpcService, reactor, sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
     return _keyed("mqhooks.sources.grpc.listen", make)
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.sample import sample
-from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.app.settings import OutboxSettings, Settings, SidecarListening, SourcesSettings
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
 from mqhooks.sources.webhooks.instructions import instructions
@@ -35,6 +36,18 @@ def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[st
 def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str], *, samples: bool) -> Iterator[str]:
     for warning in settings.warnings:
         yield f"warning: {warning}"
+    role = settings.outbox.role
+    if role == "deliver":
+        sources = settings.sources
+        left = [*descriptions, *sources.webhooks.listen, *sources.grpc.listen]
+        yield "role    deliver: takes no events, delivers what others accept"
+        yield f"        left out: {', '.join(map(complete, left))}" if left else "        left out: nothing"
+        settings, descriptions = replace(settings, sources=SourcesSettings(SidecarListening(()))), ()
+        for sink in sinks:
+            yield f"        left out: sink {hide_urls(sink)}, since no event comes"
+        sinks = ()
+    elif role == "accept":
+        yield "role    accept: takes events, and leaves deliveries to others; no endpoint is connected to"
     for description in descriptions:
         yield f"listen  {complete(description)}"
     webhooks = settings.sources.webhooks
@@ -62,7 +75,7 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
         yield f"notify  POST {hide_url(notify.url)} on {', '.join(notify.on)}{signed}"
     for sink in sinks:
         yield f"sink    {hide_urls(sink)}"
-    if not settings.webhooks and not sinks:
+    if not settings.webhooks and not sinks and role != "deliver":
         yield "sink    JSON lines to standard output"
     if samples:
         for webhook in settings.webhooks:

@@ -58,16 +58,24 @@ class WebhookGroup(FanOut):
     :param settings: the webhooks.
     :param outbox: returns the outbox of a webhook's name, always the same one for a name.
     :param drain_time: how many seconds stopping waits for deliveries.
+    :param delivers: whether this process delivers; otherwise it only accepts, for others.
     :raises mqhooks.errors.ConfigError: when the certificates of a webhook cannot be used.
     """
 
     def __init__(
-        self, reactor: Any, settings: Iterable[WebhookSettings], outbox: Callable[[str], IOutbox], *, drain_time: float
+        self,
+        reactor: Any,
+        settings: Iterable[WebhookSettings],
+        outbox: Callable[[str], IOutbox],
+        *,
+        drain_time: float,
+        delivers: bool = True,
     ) -> None:
         super().__init__(())
         self._reactor = reactor
         self._outbox = outbox
         self._drain_time = drain_time
+        self._delivers = delivers
         self._budget = Budget()
         self._slots: dict[str, _Slot] = {}
         self._current: list[WebhookSink] = []
@@ -174,6 +182,7 @@ class WebhookGroup(FanOut):
             drain_time=self._drain_time,
             counters=None if slot is None else slot.counters,
             budget=self._budget,
+            delivers=self._delivers,
         )
 
     def apply(self, plan: Plan) -> None:

@@ -6,16 +6,30 @@ from __future__ import annotations
 
 import os
 import re
+from typing import cast, get_args
 
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.block import Block
 from mqhooks.nats.auth import Auth
 from mqhooks.nats.settings import NATSSettings, Server, server
 from mqhooks.outbox.jetstream.layout import PREFIX
-from mqhooks.outbox.jetstream.store import JetStreamSettings
+from mqhooks.outbox.jetstream.store import JetStreamSettings, Role
 from mqhooks.support.tls import TLSSettings, client_context
 
-KEYS = ("servers", "replicas", "partitions", "prefix", "user", "password", "token", "seed", "seedfile", "credsfile", "tls")
+KEYS = (
+    "servers",
+    "replicas",
+    "partitions",
+    "prefix",
+    "role",
+    "user",
+    "password",
+    "token",
+    "seed",
+    "seedfile",
+    "credsfile",
+    "tls",
+)
 """The keys that only ``kind = jetstream`` knows."""
 
 MOST_PARTITIONS = 256
@@ -36,6 +50,7 @@ def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     replicas = block.integer("replicas", 3, least=1, most=5)
     partitions = block.integer("partitions", 16, least=1, most=MOST_PARTITIONS)
     prefix = block.string("prefix", "MQ")
+    role = cast(Role, block.choice("role", "both", get_args(Role)))
     if not wanted:
         for key in KEYS:
             if key in block:
@@ -59,7 +74,7 @@ def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     except ConfigError as error:
         block.fail(error)
     synced = block.string("sync", None) == "full"
-    return JetStreamSettings(NATSSettings(servers, auth, tls), replicas, partitions, prefix, synced)
+    return JetStreamSettings(NATSSettings(servers, auth, tls), replicas, partitions, prefix, synced, role)
 
 
 def _servers(block: Block) -> tuple[Server, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mqhooks.admin.settings import AdminSettings
-from mqhooks.outbox.jetstream.store import JetStreamSettings
+from mqhooks.outbox.jetstream.store import JetStreamSettings, Role
 from mqhooks.outbox.queue import OnFull
 from mqhooks.sources.grpc.settings import GrpcSettings
 from mqhooks.sources.webhooks.settings import WebhooksSettings
@@ -111,6 +111,11 @@ class OutboxSettings:
     on_full: OnFull = "pause"
     dead_max: int = OUTBOX_LETTERS[OUTBOX_KIND]
     jetstream: JetStreamSettings | None = None
+
+    @property
+    def role(self) -> Role:
+        """What this process does; with other outboxes than ``jetstream`` it is ``both``."""
+        return "both" if self.kind != "jetstream" or self.jetstream is None else self.jetstream.role
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class WebhookSink(Service):
     :param budget: bounds what all webhooks hold in memory; ``None`` for one of its own.
     :param random: the source of jitter.
     :param now: the time of day, in seconds since 1970; the clock may count from elsewhere.
+    :param delivers: whether it does, or only puts events into the outbox, for other processes.
     """
 
     log = Logger()
@@ -67,8 +68,10 @@ class WebhookSink(Service):
         budget: Budget | None = None,
         random: Random | None = None,
         now: Callable[[], float] = time,
+        delivers: bool = True,
     ) -> None:
         self.settings = settings
+        self._delivers = delivers
         self.drain_time = drain_time
         self.counters = counters or WebhookCounters()
         if settings.auth is not None:
@@ -159,7 +162,8 @@ class WebhookSink(Service):
         pending = self.outbox.counts.pending
         if pending:
             self.log.info("webhook {name}: {pending} deliveries are waiting", name=self.settings.name, pending=pending)
-        self._dispatcher.start()
+        if self._delivers:
+            self._dispatcher.start()
 
     def stopService(self) -> Deferred[None]:
         """

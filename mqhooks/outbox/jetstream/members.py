@@ -29,11 +29,16 @@ LISTEN = 0.2
 """How many seconds a newcomer listens who is there, before it takes anything."""
 
 
+LONELY = 5.0
+"""After how many seconds it is told that nobody delivers."""
+
+
 class _Sign(msgspec.Struct, array_like=True):
     who: str
     asks: bool
     leaves: bool
     full: list[int]
+    delivers: bool = True
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -51,6 +56,7 @@ class Members:
     :param monotonic: a clock that nobody sets.
     :param full: says which of our partitions have no room.
     :param others: called with those of the others.
+    :param delivers: whether partitions may be ours.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class Members:
         monotonic: Callable[[], float],
         full: Callable[[], list[int]],
         others: Callable[[set[int]], object],
+        *,
+        delivers: bool = True,
     ) -> None:
         self._reactor = reactor
         self._client = client
@@ -70,8 +78,9 @@ class Members:
         self._monotonic = monotonic
         self._full = full
         self._others = others
-        # First and last time that each was heard, and what it has no room for.
-        self._heard: dict[str, tuple[float, float, list[int]]] = {}
+        self._delivers = delivers
+        # First and last time that each was heard, and what it said.
+        self._heard: dict[str, tuple[float, float, _Sign]] = {}
         self._since = 0.0
         self._retreating = False
         self._subscription: Subscription | None = None
@@ -115,13 +124,23 @@ class Members:
         now = self._monotonic()
         proven = [
             who
-            for who, (first, last, _) in self._heard.items()
-            if now - last < GONE and (last - first >= PROVEN or first - self._since < GONE)
+            for who, (first, last, sign) in self._heard.items()
+            if sign.delivers and now - last < GONE and (last - first >= PROVEN or first - self._since < GONE)
         ]
-        if self._retreating and proven:
+        if not self._delivers or (self._retreating and proven):
             return False
         there = sorted([*proven, self._me])
         return there[partition % len(there)] == self._me
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody delivers, as far as we have heard for long enough."""
+        now = self._monotonic()
+        return (
+            not self._delivers
+            and now - self._since > LONELY
+            and not any(sign.delivers and now - last < GONE for _, last, sign in self._heard.values())
+        )
 
     def _announce(self) -> None:
         self._timer = self._reactor.callLater(ANNOUNCE, self._announce)
@@ -131,7 +150,7 @@ class Members:
 
     def _say(self, *, asks: bool = False, leaves: bool = False) -> None:
         try:
-            self._client.publish(self._subject, _encode(_Sign(self._me, asks, leaves, self._full())))
+            self._client.publish(self._subject, _encode(_Sign(self._me, asks, leaves, self._full(), self._delivers)))
         except NATSError:
             # Without a connection nobody hears us, and nothing can be owned.
             pass
@@ -148,8 +167,8 @@ class Members:
             self._tell()
             return
         now = self._monotonic()
-        first, last, _ = self._heard.get(sign.who, (now, now, ()))
-        self._heard[sign.who] = first if now - last < GONE else now, now, sign.full
+        first, last, _ = self._heard.get(sign.who, (now, now, sign))
+        self._heard[sign.who] = first if now - last < GONE else now, now, sign
         if sign.asks and not self._retreating:
             self._say()
         self._tell()
@@ -157,4 +176,4 @@ class Members:
     def _tell(self) -> None:
         now = self._monotonic()
         self._heard = {who: heard for who, heard in self._heard.items() if now - heard[1] < 10 * GONE}
-        self._others({number for _, last, full in self._heard.values() if now - last < GONE for number in full})
+        self._others({number for _, last, sign in self._heard.values() if now - last < GONE for number in sign.full})

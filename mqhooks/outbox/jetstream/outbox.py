@@ -96,6 +96,7 @@ class JetStreamOutbox:
     :param failing: says why nothing can be accepted now, or ``None``.
     :param now: tells the time in milliseconds since 1970.
     :param monotonic: a clock that nobody sets, in seconds.
+    :param delivers: whether this process owns partitions; otherwise it only accepts.
     :ivar started: whether it ever was.
     :ivar buried: how many dead letters it has stored.
     """
@@ -116,8 +117,11 @@ class JetStreamOutbox:
         failing: Callable[[], str | None],
         now: Callable[[], int],
         monotonic: Callable[[], float],
+        *,
+        delivers: bool = True,
     ) -> None:
         self.name = name
+        self._delivers = delivers
         self.me = me
         self.gate = self
         self.names = names
@@ -158,7 +162,9 @@ class JetStreamOutbox:
             )
             for number in range(partitions)
         ]
-        self._members = Members(reactor, client, names.alive, me, monotonic, self._full_here, self._full_there)
+        self._members = Members(
+            reactor, client, names.alive, me, monotonic, self._full_here, self._full_there, delivers=delivers
+        )
 
     # Starting and stopping, by the store.
 
@@ -174,11 +180,18 @@ class JetStreamOutbox:
 
     def _share(self) -> None:
         if self._running:
-            for partition in self.partitions:
-                partition.start()
+            if self._delivers:
+                for partition in self.partitions:
+                    partition.start()
             for acceptor in self._acceptors:
                 acceptor.held = False
                 acceptor.go_on()
+
+    def look(self) -> None:
+        """Tell when nobody delivers. Called every two seconds."""
+        if self._running and self._members.alone and self._complaints.allow("alone") is not None:
+            remedy = "start one with outbox.role = deliver or both"
+            self.log.warn("webhook {name}: no bridge delivers: {remedy}", name=self.name, remedy=remedy)
 
     def kept(self, letters: int) -> None:
         """Take note of how many dead letters JetStream has."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
 from time import monotonic, time
-from typing import Any
+from typing import Any, Literal
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
@@ -41,8 +41,10 @@ NO_STORAGE = frozenset({10002, 10028, 10047})
 MAKING = 10.0
 """How many seconds making a stream may take."""
 
+Role = Literal["both", "accept", "deliver"]
+
 COUNTING = 2.0
-"""How many seconds lie between two looks at how many dead letters there are: others bury and replay too."""
+"""How many seconds lie between two looks at what others do: they bury and replay, and may be gone."""
 
 ASKING = 2.0
 """How many seconds asking for one may take: one that was just made has no leader yet, and nobody answers."""
@@ -58,6 +60,7 @@ class JetStreamSettings:
     :param partitions: into how many logs each webhook's deliveries are divided; fixed when they are made.
     :param prefix: what the names of streams and subjects begin with.
     :param synced: the operator says that the servers have ``sync_interval: always``.
+    :param role: ``accept``: this process delivers nothing; ``deliver``: it takes no events.
     """
 
     nats: NATSSettings
@@ -65,6 +68,7 @@ class JetStreamSettings:
     partitions: int = 16
     prefix: str = "MQ"
     synced: bool = False
+    role: Role = "both"
 
 
 class JetStreamStore(Service):
@@ -109,7 +113,7 @@ class JetStreamStore(Service):
         self._problem: str | None = "not connected to NATS yet"
         self._preparing = False
         self._timer: IDelayedCall | None = None
-        self._counting = LoopingCall(self._count_letters)
+        self._counting = LoopingCall(lambda: ensureDeferred(self._look()))
         self._counting.clock = reactor
 
     def outbox(self, name: str) -> JetStreamOutbox:
@@ -127,6 +131,7 @@ class JetStreamStore(Service):
                 lambda: self.failing,
                 lambda: int(self._now() * 1000),
                 self._clock,
+                delivers=self.settings.role != "accept",
             )
             if self.running:
                 self._prepare()
@@ -197,6 +202,11 @@ class JetStreamStore(Service):
             self._timer.cancel()
         if self._counting.running:
             self._counting.stop()
+
+    async def _look(self) -> None:
+        for outbox in self._outboxes.values():
+            outbox.look()
+        await self._count_letters()
 
     async def _count_letters(self) -> None:
         before = {name: outbox.buried for name, outbox in self._outboxes.items()}
