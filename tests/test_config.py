@@ -184,6 +184,10 @@ class WholeFileTests(ConfigCase):
         self.assertEqual(least.jetstream, JetStreamSettings(NATSSettings((Server("a"),)), 3, 16, "MQ", synced=False))
         self.assertEqual(least.role, "both")
         self.assertEqual(self.load("mqhooks.outbox { kind = jetstream, servers = a, role = ACCEPT }").outbox.role, "accept")
+        self.assertIsNone(least.jetstream.spill)
+        self.assertEqual(
+            self.load("mqhooks.outbox { kind = jetstream, servers = a, spill = none }").outbox.jetstream.spill, "none"
+        )
 
     def test_jetstream_wrong(self):
         for keys, mistake in (
@@ -194,6 +198,8 @@ class WholeFileTests(ConfigCase):
             ("servers = a, replicas = 2", "replicas: 2 is not 1, 3 or 5"),
             ("servers = a, replicas = 7", "replicas: 7 is not"),
             ("servers = a, partitions = 0", "partitions: 0 is not"),
+            ("servers = a, spill = memory", "spill: 'memory' is not one of sqlite, none"),
+            ("servers = a, role = reader", "role: 'reader' is not one of both, accept, deliver"),
             ('servers = a, prefix = "a.b"', "prefix: 'a.b' is not 1 to 32 letters"),
             ("servers = a, user = u", "user: user and password need each other: set both"),
             ("servers = a, user = u, password = p, token = t", "token: user is set too: choose one of them"),

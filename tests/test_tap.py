@@ -233,7 +233,8 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         self.assertIn("plugins.vmq_webhooks", accepting)
         delivering = lines("deliver", "--sidecar", "tcp:8890", "--sink", "log:path=x")
         self.assertIn("role    deliver: takes no events, delivers what others accept", delivering)
-        self.assertIn("        left out: tcp:8890:interface=127.0.0.1:backlog=1024, tcp:8892:interface=127.0.0.1:backlog=1024\n", delivering)
+        for port in (8890, 8892):
+            self.assertRegex(delivering, f" left out: .*tcp:{port}:interface=127.0.0.1")
         self.assertIn("        left out: sink log:path=x, since no event comes\n", delivering)
         for left_out in ("listen  ", "vmq_", "sink    "):
             self.assertNotIn(left_out, delivering)

@@ -28,7 +28,7 @@ from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
 from mqhooks.nanomq.rules import needs_addresses, needs_usernames
-from mqhooks.outbox.jetstream.store import JetStreamStore
+from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks.compose import FanOut
@@ -217,7 +217,8 @@ def _store(settings: Settings, reactor: Any) -> SqliteStore | MemoryStore | JetS
     if outbox.kind == "jetstream":
         if outbox.jetstream is None:
             raise ConfigError("names no server", key="mqhooks.outbox.servers")
-        return JetStreamStore(reactor, outbox.jetstream, max_size=outbox.max_size, dead_max=outbox.dead_max)
+        spill = None if outbox.jetstream.spill == "none" else f"{outbox.path}{SPILL}"
+        return JetStreamStore(reactor, outbox.jetstream, max_size=outbox.max_size, dead_max=outbox.dead_max, spill=spill)
     return SqliteStore(
         reactor,
         outbox.path,

@@ -130,7 +130,7 @@ def _outbox(block: Block) -> OutboxSettings:
         dead_max=block.integer("dead_max", OUTBOX_LETTERS[kind], least=0),
         jetstream=jetstream(block, wanted=kind == "jetstream"),
     )
-    unused = {"memory": ("path", "sync", "on_full"), "jetstream": ("path", "on_full")}
+    unused = {"memory": ("path", "sync", "on_full"), "jetstream": ("on_full",)}
     for key in unused.get(kind, ()):
         if key in block:
             block.warn(key, "is for kind = sqlite, and does nothing here")

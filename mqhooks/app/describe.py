@@ -13,6 +13,7 @@ from mqhooks.app.sample import sample
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarListening, SourcesSettings
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
+from mqhooks.outbox.jetstream.store import SPILL
 from mqhooks.sources.webhooks.instructions import instructions
 from mqhooks.support.listening import complete, interface_of, is_local
 from mqhooks.support.redact import hide_url, hide_urls
@@ -176,7 +177,8 @@ def _outbox(outbox: OutboxSettings) -> str:
     if outbox.jetstream is not None:
         servers = ", ".join(map(str, outbox.jetstream.nats.servers))
         shared = f"{outbox.jetstream.partitions} partitions, {outbox.jetstream.replicas} replicas"
-        return f"outbox  in JetStream at {servers}, {shared}, {size}; {outbox.dead_max} dead letters"
+        spill = "no spill" if outbox.jetstream.spill == "none" else f"spill {outbox.path}{SPILL}"
+        return f"outbox  in JetStream at {servers}, {shared}, {size}; {spill}; {outbox.dead_max} dead letters"
     full = "no more is read" if outbox.on_full == "pause" else "the oldest is dropped"
     return f"outbox  {outbox.path}, sync {outbox.sync}, {size}; when it is full {full}; {outbox.dead_max} dead letters"
 

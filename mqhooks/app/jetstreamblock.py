@@ -13,7 +13,7 @@ from mqhooks.nanomq.block import Block
 from mqhooks.nats.auth import Auth
 from mqhooks.nats.settings import NATSSettings, Server, server
 from mqhooks.outbox.jetstream.layout import PREFIX
-from mqhooks.outbox.jetstream.store import JetStreamSettings, Role
+from mqhooks.outbox.jetstream.store import JetStreamSettings, Role, Spill
 from mqhooks.support.tls import TLSSettings, client_context
 
 KEYS = (
@@ -22,6 +22,7 @@ KEYS = (
     "partitions",
     "prefix",
     "role",
+    "spill",
     "user",
     "password",
     "token",
@@ -50,6 +51,8 @@ def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     replicas = block.integer("replicas", 3, least=1, most=5)
     partitions = block.integer("partitions", 16, least=1, most=MOST_PARTITIONS)
     prefix = block.string("prefix", "MQ")
+    chosen = cast(Spill, block.choice("spill", "sqlite", get_args(Spill)))
+    spill = chosen if "spill" in block else None
     role = cast(Role, block.choice("role", "both", get_args(Role)))
     if not wanted:
         for key in KEYS:
@@ -74,7 +77,7 @@ def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     except ConfigError as error:
         block.fail(error)
     synced = block.string("sync", None) == "full"
-    return JetStreamSettings(NATSSettings(servers, auth, tls), replicas, partitions, prefix, synced, role)
+    return JetStreamSettings(NATSSettings(servers, auth, tls), replicas, partitions, prefix, synced, role, spill)
 
 
 def _servers(block: Block) -> tuple[Server, ...]:

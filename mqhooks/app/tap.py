@@ -132,7 +132,9 @@ def _make(reactor: Any, options: Options) -> IService:
     twistd: Mapping[str, Any] = options.parent or {}
     directory = _directory(twistd)
     settings = _settings(options, options["config"], directory)
-    if settings.webhooks and settings.outbox.kind == "sqlite" and not twistd.get("chroot"):
+    engine = settings.outbox.jetstream
+    needed = settings.outbox.kind == "sqlite" or (engine is not None and engine.spill == "sqlite")
+    if settings.webhooks and needed and not twistd.get("chroot"):
         _check_place(settings.outbox.path)
     sinks = [sinkFromString(reactor, description) for description in options["sink"]]
     reload = None

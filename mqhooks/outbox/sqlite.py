@@ -115,6 +115,11 @@ class SqliteStore(Service):
         return self._outboxes[name]
 
     @property
+    def names(self) -> list[str]:
+        """The webhooks that it has outboxes for: those asked for, and, once it is open, those that the file knows."""
+        return list(self._outboxes)
+
+    @property
     def failing(self) -> str | None:
         """Why nothing is accepted: the last transaction failed, or the disk is too full; ``None`` when all is well."""
         return self._store.failing or (TOO_FULL if self._store.holding else None)

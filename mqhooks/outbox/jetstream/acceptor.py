@@ -2,21 +2,28 @@
 Puts deliveries into the log of one partition.
 
 - One message at a time is without an acknowledgement: two could change places over an election.
-- It is repeated under the same id until it is acknowledged, so a lost acknowledgement stores nothing twice.
+- It is repeated under the same id until it is acknowledged, so a lost acknowledgement stores nothing twice. JetStream forgets
+  ids after two minutes: what takes longer is looked for in the log before it is repeated.
+- While JetStream is away, all goes through a local file, if there is one: behind what waits there already, until it is empty.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from msgspec import structs
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 from mqhooks.delivery import Delivery
-from mqhooks.errors import JetStreamError, NATSError, NATSTooLong, NATSUnavailable
+from mqhooks.errors import JetStreamError, NATSError, NATSTooLong, NATSUnavailable, OutboxError
 from mqhooks.nats.jetstream import Ack, JetStream
 from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, COUNT, encode
+from mqhooks.outbox.queue import SqliteOutbox
 from mqhooks.outbox.stored import UNENCODABLE, encodable
 
 LINGER = 0.02
@@ -27,6 +34,12 @@ AGAIN = 0.1
 
 TIMEOUT = 1.0
 """How many seconds an acknowledgement may take."""
+
+REMEMBERED = 60.0
+"""After how many seconds a message is looked for before it is sent again: half of what JetStream remembers."""
+
+PASSED = 8 << 20
+"""About how many bytes are read from the local file in one turn of the reactor, when only their ids matter."""
 
 NO_ROOM = frozenset({10047, 10077})
 """JetStream's errors for a stream or a server without room."""
@@ -62,14 +75,22 @@ class Acceptor:
     :param reactor: for timers.
     :param stream: writes.
     :param subject: of the log.
-    :param name: begins the ids of messages; of this process and partition only.
+    :param name: begins the ids of messages, and tells acceptors apart.
     :param acknowledged: called with the sequence number of a message, and whose last deliveries were in it.
     :param failed: called with what keeps a message from being stored, whenever it is tried in vain.
     :param refused: called with a delivery that can never be stored, why, and what to call once it is a dead letter.
-    :ivar since: when the oldest delivery that is not acknowledged was appended, in the reactor's seconds.
+    :param last: asks for the id of the last delivery in the log that an acceptor of this name has stored.
+    :ivar since: when the oldest delivery that is neither acknowledged nor in the file was appended, in the reactor's seconds.
+    :ivar size: how many bytes of bodies wait in memory.
     :ivar refused: whether the last attempt found no room.
-    :ivar held: whether nothing may be sent: the stream is not known to be there, or its owner has said that it has no room.
+    :ivar failing: whether it failed for another reason.
+    :ivar held: whether nothing may be sent, because the partition's owner has said that it has no room.
+    :ivar begun: whether the stream is known to be there.
+    :ivar spill: the local file's part for this partition; ``None`` for none.
+    :ivar spilling: whether all goes through the file.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -80,55 +101,78 @@ class Acceptor:
         acknowledged: Callable[[int, list[Accepting]], object],
         failed: Callable[[NATSError], object],
         refused: Callable[[Delivery, str, Callable[[], object]], object],
+        last: Callable[[str], Awaitable[str | None]],
     ) -> None:
         self.since: float | None = None
-        self.refused = False
-        self.held = True
+        self.size = 0
+        self.refused = self.failing = self.held = self.begun = self.spilling = False
+        self.spill: SqliteOutbox | None = None
+        self.name = name
         self._reactor = reactor
         self._stream = stream
         self._subject = subject
-        self._name = name
         self._acknowledged = acknowledged
         self._failed = failed
         self._refused = refused
+        self._last = last
         self._waiting: deque[_Part] = deque()
-        self._number = 0
         # The message without an acknowledgement: its content, and what it was made of.
         self._flying: tuple[bytes, list[_Part]] | None = None
-        # Whether it may be stored, under its id, already; and how many may be in the next one.
+        # Whether it may be stored, under its id, already; since when; and how many may be in the next one.
         self._sent = False
+        self._first_sent = 0.0
         self._most = BATCH
         self._next = 0.0
         self._timer: IDelayedCall | None = None
         self._stopped = False
+        # How many appends to the file are not committed, and how many of what is first in it were sent as one message before.
+        self._uncommitted = 0
+        self._sent_before = 0
+        self._draining: Deferred[Any] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether there is something that is not acknowledged."""
-        return bool(self._waiting) or self._flying is not None
+        """Whether there is something that is neither acknowledged nor in the file."""
+        return bool(self._waiting) or self._flying is not None or bool(self._uncommitted)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room, neither in JetStream nor in the file."""
+        if self.spilling:
+            return self.spill is not None and self.spill.full
+        return self.refused or self.held or (self.spill is None and not self.begun)
 
     def put(self, deliveries: list[Delivery], accepting: Accepting) -> None:
         """Append some; the caller has checked that each can be stored."""
         now = self._reactor.seconds()
+        parts: list[_Part] = [(delivery, None, now) for delivery in deliveries[:-1]]
+        parts.append((deliveries[-1], accepting, now))
+        if self.spilling:
+            self._keep(parts)
+            return
         if self.since is None:
             self.since = now
-        self._waiting.extend([(delivery, None, now) for delivery in deliveries[:-1]])
-        self._waiting.append((deliveries[-1], accepting, now))
+        self._waiting.extend(parts)
+        self.size += sum([len(delivery.body) for delivery in deliveries])
+        self.go_on()
+
+    def begin(self) -> None:
+        """Note that the stream is there."""
+        self.begun = True
         self.go_on()
 
     def go_on(self) -> None:
         """Send what may be sent."""
-        if self._flying is not None or not self._waiting or self._stopped or self.held:
+        if self.spilling or self._flying is not None or not self._waiting or self._stopped or self.held or not self.begun:
             return
         left = self._next - self._reactor.seconds()
         if left > 0 and len(self._waiting) < BATCH:
             if self._timer is None:
                 self._later(left, self.go_on)
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._next = self._reactor.seconds() + LINGER
+        self._cancel()
+        now = self._reactor.seconds()
+        self._next = now + LINGER
         batch: list[_Part] = []
         size = 0
         waiting = self._waiting
@@ -142,10 +186,11 @@ class Acceptor:
             data = encode([delivery for delivery, _, _ in batch])
         self._most = BATCH
         if not batch:
+            self.size -= size
             self.go_on()
             return
-        self._number += 1
         self._sent = False
+        self._first_sent = now
         self._flying = data, batch
         self._fly()
 
@@ -172,6 +217,11 @@ class Acceptor:
     def stop(self) -> None:
         """Send nothing more."""
         self._stopped = True
+        self._cancel()
+        if self._draining is not None:
+            self._draining.cancel()
+
+    def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -186,40 +236,77 @@ class Acceptor:
     def _fly(self) -> None:
         if self._flying is None or self._stopped:
             return
-        data, batch = self._flying
-        sent = self._stream.publish(
+        flying = self._flying
+        data, batch = flying
+        self._publish(data, [delivery for delivery, _, _ in batch]).addCallbacks(
+            self._stored, self._missed, callbackArgs=(flying,), errbackArgs=(flying,)
+        )
+
+    def _publish(self, data: bytes, deliveries: list[Delivery]) -> Deferred[Ack]:
+        return self._stream.publish(
             self._subject,
             data,
-            message_id=f"{self._name}.{self._number}",
-            headers={COUNT: str(len(batch))},
+            message_id=f"{self.name}/{deliveries[-1].id}",
+            headers={COUNT: str(len(deliveries))},
             timeout=TIMEOUT,
         )
-        sent.addCallbacks(self._stored, self._missed)
 
-    def _stored(self, ack: Ack) -> None:
-        flying, self._flying = self._flying, None
-        assert flying is not None
-        self.refused = False
+    def _stored(self, ack: Ack | None, flying: tuple[bytes, list[_Part]]) -> None:
+        if self._flying is not flying:
+            # It is in the file meanwhile.
+            return
+        self._flying = None
+        self.refused = self.failing = False
+        self.size -= sum([len(delivery.body) for delivery, _, _ in flying[1]])
         self.since = self._waiting[0][2] if self._waiting else None
-        self._acknowledged(ack.seq, [accepting for _, accepting, _ in flying[1] if accepting is not None])
+        self._acknowledged(0 if ack is None else ack.seq, [whose for _, whose, _ in flying[1] if whose is not None])
         self.go_on()
 
-    def _missed(self, failure: Any) -> None:
+    def _missed(self, failure: Any, flying: tuple[bytes, list[_Part]]) -> None:
         failure.trap(NATSError)
+        if self._flying is not flying:
+            return
         error = failure.value
-        if isinstance(error, NATSTooLong) and not self._sent and self._flying is not None:
-            self._divide(self._flying[1], str(error))
+        if isinstance(error, NATSTooLong) and not self._sent:
+            self._divide(flying[1], str(error))
             return
         self._sent = self._sent or not isinstance(error, NATSUnavailable)
-        self.refused = isinstance(error, JetStreamError) and error.err_code in NO_ROOM
+        self._note(error)
         if not self._stopped:
-            self._later(AGAIN, self._fly)
+            late = self._sent and self._reactor.seconds() - self._first_sent > REMEMBERED
+            self._later(AGAIN, self._look if late else self._fly)
             self._failed(error)
+
+    def _note(self, error: NATSError) -> None:
+        self.refused = isinstance(error, JetStreamError) and error.err_code in NO_ROOM
+        self.failing = not self.refused
+
+    def _look(self) -> None:
+        """Look for a message whose id JetStream may have forgotten, before it is sent again."""
+        flying = self._flying
+        if flying is None or self._stopped:
+            return
+
+        def found(last: str | None) -> None:
+            if self._flying is not flying:
+                return
+            if last == flying[1][-1][0].id:
+                self._stored(None, flying)
+            else:
+                self._first_sent = self._reactor.seconds()
+                self._fly()
+
+        asked = ensureDeferred(self._ask())
+        asked.addCallbacks(found, self._missed, errbackArgs=(flying,))
+
+    async def _ask(self) -> str | None:
+        return await self._last(self.name)
 
     def _divide(self, batch: list[_Part], problem: str) -> None:
         """Send fewer at once: clients' names, headers and paths may be long too."""
         self._flying = None
         if len(batch) == 1:
+            self.size -= len(batch[0][0].body)
             self._refuse(batch[0], problem)
         else:
             self._waiting.extendleft(reversed(batch))
@@ -227,6 +314,141 @@ class Acceptor:
         self.since = self._waiting[0][2] if self._waiting else None
         self._next = 0.0
         self.go_on()
+
+    # The local file.
+
+    def attach(self, spill: SqliteOutbox) -> None:
+        """
+        Give it a part of a file that is open.
+
+        :param spill: what an earlier process has left in it is stored first.
+        """
+        self.spill = spill
+        self.spilling = spill.counts.pending > 0
+
+    def divert(self) -> None:
+        """Have all go through the file from now on, first of all what waits in memory."""
+        if self.spill is None or self.spilling:
+            return
+        self.spilling = True
+        flying, self._flying = self._flying, None
+        self._cancel()
+        parts = [] if flying is None else flying[1]
+        self._sent_before = len(parts) if self._sent else 0
+        parts += self._waiting
+        self._waiting.clear()
+        self.since, self.size = None, 0
+        if parts:
+            self._keep(parts)
+
+    def _keep(self, parts: list[_Part]) -> None:
+        if self.spill is None:
+            return
+        kept = self._without_unstorable(parts)
+        if not kept:
+            return
+
+        def committed(_: None) -> None:
+            self._uncommitted -= 1
+            for whose in [accepting for _, accepting, _ in kept if accepting is not None]:
+                whose.landed()
+
+        self._uncommitted += 1
+        accepted = self.spill.append([delivery for delivery, _, _ in kept], room=False)
+        if accepted is not None:
+            accepted.addCallback(committed)
+
+    def drain(self) -> None:
+        """Begin to store what is in the file, unless that goes on already."""
+        if not self.spilling or self._draining is not None or self._stopped or not self.begun:
+            return
+        self._draining = draining = ensureDeferred(self._drain())
+        draining.addErrback(self._not_drained).addBoth(self._drained)
+
+    def _not_drained(self, failure: Any) -> None:
+        if failure.check(NATSError):
+            self._note(failure.value)
+            self._failed(failure.value)
+        elif not failure.check(CancelledError, OutboxError):
+            self.log.failure("storing what was kept for {subject} failed", failure, subject=self._subject)
+
+    def _drained(self, _: object) -> None:
+        self._draining = None
+        self.go_on()
+
+    async def _drain(self) -> None:
+        spill = self.spill
+        assert spill is not None
+        last = await self._ask()
+        passed = await self._place_of(spill, last)
+        spill.reclaim()
+        first = 0 if passed else self._sent_before
+        while passed:
+            claimed = await self._claim(spill, passed, PASSED)
+            spill.acknowledge(claimed)
+            passed -= len(claimed)
+        while spill.counts.pending or self._uncommitted:
+            if not spill.counts.pending:
+                await deferLater(self._reactor, AGAIN / 10)
+                continue
+            # The same again as one message, under the same id.
+            claimed = await self._claim(spill, first or BATCH, 1 << 62 if first else BATCH_BYTES)
+            first = 0
+            await self._put_away(claimed)
+            spill.acknowledge(claimed)
+            self._sent_before = 0
+        self.spilling = False
+
+    async def _place_of(self, spill: SqliteOutbox, last: str | None) -> int:
+        """Say how many deliveries at the head of the file JetStream has already."""
+        if last is None:
+            return 0
+        spill.reclaim()
+        seen, pending = 0, spill.counts.pending
+        while seen < pending:
+            for delivery in await self._claim(spill, BATCH, PASSED):
+                seen += 1
+                if delivery.id == last:
+                    return seen
+            if not seen % (16 * BATCH):
+                await deferLater(self._reactor, 0)
+        return 0
+
+    async def _claim(self, spill: SqliteOutbox, limit: int, size: int) -> list[Delivery]:
+        claimed = spill.claim(limit, size)
+        return list(await claimed if isinstance(claimed, Deferred) else claimed)
+
+    async def _put_away(self, deliveries: list[Delivery]) -> None:
+        """Store deliveries as one message, or as several when that is too long; wait however long it takes."""
+        # Their places are those in the file.
+        data = encode([structs.replace(delivery, place=0, attempts=0) for delivery in deliveries])
+        began, sent = self._reactor.seconds(), False
+        while True:
+            if self.held:
+                await deferLater(self._reactor, AGAIN)
+                continue
+            if sent and self._reactor.seconds() - began > REMEMBERED:
+                if await self._ask() == deliveries[-1].id:
+                    return
+                began = self._reactor.seconds()
+            try:
+                await self._publish(data, deliveries)
+            except NATSTooLong as error:
+                if len(deliveries) > 1:
+                    half = len(deliveries) // 2
+                    await self._put_away(deliveries[:half])
+                    await self._put_away(deliveries[half:])
+                else:
+                    self._refused(deliveries[0], str(error), _nothing)
+                return
+            except NATSError as error:
+                sent = sent or not isinstance(error, NATSUnavailable)
+                self._note(error)
+                self._failed(error)
+                await deferLater(self._reactor, AGAIN)
+            else:
+                self.refused = self.failing = False
+                return
 
 
 def _nothing() -> None:

@@ -26,6 +26,9 @@ COUNT = "Mqhooks-Count"
 REPLAYED = "Mqhooks-Replayed"
 """The header of a message whose deliveries were dead letters."""
 
+ACCEPTORS = 64
+"""Of how many acceptors a checkpoint says what they have stored."""
+
 BATCH = 256
 """How many deliveries a message has at most."""
 
@@ -109,6 +112,7 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     :param tail: up to which sequence number the log is counted.
     :param pending: how many deliveries up to there are not settled.
     :param size: how many bytes the messages up to there have that are not settled.
+    :param accepted: the id of the last delivery up to there that each of the last acceptors has stored.
     """
 
     owner: str | None = None
@@ -118,6 +122,7 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     tail: int = 0
     pending: int = 0
     size: int = 0
+    accepted: dict[str, str] = {}
 
 
 _checkpoint = msgspec.json.Decoder(Checkpoint).decode
@@ -135,6 +140,12 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
     :raises ValueError: when it is none.
     """
     return _checkpoint(data)
+
+
+def accepted_by(message_id: str) -> tuple[str, str] | None:
+    """Say which acceptor has stored a message, and the id of the last delivery in it; ``None`` when it is no acceptor's."""
+    name, _, delivery = message_id.partition("/")
+    return (name, delivery) if name.startswith("a-") and delivery else None
 
 
 def decode_batch(data: bytes) -> list[Delivery] | None:

@@ -29,6 +29,7 @@ from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Accepto
 from mqhooks.outbox.jetstream.layout import OVERHEAD, Names, decode_batch, encode_letter, partition_of
 from mqhooks.outbox.jetstream.members import Members
 from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
+from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.outbox.stored import UNENCODABLE, without_body
 from mqhooks.outbox.waiting import WaitingClaim
 from mqhooks.support.ratelimit import RateLimit
@@ -46,6 +47,12 @@ INDEX = (1 << INDEX_BITS) - 1
 
 LONGEST = 4 << 20
 """How many bytes a message has at most, whatever the servers allow: a leader's answer has it in base64."""
+
+ELECTION = 10.0
+"""How many seconds a delivery waits for JetStream before the local file takes it: electing a leader takes some 4 to 9."""
+
+HELD = 64 << 20
+"""How many bytes of bodies wait that long."""
 
 STALE = 4096
 """For how many messages it is remembered under which numbers they were handed out before: their answers may still come."""
@@ -96,6 +103,7 @@ class JetStreamOutbox:
     :param failing: says why nothing can be accepted now, or ``None``.
     :param now: tells the time in milliseconds since 1970.
     :param monotonic: a clock that nobody sets, in seconds.
+    :param away: says whether nothing can be accepted because JetStream is out of reach.
     :param delivers: whether this process owns partitions; otherwise it only accepts.
     :ivar started: whether it ever was.
     :ivar buried: how many dead letters it has stored.
@@ -118,10 +126,12 @@ class JetStreamOutbox:
         now: Callable[[], int],
         monotonic: Callable[[], float],
         *,
+        away: Callable[[], bool],
         delivers: bool = True,
     ) -> None:
         self.name = name
         self._delivers = delivers
+        self._away = away
         self.me = me
         self.gate = self
         self.names = names
@@ -144,6 +154,8 @@ class JetStreamOutbox:
         ) = 0
         self._letters = 0
         self._burying = self.buried = 0
+        self._spill: SqliteStore | None = None
+        self._spilled = False
         self._unaccepted: list[Deferred[None]] = []
         self._abandoned = False
         self._running = self.started = False
@@ -155,10 +167,11 @@ class JetStreamOutbox:
                 reactor,
                 stream,
                 names.log(number),
-                f"{me}.{number}",
+                f"a-{me}",
                 self._acknowledged(self.partitions[number]),
                 self._not_stored,
                 self._unstorable,
+                self.partitions[number].last_of,
             )
             for number in range(partitions)
         ]
@@ -184,8 +197,60 @@ class JetStreamOutbox:
                 for partition in self.partitions:
                     partition.start()
             for acceptor in self._acceptors:
-                acceptor.held = False
-                acceptor.go_on()
+                acceptor.begin()
+
+    def attach(self, spill: SqliteStore, name: str) -> None:
+        """
+        Have a local file take what comes while JetStream is away.
+
+        :param spill: the file; it is open.
+        :param name: what this machine's acceptors call themselves, also after a restart.
+        """
+        for number, acceptor in enumerate(self._acceptors):
+            acceptor.name = name
+            acceptor.attach(spill.outbox(self.names.stream(number)))
+        waiting = self.diverted
+        if waiting:
+            what = f"{spill.path} keeps {waiting} deliveries for JetStream"
+            self.log.info("webhook {name}: {what}", name=self.name, what=what)
+        self._spill = spill
+
+    @property
+    def diverted(self) -> int:
+        """How many deliveries are in the local file."""
+        return sum([acceptor.spill.counts.pending for acceptor in self._acceptors if acceptor.spill is not None])
+
+    def divert(self) -> None:
+        """Have the local file take what waits in memory."""
+        for acceptor in self._acceptors:
+            if acceptor.busy:
+                acceptor.divert()
+
+    def tend(self) -> None:
+        """Look after what JetStream does not take. Called each second."""
+        now, away = self._reactor.seconds(), self._away()
+        held = sum([acceptor.size for acceptor in self._acceptors])
+        for acceptor in self._acceptors:
+            lost = acceptor.failing if acceptor.begun else away
+            if acceptor.spilling:
+                if not away:
+                    acceptor.drain()
+            elif acceptor.since is not None and lost and (now - acceptor.since > ELECTION or held > HELD):
+                self._divert(acceptor)
+        if self._spilled and not any(acceptor.spilling for acceptor in self._acceptors):
+            self._spilled = False
+            self.log.info("webhook {name}: all that was kept locally is in JetStream", name=self.name)
+        self._release()
+
+    def _divert(self, acceptor: Acceptor) -> None:
+        if self._spill is None:
+            what = "JetStream is away, and there is no spill: nothing more is accepted until it is back"
+        else:
+            what = f"JetStream is away: {self._spill.path} keeps what comes until it is back"
+            self._spilled = True
+            acceptor.divert()
+        if self._complaints.allow("away") is not None:
+            self.log.warn("webhook {name}: {what}", name=self.name, what=what)
 
     def look(self) -> None:
         """Tell when nobody delivers. Called every two seconds."""
@@ -246,16 +311,17 @@ class JetStreamOutbox:
     def counts(self) -> Counts:
         """What was accepted in the partitions that are ours, while they are, and what became of it."""
         pending = sum([partition.pending for partition in self._owned])
+        kept = [acceptor.spill.counts for acceptor in self._acceptors if acceptor.spill is not None]
         return Counts(
-            self._appended,
-            self._resumed,
+            self._appended + sum([each.appended for each in kept]),
+            self._resumed + sum([each.resumed for each in kept]),
             self._replayed,
             self._delivered,
             self._dead,
-            self._dropped,
-            pending,
+            self._dropped + sum([each.dropped for each in kept]),
+            pending + sum([each.pending for each in kept]),
             self._forgotten,
-            self._handed,
+            self._handed + sum([each.delivered for each in kept]),
         )
 
     @property
@@ -290,11 +356,12 @@ class JetStreamOutbox:
     @property
     def full(self) -> bool:
         """Whether callers of append() wait for room, or would, or nothing can be stored."""
-        return self._failing() is not None or bool(self._unaccepted) or not (self._abandoned or self._has_room)
+        failing = self._failing() if self._spill is None else self._spill.failing
+        return failing is not None or bool(self._unaccepted) or not (self._abandoned or self._has_room)
 
     @property
     def _has_room(self) -> bool:
-        if any(acceptor.refused or acceptor.held for acceptor in self._acceptors):
+        if any(acceptor.full for acceptor in self._acceptors):
             return False
         owned = len(self._owned)
         return not owned or self.used <= self._limits.max_size * owned // len(self.partitions)

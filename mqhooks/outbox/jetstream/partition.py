@@ -23,13 +23,15 @@ from twisted.logger import Logger
 from mqhooks.delivery import Delivery
 from mqhooks.errors import JetStreamError, NATSError
 from mqhooks.nats.client import NATSClient, Subscription
-from mqhooks.nats.jetstream import WRONG_LAST_SEQUENCE, JetStream
+from mqhooks.nats.jetstream import MESSAGE_ID, WRONG_LAST_SEQUENCE, JetStream
 from mqhooks.nats.message import NATSMessage
 from mqhooks.outbox.jetstream.layout import (
+    ACCEPTORS,
     COUNT,
     REPLAYED,
     Checkpoint,
     Names,
+    accepted_by,
     decode_batch,
     decode_checkpoint,
     encode_checkpoint,
@@ -168,6 +170,7 @@ class Partition:
         self.flying: set[int] = set()
         self.rows: dict[int, Row] = {}
         self.tail = 0
+        self._accepted: dict[str, str] = {}
         self._reactor = reactor
         self._client = client
         self._js = stream
@@ -378,6 +381,7 @@ class Partition:
         self.flying.clear()
         self.tail, self._upto, self._read = state.tail, state.upto, min(state.upto, state.tail)
         self.pending, self.size = state.pending, state.size
+        self._accepted = dict(state.accepted)
         self.rows = {seq: Row(self, seq, int(bits, 16)) for seq, bits in sorted(state.open.items())}
         self._again = deque(self.rows.values())
         self._purged = 0
@@ -524,7 +528,8 @@ class Partition:
         floor = self._read if first is None else first - 1
         upto = max(upto, floor)
         who = self._owner.me if owner == "" else owner
-        return Checkpoint(who, self._turn, upto, opened, self.tail, self.pending + dying, self.size), floor
+        pending = self.pending + dying
+        return Checkpoint(who, self._turn, upto, opened, self.tail, pending, self.size, dict(self._accepted)), floor
 
     def _purge(self, floor: int) -> None:
         def purged(_: object) -> None:
@@ -542,6 +547,37 @@ class Partition:
                 break
             # One that stays takes room, and nothing else.
             self._js.delete_message(self._name, done.popleft()[0]).addErrback(lambda failure: failure.trap(NATSError))
+
+    async def last_of(self, acceptor: str) -> str | None:
+        """
+        Find what an acceptor has stored last, whoever owns the partition.
+
+        :returns: the id of a delivery; ``None`` when nothing of it is known.
+        """
+        before = await self._state()
+        end = await self._js.last(self._name, self._log)
+        at, last, found = before.tail, 0, None
+        while end is not None and at < end.sequence:
+            batch = await self._js.direct_batch(self._name, at + 1, self._log, limit=MESSAGES, max_bytes=READ_BYTES)
+            messages = batch.messages
+            if not messages:
+                # A replica may be behind; the leader knows.
+                message = await self._js.get(self._name, at + 1, subject=self._log)
+                if message is None:
+                    break
+                messages = [message]
+            for message in messages:
+                at = message.sequence
+                stored = accepted_by(message.headers.get(MESSAGE_ID, ""))
+                if stored is not None and stored[0] == acceptor:
+                    last, found = at, stored[1]
+        # What was purged meanwhile is in a later checkpoint.
+        after = await self._state()
+        return found if last > after.tail else after.accepted.get(acceptor)
+
+    async def _state(self) -> Checkpoint:
+        found = await self._js.last(self._name, self._own)
+        return Checkpoint() if found is None else decode_checkpoint(found.payload)
 
     # The log.
 
@@ -593,6 +629,13 @@ class Partition:
         except ValueError:
             count = len(decode_batch(payload) or ())
         self.tail = seq
+        stored = accepted_by(headers.get(MESSAGE_ID, ""))
+        if stored is not None:
+            # The latest ones stand last.
+            self._accepted.pop(stored[0], None)
+            self._accepted[stored[0]] = stored[1]
+            if len(self._accepted) > ACCEPTORS:
+                del self._accepted[next(iter(self._accepted))]
         self.pending += count
         self.size += len(payload)
         self._owner.counted(count, resumed=self._resuming, replayed=REPLAYED in headers)

@@ -27,6 +27,7 @@ from mqhooks.nats.settings import NATSSettings
 from mqhooks.outbox.jetstream.layout import HEADROOM, Names, differences, letters_config, log_config, raised
 from mqhooks.outbox.jetstream.letters import SharedLetters
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
+from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
@@ -42,6 +43,16 @@ MAKING = 10.0
 """How many seconds making a stream may take."""
 
 Role = Literal["both", "accept", "deliver"]
+Spill = Literal["sqlite", "none"]
+
+SPILL = "-spill"
+"""How the name of the local file ends, behind that of ``outbox.path``."""
+
+ACCEPTOR = "acceptor "
+"""How the name begins in that file under which this machine's acceptors are known."""
+
+TENDING = 1.0
+"""How many seconds lie between two looks at what JetStream does not take."""
 
 COUNTING = 2.0
 """How many seconds lie between two looks at what others do: they bury and replay, and may be gone."""
@@ -60,6 +71,7 @@ class JetStreamSettings:
     :param partitions: into how many logs each webhook's deliveries are divided; fixed when they are made.
     :param prefix: what the names of streams and subjects begin with.
     :param synced: the operator says that the servers have ``sync_interval: always``.
+    :param spill: whether a local file takes what comes while JetStream is away; ``None`` when it can be written.
     :param role: ``accept``: this process delivers nothing; ``deliver``: it takes no events.
     """
 
@@ -69,6 +81,7 @@ class JetStreamSettings:
     prefix: str = "MQ"
     synced: bool = False
     role: Role = "both"
+    spill: Spill | None = None
 
 
 class JetStreamStore(Service):
@@ -81,6 +94,7 @@ class JetStreamStore(Service):
     :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
     :param now: tells the time that is stored, in seconds since 1970.
     :param clock: a clock that nobody sets, in seconds.
+    :param spill: the local file that takes what comes while JetStream is away; ``None`` for none.
     :ivar letters: all dead letters.
     """
 
@@ -95,6 +109,7 @@ class JetStreamStore(Service):
         dead_max: int = 100_000,
         now: Callable[[], float] = time,
         clock: Callable[[], float] = monotonic,
+        spill: str | None = None,
     ) -> None:
         self.settings = settings
         self._reactor = reactor
@@ -108,13 +123,16 @@ class JetStreamStore(Service):
         self._js = JetStream(self._client, timeout=1.0)
         self.letters = SharedLetters(self._js, settings.prefix, lambda: int(self._now() * 1000))
         self._outboxes: dict[str, JetStreamOutbox] = {}
+        self._spill = None if spill is None or settings.role == "deliver" else self._file(spill)
+        self._acceptor = self._me
         self._started: set[str] = set()
         self._complaints = RateLimit(reactor)
         self._problem: str | None = "not connected to NATS yet"
-        self._preparing = False
+        self._preparing = self._unreachable = False
         self._timer: IDelayedCall | None = None
         self._counting = LoopingCall(lambda: ensureDeferred(self._look()))
-        self._counting.clock = reactor
+        self._tending = LoopingCall(self._tend)
+        self._counting.clock = self._tending.clock = reactor
 
     def outbox(self, name: str) -> JetStreamOutbox:
         """Get the outbox of a webhook."""
@@ -131,8 +149,11 @@ class JetStreamStore(Service):
                 lambda: self.failing,
                 lambda: int(self._now() * 1000),
                 self._clock,
+                away=lambda: self.away,
                 delivers=self.settings.role != "accept",
             )
+            if self._spill is not None and self._spill.running:
+                self._outboxes[name].attach(self._spill, self._acceptor)
             if self.running:
                 self._prepare()
         return self._outboxes[name]
@@ -140,6 +161,8 @@ class JetStreamStore(Service):
     def resize(self, max_size: int, dead_max: int) -> None:
         """Replace the limits, which are those of the constructor; streams grow with them and never shrink."""
         self._limits.max_size, self._limits.dead_max = max_size, dead_max
+        if self._spill is not None:
+            self._spill.resize(self._share, "pause", dead_max)
         for outbox in self._outboxes.values():
             outbox.changed()
         if self.running:
@@ -147,8 +170,24 @@ class JetStreamStore(Service):
             self._prepare()
 
     @property
+    def _share(self) -> int:
+        """How many bytes a partition may have."""
+        return max(self._limits.max_size // self.settings.partitions, 1 << 20)
+
+    def _file(self, path: str) -> SqliteStore:
+        sync: Literal["normal", "full"] = "full" if self.settings.synced else "normal"
+        return SqliteStore(self._reactor, path, sync=sync, max_size=self._share, now=self._now)
+
+    @property
+    def away(self) -> bool:
+        """Whether JetStream is out of reach."""
+        return self._client.server is None or self._unreachable
+
+    @property
     def failing(self) -> str | None:
-        """Why nothing is accepted; ``None`` when all is well."""
+        """Why nothing is accepted; ``None`` when all is well, or the local file takes what comes."""
+        if self._spill is not None and self._spill.running and self.away:
+            return self._spill.failing
         if self._problem is not None:
             return self._problem
         return None if self._client.server is not None else str(self._client.problem or "not connected to NATS")
@@ -157,6 +196,7 @@ class JetStreamStore(Service):
 
     def startService(self) -> None:
         """Begin to connect."""
+        self._open_spill()
         super().startService()
         if not self.settings.synced:
             self.log.warn(
@@ -165,6 +205,25 @@ class JetStreamStore(Service):
             )
         self._client.start()
         self._counting.start(COUNTING, now=False)
+        self._tending.start(TENDING, now=False)
+
+    def _open_spill(self) -> None:
+        if self._spill is None:
+            return
+        try:
+            self._spill.startService()
+        except OutboxError as error:
+            if self.settings.spill is not None:
+                raise
+            self.log.warn("outbox: no spill: {error}; while JetStream is away nothing is accepted", error=error)
+            self._spill = None
+            return
+        # What names acceptors outlives the process with what they have kept.
+        known = [name for name in self._spill.names if name.startswith(ACCEPTOR)]
+        name = known[0] if known else self._spill.outbox(f"{ACCEPTOR}{token_hex(8)}").name
+        self._acceptor = f"a-{name.removeprefix(ACCEPTOR)}"
+        for outbox in self._outboxes.values():
+            outbox.attach(self._spill, self._acceptor)
 
     def stopService(self) -> Deferred[None]:
         """
@@ -183,10 +242,15 @@ class JetStreamStore(Service):
             if self._reactor.seconds() > end:
                 self.log.critical("outbox: stopped before everything was stored; what was not yet accepted is lost")
                 break
+            if self._spill is not None and (self.away or self._reactor.seconds() > end - CLOSING_TIME / 2):
+                for outbox in outboxes:
+                    outbox.divert()
             await deferLater(self._reactor, 0.02)
         # Each of its requests is answered within a second or given up.
         await DeferredList([outbox.stop() for outbox in outboxes], consumeErrors=True)
         await self._client.drain(1.0)
+        if self._spill is not None and self._spill.running:
+            await self._spill.stopService()
 
     def abort(self) -> Deferred[None]:
         """End as a crash would: give nothing up, close the connection."""
@@ -195,13 +259,22 @@ class JetStreamStore(Service):
         self._cancel()
         for outbox in self._outboxes.values():
             outbox.abort()
-        return self._client.close()
+        closed = self._client.close()
+        if self._spill is not None and self._spill.running:
+            spill = self._spill
+            closed.addCallback(lambda _: spill.stopService())
+        return closed
 
     def _cancel(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        if self._counting.running:
-            self._counting.stop()
+        for loop in (self._counting, self._tending):
+            if loop.running:
+                loop.stop()
+
+    def _tend(self) -> None:
+        for outbox in self._outboxes.values():
+            outbox.tend()
 
     async def _look(self) -> None:
         for outbox in self._outboxes.values():
@@ -251,6 +324,7 @@ class JetStreamStore(Service):
         if not self.running:
             return
         problem = failure.getErrorMessage()
+        self._unreachable = failure.check(NATSError) is not None
         if not all(outbox.started for outbox in self._outboxes.values()):
             # Otherwise only larger limits were in vain.
             self._problem = problem
@@ -260,6 +334,8 @@ class JetStreamStore(Service):
 
     def _made(self, _: object) -> None:
         self._preparing = False
+        if self._problem is None:
+            self._unreachable = False
         if self._problem is None:
             # A reload may have added a webhook meanwhile.
             self._prepare()

@@ -1,0 +1,188 @@
+"""While JetStream is away, a local file takes what comes: in order, under the same ids, once."""
+
+from pathlib import Path
+
+from twisted.internet import reactor
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import TestCase
+
+from mqhooks.delivery import Delivery
+from mqhooks.errors import OutboxError
+from mqhooks.nats.settings import NATSSettings, Server
+from mqhooks.outbox.jetstream import acceptor, outbox
+from mqhooks.outbox.jetstream import store as stores
+from mqhooks.outbox.sqlite import SqliteStore
+from tests.contract.outbox import make
+from tests.jetstream import JetStreamMixin, Link
+from tests.test_outbox_jetstream import Consumer
+from tests.waiting import until
+
+
+class SpillTests(JetStreamMixin, TestCase):
+    def setUp(self):
+        # An election takes longer.
+        self.patch(outbox, "ELECTION", 0.3)
+        self.patch(stores, "TENDING", 0.05)
+        self.path = str(Path(self.mktemp()).resolve())
+        self.logged = []
+        globalLogPublisher.addObserver(self.logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.logged.append)
+
+    def lines(self):
+        return [formatEvent(event) for event in self.logged]
+
+    def spilling(self, **options):
+        """A store with a file, which reaches the server by a link."""
+        self.link = Link(self, self.nodes.clients[0])
+        return self.store(nats=NATSSettings((Server("127.0.0.1", self.link.port),)), file=self.path, **options)
+
+    def consume(self, outbox):
+        self.arrived = []
+        consumer = Consumer(outbox, self.arrived)
+        self.addCleanup(setattr, consumer, "running", False)
+
+    async def in_order(self, count):
+        """Wait until so many have arrived; checks that each came once, each client's in order."""
+        await until(lambda: len(self.arrived) >= count)
+        order = [number for _, number, _ in self.arrived]
+        for client in range(3):
+            self.assertEqual([number for number in order if number % 3 == client], list(range(client, count, 3)))
+
+    async def test_what_comes_while_it_is_away_follows_when_it_is_back(self):
+        await self.begin()
+        store, one = self.spilling(partitions=2)
+        await self.ready(one)
+        self.consume(one)
+        await one.append(make(10))
+        self.link.break_off()
+        for start in range(10, 100, 10):
+            await one.append(make(10, start))
+        self.assertFalse(one.full)
+        self.assertIsNone(store.failing)
+        self.assertIn(f"webhook w: JetStream is away: {self.path} keeps what comes until it is back", self.lines())
+        self.assertGreaterEqual(one.counts.pending, 90)
+        self.link.cut = False
+        await one.append(make(10, 100))
+        await self.in_order(110)
+        await until(lambda: "webhook w: all that was kept locally is in JetStream" in self.lines())
+        await one.append(make(10, 110))
+        await self.in_order(120)
+        await until(lambda: one.counts.pending == 0)
+        counts = one.counts
+        self.assertEqual(counts.accepted, counts.delivered + counts.dead + counts.dropped + counts.handed)
+        self.assertEqual((counts.dropped, counts.dead, counts.delivered), (0, 0, 120))
+
+    async def test_restarts_while_it_is_away(self):
+        await self.begin()
+        store, one = self.spilling()
+        await self.ready(one)
+        self.link.break_off()
+        await one.append(make(20))
+        await store.abort()
+        store, one = self.spilling()
+        self.link.cut = True
+        await one.append(make(20, 20))
+        # What is not accepted yet is kept when it stops in good order.
+        last = one.append(make(20, 40))
+        await store.stopService()
+        self.assertTrue(last.called)
+        self.assertFalse(any("is lost" in line for line in self.lines()))
+        _, one = self.spilling()
+        self.consume(one)
+        await self.in_order(60)
+
+    async def unacknowledged(self, one):
+        """Append some that are stored, although nobody learns of it; JetStream forgets their ids."""
+        stream = one.names.stream(0)
+        await one.append(make(5))
+        self.link.mute = True
+        accepted = one.append(make(5, 5))
+
+        async def there():
+            found = await self.js.last(stream, one.names.log(0))
+            return found is not None and found.headers["Nats-Msg-Id"].endswith("/msg_9")
+
+        await until(there)
+        self.link.break_off()
+        config = (await self.js.stream_info(stream))["config"]
+        await self.js.update_stream({**config, "duplicate_window": 10**8})
+        # After a restart a server knows only those within the window.
+        self.nodes.kill(0)
+        self.nodes.spawn(0)
+        await self.nodes.ready()
+        await self.client.when_connected()
+        await self.js.update_stream(config)
+        self.link.mute = False
+        return accepted
+
+    async def test_stored_without_an_acknowledgement_it_is_stored_once(self):
+        await self.begin()
+        _, one = self.spilling()
+        await self.ready(one)
+        await (await self.unacknowledged(one))
+        await one.append(make(5, 10))
+        self.link.cut = False
+        self.consume(one)
+        await self.in_order(15)
+
+    async def test_stored_without_an_acknowledgement_it_is_stored_once_after_a_restart(self):
+        await self.begin()
+        store, one = self.spilling()
+        await self.ready(one)
+        await (await self.unacknowledged(one))
+        await one.append(make(5, 10))
+        await store.abort()
+        _, one = self.spilling()
+        self.consume(one)
+        await self.in_order(15)
+
+    async def test_stored_without_an_acknowledgement_it_is_stored_once_from_memory_too(self):
+        self.patch(acceptor, "REMEMBERED", 0.2)
+        await self.begin()
+        self.link = Link(self, self.nodes.clients[0])
+        _, one = self.store(nats=NATSSettings((Server("127.0.0.1", self.link.port),)))
+        await self.ready(one)
+        accepted = await self.unacknowledged(one)
+        self.consume(one)
+        self.link.cut = False
+        await accepted
+        await one.append(make(5, 10))
+        await self.in_order(15)
+
+    async def test_without_a_file_nothing_more_is_accepted(self):
+        await self.begin()
+        self.link = Link(self, self.nodes.clients[0])
+        _, one = self.store(nats=NATSSettings((Server("127.0.0.1", self.link.port),)))
+        await self.ready(one)
+        self.link.break_off()
+        accepted = one.append(make(1))
+        told = "webhook w: JetStream is away, and there is no spill: nothing more is accepted until it is back"
+        await until(lambda: told in self.lines())
+        self.assertTrue(one.full)
+        self.assertFalse(accepted.called)
+        self.link.cut = False
+        await accepted
+
+    async def test_a_file_that_cannot_be_used(self):
+        await self.begin()
+        other = SqliteStore(reactor, self.path)
+        other.startService()
+        self.addCleanup(other.stopService)
+        _, one = self.spilling()
+        self.assertTrue(any("no spill: " + self.path + ": is in use by process" in line for line in self.lines()))
+        await self.ready(one)
+        self.assertRaises(OutboxError, self.spilling, spill="sqlite")
+
+    async def test_a_full_file_holds_up(self):
+        await self.begin()
+        _, one = self.spilling(max_size=1 << 20)
+        await self.ready(one)
+        self.link.break_off()
+        big = [Delivery(f"m{n}", "c", n, b"x" * (300 << 10), 1) for n in range(5)]
+        first = one.append(big)
+        await until(lambda: one.full)
+        self.assertFalse(first.called)
+        self.link.cut = False
+        self.consume(one)
+        await first
+        await until(lambda: len(self.arrived) == 5)
