@@ -224,7 +224,8 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         def lines(role, *args):
             text = """
                 webhook { url = "http://h/hook", events = [ { event = on_publish } ] }
-                mqhooks { outbox { kind = jetstream, servers = a, role = %s }, sources.webhooks.listen = "tcp:8892" }
+                mqhooks.outbox { kind = jetstream, servers = "127.0.0.1:1", role = %s }
+                mqhooks.sources.webhooks.listen = "tcp:8892"
             """
             return self.checked("--config", self.file(text % role), *args)
 

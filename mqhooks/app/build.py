@@ -142,6 +142,8 @@ def build(
         if calls is not None:
             calls.limit(max_frame=bounds.max_frame)
         notifier.change(new.notify)
+        if engine is not None:
+            engine.configure({webhook.name: webhook.digest for webhook in new.webhooks})
 
     file = store if isinstance(store, SqliteStore) else None
     engine = store if isinstance(store, JetStreamStore) else None

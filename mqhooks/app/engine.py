@@ -16,9 +16,11 @@ from typing import IO, Any, TypeVar, cast
 from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import blockingCallFromThread
+from twisted.python.failure import Failure
 
 from mqhooks.app.jetstreamblock import jetstream
-from mqhooks.app.reactor import install
+from mqhooks.app.reactor import private
+from mqhooks.app.settings import Settings
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import ConfigError, OutboxError, together
 from mqhooks.nanomq.block import Block
@@ -27,6 +29,7 @@ from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import JetStream
 from mqhooks.outbox.deadletters import ANY, Action, Filter, Group, grouped
 from mqhooks.outbox.exchange import check_lines, read_checked
+from mqhooks.outbox.jetstream.examination import Found, examine
 from mqhooks.outbox.jetstream.letters import READ, SharedLetters
 from mqhooks.outbox.jetstream.store import JetStreamSettings
 
@@ -61,6 +64,28 @@ def engine_settings(path: str) -> JetStreamSettings | None:
     return settings
 
 
+def examined(settings: Settings) -> Found:
+    """Look whether the outbox in JetStream can be used; it takes some seconds at most."""
+    outbox, engine = settings.outbox, settings.outbox.jetstream
+    assert engine is not None
+    names = [webhook.name for webhook in settings.webhooks]
+    reactor, results = private(), []
+
+    def end(result: Any) -> None:
+        results.append(result)
+        reactor.stop()
+
+    def begin() -> None:
+        ensureDeferred(examine(reactor, engine, names, outbox.max_size, outbox.dead_max)).addBoth(end)
+
+    reactor.callWhenRunning(begin)
+    reactor.run(installSignalHandlers=False)
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return cast(Found, result)
+
+
 class Engine:
     """
     A connection to JetStream for programs that wait.
@@ -71,11 +96,9 @@ class Engine:
     """
 
     def __init__(self, settings: JetStreamSettings) -> None:
-        self._reactor = install()
-        self._thread: Thread | None = None
-        if not self._reactor.running:
-            self._thread = Thread(target=self._reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
-            self._thread.start()
+        self._reactor = private()
+        self._thread = Thread(target=self._reactor.run, kwargs={"installSignalHandlers": False}, daemon=True)
+        self._thread.start()
         self._client = NATSClient(self._reactor, settings.nats)
         self.stream = JetStream(self._client)
         try:
@@ -98,9 +121,8 @@ class Engine:
     def close(self) -> None:
         """Close the connection."""
         self.wait(self._client.close)
-        if self._thread is not None:
-            self._reactor.callFromThread(self._reactor.stop)
-            self._thread.join()
+        self._reactor.callFromThread(self._reactor.stop)
+        self._thread.join()
 
 
 async def _awaited(make: Callable[[], Awaitable[Any]]) -> Any:

@@ -35,6 +35,13 @@ class MonotonicReactor(DefaultReactor):
     seconds = staticmethod(time.monotonic)
 
 
+def private() -> Any:
+    """
+    Make a :class:`MonotonicReactor` that is not installed, for what is done before, or beside, the one that is.
+    """
+    return MonotonicReactor()
+
+
 def install() -> Any:
     """
     Install a :class:`MonotonicReactor`, unless a reactor is installed already.

@@ -18,10 +18,11 @@ from twisted.python.reflect import qual
 from mqhooks.app.build import build
 from mqhooks.app.configuration import for_url, load
 from mqhooks.app.describe import describe
+from mqhooks.app.engine import examined
 from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import SIDECAR_PORT, Settings
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, together
 from mqhooks.interfaces import IEventSink
 from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.sources.grpc.settings import GRPC_PORT
@@ -147,6 +148,12 @@ def _make(reactor: Any, options: Options) -> IService:
     sidecars = given or list(settings.sources.sidecars)
     service = build(settings, reactor, sidecars=given or None, sinks=sinks, descriptions=options["sink"], load=reload)
     if options["check"]:
+        if settings.webhooks and engine is not None:
+            found = examined(settings)
+            if found.problems:
+                raise together([ConfigError(problem, key="mqhooks.outbox") for problem in found.problems])
+            notes = tuple(f"outbox: {note}" for note in found.notes)
+            settings = replace(settings, warnings=(*settings.warnings, *notes))
         print(describe(settings, sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)
     for warning in settings.warnings:

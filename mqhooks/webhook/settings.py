@@ -8,7 +8,8 @@ take :attr:`WebhookSettings.bodies`, the transport ``tls``, the dispatcher ``ret
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from ipaddress import IPv6Address
 from socket import inet_aton
 from typing import Literal
@@ -216,6 +217,15 @@ class WebhookSettings:
     auth: AuthSettings | None = None
     proxy: ProxySettings | None = None
     cloudevents: CloudEventsSettings | None = None
+
+    @property
+    def digest(self) -> str:
+        """
+        Stands for what machines must have in common that share this webhook: not its secrets, nor the values of headers.
+        """
+        events = None if self.cloudevents is None else replace(self.cloudevents, origin="")
+        alike = replace(self, headers=tuple((name, "") for name, _ in self.headers), cloudevents=events)
+        return blake2b(repr(alike).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     @property
     def shaped(self) -> bool:

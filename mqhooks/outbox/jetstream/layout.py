@@ -69,6 +69,7 @@ class Names:
         self.generation = generation
         token = re.sub(rb"[^0-9A-Za-z_-]", lambda found: b"=%02X" % found[0][0], webhook.encode()).decode()
         self.dead = f"{prefix}.dead.{token}"
+        self.note = f"{prefix}.note.webhook.{token}"
         # No webhook's own name can look like this.
         self.token = token if generation == 1 else f"{token}=g{generation}"
         self.alive = f"{prefix}.alive.{self.token}"
@@ -184,7 +185,7 @@ def log_config(names: Names, partition: int, partitions: int, replicas: int, max
 
 
 def letters_config(names: Names, replicas: int, dead_max: int, max_bytes: int) -> dict[str, Any]:
-    """Describe the stream of dead letters, and of notes: what was imported."""
+    """Describe the stream of dead letters, and of notes: what was imported, how webhooks are configured."""
     return {
         "name": names.letters,
         "subjects": [f"{names.prefix}.dead.*", f"{names.prefix}.note.>"],

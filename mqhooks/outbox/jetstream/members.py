@@ -39,6 +39,7 @@ class _Sign(msgspec.Struct, array_like=True):
     leaves: bool
     full: list[int]
     delivers: bool = True
+    digest: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -56,7 +57,8 @@ class Members:
     :param monotonic: a clock that nobody sets.
     :param full: says which of our partitions have no room.
     :param others: called with those of the others.
-    :param delivers: whether partitions may be ours.
+    :ivar delivers: whether partitions may be ours.
+    :ivar digest: stands for how the webhook is configured here.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Members:
         self._monotonic = monotonic
         self._full = full
         self._others = others
-        self._delivers = delivers
+        self.delivers = delivers
+        self.digest = ""
         # First and last time that each was heard, and what it said.
         self._heard: dict[str, tuple[float, float, _Sign]] = {}
         self._since = 0.0
@@ -127,17 +130,27 @@ class Members:
             for who, (first, last, sign) in self._heard.items()
             if sign.delivers and now - last < GONE and (last - first >= PROVEN or first - self._since < GONE)
         ]
-        if not self._delivers or (self._retreating and proven):
+        if not self.delivers or (self._retreating and proven):
             return False
         there = sorted([*proven, self._me])
         return there[partition % len(there)] == self._me
+
+    def sharing(self, digest: str) -> str | None:
+        """
+        Find another one that delivers and has the webhook configured like this.
+
+        :returns: what it calls itself; the digest when we have not listened for long enough; ``None`` when there is none.
+        """
+        now = self._monotonic()
+        there = [who for who, (_, last, sign) in self._heard.items() if sign.digest == digest and now - last < GONE]
+        return there[0] if there else digest if now - self._since < GONE else None
 
     @property
     def alone(self) -> bool:
         """Whether nobody delivers, as far as we have heard for long enough."""
         now = self._monotonic()
         return (
-            not self._delivers
+            not self.delivers
             and now - self._since > LONELY
             and not any(sign.delivers and now - last < GONE for _, last, sign in self._heard.values())
         )
@@ -150,7 +163,9 @@ class Members:
 
     def _say(self, *, asks: bool = False, leaves: bool = False) -> None:
         try:
-            self._client.publish(self._subject, _encode(_Sign(self._me, asks, leaves, self._full(), self._delivers)))
+            self._client.publish(
+                self._subject, _encode(_Sign(self._me, asks, leaves, self._full(), self.delivers, self.digest))
+            )
         except NATSError:
             # Without a connection nobody hears us, and nothing can be owned.
             pass

@@ -24,7 +24,7 @@ from mqhooks.delivery import Counts, DeadLetter, Delivery
 from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.interfaces import IGate, IOutbox
 from mqhooks.nats.client import NATSClient
-from mqhooks.nats.jetstream import Ack, JetStream
+from mqhooks.nats.jetstream import WRONG_LAST_SEQUENCE, Ack, JetStream
 from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
 from mqhooks.outbox.jetstream.layout import OVERHEAD, Names, decode_batch, encode_letter, partition_of
 from mqhooks.outbox.jetstream.members import Members
@@ -254,9 +254,48 @@ class JetStreamOutbox:
 
     def look(self) -> None:
         """Tell when nobody delivers. Called every two seconds."""
-        if self._running and self._members.alone and self._complaints.allow("alone") is not None:
+        if self._running and not self._delivers and self._members.alone and self._complaints.allow("alone") is not None:
             remedy = "start one with outbox.role = deliver or both"
             self.log.warn("webhook {name}: no bridge delivers: {remedy}", name=self.name, remedy=remedy)
+
+    def configure(self, digest: str) -> None:
+        """Take note of how the webhook is configured here; the digest stands for it."""
+        self._members.digest = digest
+
+    async def agree(self) -> None:
+        """
+        See whether the webhook is configured as JetStream has noted it: otherwise nothing of it is delivered here.
+
+        The note is changed when nobody who delivers has the webhook configured like that any more.
+
+        :raises mqhooks.errors.NATSError: when JetStream cannot be asked.
+        """
+        members, names = self._members, self.names
+        if not members.digest:
+            return
+        found = await self._js.last(names.letters, names.note)
+        noted = None if found is None else found.payload.decode("ascii", "replace")
+        other = None
+        if noted != members.digest and self._delivers:
+            other = None if noted is None else members.sharing(noted) if self.started else noted
+            if other is None:
+                expected = 0 if found is None else found.sequence
+                try:
+                    await self._js.publish(names.note, members.digest.encode(), expected_last=expected, rollup="sub")
+                    noted = members.digest
+                except JetStreamError as error:
+                    if error.err_code not in WRONG_LAST_SEQUENCE:
+                        raise
+                    # Somebody was faster: look again next time.
+                    other = noted or ""
+        differs = noted != members.digest
+        members.delivers = self._delivers and not differs
+        if differs and other != noted and self._complaints.allow("differs") is not None:
+            whom = other or "those that deliver"
+            what = f"is configured otherwise here than on {whom}: nothing of it is delivered here until both are the same"
+            if not self._delivers:
+                what = "is configured otherwise here than on those that deliver: make both the same"
+            self.log.error("webhook {name}: {what}", name=self.name, what=what)
 
     def kept(self, letters: int) -> None:
         """Take note of how many dead letters JetStream has."""

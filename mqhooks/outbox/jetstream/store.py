@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from secrets import token_hex
 from time import monotonic, time
@@ -24,7 +24,8 @@ from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, JetStream
 from mqhooks.nats.settings import NATSSettings
-from mqhooks.outbox.jetstream.layout import HEADROOM, Names, differences, letters_config, log_config, raised
+from mqhooks.outbox.jetstream.examination import UNSYNCED, differing
+from mqhooks.outbox.jetstream.layout import HEADROOM, Names, letters_config, log_config, raised
 from mqhooks.outbox.jetstream.letters import SharedLetters
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
 from mqhooks.outbox.sqlite import SqliteStore
@@ -53,6 +54,8 @@ ACCEPTOR = "acceptor "
 
 TENDING = 1.0
 """How many seconds lie between two looks at what JetStream does not take."""
+
+NOT_YET = "not connected to NATS yet"
 
 COUNTING = 2.0
 """How many seconds lie between two looks at what others do: they bury and replay, and may be gone."""
@@ -125,9 +128,10 @@ class JetStreamStore(Service):
         self._outboxes: dict[str, JetStreamOutbox] = {}
         self._spill = None if spill is None or settings.role == "deliver" else self._file(spill)
         self._acceptor = self._me
+        self._digests: Mapping[str, str] = {}
         self._started: set[str] = set()
         self._complaints = RateLimit(reactor)
-        self._problem: str | None = "not connected to NATS yet"
+        self._problem: str | None = NOT_YET
         self._preparing = self._unreachable = False
         self._timer: IDelayedCall | None = None
         self._counting = LoopingCall(lambda: ensureDeferred(self._look()))
@@ -152,11 +156,22 @@ class JetStreamStore(Service):
                 away=lambda: self.away,
                 delivers=self.settings.role != "accept",
             )
+            self._outboxes[name].configure(self._digests.get(name, ""))
             if self._spill is not None and self._spill.running:
                 self._outboxes[name].attach(self._spill, self._acceptor)
             if self.running:
                 self._prepare()
         return self._outboxes[name]
+
+    def configure(self, digests: Mapping[str, str]) -> None:
+        """
+        Take note of how webhooks are configured here: one that is configured otherwise than elsewhere is not delivered.
+
+        :param digests: what stands for the configuration of each.
+        """
+        self._digests = digests
+        for name, outbox in self._outboxes.items():
+            outbox.configure(digests.get(name, ""))
 
     def resize(self, max_size: int, dead_max: int) -> None:
         """Replace the limits, which are those of the constructor; streams grow with them and never shrink."""
@@ -188,9 +203,9 @@ class JetStreamStore(Service):
         """Why nothing is accepted; ``None`` when all is well, or the local file takes what comes."""
         if self._spill is not None and self._spill.running and self.away:
             return self._spill.failing
-        if self._problem is not None:
-            return self._problem
-        return None if self._client.server is not None else str(self._client.problem or "not connected to NATS")
+        if self._client.server is None and self._problem in (None, NOT_YET):
+            return str(self._client.problem or NOT_YET)
+        return self._problem
 
     # Starting and stopping.
 
@@ -199,10 +214,7 @@ class JetStreamStore(Service):
         self._open_spill()
         super().startService()
         if not self.settings.synced:
-            self.log.warn(
-                "outbox: unless the servers of NATS have sync_interval: always, a power failure can undo what they have "
-                "acknowledged; when they have it, say sync = full"
-            )
+            self.log.warn("outbox: {what}", what=UNSYNCED)
         self._client.start()
         self._counting.start(COUNTING, now=False)
         self._tending.start(TENDING, now=False)
@@ -277,8 +289,13 @@ class JetStreamStore(Service):
             outbox.tend()
 
     async def _look(self) -> None:
-        for outbox in self._outboxes.values():
+        for outbox in list(self._outboxes.values()):
             outbox.look()
+            try:
+                if outbox.started:
+                    await outbox.agree()
+            except NATSError as error:
+                outbox.complain("agree", error)
         await self._count_letters()
 
     async def _count_letters(self) -> None:
@@ -361,6 +378,7 @@ class JetStreamStore(Service):
             self._started.add(name)
             self._problem = None
             if not outbox.started:
+                await outbox.agree()
                 outbox.start(kept)
 
     async def _stream(self, config: dict[str, Any]) -> None:
@@ -374,10 +392,9 @@ class JetStreamStore(Service):
                 info = await self._js.call(f"STREAM.CREATE.{name}", config, MAKING)
             except JetStreamError as problem:
                 raise OutboxError(_explained(name, problem)) from None
-        differing = differences(config, info.get("config", {}))
-        if differing:
-            remedy = "give outbox the settings that it was made with, another prefix, or change it with nats stream edit"
-            raise OutboxError(f"stream {name} is not as configured: {', '.join(differing)}: {remedy}")
+        different = differing(name, config, info.get("config", {}))
+        if different is not None:
+            raise OutboxError(different)
         higher = raised(config, info["config"])
         if higher:
             try:

@@ -1,0 +1,129 @@
+"""
+Looks whether an outbox can be in a JetStream, before a bridge needs it. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from twisted.internet.defer import TimeoutError as Late
+
+from mqhooks.errors import JetStreamError, NATSError, NATSNoResponders, NATSRefused, NATSUnavailable, OutboxError
+from mqhooks.nats.client import NATSClient
+from mqhooks.nats.jetstream import NO_STREAM, JetStream
+from mqhooks.outbox.jetstream.generations import generations
+from mqhooks.outbox.jetstream.layout import (
+    HEADROOM,
+    Names,
+    differences,
+    letters_config,
+    log_config,
+)
+
+PATIENCE = 5.0
+"""How many seconds connecting may take."""
+
+UNSYNCED = (
+    "unless the servers of NATS have sync_interval: always, a power failure can undo what they have acknowledged; "
+    "when they have it, say sync = full"
+)
+"""What is said unless the operator has declared it."""
+
+
+@dataclass
+class Found:
+    """
+    What was found.
+
+    :param problems: what keeps the outbox from working, one line each.
+    :param notes: what else is worth knowing.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def differing(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Say how a stream differs from what it should be; ``None`` when it does not."""
+    different = differences(wanted, found)
+    if not different:
+        return None
+    remedy = "give outbox the settings that it was made with, another prefix, or change it with nats stream edit"
+    return f"stream {name} is not as configured: {', '.join(different)}: {remedy}"
+
+
+async def examine(reactor: Any, settings: Any, webhooks: Iterable[str], max_size: int, dead_max: int) -> Found:
+    """
+    Look at servers, permissions, streams and storage.
+
+    :param reactor: it runs.
+    :param settings: :class:`~mqhooks.outbox.jetstream.store.JetStreamSettings`.
+    :param webhooks: their names.
+    :param max_size: bytes of deliveries, for each webhook; likewise ``dead_max``.
+    """
+    found = Found() if settings.synced else Found(notes=[UNSYNCED])
+    refused: list[str] = []
+    client = NATSClient(reactor, replace(settings.nats, max_rounds=1), warned=lambda error: refused.append(str(error)))
+    client.start()
+    try:
+        await client.when_connected().addTimeout(PATIENCE, reactor)
+        await _look(client, settings, list(webhooks), max_size, dead_max, found)
+    except (Late, NATSUnavailable) as error:
+        reason = client.problem or error
+        if client.info is None and not isinstance(reason, NATSRefused):
+            found.notes.append(f"{reason or f'no connection within {PATIENCE:g} s'}; the streams were not looked at")
+        elif not refused:
+            found.problems.append(str(reason))
+    except (NATSError, OutboxError) as error:
+        if not refused:
+            found.problems.append(str(error))
+    finally:
+        found.problems += dict.fromkeys(refused)
+        await client.close()
+    return found
+
+
+async def _look(client: NATSClient, settings: Any, webhooks: list[str], max_size: int, dead_max: int, found: Found) -> None:
+    stream = JetStream(client)
+    names = Names(settings.prefix, "check")
+    try:
+        account = await stream.account_info()
+    except NATSNoResponders:
+        found.problems.append(f"NATS server {client.server} has no JetStream: add a jetstream block to its configuration")
+        return
+    client.subscribe(names.alive, lambda _: None)
+    client.publish(names.alive)
+    await client.flush()
+    share = max_size // settings.partitions + HEADROOM
+    known = await generations(stream, settings.prefix)
+    wanted = [letters_config(names, settings.replicas, dead_max, max_size)]
+    for webhook in webhooks:
+        its = Names(settings.prefix, webhook, known.get(webhook, [1])[-1])
+        wanted += [
+            log_config(its, number, settings.partitions, settings.replicas, share) for number in range(settings.partitions)
+        ]
+    missing = 0
+    for config in wanted:
+        try:
+            info = await stream.stream_info(config["name"])
+        except JetStreamError as error:
+            if error.err_code != NO_STREAM:
+                raise
+            missing += int(config["max_bytes"])
+            continue
+        problem = differing(config["name"], config, info.get("config", {}))
+        if problem is not None:
+            found.problems.append(problem)
+    limit = int((account.get("limits") or {}).get("max_storage", -1))
+    reserved = int(account.get("reserved_storage", 0))
+    if missing and 0 <= limit < reserved + missing:
+        left = max(limit - reserved, 0) >> 20
+        problem = f"{missing >> 20} MiB are needed, and {left} MiB of {limit >> 20} MiB are left"
+        remedy = "raise its max_store, or lower outbox.max_size"
+        found.problems.append(f"the account of NATS has too little storage: {problem}: {remedy}")
+    elif missing:
+        found.notes.append(
+            f"{missing >> 20} MiB will be reserved on each of {settings.replicas} servers, within their max_file"
+        )
