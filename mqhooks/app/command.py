@@ -64,6 +64,11 @@ def _parser() -> ArgumentParser:
     _add_outbox(action)
     action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{ASIDE}20260131T120000")
     action.set_defaults(command=_salvage)
+    description = "take all that an outbox holds into another one, while no mqhooks uses either"
+    action = outbox.add_parser("move", help=description, description=f"Outbox: {description}.")
+    action.add_argument("source", metavar="OLD", help="the configuration of the outbox that is to be left")
+    action.add_argument("target", metavar="NEW", help="the configuration of the one that is to be used from now on")
+    action.set_defaults(command=_move)
     description = "send one made-up delivery to a webhook's endpoint, and show what comes back"
     action = commands.add_parser("send-test", help=description, description=f"{description.capitalize()}; 2xx is success.")
     action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
@@ -87,6 +92,12 @@ def _outbox(options: Namespace, default: str = DEFAULTS.outbox.path) -> str:
 def _salvage(options: Namespace) -> Iterator[str]:
     path = _outbox(options, options.file.rpartition(ASIDE)[0] or DEFAULTS.outbox.path)
     yield f"salvage: {salvage(options.file, path)}"
+
+
+def _move(options: Namespace) -> Iterator[str]:
+    from mqhooks.app.move import move
+
+    return move(options.source, options.target)
 
 
 def _send_test(options: Namespace) -> Iterator[str]:

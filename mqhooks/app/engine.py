@@ -67,23 +67,30 @@ def engine_settings(path: str) -> JetStreamSettings | None:
 def examined(settings: Settings) -> Found:
     """Look whether the outbox in JetStream can be used; it takes some seconds at most."""
     outbox, engine = settings.outbox, settings.outbox.jetstream
-    assert engine is not None
     names = [webhook.name for webhook in settings.webhooks]
-    reactor, results = private(), []
+    return waited(lambda reactor: examine(reactor, engine, names, outbox.max_size, outbox.dead_max))
+
+
+def waited(make: Callable[[Any], Awaitable[_T]]) -> _T:
+    """
+    Call a coroutine function with a reactor of its own, and wait for what it returns, or raises.
+    """
+    reactor = private()
+    results: list[Any] = []
 
     def end(result: Any) -> None:
         results.append(result)
         reactor.stop()
 
     def begin() -> None:
-        ensureDeferred(examine(reactor, engine, names, outbox.max_size, outbox.dead_max)).addBoth(end)
+        ensureDeferred(_awaited(lambda: make(reactor))).addBoth(end)
 
     reactor.callWhenRunning(begin)
     reactor.run(installSignalHandlers=False)
     (result,) = results
     if isinstance(result, Failure):
         result.raiseException()
-    return cast(Found, result)
+    return cast(_T, result)
 
 
 class Engine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from msgspec import structs
@@ -32,7 +33,7 @@ from mqhooks.outbox.jetstream.layout import (
     partition_of,
     webhook_of,
 )
-from mqhooks.outbox.stored import client_of, decode_handed, joined
+from mqhooks.outbox.stored import client_of, decode_handed, encode_handed, joined
 
 READ = 256
 """How many dead letters one request reads at most."""
@@ -194,6 +195,16 @@ class SharedLetters:
         info = await self._js.stream_info(stream)
         if int(info["state"]["bytes"]) > int(info["config"]["max_bytes"]) - HEADROOM:
             raise OutboxError(f"stream {stream} is full: wait until more is delivered, and repeat this for the rest")
+
+    async def put(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep dead letters that another outbox had."""
+        for begin in range(0, len(letters), AT_ONCE):
+            await _all([self._put(letter) for letter in letters[begin : begin + AT_ONCE]])
+
+    async def _put(self, letter: DeadLetter) -> None:
+        data = encode_handed(letter)
+        message_id = f"move/{blake2b(letter.webhook.encode() + data, digest_size=16).hexdigest()}"
+        await self._js.publish(Names(self._prefix, letter.webhook).dead, data, message_id=message_id)
 
     # Importing.
 

@@ -347,6 +347,11 @@ class JetStreamOutbox:
         return all(partition.caught_up and not partition.behind for partition in self.partitions)
 
     @property
+    def caught_up(self) -> bool:
+        """Whether every partition is ours, all that was in its log is counted, and nothing is kept locally."""
+        return all(partition.caught_up for partition in self.partitions) and not self.diverted
+
+    @property
     def counts(self) -> Counts:
         """What was accepted in the partitions that are ours, while they are, and what became of it."""
         pending = sum([partition.pending for partition in self._owned])
@@ -427,6 +432,10 @@ class JetStreamOutbox:
         for index, group in groups.items():
             self._acceptors[index].put(group, appended)
         return appended.done
+
+    def takes(self, delivery: Delivery) -> bool:
+        """Say whether a delivery is short enough for NATS."""
+        return len(delivery.body) + len(delivery.client) <= self._longest
 
     @property
     def _longest(self) -> int:

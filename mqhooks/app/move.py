@@ -1,0 +1,204 @@
+"""
+``mqhooks outbox move``: takes what one outbox holds into another one, of a file or of JetStream.
+
+Deliveries go in their order, with their ids, and are forgotten where they were once the other outbox has accepted them. So a
+move that is interrupted can be run again: what was under way then, a thousand deliveries at most, may be there twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from msgspec import structs
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as Late
+from twisted.internet.task import deferLater
+
+from mqhooks.app.configuration import outbox_path
+from mqhooks.app.engine import engine_settings, waited
+from mqhooks.app.settings import OUTBOX_LETTERS, OUTBOX_SIZES, OutboxKind
+from mqhooks.delivery import DeadLetter, Delivery
+from mqhooks.errors import MqhooksError, OutboxError
+from mqhooks.interfaces import IOutbox
+from mqhooks.nanomq.block import Block
+from mqhooks.nanomq.hocon import read
+from mqhooks.outbox.deadletters import ANY
+from mqhooks.outbox.jetstream.outbox import JetStreamOutbox
+from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
+from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.support.printable import printable
+
+PIECE = 1000
+"""How many deliveries, or dead letters, are moved at a time."""
+
+PIECE_BYTES = 8 << 20
+"""About how many bytes of bodies they have."""
+
+PATIENCE = 30.0
+"""How many seconds an outbox may take."""
+
+_Store = SqliteStore | JetStreamStore
+
+
+def move(source: str, target: str) -> Iterator[str]:
+    """
+    Move all that one outbox holds into another one, while no mqhooks uses either.
+
+    :param source: the configuration of the outbox that is to be left.
+    :param target: the configuration of the one that is to be used from now on.
+    :returns: lines for a terminal.
+    :raises mqhooks.errors.MqhooksError: when one of them cannot be used.
+    """
+    if _place(source) == _place(target):
+        raise MqhooksError(f"move: {source} and {target} name the same outbox")
+    moved = waited(lambda reactor: Mover(reactor, source, target).move())
+    for name, (deliveries, letters) in sorted(moved.items()):
+        yield f"move: webhook {printable(name, 60)}: {deliveries} deliveries, {letters} dead letters"
+    yield "move: done" if moved else "move: there was nothing to move"
+
+
+def _place(config: str) -> object:
+    engine = engine_settings(config)
+    return os.path.realpath(outbox_path(config)) if engine is None else (engine.nats.servers, engine.prefix)
+
+
+def _store(reactor: Any, config: str) -> _Store:
+    """Make the store that a configuration names, with the limits that it has there."""
+    block = Block(read(config, required=False).values, config, "", []).block("mqhooks").block("outbox")
+    engine = engine_settings(config)
+    kind: OutboxKind = "sqlite" if engine is None else "jetstream"
+    max_size = block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20)
+    dead_max = block.integer("dead_max", OUTBOX_LETTERS[kind], least=0)
+    if engine is None:
+        return SqliteStore(reactor, outbox_path(config), sync="full", max_size=max_size, dead_max=dead_max)
+    spill = block.file("path", "mqhooks-outbox") + SPILL
+    return JetStreamStore(
+        reactor,
+        engine,
+        max_size=max_size,
+        dead_max=dead_max,
+        spill=spill if os.path.exists(spill) else None,
+    )
+
+
+class Mover:
+    """
+    Moves from one outbox into another one.
+
+    :param reactor: it runs.
+    :param source: the configuration of one.
+    :param target: the configuration of the other.
+    """
+
+    def __init__(self, reactor: Any, source: str, target: str) -> None:
+        self._reactor = reactor
+        self._source, self._target = _store(reactor, source), _store(reactor, target)
+        self._moved: dict[str, tuple[int, int]] = {}
+
+    async def move(self) -> dict[str, tuple[int, int]]:
+        """
+        Move all.
+
+        :returns: how many deliveries and dead letters of each webhook.
+        :raises mqhooks.errors.MqhooksError: when one of the outboxes cannot be used.
+        """
+        begun: list[_Store] = []
+        try:
+            for store in (self._source, self._target):
+                store.startService()
+                begun.append(store)
+            for name in await self._names():
+                deliveries = await self._deliveries(name)
+                if deliveries:
+                    self._moved[name] = deliveries, 0
+            await self._letters()
+        finally:
+            for store in reversed(begun):
+                await store.stopService()
+        return self._moved
+
+    async def _names(self) -> list[str]:
+        if isinstance(self._source, SqliteStore):
+            return list(self._source.names)
+        await self._until(lambda: self._connected(self._source), self._source)
+        return await self._source.letters.webhooks()
+
+    def _connected(self, store: _Store) -> bool:
+        return isinstance(store, JetStreamStore) and not store.away
+
+    async def _deliveries(self, name: str) -> int:
+        source, target = self._source.outbox(name), self._target.outbox(name)
+        if isinstance(source, JetStreamOutbox):
+            await self._until(lambda: source.caught_up, self._source, source)
+        elif not source.counts.pending:
+            return 0
+        if isinstance(target, JetStreamOutbox):
+            await self._until(lambda: target.started, self._target)
+        count = 0
+        while source.counts.pending:
+            claimed = await self._in_time(source.claim(PIECE, PIECE_BYTES), self._source)
+            self._check(claimed, target)
+            copies = [structs.replace(delivery, place=0, attempts=0) for delivery in claimed]
+            await self._in_time(target.append(copies, room=False), self._target)
+            source.acknowledge(claimed)
+            count += len(claimed)
+        return count
+
+    def _check(self, deliveries: Sequence[Delivery], target: IOutbox) -> None:
+        for delivery in deliveries:
+            if isinstance(target, JetStreamOutbox) and not target.takes(delivery):
+                problem = f"delivery {delivery.id} has a body of {len(delivery.body)} bytes, which is too long for NATS"
+                raise OutboxError(f"move: {problem}: raise max_payload of the servers, and run this again for the rest")
+
+    async def _letters(self) -> None:
+        source = self._source
+        after: int | None = 0
+        while after is not None:
+            if isinstance(source, SqliteStore):
+                letters = source.dead_letters(after=after, limit=PIECE)
+                after = letters[-1].number if letters else None
+            else:
+                letters, after = await source.letters.read(ANY, after, PIECE)
+            good = [letter for letter in letters if not letter.damage]
+            await self._keep(good)
+            numbers = [letter.number for letter in good]
+            if isinstance(source, SqliteStore):
+                source.purge(numbers)
+            else:
+                await source.letters.purge(numbers)
+            for letter in good:
+                deliveries, dead = self._moved.get(letter.webhook, (0, 0))
+                self._moved[letter.webhook] = deliveries, dead + 1
+
+    async def _keep(self, letters: Sequence[DeadLetter]) -> None:
+        if isinstance(self._target, SqliteStore):
+            for letter in letters:
+                self._target.outbox(letter.webhook).take_over_letter(structs.replace(letter, number=0))
+            await self._in_time(self._target.flushed(), self._target)
+        elif letters:
+            target = self._target
+            target.outbox(letters[0].webhook)
+            await self._until(lambda: target.failing is None, target)
+            await target.letters.put(letters)
+
+    async def _in_time(self, answer: Any, store: _Store) -> Any:
+        if not isinstance(answer, Deferred):
+            return answer
+        try:
+            return await answer.addTimeout(PATIENCE, self._reactor)
+        except Late:
+            raise OutboxError(f"move: {self._problem(store)}; run this again for the rest") from None
+
+    async def _until(self, condition: Any, store: _Store, outbox: JetStreamOutbox | None = None) -> None:
+        end = self._reactor.seconds() + PATIENCE
+        while not condition():
+            if self._reactor.seconds() > end:
+                used = "another mqhooks uses the outbox in JetStream: stop all of them first"
+                raise OutboxError(f"move: {used if outbox is not None and store.failing is None else self._problem(store)}")
+            await deferLater(self._reactor, 0.02)
+
+    def _problem(self, store: _Store) -> str:
+        where = store.path if isinstance(store, SqliteStore) else "JetStream"
+        return f"{where}: {store.failing or 'has no room, or does not answer'}"
