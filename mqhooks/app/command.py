@@ -69,6 +69,10 @@ def _parser() -> ArgumentParser:
     action.add_argument("source", metavar="OLD", help="the configuration of the outbox that is to be left")
     action.add_argument("target", metavar="NEW", help="the configuration of the one that is to be used from now on")
     action.set_defaults(command=_move)
+    description = "divide webhooks in JetStream into as many partitions as the configuration says"
+    action = outbox.add_parser("repartition", help=description, description=f"Outbox: {description}.")
+    action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
+    action.set_defaults(command=_repartition)
     description = "send one made-up delivery to a webhook's endpoint, and show what comes back"
     action = commands.add_parser("send-test", help=description, description=f"{description.capitalize()}; 2xx is success.")
     action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
@@ -98,6 +102,12 @@ def _move(options: Namespace) -> Iterator[str]:
     from mqhooks.app.move import move
 
     return move(options.source, options.target)
+
+
+def _repartition(options: Namespace) -> Iterator[str]:
+    from mqhooks.app.repartition import repartition
+
+    return repartition(options.config)
 
 
 def _send_test(options: Namespace) -> Iterator[str]:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from mqhooks.app.jetstreamblock import jetstream
 from mqhooks.app.reactor import private
-from mqhooks.app.settings import Settings
+from mqhooks.app.settings import DEFAULTS, OUTBOX_LETTERS, OUTBOX_SIZES, OutboxKind, Settings
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import ConfigError, OutboxError, together
 from mqhooks.nanomq.block import Block
@@ -62,6 +62,14 @@ def engine_settings(path: str) -> JetStreamSettings | None:
     if settings is None or errors:
         raise together(errors)
     return settings
+
+
+def outbox_limits(path: str, kind: OutboxKind) -> tuple[int, int, str]:
+    """Read ``max_size``, ``dead_max`` and ``path`` of the outbox, and nothing else."""
+    block = Block(read(path, required=False).values, path, "", []).block("mqhooks").block("outbox")
+    max_size = block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20)
+    dead_max = block.integer("dead_max", OUTBOX_LETTERS[kind], least=0)
+    return max_size, dead_max, block.file("path", DEFAULTS.outbox.path)
 
 
 def examined(settings: Settings) -> Found:

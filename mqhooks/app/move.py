@@ -8,7 +8,7 @@ move that is interrupted can be run again: what was under way then, a thousand d
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from msgspec import structs
@@ -17,13 +17,10 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 
 from mqhooks.app.configuration import outbox_path
-from mqhooks.app.engine import engine_settings, waited
-from mqhooks.app.settings import OUTBOX_LETTERS, OUTBOX_SIZES, OutboxKind
+from mqhooks.app.engine import engine_settings, outbox_limits, waited
 from mqhooks.delivery import DeadLetter, Delivery
 from mqhooks.errors import MqhooksError, OutboxError
 from mqhooks.interfaces import IOutbox
-from mqhooks.nanomq.block import Block
-from mqhooks.nanomq.hocon import read
 from mqhooks.outbox.deadletters import ANY
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox
 from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
@@ -66,14 +63,11 @@ def _place(config: str) -> object:
 
 def _store(reactor: Any, config: str) -> _Store:
     """Make the store that a configuration names, with the limits that it has there."""
-    block = Block(read(config, required=False).values, config, "", []).block("mqhooks").block("outbox")
     engine = engine_settings(config)
-    kind: OutboxKind = "sqlite" if engine is None else "jetstream"
-    max_size = block.size("max_size", OUTBOX_SIZES[kind], least=1 << 20)
-    dead_max = block.integer("dead_max", OUTBOX_LETTERS[kind], least=0)
+    max_size, dead_max, path = outbox_limits(config, "sqlite" if engine is None else "jetstream")
     if engine is None:
         return SqliteStore(reactor, outbox_path(config), sync="full", max_size=max_size, dead_max=dead_max)
-    spill = block.file("path", "mqhooks-outbox") + SPILL
+    spill = path + SPILL
     return JetStreamStore(
         reactor,
         engine,
@@ -131,20 +125,28 @@ class Mover:
     async def _deliveries(self, name: str) -> int:
         source, target = self._source.outbox(name), self._target.outbox(name)
         if isinstance(source, JetStreamOutbox):
-            await self._until(lambda: source.caught_up, self._source, source)
+            await self._until(lambda: source.started, self._source)
+            # Others say twice a second that they are there.
+            await deferLater(self._reactor, 1.0)
+            if source.others:
+                raise OutboxError("move: another mqhooks uses the outbox in JetStream: stop all of them first")
         elif not source.counts.pending:
             return 0
         if isinstance(target, JetStreamOutbox):
             await self._until(lambda: target.started, self._target)
         count = 0
-        while source.counts.pending:
+        while True:
+            if not source.counts.pending:
+                if not isinstance(source, JetStreamOutbox) or source.caught_up:
+                    return count
+                await self._until(lambda: source.counts.pending or source.caught_up, self._source)
+                continue
             claimed = await self._in_time(source.claim(PIECE, PIECE_BYTES), self._source)
             self._check(claimed, target)
             copies = [structs.replace(delivery, place=0, attempts=0) for delivery in claimed]
             await self._in_time(target.append(copies, room=False), self._target)
             source.acknowledge(claimed)
             count += len(claimed)
-        return count
 
     def _check(self, deliveries: Sequence[Delivery], target: IOutbox) -> None:
         for delivery in deliveries:
@@ -191,12 +193,11 @@ class Mover:
         except Late:
             raise OutboxError(f"move: {self._problem(store)}; run this again for the rest") from None
 
-    async def _until(self, condition: Any, store: _Store, outbox: JetStreamOutbox | None = None) -> None:
+    async def _until(self, condition: Callable[[], object], store: _Store) -> None:
         end = self._reactor.seconds() + PATIENCE
         while not condition():
             if self._reactor.seconds() > end:
-                used = "another mqhooks uses the outbox in JetStream: stop all of them first"
-                raise OutboxError(f"move: {used if outbox is not None and store.failing is None else self._problem(store)}")
+                raise OutboxError(f"move: {self._problem(store)}")
             await deferLater(self._reactor, 0.02)
 
     def _problem(self, store: _Store) -> str:

@@ -80,6 +80,7 @@ class Acceptor:
     :param failed: called with what keeps a message from being stored, whenever it is tried in vain.
     :param refused: called with a delivery that can never be stored, why, and what to call once it is a dead letter.
     :param last: asks for the id of the last delivery in the log that an acceptor of this name has stored.
+    :ivar subject: of the log.
     :ivar since: when the oldest delivery that is neither acknowledged nor in the file was appended, in the reactor's seconds.
     :ivar size: how many bytes of bodies wait in memory.
     :ivar refused: whether the last attempt found no room.
@@ -110,7 +111,7 @@ class Acceptor:
         self.name = name
         self._reactor = reactor
         self._stream = stream
-        self._subject = subject
+        self.subject = subject
         self._acknowledged = acknowledged
         self._failed = failed
         self._refused = refused
@@ -244,7 +245,7 @@ class Acceptor:
 
     def _publish(self, data: bytes, deliveries: list[Delivery]) -> Deferred[Ack]:
         return self._stream.publish(
-            self._subject,
+            self.subject,
             data,
             message_id=f"{self.name}/{deliveries[-1].id}",
             headers={COUNT: str(len(deliveries))},
@@ -370,7 +371,7 @@ class Acceptor:
             self._note(failure.value)
             self._failed(failure.value)
         elif not failure.check(CancelledError, OutboxError):
-            self.log.failure("storing what was kept for {subject} failed", failure, subject=self._subject)
+            self.log.failure("storing what was kept for {subject} failed", failure, subject=self.subject)
 
     def _drained(self, _: object) -> None:
         self._draining = None
@@ -394,7 +395,7 @@ class Acceptor:
             # The same again as one message, under the same id.
             claimed = await self._claim(spill, first or BATCH, 1 << 62 if first else BATCH_BYTES)
             first = 0
-            await self._put_away(claimed)
+            await self.put_away(claimed)
             spill.acknowledge(claimed)
             self._sent_before = 0
         self.spilling = False
@@ -418,7 +419,7 @@ class Acceptor:
         claimed = spill.claim(limit, size)
         return list(await claimed if isinstance(claimed, Deferred) else claimed)
 
-    async def _put_away(self, deliveries: list[Delivery]) -> None:
+    async def put_away(self, deliveries: list[Delivery]) -> None:
         """Store deliveries as one message, or as several when that is too long; wait however long it takes."""
         # Their places are those in the file.
         data = encode([structs.replace(delivery, place=0, attempts=0) for delivery in deliveries])
@@ -436,8 +437,8 @@ class Acceptor:
             except NATSTooLong as error:
                 if len(deliveries) > 1:
                     half = len(deliveries) // 2
-                    await self._put_away(deliveries[:half])
-                    await self._put_away(deliveries[half:])
+                    await self.put_away(deliveries[:half])
+                    await self.put_away(deliveries[half:])
                 else:
                     self._refused(deliveries[0], str(error), _nothing)
                 return

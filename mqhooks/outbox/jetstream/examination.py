@@ -17,7 +17,7 @@ from mqhooks.outbox.jetstream.generations import generations
 from mqhooks.outbox.jetstream.layout import (
     HEADROOM,
     Names,
-    differences,
+    differing,
     letters_config,
     log_config,
 )
@@ -43,15 +43,6 @@ class Found:
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def differing(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Say how a stream differs from what it should be; ``None`` when it does not."""
-    different = differences(wanted, found)
-    if not different:
-        return None
-    remedy = "give outbox the settings that it was made with, another prefix, or change it with nats stream edit"
-    return f"stream {name} is not as configured: {', '.join(different)}: {remedy}"
 
 
 async def examine(reactor: Any, settings: Any, webhooks: Iterable[str], max_size: int, dead_max: int) -> Found:

@@ -1,15 +1,28 @@
 """
-Which streams a webhook has. They are made anew, as a further generation, when their number changes.
+Which streams a webhook has, and making them. When their number changes they are made anew, as a further generation.
+
+- A former generation is closed: its streams take no more deliveries. Once all of them are empty, the next one is delivered.
+- A generation counts from when its partition 0 is there, which is made last.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from typing import Any
 
-from mqhooks.errors import OutboxError
-from mqhooks.nats.jetstream import JetStream
-from mqhooks.outbox.jetstream.layout import Names, webhook_of
+from mqhooks.errors import JetStreamError, OutboxError
+from mqhooks.nats.jetstream import NO_STREAM, JetStream
+from mqhooks.outbox.jetstream.layout import Names, differing, raised, webhook_of
+
+NO_STORAGE = frozenset({10002, 10028, 10047})
+"""JetStream's errors for a stream that a server, or the account, has no storage for."""
+
+MAKING = 10.0
+"""How many seconds making a stream may take."""
+
+ASKING = 2.0
+"""How many seconds asking for one may take: one that was just made has no leader yet, and nobody answers."""
 
 
 async def generations(stream: JetStream, prefix: str) -> dict[str, list[int]]:
@@ -54,3 +67,53 @@ async def partitions_of(stream: JetStream, names: Names) -> int:
         return int(info["config"]["metadata"]["mqhooks-partitions"])
     except (KeyError, TypeError, ValueError):
         raise OutboxError(f"stream {names.stream(0)} is not one of mqhooks: give outbox.prefix another value") from None
+
+
+async def ensure(stream: JetStream, config: dict[str, Any]) -> None:
+    """
+    Make a stream, or check the one that is there and raise its limits.
+
+    :param config: as JetStream has it.
+    :raises mqhooks.errors.OutboxError: when it cannot be made, or is another one.
+    """
+    name = config["name"]
+    try:
+        info = await stream.call(f"STREAM.INFO.{name}", None, ASKING)
+    except JetStreamError as error:
+        if error.err_code != NO_STREAM:
+            raise
+        try:
+            info = await stream.call(f"STREAM.CREATE.{name}", config, MAKING)
+        except JetStreamError as problem:
+            raise OutboxError(_explained(name, problem)) from None
+    different = differing(name, config, info.get("config", {}))
+    if different is not None:
+        raise OutboxError(different)
+    higher = raised(config, info["config"])
+    if higher:
+        try:
+            await stream.call(f"STREAM.UPDATE.{name}", {**info["config"], **higher}, MAKING)
+        except JetStreamError as problem:
+            raise OutboxError(_explained(name, problem)) from None
+
+
+async def close(stream: JetStream, names: Names, partitions: int) -> None:
+    """Have a generation's streams take no more deliveries; leases and checkpoints they take."""
+    for number in range(partitions):
+        try:
+            config = (await stream.stream_info(names.stream(number)))["config"]
+        except JetStreamError as error:
+            if error.err_code != NO_STREAM:
+                raise
+            continue
+        if names.log(number) in config["subjects"]:
+            left = {key: value for key, value in config.items() if key != "republish"}
+            await stream.call(f"STREAM.UPDATE.{names.stream(number)}", {**left, "subjects": [names.own(number)]}, MAKING)
+
+
+def _explained(name: str, error: JetStreamError) -> str:
+    if error.err_code in NO_STORAGE or "storage" in error.description:
+        return f"stream {name} cannot be made, there is too little storage ({error}): raise max_file, or lower outbox.max_size"
+    if error.err_code in (10005, 10074):
+        return f"stream {name} cannot be made, there are too few servers ({error}): lower outbox.replicas, or add servers"
+    return f"stream {name} cannot be made: {error}"

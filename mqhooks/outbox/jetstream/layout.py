@@ -234,3 +234,14 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> Sequence[str]:
         elif there != value:
             differing.append(f"{key} is {there}, not {value}")
     return differing
+
+
+def differing(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Say how a stream differs from what it should be, and what to do; ``None`` when it does not."""
+    different = differences(wanted, found)
+    if not different:
+        return None
+    remedy = "give outbox the settings that it was made with, another prefix, or change it with nats stream edit"
+    if len(different) == 1 and different[0].startswith("mqhooks-partitions"):
+        remedy = "give outbox.partitions the value that it was made with, or run mqhooks outbox repartition"
+    return f"stream {name} is not as configured: {', '.join(different)}: {remedy}"

@@ -135,6 +135,12 @@ class Members:
         there = sorted([*proven, self._me])
         return there[partition % len(there)] == self._me
 
+    @property
+    def others(self) -> list[str]:
+        """Who else is there."""
+        now = self._monotonic()
+        return [who for who, (_, last, _) in self._heard.items() if now - last < GONE]
+
     def sharing(self, digest: str) -> str | None:
         """
         Find another one that delivers and has the webhook configured like this.

@@ -9,26 +9,29 @@ The :class:`~mqhooks.interfaces.IOutbox` of one webhook, as one of several proce
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import count
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.delivery import Counts, DeadLetter, Delivery
 from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.interfaces import IGate, IOutbox
 from mqhooks.nats.client import NATSClient
-from mqhooks.nats.jetstream import WRONG_LAST_SEQUENCE, Ack, JetStream
+from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, Ack, JetStream
 from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
-from mqhooks.outbox.jetstream.layout import OVERHEAD, Names, decode_batch, encode_letter, partition_of
-from mqhooks.outbox.jetstream.members import Members
+from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, OVERHEAD, Names, decode_batch, encode_letter, partition_of
+from mqhooks.outbox.jetstream.members import GONE, Members
 from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
+from mqhooks.outbox.queue import SqliteOutbox
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.outbox.stored import UNENCODABLE, without_body
 from mqhooks.outbox.waiting import WaitingClaim
@@ -85,6 +88,50 @@ class _Appended:
         self.left -= 1
         if not self.left:
             self.outbox.accepted(self)
+
+
+class _Former:
+    """A generation of partitions that takes no more deliveries; otherwise as its outbox."""
+
+    def __init__(
+        self,
+        outbox: JetStreamOutbox,
+        reactor: Any,
+        client: NATSClient,
+        stream: JetStream,
+        monotonic: Callable[[], float],
+        names: Names,
+        count: int,
+    ) -> None:
+        self.me = outbox.me
+        self.room, self.ready, self.revoked, self.counted = outbox.room, outbox.ready, outbox.revoked, outbox.counted
+        self.lost, self.handed, self.changed, self.complain = outbox.lost, outbox.handed, outbox.changed, outbox.complain
+        self.members = Members(reactor, client, names.alive, outbox.me, monotonic, list, lambda _: None)
+        self.partitions = [Partition(number, reactor, client, stream, names, self, monotonic) for number in range(count)]
+        self._outbox = outbox
+        self._started = False
+
+    def preferred(self, partition: int) -> bool:
+        """Say whether this process is the one that should own a partition."""
+        return self._outbox.running and self.members.preferred(partition)
+
+    def start(self) -> None:
+        """Begin to share its partitions."""
+
+        def share() -> None:
+            if self._outbox.running:
+                for partition in self.partitions:
+                    partition.start()
+
+        if not self._started:
+            self._started = True
+            self.members.start(share)
+
+    async def stop(self) -> None:
+        """Give all of it up."""
+        self.members.stop()
+        if self._started:
+            await gatherResults([partition.stop() for partition in self.partitions])
 
 
 @implementer(IOutbox, IGate)
@@ -161,23 +208,57 @@ class JetStreamOutbox:
         self._running = self.started = False
         self._timers: set[IDelayedCall] = set()
         self._recalled: tuple[tuple[Partition, int] | None, Sequence[Delivery]] = (None, ())
-        self.partitions = [Partition(number, reactor, client, stream, names, self, monotonic) for number in range(partitions)]
+        self._monotonic = monotonic
+        self._former: list[_Former] = []
+        self._listened = False
+        self._advancing: Deferred[Any] | None = None
+        self._leftover: list[SqliteOutbox] = []
+        self._moving: Deferred[Any] | None = None
+        self.partitions = self._divided(names, partitions)
         self._acceptors = [
             Acceptor(
                 reactor,
                 stream,
                 names.log(number),
                 f"a-{me}",
-                self._acknowledged(self.partitions[number]),
+                self._acknowledged(number),
                 self._not_stored,
                 self._unstorable,
-                self.partitions[number].last_of,
+                self._last_of(number),
             )
             for number in range(partitions)
         ]
-        self._members = Members(
-            reactor, client, names.alive, me, monotonic, self._full_here, self._full_there, delivers=delivers
-        )
+        self._members = self._shared(names)
+
+    def _divided(self, names: Names, partitions: int) -> list[Partition]:
+        made = (self._reactor, self._client, self._js, names, self, self._monotonic)
+        return [Partition(number, *made) for number in range(partitions)]
+
+    def _shared(self, names: Names) -> Members:
+        made = (self._reactor, self._client, names.alive, self.me, self._monotonic, self._full_here, self._full_there)
+        return Members(*made, delivers=self._delivers)
+
+    def use(self, names: Names, former: Iterable[tuple[Names, int]]) -> None:
+        """
+        Say which streams there are, before it is started.
+
+        :param names: of those that take deliveries.
+        :param former: of those that took them before, with the number of partitions each, oldest first; they are emptied first.
+        """
+        if names.generation != self.names.generation:
+            digest = self._members.digest
+            self.names = names
+            self.partitions = self._divided(names, len(self.partitions))
+            self._members = self._shared(names)
+            self._members.digest = digest
+            for number, acceptor in enumerate(self._acceptors):
+                acceptor.subject = names.log(number)
+        made = (self._reactor, self._client, self._js, self._monotonic)
+        self._former = [_Former(self, *made, its, count) for its, count in former] if self._delivers else []
+
+    @property
+    def _all(self) -> list[Partition]:
+        return [*self.partitions, *(partition for former in self._former for partition in former.partitions)]
 
     # Starting and stopping, by the store.
 
@@ -192,12 +273,45 @@ class JetStreamOutbox:
         self._members.start(self._share)
 
     def _share(self) -> None:
+        self._listened = True
         if self._running:
-            if self._delivers:
+            if self._former:
+                self._former[0].start()
+            elif self._delivers:
                 for partition in self.partitions:
                     partition.start()
             for acceptor in self._acceptors:
                 acceptor.begin()
+
+    async def _advance(self) -> None:
+        """Begin to deliver the next generation once all before it are empty."""
+        while self._former:
+            former = self._former[0]
+            for partition in former.partitions:
+                if not await partition.ended():
+                    return
+            await former.stop()
+            if not self._running:
+                return
+            self._former.remove(former)
+            what = f"all of the {len(former.partitions)} former partitions is settled"
+            self.log.info("webhook {name}: {what}", name=self.name, what=what)
+            if self._listened:
+                self._share()
+            # Others look whether it is empty, too.
+            await deferLater(self._reactor, 3 * GONE)
+            # As long as the first one is there, whoever starts goes on with this.
+            for partition in reversed(former.partitions):
+                try:
+                    await self._js.delete_stream(partition.stream)
+                except JetStreamError as error:
+                    if error.err_code != NO_STREAM:
+                        raise
+
+    def _advanced(self, failure: Any) -> None:
+        self._advancing = None
+        if isinstance(failure, Failure) and not failure.check(NATSError, CancelledError):
+            self.log.failure("going on to the next partitions failed", failure)
 
     def attach(self, spill: SqliteStore, name: str) -> None:
         """
@@ -206,9 +320,16 @@ class JetStreamOutbox:
         :param spill: the file; it is open.
         :param name: what this machine's acceptors call themselves, also after a restart.
         """
+        whose = f"{Names(self.names.prefix, self.name).stream(0).removesuffix('_0')}/"
         for number, acceptor in enumerate(self._acceptors):
             acceptor.name = name
-            acceptor.attach(spill.outbox(self.names.stream(number)))
+            acceptor.attach(spill.outbox(f"{whose}{len(self._acceptors)}/{number}"))
+        kept = [spill.outbox(name) for name in spill.names if name.startswith(whose)]
+        own = [acceptor.spill for acceptor in self._acceptors]
+        # They were kept when there was another number of partitions, and go before all others.
+        self._leftover = [each for each in kept if each.counts.pending and each not in own]
+        for acceptor in self._acceptors:
+            acceptor.spilling = acceptor.spilling or bool(self._leftover)
         waiting = self.diverted
         if waiting:
             what = f"{spill.path} keeps {waiting} deliveries for JetStream"
@@ -218,7 +339,11 @@ class JetStreamOutbox:
     @property
     def diverted(self) -> int:
         """How many deliveries are in the local file."""
-        return sum([acceptor.spill.counts.pending for acceptor in self._acceptors if acceptor.spill is not None])
+        return sum([each.counts.pending for each in self._spills])
+
+    @property
+    def _spills(self) -> list[SqliteOutbox]:
+        return [*(acceptor.spill for acceptor in self._acceptors if acceptor.spill is not None), *self._leftover]
 
     def divert(self) -> None:
         """Have the local file take what waits in memory."""
@@ -233,14 +358,46 @@ class JetStreamOutbox:
         for acceptor in self._acceptors:
             lost = acceptor.failing if acceptor.begun else away
             if acceptor.spilling:
-                if not away:
+                if not (away or self._leftover):
                     acceptor.drain()
             elif acceptor.since is not None and lost and (now - acceptor.since > ELECTION or held > HELD):
                 self._divert(acceptor)
+        if self._former and self._running and self._advancing is None and not away:
+            self._advancing = advancing = ensureDeferred(self._advance())
+            advancing.addBoth(self._advanced)
+        if self._leftover and self._running and self._moving is None and not away:
+            self._moving = moving = ensureDeferred(self._store_leftover())
+            moving.addBoth(self._stored_leftover)
         if self._spilled and not any(acceptor.spilling for acceptor in self._acceptors):
             self._spilled = False
             self.log.info("webhook {name}: all that was kept locally is in JetStream", name=self.name)
         self._release()
+
+    async def _store_leftover(self) -> None:
+        while self._leftover:
+            spill = self._leftover[0]
+            spill.reclaim()
+            while spill.counts.pending:
+                claimed = spill.claim(BATCH, BATCH_BYTES)
+                deliveries = list(await claimed if isinstance(claimed, Deferred) else claimed)
+                groups: defaultdict[int, list[Delivery]] = defaultdict(list)
+                for delivery in deliveries:
+                    groups[partition_of(delivery.client, len(self._acceptors))].append(delivery)
+                for number, group in groups.items():
+                    await self._acceptors[number].put_away(group)
+                spill.acknowledge(deliveries)
+            # It has no part in the counts any more.
+            counts = spill.counts
+            self._appended += counts.appended
+            self._resumed += counts.resumed
+            self._handed += counts.delivered
+            self._dropped += counts.dropped
+            self._leftover.remove(spill)
+
+    def _stored_leftover(self, failure: Any) -> None:
+        self._moving = None
+        if isinstance(failure, Failure) and not failure.check(NATSError, CancelledError, OutboxError):
+            self.log.failure("storing what was kept locally failed", failure)
 
     def _divert(self, acceptor: Acceptor) -> None:
         if self._spill is None:
@@ -252,8 +409,16 @@ class JetStreamOutbox:
         if self._complaints.allow("away") is not None:
             self.log.warn("webhook {name}: {what}", name=self.name, what=what)
 
-    def look(self) -> None:
-        """Tell when nobody delivers. Called every two seconds."""
+    def look(self, generations: Sequence[int]) -> None:
+        """Tell when nobody delivers, or its streams are no longer those that take deliveries. Called every two seconds."""
+        if (
+            self.started
+            and generations
+            and generations[-1] > self.names.generation
+            and self._complaints.allow("newer") is not None
+        ):
+            what = "has another number of partitions by now, and these take no more: set outbox.partitions to it, and restart"
+            self.log.error("webhook {name}: {what}", name=self.name, what=what)
         if self._running and not self._delivers and self._members.alone and self._complaints.allow("alone") is not None:
             remedy = "start one with outbox.role = deliver or both"
             self.log.warn("webhook {name}: no bridge delivers: {remedy}", name=self.name, remedy=remedy)
@@ -289,7 +454,8 @@ class JetStreamOutbox:
                     # Somebody was faster: look again next time.
                     other = noted or ""
         differs = noted != members.digest
-        members.delivers = self._delivers and not differs
+        for each in (members, *(former.members for former in self._former)):
+            each.delivers = self._delivers and not differs
         if differs and other != noted and self._complaints.allow("differs") is not None:
             whom = other or "those that deliver"
             what = f"is configured otherwise here than on {whom}: nothing of it is delivered here until both are the same"
@@ -303,7 +469,7 @@ class JetStreamOutbox:
 
     def connected(self) -> None:
         """Look for what was missed while there was no connection."""
-        for partition in self.partitions:
+        for partition in self._all:
             partition.look()
 
     @property
@@ -316,7 +482,7 @@ class JetStreamOutbox:
         self._running = False
         self._members.stop()
         self._end()
-        given = gatherResults([partition.stop() for partition in self.partitions])
+        given = gatherResults([partition.stop() for partition in self._all])
         return given.addCallback(lambda _: None)
 
     def abort(self) -> None:
@@ -324,12 +490,17 @@ class JetStreamOutbox:
         self._running = False
         self._members.stop()
         self._end()
-        for partition in self.partitions:
+        for partition in self._all:
             partition.abort()
 
     def _end(self) -> None:
         for acceptor in self._acceptors:
             acceptor.stop()
+        for going_on in (self._moving, self._advancing):
+            if going_on is not None:
+                going_on.cancel()
+        for former in self._former:
+            former.members.stop()
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -339,7 +510,7 @@ class JetStreamOutbox:
 
     @property
     def _owned(self) -> list[Partition]:
-        return [partition for partition in self.partitions if partition.mine]
+        return [partition for partition in self._all if partition.mine]
 
     @property
     def ready_to_claim(self) -> bool:
@@ -355,7 +526,7 @@ class JetStreamOutbox:
     def counts(self) -> Counts:
         """What was accepted in the partitions that are ours, while they are, and what became of it."""
         pending = sum([partition.pending for partition in self._owned])
-        kept = [acceptor.spill.counts for acceptor in self._acceptors if acceptor.spill is not None]
+        kept = [each.counts for each in self._spills]
         return Counts(
             self._appended + sum([each.appended for each in kept]),
             self._resumed + sum([each.resumed for each in kept]),
@@ -442,13 +613,30 @@ class JetStreamOutbox:
         info = self._client.info
         return min(info.max_payload if info is not None else 1 << 20, LONGEST) - OVERHEAD
 
-    def _acknowledged(self, partition: Partition) -> Callable[[int, list[Accepting]], None]:
+    @property
+    def _every_member(self) -> list[Members]:
+        return [self._members, *(former.members for former in self._former)]
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started and not stopped."""
+        return self._running
+
+    @property
+    def others(self) -> list[str]:
+        """Which other processes share this webhook."""
+        return [who for members in self._every_member for who in members.others]
+
+    def _last_of(self, number: int) -> Callable[[str], Awaitable[str | None]]:
+        return lambda acceptor: self.partitions[number].last_of(acceptor)
+
+    def _acknowledged(self, number: int) -> Callable[[int, list[Accepting]], None]:
         def acknowledged(seq: int, whose: list[Accepting]) -> None:
             def counted() -> None:
                 for accepting in whose:
                     accepting.landed()
 
-            partition.when_counted(seq, counted)
+            self.partitions[number].when_counted(seq, counted)
 
         return acknowledged
 
@@ -488,7 +676,7 @@ class JetStreamOutbox:
             limit -= taken
             size -= taken_size
         if self.room():
-            for partition in self.partitions:
+            for partition in self._all:
                 if partition.mine and partition.behind:
                     partition.read()
         return claimed
@@ -511,7 +699,7 @@ class JetStreamOutbox:
     async def _recall(self, places: list[int], rows: list[Row]) -> Sequence[Delivery]:
         found: dict[Row, Sequence[Delivery]] = {}
         for row in rows:
-            stream = self.names.stream(row.partition.number)
+            stream = row.partition.stream
             try:
                 batch = await self._js.direct_batch(stream, row.seq, row.partition.subject, limit=1, timeout=SILENCE)
                 message = batch.messages[0] if batch.messages else None
@@ -562,9 +750,10 @@ class JetStreamOutbox:
         """Hand out again what was claimed."""
         self._claim.cancel()
         self._abandoned = False
-        self._members.stay()
+        for members in self._every_member:
+            members.stay()
         self._stale.clear()
-        for partition in self.partitions:
+        for partition in self._all:
             if partition.mine:
                 partition.rewind()
         self._stale.clear()
@@ -573,7 +762,8 @@ class JetStreamOutbox:
         """Keep what is pending, or leave it to others, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
-        self._members.retreat()
+        for members in self._every_member:
+            members.retreat()
         self._release()
 
     # IGate
@@ -596,7 +786,7 @@ class JetStreamOutbox:
             if row is not None:
                 row.partition.flying.discard(delivery.place)
             else:
-                for partition in self.partitions:
+                for partition in self._all:
                     partition.flying.discard(delivery.place)
 
     def _row(self, place: int) -> Row | None:

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from mqhooks.delivery import Delivery
 from mqhooks.errors import JetStreamError, NATSError
 from mqhooks.nats.client import NATSClient, Subscription
-from mqhooks.nats.jetstream import MESSAGE_ID, WRONG_LAST_SEQUENCE, JetStream
+from mqhooks.nats.jetstream import MESSAGE_ID, NO_STREAM, WRONG_LAST_SEQUENCE, JetStream
 from mqhooks.nats.message import NATSMessage
 from mqhooks.outbox.jetstream.layout import (
     ACCEPTORS,
@@ -175,7 +175,8 @@ class Partition:
         self._client = client
         self._js = stream
         self.subject = names.log(number)
-        self._name, self._log, self._own = names.stream(number), self.subject, names.own(number)
+        self.stream = self._name = names.stream(number)
+        self._log, self._own = self.subject, names.own(number)
         self._new = names.new(number)
         self._owner = owner
         self._monotonic = monotonic
@@ -197,7 +198,7 @@ class Partition:
         self._timer: IDelayedCall | None = None
         self._tending: Deferred[Any] | None = None
         self._idle: Deferred[None] | None = None
-        self._stopped = False
+        self._begun = self._stopped = False
         # Who waits until a message is counted.
         self._awaited: list[tuple[int, Callable[[], object]]] = []
 
@@ -205,7 +206,9 @@ class Partition:
 
     def start(self) -> None:
         """Begin to look who owns it, and to take it if nobody does."""
-        self._soon(0.0)
+        if not self._begun:
+            self._begun = True
+            self._soon(0.0)
 
     def stop(self) -> Deferred[None]:
         """
@@ -574,6 +577,19 @@ class Partition:
         # What was purged meanwhile is in a later checkpoint.
         after = await self._state()
         return found if last > after.tail else after.accepted.get(acceptor)
+
+    async def ended(self) -> bool:
+        """Say whether it is closed and all in it is settled, whoever owns it."""
+        try:
+            config = (await self._js.stream_info(self._name))["config"]
+        except JetStreamError as error:
+            if error.err_code == NO_STREAM:
+                return True
+            raise
+        if self._log in config["subjects"]:
+            return False
+        end, state = await self._js.last(self._name, self._log), await self._state()
+        return not state.pending and (end is None or end.sequence <= state.tail)
 
     async def _state(self) -> Checkpoint:
         found = await self._js.last(self._name, self._own)

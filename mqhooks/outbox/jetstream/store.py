@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from secrets import token_hex
 from time import monotonic, time
@@ -20,12 +20,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from mqhooks.errors import JetStreamError, NATSError, OutboxError
+from mqhooks.errors import NATSError, OutboxError
 from mqhooks.nats.client import NATSClient
-from mqhooks.nats.jetstream import NO_STREAM, JetStream
+from mqhooks.nats.jetstream import JetStream
 from mqhooks.nats.settings import NATSSettings
-from mqhooks.outbox.jetstream.examination import UNSYNCED, differing
-from mqhooks.outbox.jetstream.layout import HEADROOM, Names, letters_config, log_config, raised
+from mqhooks.outbox.jetstream.examination import UNSYNCED
+from mqhooks.outbox.jetstream.generations import close, ensure, generations, partitions_of
+from mqhooks.outbox.jetstream.layout import HEADROOM, Names, letters_config, log_config
 from mqhooks.outbox.jetstream.letters import SharedLetters
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
 from mqhooks.outbox.sqlite import SqliteStore
@@ -36,12 +37,6 @@ CLOSING_TIME = 5.0
 
 AGAIN = 2.0
 """How many seconds after streams could not be made or checked that is tried again."""
-
-NO_STORAGE = frozenset({10002, 10028, 10047})
-"""JetStream's errors for a stream that a server, or the account, has no storage for."""
-
-MAKING = 10.0
-"""How many seconds making a stream may take."""
 
 Role = Literal["both", "accept", "deliver"]
 Spill = Literal["sqlite", "none"]
@@ -59,9 +54,6 @@ NOT_YET = "not connected to NATS yet"
 
 COUNTING = 2.0
 """How many seconds lie between two looks at what others do: they bury and replay, and may be gone."""
-
-ASKING = 2.0
-"""How many seconds asking for one may take: one that was just made has no leader yet, and nobody answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +281,13 @@ class JetStreamStore(Service):
             outbox.tend()
 
     async def _look(self) -> None:
-        for outbox in list(self._outboxes.values()):
-            outbox.look()
+        try:
+            known = await generations(self._js, self.settings.prefix)
+        except NATSError:
+            # What matters of it is told elsewhere.
+            known = {}
+        for name, outbox in list(self._outboxes.items()):
+            outbox.look(known.get(name, []))
             try:
                 if outbox.started:
                     await outbox.agree()
@@ -361,19 +358,29 @@ class JetStreamStore(Service):
         settings, limits = self.settings, self._limits
         names = Names(settings.prefix, "")
         # Half as many letters as deliveries may take.
-        await self._stream(letters_config(names, settings.replicas, limits.dead_max, limits.max_size))
+        await ensure(self._js, letters_config(names, settings.replicas, limits.dead_max, limits.max_size))
+        known = await generations(self._js, settings.prefix)
         for name, outbox in list(self._outboxes.items()):
             if name in self._started:
                 continue
+            numbers = known.get(name) or [1]
+            latest, former = Names(settings.prefix, name, numbers[-1]), []
+            for number in numbers[:-1]:
+                earlier = Names(settings.prefix, name, number)
+                former.append((earlier, await partitions_of(self._js, earlier)))
+            if not outbox.started:
+                outbox.use(latest, former)
             share = limits.max_size // settings.partitions + HEADROOM
-            made = [
-                ensureDeferred(self._stream(log_config(outbox.names, number, settings.partitions, settings.replicas, share)))
+            configs = [
+                log_config(latest, number, settings.partitions, settings.replicas, share)
                 for number in range(settings.partitions)
             ]
-            results: list[tuple[bool, Any]] = await DeferredList(made, consumeErrors=True)
-            for done, result in results:
-                if not done:
-                    result.raiseException()
+            # Partition 0 says that all are there: it is made last, and checked first.
+            parts = (configs[:1], configs[1:]) if name in known else (configs[1:], configs[:1])
+            for some in parts:
+                await self._ensure(some)
+            for earlier, count in former:
+                await close(self._js, earlier, count)
             kept = (await self.letters.counts()).get(name, 0)
             self._started.add(name)
             self._problem = None
@@ -381,31 +388,9 @@ class JetStreamStore(Service):
                 await outbox.agree()
                 outbox.start(kept)
 
-    async def _stream(self, config: dict[str, Any]) -> None:
-        name = config["name"]
-        try:
-            info = await self._js.call(f"STREAM.INFO.{name}", None, ASKING)
-        except JetStreamError as error:
-            if error.err_code != NO_STREAM:
-                raise
-            try:
-                info = await self._js.call(f"STREAM.CREATE.{name}", config, MAKING)
-            except JetStreamError as problem:
-                raise OutboxError(_explained(name, problem)) from None
-        different = differing(name, config, info.get("config", {}))
-        if different is not None:
-            raise OutboxError(different)
-        higher = raised(config, info["config"])
-        if higher:
-            try:
-                await self._js.call(f"STREAM.UPDATE.{name}", {**info["config"], **higher}, MAKING)
-            except JetStreamError as problem:
-                raise OutboxError(_explained(name, problem)) from None
-
-
-def _explained(name: str, error: JetStreamError) -> str:
-    if error.err_code in NO_STORAGE or "storage" in error.description:
-        return f"stream {name} cannot be made, there is too little storage ({error}): raise max_file, or lower outbox.max_size"
-    if error.err_code in (10005, 10074):
-        return f"stream {name} cannot be made, there are too few servers ({error}): lower outbox.replicas, or add servers"
-    return f"stream {name} cannot be made: {error}"
+    async def _ensure(self, configs: Iterable[dict[str, Any]]) -> None:
+        made = [ensureDeferred(ensure(self._js, config)) for config in configs]
+        results: list[tuple[bool, Any]] = await DeferredList(made, consumeErrors=True)
+        for done, result in results:
+            if not done:
+                result.raiseException()
