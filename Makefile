@@ -31,7 +31,7 @@ help:
 demo: $(RUN)
 	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
 
-test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs%,$(TESTS)),programs)
+test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs% tests.test_project_receivers%,$(TESTS)),programs)
 	$(BIN)/python -m twisted.trial -j$(JOBS) $(TESTS)
 
 # Programs of other people: what cannot be had is told, and the tests that want it skip. Nothing else depends on them.
