@@ -71,7 +71,7 @@ class Memory(Protocol):
         """Give it back."""
 
     def missed(self) -> None:
-        """Note that a delivery was not there any more."""
+        """Note that a delivery was not there any more, or is another process's."""
 
 
 class Plenty:
@@ -108,6 +108,7 @@ class Lanes:
     :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
     :ivar memory: says what may be recalled.
     :ivar lent: what has the room that is lent: a delivery, or a parked key whose first delivery is being recalled.
+    :ivar kept: how many requests less may be in flight, since a delivery is being recalled with the room that is lent.
     :ivar awaited: how many deliveries that were pushed as places have yet to be recalled for the first time.
     :ivar parked: how many keys wait for a retry, or have waited for one.
     :ivar runs: how many runs of consecutive places parked deliveries have.
@@ -142,6 +143,7 @@ class Lanes:
         self.in_flight = 0
         self.parked = self.runs = 0
         self.idle: dict[Lane, None] = {}
+        self.kept = 0
         self._may_borrow = False
         self._lanes = [Lane(self) for _ in range(count)]
 
@@ -171,7 +173,7 @@ class Lanes:
     def admit(self) -> None:
         """Resume lanes that the limit, or too little memory, had stopped."""
         for lane in list(self.idle):
-            if self.in_flight >= self.limit:
+            if self.in_flight + self.kept >= self.limit:
                 break
             if lane in self.idle:
                 del self.idle[lane]
@@ -425,7 +427,7 @@ class Lane:
         self._running = True
         lanes = self._all
         while self._current is None and self._queue:
-            if lanes.in_flight >= lanes.limit:
+            if lanes.in_flight + lanes.kept >= lanes.limit:
                 lanes.idle[self] = None
                 break
             if self._single and not self._parked and not self._parts:
@@ -458,6 +460,7 @@ class Lane:
             if self._parked:
                 staying = set(map(self._all.key, entered))
                 self._go_on(key for key in map(self._all.key, forgotten) if key not in staying)
+            self._all.memory.missed()
         return entered
 
     # What is sent next.
@@ -495,6 +498,8 @@ class Lane:
             if isinstance(head, Parked):
                 head.queued = False
                 delivery = self._resume(head)
+                if self._current is not None:
+                    break
             else:
                 delivery = self._unless_parked(head)
             if delivery is not None:
@@ -555,7 +560,11 @@ class Lane:
                 return None
             if isinstance(found, Deferred):
                 parked.asked = True
-                if self._all.lent is not parked:
+                if self._all.lent is parked:
+                    # Nothing else goes in its place: it must not keep what it is lent for longer than it takes.
+                    self._current = []
+                    self._all.kept = 1
+                else:
                     parked.reserved = self._size(parked)
                     self._all.size += parked.reserved
                 more = (parked, parked.places.first)
@@ -594,6 +603,9 @@ class Lane:
         parked.asked = False
         self._all.size -= parked.reserved
         parked.reserved = 0
+        if self._all.lent is parked:
+            self._current = None
+            self._all.kept = 0
 
     def _not_lent(self, parked: Parked) -> None:
         """Give back room that was lent for a delivery that is not there."""
@@ -604,7 +616,7 @@ class Lane:
         self._answered(parked)
         lanes = self._all
         lent = lanes.lent is parked
-        if parked.places.first != place or (lent and (self._current is not None or lanes.in_flight >= lanes.limit)):
+        if parked.places.first != place or (lent and lanes.in_flight >= lanes.limit):
             # One before it was parked again meanwhile, or it would keep what it is lent while it waits.
             lanes.outbox.shelve((place,))
             self._not_lent(parked)
@@ -615,15 +627,18 @@ class Lane:
             self._queue.appendleft(parked)
             if not self._single:
                 self._parts.append(1)
-            self.run()
         else:
             self.reread(parked.key)
+        if self._current is None:
+            self.run()
 
     def _unreadable(self, failure: Any, parked: Parked, _place: int) -> None:
         failure.trap(OutboxError)
         self._answered(parked)
         self._not_lent(parked)
         self._all.unreadable(parked.key)
+        if self._current is None:
+            self.run()
 
     # What becomes of it.
 
