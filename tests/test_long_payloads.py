@@ -52,7 +52,7 @@ class Taker(Protocol):
 
 
 class LongPayloadTests(TestCase):
-    timeout = 300
+    timeout = 900
 
     async def start(self):
         self.taken = {}
@@ -68,7 +68,7 @@ class LongPayloadTests(TestCase):
         rules = '[{ event = on_message_publish, topic = "t/#" }, { event = on_publish, topic = "own" }]'
         self.outbox = f"{config}.outbox"
         config.write_text(
-            f'webhook {{ url = "{url}", secret = "{SECRET}", cancel_timeout = 60s, events = {rules} }}\n'
+            f'webhook {{ url = "{url}", secret = "{SECRET}", cancel_timeout = 10m, events = {rules} }}\n'
             f'mqhooks.outbox.path = "{self.outbox}"\n',
             encoding="utf-8",
         )

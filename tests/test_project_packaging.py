@@ -50,8 +50,10 @@ class Distribution(SynchronousTestCase):
         source.mkdir(parents=True)
         for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "Makefile"):
             shutil.copy(PROJECT / name, source)
+        # Other tests may be writing the cache of plugins.
+        ignored = shutil.ignore_patterns("__pycache__", "_build", "*dropin.cache*")
         for name in ("mqhooks", "twisted", "tests", "docs", "tools", "packaging"):
-            shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
+            shutil.copytree(PROJECT / name, source / name, ignore=ignored)
         (source / "twisted" / "plugins" / "dropin.cache").write_bytes(b"left there by a developer's twistd")
         # As in the README, but in the environment that there is.
         environment = Path(sys.executable).parent.parent

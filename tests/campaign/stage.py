@@ -307,6 +307,8 @@ class Stage:
                     shutil.copyfile(f"{self.outbox}{suffix}", f"{copy}{suffix}")
             with closing(sqlite3.connect(copy)) as connection:
                 counters = _counters(connection)
+                if not counters:
+                    return counters
                 pending, sizes = defaultdict(int), defaultdict(int)
                 progress = dict(connection.execute("SELECT batch, settled FROM progress").fetchall())
                 for number, count, size in connection.execute("SELECT id, count, length(deliveries) FROM batch").fetchall():
@@ -411,5 +413,8 @@ class Stage:
 
 
 def _counters(connection):
+    if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'webhook'").fetchone()[0]:
+        # The first bridge was killed before it had made the tables. What is missing later is missed by the end.
+        return {}
     rows = connection.execute(f"SELECT name, {', '.join(COUNTERS)} FROM webhook").fetchall()
     return {name: (*numbers, numbers[0] - sum(numbers[1:])) for name, *numbers in rows}
