@@ -23,7 +23,7 @@ help:
 	@echo 'make bench   measure what a delivery costs, beside other sidecars, for some minutes (or some of it: BENCH="relay --runs 1")'
 	@echo 'make lint    check style, layout and who imports whom;  make format  mends what can be mended'
 	@echo 'make types   check the types'
-	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make docs    build the documentation into docs/_build/html, and the man page'
 	@echo 'make dist    build the source distribution and the wheel into dist/'
 	@echo 'make proto   generate mqhooks/pb from proto/'
 	@echo 'make clean   remove whatever these have made'
@@ -61,7 +61,10 @@ types: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs docs/_build/html
-	@echo 'docs/_build/html/index.html'
+	@mkdir -p docs/_build/man
+	$(BIN)/argparse-manpage --module mqhooks.app.command --function parser --prog mqhooks --project-name mqhooks \
+		--manual-title 'mqhooks' --description "VerneMQ's events as webhooks" --output docs/_build/man/mqhooks.1
+	@echo 'docs/_build/html/index.html docs/_build/man/mqhooks.1'
 
 # From a source distribution, so that nothing that lies about in the checkout gets into the wheel.
 dist: $(DEV)

@@ -57,6 +57,16 @@ def together(mistakes: Iterable[ConfigError]) -> ConfigError:
     return different[0] if len(different) == 1 else ConfigErrors(different)
 
 
+class NoAnswer(MqhooksError):
+    """
+    A running bridge gives no verdict: it cannot be reached, does not let us in, or is something else.
+
+    :cvar status: the exit status of a command that needed one.
+    """
+
+    status = 2
+
+
 class ListenError(MqhooksError):
     """An address cannot be listened on."""
 

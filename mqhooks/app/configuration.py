@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import cast, get_args
 
-from mqhooks.admin.settings import TOKEN, AdminSettings
+from mqhooks.admin.settings import ADMIN_LISTEN, TOKEN, AdminSettings
 from mqhooks.app.jetstreamblock import jetstream
 from mqhooks.app.settings import (
     DEFAULTS,
@@ -33,6 +33,7 @@ from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.queue import OnFull
+from mqhooks.support.listening import interface_of
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 _IN_SOURCES = "where mqhooks listens is mqhooks {{ sources {{ {} }} }}"
@@ -85,6 +86,31 @@ def outbox_path(path: str) -> str:
     if "${" in outbox:
         raise block.error("path", f"{outbox}: set the environment variable that it refers to, or give --outbox")
     return outbox
+
+
+def admin_access(file: str) -> tuple[str, str | None]:
+    """
+    Read where the admin API is and its token, and nothing else, so that variables with other secrets need not be set.
+
+    :returns: a URL, or ``unix:`` and a path; the token.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, there is no admin API, or nobody can say where it is.
+    """
+    block = Block(read(file, required=False).values, file, "", []).block("mqhooks").block("admin")
+    listen = block.string("listen", ADMIN_LISTEN)
+    for key in ("listen", "token"):
+        if "${" in str(block.tree(key)):
+            raise block.error(key, "set the environment variable that it refers to")
+    if listen == "off":
+        raise block.error("listen", "is off: there is nobody to ask")
+    kind, interface, port = interface_of(listen)
+    if kind == "unix":
+        path = re.split(r"(?<!\\):", listen)[1].removeprefix("address=")
+        return f"unix:{path}", block.secret("token")
+    if not port:
+        raise block.error("listen", f"{listen} does not say which port: give --url")
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(interface, interface)
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if kind == 'ssl' else 'http'}://{host}:{port}", block.secret("token")
 
 
 def compose(root: Block) -> Settings:

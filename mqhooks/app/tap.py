@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -120,15 +120,38 @@ def makeService(options: Options) -> IService:
     try:
         return _make(install(), options)
     except ConfigError as error:
-        if error.key and not error.where:
-            error = _located(error, options)
         raise SystemExit("\n".join(f"mqhooks: {mistake}" for mistake in error.mistakes)) from None
 
 
-def _make(reactor: Any, options: Options) -> IService:
-    if options["sample"] and not options["check"]:
-        raise ConfigError("prints what --check does: give both", "--sample")
-    log = Logger()
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What a command line asks for.
+
+    :param sidecars: where to listen for VerneMQ's stream.
+    :param sinks: the sinks other than webhooks.
+    :param service: the whole bridge, not started.
+    """
+
+    settings: Settings
+    sidecars: Sequence[str]
+    sinks: Sequence[IEventSink]
+    service: IService
+
+
+def plan(reactor: Any, options: Options) -> Plan:
+    """
+    Read the configuration and put everything together; nothing is opened.
+
+    :raises mqhooks.errors.ConfigError: when something is wrong, with its file or option.
+    """
+    try:
+        return _planned(reactor, options)
+    except ConfigError as error:
+        raise _located(error, options) if error.key and not error.where else error from None
+
+
+def _planned(reactor: Any, options: Options) -> Plan:
     twistd: Mapping[str, Any] = options.parent or {}
     directory = _directory(twistd)
     settings = _settings(options, options["config"], directory)
@@ -142,11 +165,20 @@ def _make(reactor: Any, options: Options) -> IService:
     elif not settings.webhooks and not sinks:
         sinks = [LogSink(reactor)]
     given = _sidecars(options)
-    sidecars = given or list(settings.sources.sidecars)
     service = build(settings, reactor, sidecars=given or None, sinks=sinks, descriptions=options["sink"], load=reload)
+    return Plan(settings, given or settings.sources.sidecars, sinks, service)
+
+
+def _make(reactor: Any, options: Options) -> IService:
+    if options["sample"] and not options["check"]:
+        raise ConfigError("prints what --check does: give both", "--sample")
+    log = Logger()
+    twistd: Mapping[str, Any] = options.parent or {}
+    planned = plan(reactor, options)
     if options["check"]:
-        print(describe(settings, sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
+        print(describe(planned.settings, planned.sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)
+    settings, sinks, service = planned.settings, planned.sinks, planned.service
     for warning in settings.warnings:
         log.warn("{line}", line=warning)
     if not isinstance(reactor, MonotonicReactor):
@@ -183,7 +215,7 @@ def _sidecars(options: Options) -> list[str]:
     return descriptions
 
 
-def _to_stdout(sinks: list[IEventSink]) -> bool:
+def _to_stdout(sinks: Sequence[IEventSink]) -> bool:
     return any(isinstance(sink, LogSink) and sink.uses_stdout for sink in sinks)
 
 
