@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 
 from twisted.python.usage import UsageError
 
@@ -13,7 +14,7 @@ from mqhooks.app import tap
 from mqhooks.app.describe import describe
 from mqhooks.app.parser import Parser, words_of
 from mqhooks.app.reactor import install
-from mqhooks.errors import MqhooksError
+from mqhooks.errors import ConfigError, MqhooksError, told
 
 
 def add(parser: Parser) -> None:
@@ -26,7 +27,7 @@ def add(parser: Parser) -> None:
     parser.set_defaults(command=_check)
 
 
-def _check(given: Namespace) -> Iterator[str]:
+def _check(given: Namespace) -> Generator[str, None, int]:
     if given.file is not None and given.config is not None:
         raise MqhooksError("check: FILE and --config are the same: give one of them")
     given.config = given.config if given.file is None else given.file
@@ -36,7 +37,18 @@ def _check(given: Namespace) -> Iterator[str]:
         options.parseOptions(words_of(tap.Options, given))
     except UsageError as error:
         raise MqhooksError(f"check: {error}") from None
-    planned = tap.plan(install(), options)
-    if given.strict and planned.settings.warnings:
-        raise MqhooksError("; ".join(planned.settings.warnings))
+    warnings: list[str] = []
+    try:
+        planned = tap.plan(install(), options, warnings)
+    except ConfigError as error:
+        return _tell(error.mistakes, warnings)
+    if given.strict and warnings:
+        return _tell((), warnings)
     yield from describe(planned.settings, planned.sidecars, options["sink"], samples=sample).splitlines()
+    return 0
+
+
+def _tell(mistakes: Iterable[ConfigError], warnings: Iterable[str]) -> int:
+    lines = [*map(told, mistakes), *(f"warning: {told(warning)}" for warning in warnings)]
+    sys.stderr.write("".join(f"mqhooks: {line}\n" for line in lines))
+    return 1

@@ -19,7 +19,7 @@ import msgspec
 
 import mqhooks
 from mqhooks.app.parser import Parser
-from mqhooks.errors import MqhooksError, NoAnswer
+from mqhooks.errors import MqhooksError, NoAnswer, told
 from mqhooks.support.printable import printable
 
 _COMMANDS = {
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
         return 130
     except (MqhooksError, sqlite3.Error, msgspec.MsgspecError, OverflowError) as error:
         mistakes = getattr(error, "mistakes", (error,))
-        sys.stderr.write("".join(f"mqhooks: {printable(str(mistake), 4096)}\n" for mistake in mistakes))
+        sys.stderr.write("".join(f"mqhooks: {printable(told(mistake), 4096)}\n" for mistake in mistakes))
         return error.status if isinstance(error, NoAnswer) else 1
 
 

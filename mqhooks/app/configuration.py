@@ -28,12 +28,13 @@ from mqhooks.app.settings import (
 from mqhooks.app.sourcesblock import SOURCES, sources
 from mqhooks.app.webhookblock import read_secrets, shared, webhooks
 from mqhooks.errors import ConfigError, together
-from mqhooks.nanomq.block import Block, suggest
+from mqhooks.nanomq.block import Block, Unset, suggest
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.queue import OnFull
 from mqhooks.support.listening import interface_of
+from mqhooks.support.tls import client_context
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 _IN_SOURCES = "where mqhooks listens is mqhooks {{ sources {{ {} }} }}"
@@ -53,20 +54,60 @@ def load(path: str) -> Settings:
     :raises mqhooks.errors.ConfigError: when there are mistakes, each with file, key and remedy:
         :class:`~mqhooks.errors.ConfigErrors` when there are several.
     """
+    errors: list[ConfigError] = []
+    settings = load_with(path, errors)
+    if errors:
+        raise together(errors)
+    return settings
+
+
+def load_with(path: str, errors: list[ConfigError]) -> Settings:
+    """
+    Do what :func:`load` does, past mistakes.
+
+    :param errors: collects them.
+    :returns: the settings, without webhooks that have mistakes, and with the defaults in place of what is wrong.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read at all.
+    """
     document = read(path)
     warnings = document.warnings
-    errors: list[ConfigError] = []
-    root = Block(document.values, path, "", warnings, errors)
+    found = list(document.mistakes)
+    root = Block(document.values, path, "", warnings, found, document.places)
     try:
         settings = compose(root)
     except ConfigError as error:
-        errors.append(error)
-    if errors:
-        raise together(errors)
+        found.append(error)
+        settings = Settings()
+    unset = list(_unset(document.values, ""))
+    errors += [error for error in found if not any(f"{error.key}.".startswith(f"{key}.") for key in unset)]
     for key in ("sources", "sidecar", "outbox", "admin"):
         if key in document.others:
             root.warn(key, f"belongs in the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
-    return replace(settings, warnings=tuple(warnings))
+    wrong = [f"{key}." for key in (*unset, *(error.key for error in found))]
+    good = []
+    for webhook in settings.webhooks:
+        if not any(key.startswith((f"webhooks.{webhook.name}.", f"{webhook.name}.")) for key in wrong):
+            good.append(webhook)
+            continue
+        if webhook.tls is not None and not any(error.key.startswith(webhook.tls.path) for error in found):
+            try:
+                # Whoever starts with the good ones finds their mistakes.
+                client_context(webhook.tls)
+            except ConfigError as error:
+                errors.append(error)
+    return replace(settings, webhooks=tuple(good), warnings=tuple(warnings), places=document.places)
+
+
+def _unset(value: object, path: str) -> Iterator[str]:
+    """Find the keys whose values need variables that are not set."""
+    if isinstance(value, Unset):
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _unset(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _unset(inner, f"{path}[{index}]")
 
 
 def outbox_path(path: str) -> str:

@@ -92,8 +92,8 @@ class Parser(ArgumentParser):
         """Tell that a word is not understood, and what was probably meant."""
         name = word.partition("=")[0]
         near = get_close_matches(name, self.options, 1) if name.startswith("-") else []
-        kind = "option" if name.startswith("-") else "argument"
-        self.error(f"there is no {kind} {name!r} here{f'; did you mean {near[0]}?' if near else ''}")
+        what = f"there is no option {name!r}" if name.startswith("-") else f"there is no argument {name!r}"
+        self.error(f"{what} here{f'; did you mean {near[0]}?' if near else ''}")
 
     def error(self, message: str) -> NoReturn:
         """

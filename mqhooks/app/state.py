@@ -116,7 +116,7 @@ def _asker(options: Namespace) -> tuple[str, Callable[[str], bytes]]:
         try:
             url, own = admin_access(options.config)
         except ConfigError as error:
-            raise NoAnswer(str(error)) from None
+            raise NoAnswer(error.told) from None
         token = own or token
     url = options.url or url
     if options.token_file is not None:
