@@ -12,7 +12,7 @@ RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test programs screenshot campaign bench lint format types docs dist proto clean
+.PHONY: help demo test programs screenshot campaign bench lint format types docs dist proto schema clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make docs    build the documentation into docs/_build/html, and the man page'
 	@echo 'make dist    build the source distribution and the wheel into dist/'
 	@echo 'make proto   generate mqhooks/pb from proto/'
+	@echo 'make schema  generate mqhooks/app/schema.json, the JSON Schema of the configuration'
 	@echo 'make clean   remove whatever these have made'
 
 demo: $(RUN)
@@ -72,6 +73,9 @@ dist: $(DEV)
 
 proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py
+
+schema: $(DEV)
+	$(BIN)/python tools/generate_schema.py
 
 clean:
 	rm -rf $(VENV) .programs build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Generator, Iterable
+from importlib.resources import files
 
 from twisted.python.usage import UsageError
 
@@ -52,3 +53,8 @@ def _tell(mistakes: Iterable[ConfigError], warnings: Iterable[str]) -> int:
     lines = [*map(told, mistakes), *(f"warning: {told(warning)}" for warning in warnings)]
     sys.stderr.write("".join(f"mqhooks: {line}\n" for line in lines))
     return 1
+
+
+def add_schema(parser: Parser) -> None:
+    """Add ``mqhooks schema``, which has no options."""
+    parser.set_defaults(command=lambda _: iter(files("mqhooks.app").joinpath("schema.json").read_text("utf-8").splitlines()))

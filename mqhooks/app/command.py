@@ -25,6 +25,7 @@ from mqhooks.support.printable import printable
 _COMMANDS = {
     "run": ("run.add_run", "run a bridge in the foreground, as twistd -n mqhooks does"),
     "check": ("check.add", "check a configuration, and print what vernemq.conf needs for it"),
+    "schema": ("check.add_schema", "print the JSON Schema of the configuration, for editors"),
     "status": ("state.add", "ask a running bridge how it is"),
     "dead": ("letters.add", "look after dead letters: deliveries that were given up"),
     "outbox": ("outboxes.add", "look after the outbox itself"),
