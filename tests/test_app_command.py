@@ -1,6 +1,7 @@
 """The ``mqhooks`` command: its parser, and what it runs through twistd. ``test_main`` has the dead letters."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,25 @@ class CommandLineTests(SynchronousTestCase):
         self.assertEqual(done.stdout.split()[:1], ["2"], done.stderr)
         self.assertNotIn("pyhocon", done.stdout)
         self.assertNotIn("twisted.internet", done.stdout)
+
+
+class StandardOutputTests(SynchronousTestCase):
+    def run_to(self, file):
+        command = [sys.executable, "-m", "mqhooks", "schema"]
+        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+
+    def test_a_full_disk_is_told_in_a_line(self):
+        with open("/dev/full", "w") as full:
+            done = self.run_to(full)
+        told = "mqhooks: standard output cannot be written: No space left on device\n"
+        self.assertEqual((done.returncode, done.stderr), (1, told))
+
+    def test_a_reader_that_has_gone_is_no_mistake(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with open(writing, "w") as pipe:
+            done = self.run_to(pipe)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
 
 
 class OptionsOfTwistdTests(SynchronousTestCase):

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from twisted.internet import reactor
@@ -124,6 +125,21 @@ class StatusTests(AdminCase):
         endpoint = Endpoint(lambda request: request.connection.reply(200, b'{"status": "ok"}'))
         url = re.match(r"http://[^/]+", endpoint.listen(self, reactor))[0]
         self.assertIn("what answers is not mqhooks", await self.refused_verdict(url=url))
+
+    async def test_over_a_socket_in_the_file_system(self):
+        # The path of a socket has a hundred characters at most.
+        folder = TemporaryDirectory(prefix="mqhooks-")
+        self.addCleanup(folder.cleanup)
+        socket = f"{folder.name}/socket"
+        config = Path(folder.name) / "a.conf"
+        config.write_text(f'mqhooks.admin.listen = "unix:{socket}:mode=600"')
+        bridge = Mqhooks(self, "run", "--config", str(config), "--sidecar-port=0", "--sink=log:path=events")
+        await until(lambda: os.path.exists(socket))
+        code, lines, told = await self.status("--ready", "--config", str(config), url="")
+        self.assertEqual((code, told), (0, ""))
+        self.assertIn("VerneMQ is not connected", lines[0])
+        bridge.process.signalProcess("TERM")
+        await bridge.ended
 
     async def test_watching_survives_a_restart(self):
         await self.start()

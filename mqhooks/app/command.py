@@ -12,6 +12,7 @@ import sqlite3
 import sys
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -100,5 +101,15 @@ def _written(lines: Iterator[str], write: Callable[[str], object]) -> int:
         try:
             line = next(lines)
         except StopIteration as end:
+            _write(sys.stdout.flush)
             return end.value or 0
-        write(line)
+        _write(partial(write, line))
+
+
+def _write(do: Callable[[], object]) -> None:
+    try:
+        do()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise MqhooksError(f"standard output cannot be written: {error.strerror}") from None
