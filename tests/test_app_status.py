@@ -33,6 +33,7 @@ class Dripping(Protocol):
 
     def connectionLost(self, reason):
         self.later.cancel()
+        self.factory.lost += 1
 
 
 class StatusTests(AdminCase):
@@ -116,10 +117,22 @@ class StatusTests(AdminCase):
 
     async def test_what_hangs_is_given_up(self):
         for protocol in (Protocol, Dripping):
-            port = reactor.listenTCP(0, Factory.forProtocol(protocol), interface="127.0.0.1")
+            factory = Factory.forProtocol(protocol)
+            factory.lost = 0
+            port = reactor.listenTCP(0, factory, interface="127.0.0.1")
             self.addCleanup(port.stopListening)
             url = f"http://127.0.0.1:{port.getHost().port}"
             self.assertIn(f"{url}: no answer within 0.5 s", await self.refused_verdict("--timeout=0.5", url=url))
+
+    async def test_watching_leaves_nothing_behind_at_what_hangs(self):
+        factory = Factory.forProtocol(Dripping)
+        factory.lost = 0
+        port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        url = f"http://127.0.0.1:{port.getHost().port}"
+        watcher = Mqhooks(self, "status", "--watch=0.05", "--timeout=0.2", "--url", url)
+        await until(lambda: factory.lost >= 3)
+        self.assertTrue(watcher.process.pid)
 
     async def test_another_program_is_no_bridge(self):
         endpoint = Endpoint(lambda request: request.connection.reply(200, b'{"status": "ok"}'))

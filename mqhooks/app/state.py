@@ -14,6 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from threading import Thread
@@ -83,10 +84,10 @@ _seconds.__name__ = "number of seconds"  # argparse names it: invalid number of 
 
 
 def _status(options: Namespace) -> Generator[str, None, int]:
-    where, ask = _asker(options)
+    bridge = _bridge(options)
     while options.watch is not None:
         try:
-            lines, status = _asked(where, ask, options)
+            lines, status = _asked(bridge, options)
         except NoAnswer as error:
             lines, status = [f"mqhooks: {error}"], NoAnswer.status
         try:
@@ -96,16 +97,15 @@ def _status(options: Namespace) -> Generator[str, None, int]:
             time.sleep(options.watch)
         except KeyboardInterrupt:
             return status
-    lines, status = _asked(where, ask, options)
+    lines, status = _asked(bridge, options)
     yield from lines
     return status
 
 
-def _asker(options: Namespace) -> tuple[str, Callable[[str], bytes]]:
+def _bridge(options: Namespace) -> _Bridge:
     """
-    Make what asks.
+    Say who is asked.
 
-    :returns: where it asks, and a function of a path that gives the answer's body.
     :raises mqhooks.errors.NoAnswer: when nobody can say where to ask, or with what.
     """
     url, token = URL, os.environ.get(TOKEN) or None
@@ -124,12 +124,32 @@ def _asker(options: Namespace) -> tuple[str, Callable[[str], bytes]]:
     if token is not None and not re.fullmatch("[!-~]+", token):
         raise NoAnswer("the token has spaces in it, or characters that no token has: copy it again, whole")
     headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    connect = _connector(url, options)
+    where = url if url.startswith("unix:") else hide_url(url)
+    return _Bridge(where, _connector(url, options), headers)
 
-    def ask(path: str) -> bytes:
-        connection = connect()
+
+class _Bridge:
+    """
+    Who is asked.
+
+    :ivar where: the address, as it is shown.
+    """
+
+    def __init__(self, where: str, connect: Callable[[], HTTPConnection], headers: dict[str, str]) -> None:
+        self.where = where
+        self._connect = connect
+        self._headers = headers
+        self._connection: HTTPConnection | None = None
+
+    def ask(self, path: str) -> bytes:
+        """
+        Get the body of an answer. This blocks.
+
+        :raises mqhooks.errors.NoAnswer: when it is not the answer of mqhooks to somebody who may ask.
+        """
+        connection = self._connection = self._connect()
         try:
-            connection.request("GET", path, headers=headers)
+            connection.request("GET", path, headers=self._headers)
             answer = connection.getresponse()
             body = answer.read(_MOST)
         finally:
@@ -142,7 +162,12 @@ def _asker(options: Namespace) -> tuple[str, Callable[[str], bytes]]:
             raise NoAnswer(f"{path} is answered with {answer.status}: another program has this port")
         return body
 
-    return url if url.startswith("unix:") else hide_url(url), ask
+    def give_up(self) -> None:
+        """End what :meth:`ask` waits for in another thread."""
+        sock = None if self._connection is None else self._connection.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _read(path: str) -> str:
@@ -174,13 +199,13 @@ def _connector(url: str, options: Namespace) -> Callable[[], HTTPConnection]:
     return partial(HTTPSConnection, host, port, timeout=options.timeout, context=context)
 
 
-def _asked(where: str, ask: Callable[[str], bytes], options: Namespace) -> tuple[list[str], int]:
+def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     """Ask once; gives what is shown, and the exit status."""
     answers: list[Any] = []
 
     def ask_all() -> None:
         try:
-            answers.append([ask("/readyz"), ask("/api/status")])
+            answers.append([bridge.ask("/readyz"), bridge.ask("/api/status")])
         except (OSError, HTTPException, MqhooksError, ValueError) as error:
             answers.append(error)
 
@@ -188,7 +213,9 @@ def _asked(where: str, ask: Callable[[str], bytes], options: Namespace) -> tuple
     thread = Thread(target=ask_all, daemon=True)
     thread.start()
     thread.join(options.timeout)
+    where = bridge.where
     if not answers or isinstance(answers[0], TimeoutError):
+        bridge.give_up()
         raise NoAnswer(f"{where}: no answer within {options.timeout:g} s: it hangs, or another program has its port")
     answer = answers[0]
     if isinstance(answer, Exception):

@@ -144,7 +144,7 @@ def _problems(status: Status) -> Iterator[Problem]:
             remedy = "This sink was stopped, or did not start. The log says why."
             yield Problem("warn", f"{printable(sink.name, 60)} does not run", remedy)
     if outbox.dead:
-        remedy = "The log says why." if outbox.kind == "memory" else "See why with mqhooks dead list --groups."
+        remedy = "See why with mqhooks dead list --groups." if outbox.kind == "sqlite" else "The log says why."
         title = f"{outbox.dead} dead letter{'s' if outbox.dead > 1 else ''}"
         yield Problem("warn", title, f"Deliveries that were given up. {remedy}")
 
