@@ -29,7 +29,7 @@ class Dripping(Protocol):
 
     def connectionMade(self):
         self.transport.write(b"H")
-        self.later = reactor.callLater(0.05, self.connectionMade)
+        self.later = reactor.callLater(0.02, self.connectionMade)
 
     def connectionLost(self, reason):
         self.later.cancel()
@@ -130,8 +130,8 @@ class StatusTests(AdminCase):
         port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         url = f"http://127.0.0.1:{port.getHost().port}"
-        watcher = Mqhooks(self, "status", "--watch=0.05", "--timeout=0.2", "--url", url)
-        await until(lambda: factory.lost >= 3)
+        watcher = Mqhooks(self, "status", "--watch=0.05", "--timeout=1", "--url", url)
+        await until(lambda: factory.lost >= 2)
         self.assertTrue(watcher.process.pid)
 
     async def test_another_program_is_no_bridge(self):
