@@ -12,7 +12,7 @@ RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test programs screenshot campaign bench lint format types docs dist proto clean
+.PHONY: help demo test programs screenshot campaign bench lint format types docs man dist proto schema clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
@@ -23,9 +23,10 @@ help:
 	@echo 'make bench   measure what a delivery costs, beside other sidecars, for some minutes (or some of it: BENCH="relay --runs 1")'
 	@echo 'make lint    check style, layout and who imports whom;  make format  mends what can be mended'
 	@echo 'make types   check the types'
-	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make docs    build the documentation into docs/_build/html, and the man page;  make man  the man page alone'
 	@echo 'make dist    build the source distribution and the wheel into dist/'
 	@echo 'make proto   generate mqhooks/pb from proto/'
+	@echo 'make schema  generate mqhooks/app/schema.json, the JSON Schema of the configuration'
 	@echo 'make clean   remove whatever these have made'
 
 demo: $(RUN)
@@ -62,16 +63,27 @@ types: $(DEV)
 docs: $(DEV)
 	$(BIN)/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+	@$(MAKE) --no-print-directory man
+
+# setup.cfg has it installed where man looks, if it is there.
+man: $(DEV)
+	@mkdir -p packaging/man
+	$(BIN)/argparse-manpage --module mqhooks.app.command --function parser --prog mqhooks --project-name mqhooks \
+		--manual-title 'mqhooks' --description "VerneMQ's events as webhooks" --output packaging/man/mqhooks.1
+	@echo 'packaging/man/mqhooks.1'
 
 # From a source distribution, so that nothing that lies about in the checkout gets into the wheel.
-dist: $(DEV)
+dist: $(DEV) man
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py
 
+schema: $(DEV)
+	$(BIN)/python tools/generate_schema.py
+
 clean:
-	rm -rf $(VENV) .programs build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
+	rm -rf $(VENV) .programs build dist docs/_build packaging/man _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
 	find mqhooks twisted tests benchmarks docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 need = || { echo 'mqhooks needs $(1)' >&2; exit 1; }

@@ -15,7 +15,7 @@ author = "The mqhooks authors"
 copyright = f"2026, {author}"
 version = release = version_of("mqhooks")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinxarg.ext"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"mqhooks {version}"

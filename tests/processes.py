@@ -1,5 +1,5 @@
 """
-Running ``twistd`` as people do, and other programs.
+Running ``twistd`` and ``mqhooks`` as people do, and other programs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,17 @@ class Twistd(Running):
     :param more: see :class:`Running`.
     """
 
+    program = "from twisted.scripts.twistd import run; run()"
+    first = ("-n", "--pidfile=")
+
     def __init__(self, case, *args, before="", environment=None, **more):
-        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
+        command = [sys.executable, "-c", f"{before}\n{self.program}", *self.first, *args]
         environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
         super().__init__(case, command, environment=environment, **more)
+
+
+class Mqhooks(Twistd):
+    """An ``mqhooks`` process; its arguments are what follows ``mqhooks``."""
+
+    program = "import sys; from mqhooks.app.command import main; sys.exit(main())"
+    first = ()

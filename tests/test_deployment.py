@@ -18,6 +18,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app import tap
 from mqhooks.app.build import SIDECAR_PORT
+from mqhooks.app.command import parser
 from mqhooks.app.configuration import load
 from mqhooks.app.logs import json_line
 from mqhooks.app.settings import DEFAULTS
@@ -162,6 +163,8 @@ class Pages(SynchronousTestCase):
         known = {"network", "read-only", "stop-timeout", "no-healthcheck"}  # Docker's
         for options in (*PROGRAMS.values(), ServerOptions):
             known |= {name.rstrip("=") for name in options().longOpt}
+        for command in parser().commands.values():
+            known |= {option.lstrip("-") for option in command.options}
         told = set(re.findall(r"``--([a-z-]+)", page_text()))
         self.assertGreater(len(told), 8)
         self.assertLessEqual(told, known)
@@ -194,6 +197,7 @@ class Pages(SynchronousTestCase):
         of_others = {
             "Address already in use",
             "Another twistd server is running",
+            "Connection refused",
             "certificate verify failed",
             "answered 401",
             "answered 3",

@@ -69,7 +69,8 @@ class Distribution(SynchronousTestCase):
             self.metadata = archive.read(metadata).decode()
 
     def test_holds_the_project_and_nothing_else(self) -> None:
-        code = {name for name in self.names if ".dist-info/" not in name}
+        (page,) = (name for name in self.names if name.endswith(".data/data/share/man/man1/mqhooks.1"))
+        code = {name for name in self.names if ".dist-info/" not in name and name != page}
         self.assertEqual({name.split("/")[0] for name in code}, {"mqhooks", "twisted"})
         self.assertEqual(
             {name for name in code if name.startswith("twisted/")},
@@ -78,9 +79,9 @@ class Distribution(SynchronousTestCase):
         modules = {str(path.relative_to(PROJECT)) for path in (PROJECT / "mqhooks").rglob("*.py")}
         self.assertEqual({name for name in code if name.endswith(".py") and name.startswith("mqhooks/")}, modules)
         self.assertIn("mqhooks/py.typed", code)
-        page = {str(path.relative_to(PROJECT)) for path in (PROJECT / "mqhooks" / "admin" / "static").iterdir()}
-        self.assertLessEqual(page, code)
-        self.assertIn("mqhooks/admin/static/page.html", page)
+        static = {str(path.relative_to(PROJECT)) for path in (PROJECT / "mqhooks" / "admin" / "static").iterdir()}
+        self.assertLessEqual(static | {"mqhooks/app/schema.json"}, code)
+        self.assertIn("mqhooks/admin/static/page.html", static)
         self.assertIn("Name: mqhooks\n", self.metadata)
         self.assertTrue(any(name.endswith("/licenses/LICENSE") for name in self.names))
 

@@ -25,7 +25,7 @@ from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import SIDECAR_PORT as SIDECAR_PORT
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.app.summary import SummaryService
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, together
 from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
 from mqhooks.nanomq.rules import needs_addresses, needs_usernames
 from mqhooks.outbox.jetstream.store import JetStreamStore
@@ -102,7 +102,13 @@ def build(
     """
     store = _store(settings, reactor) if outbox is None else None
     outboxes = outbox or (_refuse if store is None else store.outbox)
-    webhooks = WebhookGroup(reactor, settings.webhooks, outboxes, drain_time=settings.shutdown_timeout)
+    errors: list[ConfigError] = []
+    make_group = partial(WebhookGroup, reactor, outbox=outboxes, drain_time=settings.shutdown_timeout)
+    try:
+        webhooks = make_group(settings.webhooks)
+    except ConfigError as error:
+        errors += error.mistakes
+        webhooks = make_group(())
     # A reload may add a webhook even if there is none now.
     receivers = [webhooks, *sinks] if settings.webhooks or load is not None else list(sinks)
     if not receivers:
@@ -113,17 +119,17 @@ def build(
     requests = WebhooksFactory(reactor, sink, settings.sources.webhooks, sessions=sessions)
     streams = settings.sources.sidecars if sidecars is None else sidecars
     sidecar_key = "mqhooks.sources.sidecar.listen" if sidecars is None else ""
-    listening: list[IEventSource] = []
+    made: list[IEventSource | None] = []
     if streams:
-        listening.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar)))
-    calls = _grpc(settings, reactor, sink, sessions)
-    if calls is not None:
-        listening.append(calls)
+        made.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar), errors))
+    calls = _grpc(settings, reactor, sink, sessions, errors)
+    made.append(calls)
     if settings.sources.webhooks.listen:
         make = partial(WebhooksService, reactor, settings.sources.webhooks, requests)
-        listening.append(_keyed("mqhooks.sources.webhooks.listen", make))
-    listening.extend([make(sink) for make in sources])
-    if not listening:
+        made.append(_keyed("mqhooks.sources.webhooks.listen", make, errors))
+    listening = [source for source in made if source is not None]
+    listening += [maker(sink) for maker in sources]
+    if not listening and not errors:
         raise ConfigError("there is no source: give one an address, like sidecar { listen = tcp:8890 }", key="mqhooks.sources")
 
     def limit(new: Settings) -> None:
@@ -142,14 +148,17 @@ def build(
     bridge = Bridge(settings, listening, webhooks.sinks, file, _named(sinks, descriptions), engine)
     notifier = Notifier(reactor, bridge, settings.notify)
     limit(settings)
-    admin = _admin(settings, reactor, bridge)
+    admin = _admin(settings, reactor, bridge, errors)
     page = settings.admin.listen or ADMIN_LISTEN
     _check_apart(
         [("mqhooks.admin.listen", page if admin is not None else "off")]
         + [(sidecar_key or "--sidecar-port or --sidecar", description) for description in streams]
         + [("mqhooks.sources.webhooks.listen", description) for description in settings.sources.webhooks.listen]
-        + [("mqhooks.sources.grpc.listen", description) for description in settings.sources.grpc.listen]
+        + [("mqhooks.sources.grpc.listen", description) for description in settings.sources.grpc.listen],
+        errors,
     )
+    if errors:
+        raise together(errors)
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
     summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
     # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
@@ -157,7 +166,9 @@ def build(
     return BridgeService(children, bridge, reloader, admin)
 
 
-def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionTable) -> GrpcService | None:
+def _grpc(
+    settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionTable, errors: list[ConfigError]
+) -> GrpcService | None:
     if not settings.sources.grpc.listen:
         return None
     try:
@@ -167,25 +178,28 @@ def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionT
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
         problem = f"gRPC needs {library}, which is not installed: install it with pip install {library}"
-        raise ConfigError(problem, key="mqhooks.sources.grpc.listen") from None
+        errors.append(ConfigError(problem, key="mqhooks.sources.grpc.listen"))
+        return None
     make = partial(GrpcService, reactor, settings.sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
-    return _keyed("mqhooks.sources.grpc.listen", make)
+    return _keyed("mqhooks.sources.grpc.listen", make, errors)
 
 
-def _keyed(key: str, make: Callable[[], T]) -> T:
-    """Have a mistake say which key it is in."""
+def _keyed(key: str, make: Callable[[], T], errors: list[ConfigError]) -> T | None:
+    """Make one, or note the mistake with the key that it is in."""
     try:
         return make()
     except ConfigError as error:
-        raise ConfigError(str(error), key=key) from None
+        errors.append(ConfigError(str(error), key=key))
+        return None
 
 
-def _check_apart(places: Sequence[tuple[str, str]]) -> None:
+def _check_apart(places: Sequence[tuple[str, str]], errors: list[ConfigError]) -> None:
     """Check that no two of these keys and addresses want the same port."""
     for (first, taken), (second, wanted) in combinations(places, 2):
         (_, one, port), (_, other, same) = interface_of(taken), interface_of(wanted)
         if port and port == same and (one == other or {one, other} & {"", "0.0.0.0", "::"}):
-            raise ConfigError(f"{wanted}: {first} has this port already: give each one of its own", key=second)
+            problem = f"{wanted}: {first} has this port already: give each one of its own"
+            errors.append(ConfigError(problem, key=second))
 
 
 def _needs_usernames(settings: Settings, *, others: bool) -> bool:
@@ -233,7 +247,7 @@ def _resize(store: SqliteStore | MemoryStore | JetStreamStore | None, outbox: Ou
         store.resize(outbox.max_size, outbox.dead_max)
 
 
-def _admin(settings: Settings, reactor: Any, bridge: Bridge) -> AdminService | None:
+def _admin(settings: Settings, reactor: Any, bridge: Bridge, errors: list[ConfigError]) -> AdminService | None:
     if settings.admin.listen == "off":
         return None
-    return _keyed("mqhooks.admin.listen", lambda: AdminService(reactor, bridge, settings.admin))
+    return _keyed("mqhooks.admin.listen", lambda: AdminService(reactor, bridge, settings.admin), errors)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.sample import sample
 from mqhooks.app.settings import OutboxSettings, Settings
+from mqhooks.errors import told
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
 from mqhooks.sources.webhooks.instructions import instructions
@@ -34,7 +35,7 @@ def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[st
 
 def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str], *, samples: bool) -> Iterator[str]:
     for warning in settings.warnings:
-        yield f"warning: {warning}"
+        yield f"warning: {told(warning)}"
     for description in descriptions:
         yield f"listen  {complete(description)}"
     webhooks = settings.sources.webhooks

@@ -9,7 +9,7 @@ Reloads the configuration of a running process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any
@@ -21,7 +21,8 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.settings import OutboxSettings, Settings
-from mqhooks.errors import ConfigError, MqhooksError
+from mqhooks.errors import ConfigError, MqhooksError, told
+from mqhooks.nanomq.block import placed
 from mqhooks.sources.webhooks.listener import check
 from mqhooks.support.hangup import on_hangup
 
@@ -95,18 +96,22 @@ class Reloader(Service):
             return
         if not self._webhooks.running:
             return
+        places: Mapping[str, str] = {}
         try:
-            new, changes, fixed = merge(self._bridge.settings, self._load())
+            wanted = self._load()
+            places = wanted.places
+            new, changes, fixed = merge(self._bridge.settings, wanted)
             check(new.sources.webhooks)
             if self._admin is not None:
                 self._admin.check(new.admin)
             plan = self._webhooks.plan(new.webhooks)
         except MqhooksError as error:
-            for reason in error.mistakes if isinstance(error, ConfigError) else (error,):
-                self.log.error("reload failed, keeping the current configuration: {reason}", reason=str(reason))
+            mistakes = [placed(each, places) for each in error.mistakes] if isinstance(error, ConfigError) else [error]
+            for reason in mistakes:
+                self.log.error("reload failed, keeping the current configuration: {reason}", reason=told(reason))
             return
         for warning in new.warnings:
-            self.log.warn("{line}", line=warning)
+            self.log.warn("{line}", line=told(warning))
         self._resize(new.outbox)
         self._limit(new)
         if self._admin is not None:
@@ -125,7 +130,7 @@ def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[st
 
     :returns: the settings to run with, what changes besides the webhooks, and the keys that need a restart.
     """
-    new = replace(old, webhooks=wanted.webhooks, warnings=wanted.warnings)
+    new = replace(old, webhooks=wanted.webhooks, warnings=wanted.warnings, places=wanted.places)
     changes: list[str] = []
     fixed: list[str] = []
     for part, reloadable in RELOADABLE.items():

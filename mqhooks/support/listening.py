@@ -98,7 +98,8 @@ def _port(description: str) -> int | None:
     kind, *parts = re.split(r"(?<!\\):", description)
     if kind not in ("tcp", "tcp6", "ssl"):
         return None
-    return next(int(part.removeprefix("port=")) for part in parts if "=" not in part or part.startswith("port="))
+    text = next((part.removeprefix("port=") for part in parts if "=" not in part or part.startswith("port=")), "")
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
 
 
 def address_name(address: Any) -> str:
