@@ -8,8 +8,12 @@ import shlex
 import shutil
 import subprocess
 from configparser import RawConfigParser
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import kubernetes_validate
+import yaml
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.scripts.twistd import ServerOptions
@@ -22,11 +26,14 @@ from mqhooks.app.configuration import load
 from mqhooks.app.logs import json_line
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.app.summary import SummaryService
+from mqhooks.nanomq.rules import hooks_for
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.sinks import sinkFromString
 from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.sources.webhooks.instructions import instructions
 from mqhooks.support import recording as capture
+from mqhooks.support.listening import interface_of, is_local
 from mqhooks.support.recording import HEADER, Record
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
@@ -35,7 +42,16 @@ from tests.test_project_docs import DOCS, PROGRAMS, PROJECT, shown
 from tests.webhooks import FakeTransport, publish
 
 PACKAGING = PROJECT / "packaging"
-PAGES = ("deploy-systemd", "deploy-docker", "sizing", "upgrading", "troubleshooting", "capture", "operating")
+PAGES = (
+    "deploy-systemd",
+    "deploy-docker",
+    "deploy-kubernetes",
+    "sizing",
+    "upgrading",
+    "troubleshooting",
+    "capture",
+    "operating",
+)
 SETTINGS = "/etc/mqhooks/nanomq.conf"
 
 
@@ -155,6 +171,119 @@ class Image(SynchronousTestCase):
             self.assertEqual(options["config"], SETTINGS)
         self.assertTrue((PROJECT / "packaging" / "Dockerfile").exists())
         self.assertIn("docker build -f packaging/Dockerfile ", text_of("deploy-docker"))
+
+
+class Kubernetes(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.text = (DOCS / "examples" / "kubernetes.yaml").read_text()
+        self.objects = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(self.text)}
+        self.set = self.objects["StatefulSet", "vernemq"]
+        self.pod = self.set["spec"]["template"]["spec"]
+        (self.bridge,) = self.pod["initContainers"]
+        (self.broker,) = self.pod["containers"]
+        (volume,) = (volume for volume in self.pod["volumes"] if volume["name"] == "settings")
+        sources = volume["projected"]["sources"]
+        files = {
+            **self.objects["ConfigMap", sources[0]["configMap"]["name"]]["data"],
+            **self.objects["Secret", sources[1]["secret"]["name"]]["stringData"],
+        }
+        # As the kubelet mounts them: what changes is a link to a directory.
+        self.mount = Path(self.mktemp()).absolute()
+        (self.mount / "..2026").mkdir(parents=True)
+        (self.mount / "..data").symlink_to("..2026")
+        for name, text in files.items():
+            (self.mount / "..2026" / name).write_text(text)
+            (self.mount / name).symlink_to(Path("..data", name))
+
+    def options(self, *more: str) -> tap.Options:
+        image = Image()
+        image.setUp()
+        options = parsed([*image.entry, *self.bridge["args"], *more])
+        path = Path(options["config"])
+        mounts = {mount["mountPath"]: mount["name"] for mount in self.bridge["volumeMounts"]}
+        self.assertEqual(mounts[str(path.parent)], "settings")
+        options["config"] = str(self.mount / path.name)
+        return options
+
+    def test_schemas(self) -> None:
+        # The oldest version that has sidecars, and the newest one.
+        for version in ("1.29", kubernetes_validate.latest_version()):
+            for each in self.objects.values():
+                kubernetes_validate.validate(each, version, strict=True)
+        misspelt = {**self.objects["Service", "vernemq"], "spek": {}}
+        self.assertRaises(kubernetes_validate.ValidationError, kubernetes_validate.validate, misspelt, "1.29", strict=True)
+
+    def test_labels_and_names_lead_somewhere(self) -> None:
+        labels = self.set["spec"]["template"]["metadata"]["labels"]
+        self.assertEqual(self.set["spec"]["selector"]["matchLabels"], labels)
+        self.assertEqual(self.objects["NetworkPolicy", "vernemq"]["spec"]["podSelector"]["matchLabels"], labels)
+        self.assertIn(("Service", self.set["spec"]["serviceName"]), self.objects)
+        ports = {port["name"] for container in (self.bridge, self.broker) for port in container["ports"]}
+        for (kind, _), each in self.objects.items():
+            if kind == "Service":
+                self.assertEqual(each["spec"]["selector"], labels)
+                self.assertLessEqual({port["targetPort"] for port in each["spec"]["ports"]}, ports)
+        rules = self.objects["NetworkPolicy", "vernemq"]["spec"]["ingress"]
+        self.assertEqual({port["port"] for rule in rules for port in rule["ports"]}, ports)
+        volumes = {volume["name"] for volume in self.pod["volumes"]}
+        volumes |= {claim["metadata"]["name"] for claim in self.set["spec"]["volumeClaimTemplates"]}
+        mounted = {mount["name"] for container in (self.bridge, self.broker) for mount in container["volumeMounts"]}
+        self.assertEqual(mounted, volumes)
+
+    def test_the_configuration_is_good(self) -> None:
+        settings = load(self.options()["config"])
+        self.assertEqual(settings.warnings, ())
+        claims = {claim["metadata"]["name"] for claim in self.set["spec"]["volumeClaimTemplates"]}
+        kept = [mount["mountPath"] for mount in self.bridge["volumeMounts"] if mount["name"] in claims]
+        self.assertIn(str(Path(settings.outbox.path).parent), kept)
+        # twistd's own check needs the directory too.
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        file = self.mount / "..2026" / "nanomq.conf"
+        file.write_text(file.read_text().replace(kept[0], str(directory)))
+        with redirect_stdout(StringIO()):
+            left = self.assertRaises(SystemExit, tap.makeService, self.options("--check"))
+        self.assertEqual(left.code, 0)
+
+    def test_only_the_admin_port_is_for_others(self) -> None:
+        settings = load(self.options()["config"])
+        self.assertTrue(all(map(is_local, settings.sources.webhooks.listen)))
+        self.assertFalse(is_local(str(settings.admin.listen)))
+        self.assertIsNotNone(settings.admin.token)
+        self.assertEqual(
+            [port["containerPort"] for port in self.bridge["ports"]], [interface_of(str(settings.admin.listen))[2]]
+        )
+
+    def test_vernemq_is_told_what_the_check_prints(self) -> None:
+        settings = load(self.options()["config"])
+        wanted = set[str]().union(*(hooks_for(webhook.bodies) for webhook in settings.webhooks))
+        lines = dict(line.split(" = ") for line in instructions(settings.sources.webhooks, wanted) if not line.startswith("#"))
+        expected = {f"DOCKER_VERNEMQ_{key.replace('.', '__').upper()}": value for key, value in lines.items()}
+        told = {each["name"]: each["value"] for each in self.broker["env"]}
+        del told["DOCKER_VERNEMQ_ACCEPT_EULA"]
+        self.assertEqual(told, expected)
+
+    def test_starts_before_vernemq_and_stops_after_it(self) -> None:
+        self.assertEqual(self.bridge["restartPolicy"], "Always")
+        settings = load(self.options()["config"])
+        self.assertGreaterEqual(self.pod["terminationGracePeriodSeconds"], 5 + 30 + settings.shutdown_timeout + 10)
+
+    def test_probes(self) -> None:
+        for probe in ("startupProbe", "livenessProbe"):
+            self.assertEqual(self.bridge[probe]["httpGet"], {"path": "/healthz", "port": "admin"})
+        # The readiness of a sidecar is that of its pod: a refusing endpoint would end the broker's service.
+        self.assertNotIn("readinessProbe", self.bridge)
+
+    def test_may_nothing_that_it_need_not(self) -> None:
+        image = Image()
+        image.setUp()
+        security = self.bridge["securityContext"]
+        self.assertEqual(f"{security['runAsUser']}:{security['runAsGroup']}", image.last["USER"])
+        self.assertTrue(security["readOnlyRootFilesystem"])
+        self.assertEqual(self.pod["securityContext"]["fsGroup"], security["runAsGroup"])
+        for container in (self.bridge, self.broker):
+            self.assertIs(container["securityContext"]["allowPrivilegeEscalation"], False)
+            self.assertEqual(container["securityContext"]["capabilities"], {"drop": ["ALL"]})
 
 
 class Pages(SynchronousTestCase):
