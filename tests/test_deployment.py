@@ -26,6 +26,7 @@ from mqhooks.app.configuration import load
 from mqhooks.app.logs import json_line
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.app.summary import SummaryService
+from mqhooks.app.supervisor import PATIENCE
 from mqhooks.nanomq.rules import hooks_for
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
@@ -94,6 +95,13 @@ class Unit(SynchronousTestCase):
 
     def test_stopping_takes_as_long_as_it_may(self) -> None:
         self.assertGreaterEqual(int(self.service["TimeoutStopSec"]), DEFAULTS.shutdown_timeout + 10)
+
+    def test_systemd_hears_of_it(self) -> None:
+        self.assertEqual(self.service["Type"], "notify")
+        self.assertGreaterEqual(int(self.service["WatchdogSec"]), 10)
+        self.assertIn("Environment=PYTHONFAULTHANDLER=1\n", self.text)
+        # It says that it is ready before systemd gives up, which is after 90 s by default.
+        self.assertLess(PATIENCE, int(self.service.get("TimeoutStartSec", "90")))
 
     def test_goes_on_after_damage(self) -> None:
         self.assertEqual(self.service["Restart"], "always")
@@ -323,6 +331,7 @@ class Pages(SynchronousTestCase):
         of_others = {
             "Address already in use",
             "Another twistd server is running",
+            "Watchdog timeout",
             "certificate verify failed",
             "answered 401",
             "answered 3",

@@ -7,12 +7,14 @@ Builds the bridge: the service tree that ``twistd mqhooks`` runs, from settings 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 
 import mqhooks
 from mqhooks.admin.bridge import Bridge
@@ -42,6 +44,7 @@ from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
 if TYPE_CHECKING:
+    from mqhooks.app.supervisor import Supervisor
     from mqhooks.sources.grpc.listener import GrpcService
 
 T = TypeVar("T")
@@ -54,10 +57,19 @@ class BridgeService(OrderedService):
     :ivar bridge: its parts, for the status page.
     :ivar reloader: reloads the configuration.
     :ivar admin: the status page; ``None`` when there is none.
+    :ivar supervisor: tells systemd how things stand; ``None`` when nobody asks.
     """
 
-    def __init__(self, children: Sequence[IService], bridge: Bridge, reloader: Reloader, admin: AdminService | None) -> None:
+    def __init__(
+        self,
+        children: Sequence[IService],
+        bridge: Bridge,
+        reloader: Reloader,
+        admin: AdminService | None,
+        supervisor: Supervisor | None,
+    ) -> None:
         super().__init__(children)
+        self.supervisor = supervisor
         self.bridge = bridge
         self.reloader = reloader
         self.admin = admin
@@ -73,6 +85,18 @@ class BridgeService(OrderedService):
             _webhooks=", ".join(f"webhook {name} to {url}" for name, url in webhooks) or "no webhooks",
         )
         super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start all children, and tell the supervisor."""
+        super().startService()
+        if self.supervisor is not None:
+            self.supervisor.started()
+
+    def stopService(self) -> Deferred[Any]:
+        """Tell the supervisor, and stop all children."""
+        if self.supervisor is not None:
+            self.supervisor.stopping()
+        return super().stopService()
 
 
 def build(
@@ -150,11 +174,20 @@ def build(
         + [("mqhooks.sources.webhooks.listen", description) for description in settings.sources.webhooks.listen]
         + [("mqhooks.sources.grpc.listen", description) for description in settings.sources.grpc.listen]
     )
-    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
+    supervisor = _supervisor(reactor, bridge)
+    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit, supervisor)
     summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
-    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, engine, summary, sink, notifier, admin, *listening) if child is not None]
-    return BridgeService(children, bridge, reloader, admin)
+    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last. The watchdog hears of it to the end.
+    parts = (reloader, supervisor, file, engine, summary, sink, notifier, admin, *listening)
+    return BridgeService([part for part in parts if part is not None], bridge, reloader, admin, supervisor)
+
+
+def _supervisor(reactor: Any, bridge: Bridge) -> Supervisor | None:
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return None
+    from mqhooks.app.supervisor import Supervisor
+
+    return Supervisor(reactor, bridge, os.environ)
 
 
 def _grpc(settings: Settings, reactor: Any, sink: IEventSink, sessions: SessionTable) -> GrpcService | None:
