@@ -78,8 +78,10 @@ class ProcessTests(TestCase):
         folder.mkdir(parents=True)
         self.config = folder / "nanomq.conf"
         self.config.write_text(CONFIG)
-        before = f"import os; os.environ |= {{'NOTIFY_SOCKET': {place!r}, 'WATCHDOG_USEC': {watchdog!r}}}"
-        return Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(self.config), before=before)
+        environment = {"NOTIFY_SOCKET": place, "WATCHDOG_USEC": watchdog}
+        return Twistd(
+            self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(self.config), environment=environment
+        )
 
     async def test_start_reload_and_stop(self):
         systemd = Systemd(self)
@@ -123,9 +125,9 @@ class ProcessTests(TestCase):
         systemd = Systemd(self)
         taken = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(taken.close)
-        before = f"import os; os.environ['NOTIFY_SOCKET'] = {systemd.place!r}"
+        environment = {"NOTIFY_SOCKET": systemd.place}
         port = str(taken.getsockname()[1])
-        twistd = Twistd(self, "mqhooks", "--sidecar-port", port, "--admin-port", "0", before=before)
+        twistd = Twistd(self, "mqhooks", "--sidecar-port", port, "--admin-port", "0", environment=environment)
         ended = await twistd.ended
         self.assertEqual(ended.exitCode, 1)
         self.assertIn("Address already in use", twistd.stderr)
@@ -193,7 +195,7 @@ class SupervisorTests(SynchronousTestCase):
         supervisor.started()
         self.clock.advance(EVERY)
         (waiting,) = self.systemd.read()
-        self.assertEqual(waiting, {"STATUS": "listening on ; the outbox cannot be written: not connected to NATS"})
+        self.assertEqual(waiting, {"STATUS": "the outbox cannot be written: not connected to NATS"})
         supervisor.reloading()
         supervisor.reloaded(well=True)
         self.assertEqual(self.told(), [])

@@ -116,14 +116,28 @@ class Unit(SynchronousTestCase):
     def test_tls_works(self) -> None:
         self.assertNotIn("MemoryDenyWriteExecute=yes", self.text)
 
+    def test_the_socket_unit_goes_with_it(self) -> None:
+        unit = RawConfigParser(strict=False)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read(PACKAGING / "mqhooks.socket")
+        passed = unit["Socket"]
+        self.assertEqual(passed["Service"], "mqhooks.service")
+        self.assertEqual(passed["ListenStream"], f"127.0.0.1:{SIDECAR_PORT}")
+        file = Path(self.mktemp())
+        ours = shown("deploy-systemd.rst", "systemd-socket")
+        file.write_text("\n".join([(DOCS / "deploy-systemd.conf").read_text(), *ours]))
+        self.assertEqual(load(str(file)).sources.sidecars, (f"systemd:domain=INET:name={passed['FileDescriptorName']}",))
+
     def analyze(self, *command: str) -> str:
         if shutil.which("systemd-analyze") is None:
             raise SkipTest("systemd-analyze is not installed")
         unit = Path(self.mktemp()) / "mqhooks.service"
         unit.parent.mkdir(parents=True)
+        shutil.copy(PACKAGING / "mqhooks.socket", unit.parent)
         # It is not installed here, and the user need not exist.
         unit.write_text(re.sub("^(User|Group)=.*\n", "", self.text.replace("/opt/mqhooks/bin/twistd", "/bin/true"), flags=re.M))
-        done = subprocess.run(["systemd-analyze", *command, str(unit)], capture_output=True, text=True)
+        units = [str(unit), str(unit.parent / "mqhooks.socket")] if command[0] == "verify" else [str(unit)]
+        done = subprocess.run(["systemd-analyze", *command, *units], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout + done.stderr
 
@@ -309,7 +323,7 @@ class Pages(SynchronousTestCase):
         told = set(re.findall(r"``((?:mqhooks|webhook)\.[a-z_.]+)``", page_text()))
         told |= set(re.findall(r":confval:`([^`]+)`", page_text()))
         self.assertGreater(len(told), 8)
-        self.assertLessEqual(told, known | prefixes | {"mqhooks.service"})
+        self.assertLessEqual(told, known | prefixes | {"mqhooks.service", "mqhooks.socket"})
 
     def test_sinks_that_are_shown_can_be_made(self) -> None:
         shown_sinks = re.findall(r"--sink ('[^']+'|\S+)", text_of("capture"))

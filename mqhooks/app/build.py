@@ -39,7 +39,7 @@ from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.listener import WebhooksService
-from mqhooks.support.listening import interface_of
+from mqhooks.support.listening import same_place
 from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
@@ -214,10 +214,9 @@ def _keyed(key: str, make: Callable[[], T]) -> T:
 
 
 def _check_apart(places: Sequence[tuple[str, str]]) -> None:
-    """Check that no two of these keys and addresses want the same port."""
+    """Check that no two of these keys and addresses want the same port or socket."""
     for (first, taken), (second, wanted) in combinations(places, 2):
-        (_, one, port), (_, other, same) = interface_of(taken), interface_of(wanted)
-        if port and port == same and (one == other or {one, other} & {"", "0.0.0.0", "::"}):
+        if same_place(taken, wanted):
             raise ConfigError(f"{wanted}: {first} has this port already: give each one of its own", key=second)
 
 

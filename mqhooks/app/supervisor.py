@@ -143,7 +143,7 @@ class Supervisor(Service):
         bridge = self._bridge
         addresses = [address_name(address) for source in bridge.sources for address in source.addresses]
         parts = [
-            f"listening on {', '.join(addresses)}",
+            *([f"listening on {', '.join(addresses)}"] if addresses else []),
             *([f"{sum(webhook.outbox.counts.pending for webhook in bridge.webhooks)} pending"] if bridge.webhooks else []),
             *([f"the outbox cannot be written: {bridge.failing}"] if bridge.failing is not None else []),
             *(["the last reload failed: the log says why"] if self._failed else []),
