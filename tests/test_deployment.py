@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from configparser import RawConfigParser
 from contextlib import redirect_stdout
 from io import StringIO
@@ -182,6 +183,29 @@ class Image(SynchronousTestCase):
             self.assertTrue((PROJECT / name).exists(), name)
         ignored = (PACKAGING / "Dockerfile.dockerignore").read_text().splitlines()
         self.assertEqual({line[1:] for line in ignored if line.startswith("!")}, copied)
+
+    def test_hadolint_has_nothing_to_say(self) -> None:
+        hadolint = Path(sys.executable).parent / "hadolint"
+        if not hadolint.exists():
+            raise SkipTest("hadolint is not installed")
+        done = subprocess.run([str(hadolint), str(PACKAGING / "Dockerfile")], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+
+    def test_the_wheel_is_what_is_installed(self) -> None:
+        (made,) = (rest for name, rest in self.stages[0] if name == "RUN" and "pip wheel" in rest)
+        self.assertRegex(made, r"pip wheel .*--no-deps --wheel-dir /wheels \. && .*pip install .*/wheels/mqhooks-\*\.whl")
+        # Nothing of the sources gets into the image.
+        copied = [rest for name, rest in self.stages[-1] if name == "COPY"]
+        self.assertEqual(copied, ["--from=build /opt/mqhooks /opt/mqhooks"])
+
+    def test_labels(self) -> None:
+        labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', self.last["LABEL"]))
+        self.assertEqual(labels["licenses"], "MIT")
+        self.assertEqual(labels["version"], "$VERSION")
+        text = (PACKAGING / "Dockerfile").read_text()
+        bases = set(re.findall(r"^FROM (\S+)", text, re.M))
+        self.assertEqual({labels["base.name"]}, {f"docker.io/library/{base}" for base in bases})
+        self.assertEqual(self.last["STOPSIGNAL"], "SIGTERM")
 
     def test_commands_of_the_page(self) -> None:
         runs = re.findall(r"docker run (.+)", joined(text_of("deploy-docker")))
