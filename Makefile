@@ -63,9 +63,8 @@ docs: $(DEV)
 	$(BIN)/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
 
-# From a source distribution, so that nothing that lies about in the checkout gets into the wheel.
 dist: $(DEV)
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python tools/dist.py dist
 
 proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py

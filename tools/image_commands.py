@@ -41,7 +41,7 @@ def commands(root: str) -> list[str]:
         elif name == "COPY":
             *sources, target = rest.split()
             paths = " ".join(shlex.quote(str(PROJECT / source)) for source in sources)
-            lines.append(f"cp -r {paths} {target}")
+            lines.append(f"mkdir -p {Path(target).parent} && cp -r {paths} {target}")
         elif name == "RUN":
             lines.append(re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", below(rest)))
     last = dict(instructions(1))
