@@ -370,6 +370,7 @@ class Pages(SynchronousTestCase):
             "Address already in use",
             "Another twistd server is running",
             "Watchdog timeout",
+            "transport = treq",
             "certificate verify failed",
             "answered 401",
             "answered 3",
