@@ -271,3 +271,13 @@ class SupervisorTests(SynchronousTestCase):
                 supervisor.stopping()
             self.assertEqual(len(logged), 1, place)
             self.assertIn("which NOTIFY_SOCKET names", formatEvent(logged[0]))
+
+    def test_starts_again_after_a_stop(self):
+        supervisor = self.make()
+        for _ in range(2):
+            supervisor.started()
+            self.clock.advance(0)
+            supervisor.stopping()
+            supervisor.stopService()
+            self.assertEqual(self.told(), ["READY", "STOPPING"])
+            supervisor.startService()

@@ -68,6 +68,7 @@ class Supervisor(Service):
     def startService(self) -> None:
         """Begin to tell that the reactor runs."""
         super().startService()
+        self._ready = self._stopping = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)  # noqa: FBT003 - socket's own
         limit = self._watchdog()

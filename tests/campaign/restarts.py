@@ -23,7 +23,7 @@ from urllib.request import urlopen
 from mqhooks.events import HOOKS
 from mqhooks.tools.ports import free_port
 
-RATE = 500
+RATE = 100
 SECONDS = 16
 RESTARTS = 3
 TWISTD = "from twisted.scripts.twistd import run; run()"
