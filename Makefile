@@ -72,9 +72,8 @@ man: $(DEV)
 		--manual-title 'mqhooks' --description "VerneMQ's events as webhooks" --output packaging/man/mqhooks.1
 	@echo 'packaging/man/mqhooks.1'
 
-# From a source distribution, so that nothing that lies about in the checkout gets into the wheel.
 dist: $(DEV) man
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python tools/dist.py dist
 
 proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py

@@ -7,12 +7,14 @@ Builds the bridge: the service tree that ``twistd mqhooks`` runs, from settings 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 
 import mqhooks
 from mqhooks.admin.bridge import Bridge
@@ -37,11 +39,12 @@ from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.listener import WebhooksService
-from mqhooks.support.listening import interface_of
+from mqhooks.support.listening import same_place
 from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
 if TYPE_CHECKING:
+    from mqhooks.app.supervisor import Supervisor
     from mqhooks.sources.grpc.listener import GrpcService
 
 T = TypeVar("T")
@@ -54,10 +57,19 @@ class BridgeService(OrderedService):
     :ivar bridge: its parts, for the status page.
     :ivar reloader: reloads the configuration.
     :ivar admin: the status page; ``None`` when there is none.
+    :ivar supervisor: tells systemd how things stand; ``None`` when nobody asks.
     """
 
-    def __init__(self, children: Sequence[IService], bridge: Bridge, reloader: Reloader, admin: AdminService | None) -> None:
+    def __init__(
+        self,
+        children: Sequence[IService],
+        bridge: Bridge,
+        reloader: Reloader,
+        admin: AdminService | None,
+        supervisor: Supervisor | None,
+    ) -> None:
         super().__init__(children)
+        self.supervisor = supervisor
         self.bridge = bridge
         self.reloader = reloader
         self.admin = admin
@@ -73,6 +85,18 @@ class BridgeService(OrderedService):
             _webhooks=", ".join(f"webhook {name} to {url}" for name, url in webhooks) or "no webhooks",
         )
         super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start all children, and tell the supervisor."""
+        super().startService()
+        if self.supervisor is not None:
+            self.supervisor.started()
+
+    def stopService(self) -> Deferred[Any]:
+        """Tell the supervisor, and stop all children."""
+        if self.supervisor is not None:
+            self.supervisor.stopping()
+        return super().stopService()
 
 
 def build(
@@ -159,11 +183,20 @@ def build(
     )
     if errors:
         raise together(errors)
-    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
+    supervisor = _supervisor(reactor, bridge)
+    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit, supervisor)
     summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
-    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, engine, summary, sink, notifier, admin, *listening) if child is not None]
-    return BridgeService(children, bridge, reloader, admin)
+    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last. The watchdog hears of it to the end.
+    parts = (reloader, supervisor, file, engine, summary, sink, notifier, admin, *listening)
+    return BridgeService([part for part in parts if part is not None], bridge, reloader, admin, supervisor)
+
+
+def _supervisor(reactor: Any, bridge: Bridge) -> Supervisor | None:
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return None
+    from mqhooks.app.supervisor import Supervisor
+
+    return Supervisor(reactor, bridge, os.environ)
 
 
 def _grpc(
@@ -194,10 +227,9 @@ def _keyed(key: str, make: Callable[[], T], errors: list[ConfigError]) -> T | No
 
 
 def _check_apart(places: Sequence[tuple[str, str]], errors: list[ConfigError]) -> None:
-    """Check that no two of these keys and addresses want the same port."""
+    """Check that no two of these keys and addresses want the same port or socket."""
     for (first, taken), (second, wanted) in combinations(places, 2):
-        (_, one, port), (_, other, same) = interface_of(taken), interface_of(wanted)
-        if port and port == same and (one == other or {one, other} & {"", "0.0.0.0", "::"}):
+        if same_place(taken, wanted):
             problem = f"{wanted}: {first} has this port already: give each one of its own"
             errors.append(ConfigError(problem, key=second))
 

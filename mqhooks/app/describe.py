@@ -4,7 +4,6 @@ Describes a configuration in words, for ``--check``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from mqhooks.admin.settings import ADMIN_LISTEN
@@ -171,16 +170,13 @@ def _outbox(outbox: OutboxSettings) -> str:
 
 def _grpc_lines(description: str) -> Iterator[str]:
     """Say what VerneMQ is told, if it can be."""
-    kind, *parts = re.split(r"(?<!\\):", description)
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    port = next((part for part in parts if "=" not in part), named.get("port", ""))
-    host = named.get("interface", "").replace("\\", "")
-    if kind not in ("tcp", "tcp6"):
+    kind, host, port = interface_of(description)
+    if kind not in ("tcp", "tcp6", "systemd"):
         yield "        VerneMQ cannot connect to it: it knows TCP only"
         return
     address = host if is_local(description) else "the address of this machine"
-    port = "the port that the log names" if port == "0" else port
     yield f"        vmq_events_sidecar.grpc_endpoint = {address}"
-    yield f"        vmq_events_sidecar.grpc_port = {port}"
+    unknown = "that of the socket unit" if kind == "systemd" else "the port that the log names"
+    yield f"        vmq_events_sidecar.grpc_port = {port or unknown}"
     yield "        vmq_events_sidecar.grpc_enabled = on         (newer versions)"
     yield "        vmq_events_sidecar.grpc_percentage = 100     (v4.4.0-grpc, v5.1.0-grpc)"
