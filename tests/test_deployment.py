@@ -198,10 +198,12 @@ class Pages(SynchronousTestCase):
             "Address already in use",
             "Another twistd server is running",
             "Connection refused",
+            "Connection was closed cleanly",
             "certificate verify failed",
             "answered 401",
             "answered 3",
             "no answer within 5 s",
+            "transport = treq",
             "first sidecar connection",
         }
         self.assertGreater(len(phrases), 12)
