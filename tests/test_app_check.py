@@ -92,6 +92,11 @@ class PlacesTests(CheckCase):
         self.assertEqual(error.told, f"{path}:4: webhook.pool_size: 'many' is not a whole number from 1 to 65535")
         self.assertEqual(str(error), error.told.replace(":4:", ":"))
 
+    def test_a_mistake_in_a_file_that_is_named_is_told_with_the_line_of_its_key(self):
+        path = self.write('mqhooks.outbox { kind = jetstream\n servers = "nats://h:4222"\n tls.cacertfile = "/dev/null" }')
+        error = self.assertRaises(ConfigError, load, path)
+        self.assertEqual(error.told, f"{path}:3: mqhooks.outbox.tls.cacertfile: /dev/null holds no PEM certificate")
+
 
 class CheckTests(CheckCase):
     def test_all_mistakes_at_once(self):

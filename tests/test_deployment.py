@@ -375,10 +375,12 @@ class Pages(SynchronousTestCase):
             "Connection refused",
             "Watchdog timeout",
             "transport = treq",
+            "Connection was closed cleanly",
             "certificate verify failed",
             "answered 401",
             "answered 3",
             "no answer within 5 s",
+            "transport = treq",
             "first sidecar connection",
         }
         self.assertGreater(len(phrases), 12)

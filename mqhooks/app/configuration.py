@@ -28,7 +28,7 @@ from mqhooks.app.settings import (
 from mqhooks.app.sourcesblock import SOURCES, sources
 from mqhooks.app.webhookblock import read_secrets, shared, webhooks
 from mqhooks.errors import ConfigError, together
-from mqhooks.nanomq.block import Block, Unset, suggest
+from mqhooks.nanomq.block import Block, Unset, placed, suggest
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
@@ -79,7 +79,8 @@ def load_with(path: str, errors: list[ConfigError]) -> Settings:
         found.append(error)
         settings = Settings()
     unset = list(_unset(document.values, ""))
-    errors += [error for error in found if not any(f"{error.key}.".startswith(f"{key}.") for key in unset)]
+    told = [error for error in found if not any(f"{error.key}.".startswith(f"{key}.") for key in unset)]
+    errors += [placed(error, document.places) for error in told]
     for key in ("sources", "sidecar", "outbox", "admin"):
         if key in document.others:
             root.warn(key, f"belongs in the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
