@@ -380,7 +380,6 @@ class Pages(SynchronousTestCase):
             "answered 401",
             "answered 3",
             "no answer within 5 s",
-            "transport = treq",
             "first sidecar connection",
         }
         self.assertGreater(len(phrases), 12)
