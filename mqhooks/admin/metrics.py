@@ -188,6 +188,8 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
     delivered = CounterMetricFamily("mqhooks_deliveries_delivered", "Deliveries that the endpoint accepted.", labels=WEBHOOK)
     dead = CounterMetricFamily("mqhooks_deliveries_dead", "Deliveries that became dead letters.", labels=WEBHOOK)
     dropped = CounterMetricFamily("mqhooks_deliveries_dropped", "Deliveries dropped to make room, or lost.", labels=WEBHOOK)
+    others = "Deliveries that another bridge delivers now, because it has their partition."
+    handed = CounterMetricFamily("mqhooks_deliveries_handed", others, labels=WEBHOOK)
     attempts = CounterMetricFamily("mqhooks_delivery_attempts", "Delivery attempts, by outcome.", labels=("webhook", "outcome"))
     up = GaugeMetricFamily(
         "mqhooks_webhook_up", "Whether the circuit breaker is closed: the endpoint counts as up.", labels=WEBHOOK
@@ -206,6 +208,7 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
         delivered.add_metric((name,), counts.delivered)
         dead.add_metric((name,), counts.dead)
         dropped.add_metric((name,), counts.dropped)
+        handed.add_metric((name,), counts.handed)
         attempts.add_metric((name, "delivered"), counters.arrived)
         attempts.add_metric((name, "refused"), counters.refused)
         for reason, count in counters.failures.items():
@@ -213,7 +216,7 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
         up.add_metric((name,), int(sink.down_since is None))
         paused.add_metric((name,), int(sink.paused))
         limit.add_metric((name,), sink.in_flight_limit)
-    yield from (accepted, delivered, dead, dropped, attempts, up, paused, limit)
+    yield from (accepted, delivered, dead, dropped, handed, attempts, up, paused, limit)
 
 
 def _histograms(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:

@@ -123,6 +123,7 @@ class Status:
             "delivered": counts.delivered,
             "dead": counts.dead,
             "dropped": counts.dropped,
+            "handed": counts.handed,
             "pending": counts.pending,
             "filtered": counters.filtered,
             "matched": counters.matched,
