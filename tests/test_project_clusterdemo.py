@@ -25,7 +25,7 @@ class ClusterDemoTests(TestCase):
 
     async def test_kills_some_and_loses_nothing(self) -> None:
         program()
-        done = await deferToThread(run, "8")
+        done = await deferToThread(run, "5")
         self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
         for name in ("bridge-a", "nats-2", "receiver"):
             for what in ("was killed", "was started again"):

@@ -60,7 +60,7 @@ def table(heads, widths, lines) -> str:
     """Make a list-table."""
     text = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for cells in [heads, *lines]:
-        text += [f"   {'  ' if index else '* '}- {cell}" for index, cell in enumerate(cells)]
+        text += [f"   {'  ' if index else '* '}- {cell}".rstrip() for index, cell in enumerate(cells)]
     return "\n".join([*text, ""])
 
 
