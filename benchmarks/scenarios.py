@@ -137,10 +137,16 @@ SCENARIOS = {
     "rate-1k": _paced(1_000, 10_000),
     "rate-5k": _paced(5_000, 40_000),
     "rate-20k": _paced(20_000, 100_000),
-    "shared-relay": Scenario("an outbox on three servers, one POST for each event", 100_000, peers=SHARING, webhook=NOW),
-    "shared-20k": Scenario("the same, 20,000 events a second", 200_000, peers=SHARING, rate=20_000.0, webhook=NOW),
-    "shared-1k": Scenario("the same, 1,000 events a second", 10_000, peers=SHARING, rate=1_000.0, webhook=NOW),
-    "shared-endpoint": Scenario("the same, an endpoint that takes 20 ms", 40_000, peers=tuple(SHARED), webhook=NOW, delay=0.02),
+    "shared-relay": Scenario(
+        "an outbox on one disk or three servers, ``merge_window = 0``", 100_000, peers=SHARING, webhook=NOW
+    ),
+    "shared-20k": Scenario(
+        "an outbox on one disk or three servers, 20,000 events a second", 200_000, peers=SHARING, rate=20_000.0, webhook=NOW
+    ),
+    "shared-1k": Scenario(
+        "an outbox on one disk or three servers, 1,000 events a second", 10_000, peers=SHARING, rate=1_000.0, webhook=NOW
+    ),
+    "shared-endpoint": Scenario("an endpoint that answers after 20 ms", 40_000, peers=tuple(SHARED), webhook=NOW, delay=0.02),
     "window": Scenario("5,000 events a second", 40_000, peers=COMPILED, rate=5000.0),
     "idle": Scenario("a second without events", 1_000, "idle", peers=("Go",), signed=True),
     "idle-watched": Scenario("the same, the status page open", 1_000, "watched", signed=True),

@@ -27,6 +27,7 @@ from tests.campaign.producer import Poster
 from tests.campaign.stage import Ground, Row, out_of_order
 from tests.metrics import broken_identities, read_metrics
 from tests.natscluster import Cluster
+from tests.ports import kept_port
 from tests.processes import Twistd
 
 PARTITIONS = 4
@@ -38,7 +39,7 @@ CONNECTIONS = 24
 NODES = 3
 
 REFUSED = 97
-"""Every so-manieth event of a client is refused for good."""
+"""Of so many events of a client one is refused for good, an early one."""
 
 NETWORK = 'lame_duck_duration: "30s"\nlame_duck_grace_period: "1s"'
 
@@ -145,7 +146,7 @@ class ClusterStage(Ground):
         self.disk = disk
         stores = [self.mktemp() for _ in range(NODES - 1)] + [disk or self.mktemp()]
         self.nodes = Cluster(self, NODES, sync="always", more=NETWORK, advertise=False, stores=stores)
-        self.endpoint = Recorder(reactor)
+        self.endpoint = Recorder(reactor, kept_port(self))
         self.endpoint.open()
         self.endpoint.behave = self._behave
         self.mood = self.endpoint.accept
@@ -157,18 +158,19 @@ class ClusterStage(Ground):
 
     def _behave(self, arrival):
         self._flowed[partition_of(arrival.client, PARTITIONS)] = arrival.arrived
-        if arrival.sequence % REFUSED == 0:
+        if arrival.sequence % REFUSED == 5:
             self.endpoint.answer(arrival, 410)
         else:
             self.mood(arrival)
 
     async def clean(self):
         """End everything."""
-        for producer in self.producers:
-            if not producer.stopped:
-                producer.stop()
+        closed = [producer.stop() for producer in self.producers]
         await self.endpoint.close()
         await super().clean()
+        for each in closed:
+            # Without the bridges their connections end, whatever they wait for.
+            await each
 
     async def start(self):
         """Start servers, bridges and producers; all partitions are owned, by all bridges."""
