@@ -67,7 +67,7 @@ class Examples(SynchronousTestCase):
         self.assertGreater(int(number) * SIZES[unit], needed)
 
     def test_configurations(self) -> None:
-        self.check_nats((DOCS / "cluster-nats.conf").read_text(), self.check(DOCS / "cluster.conf"))
+        self.check_nats((DOCS / "cluster-nats.txt").read_text(), self.check(DOCS / "cluster.conf"))
 
     def test_compose(self) -> None:
         (compose,) = documents("cluster-compose.yaml")
@@ -81,9 +81,9 @@ class Examples(SynchronousTestCase):
         for number in (1, 2, 3):
             nats, mqhooks, vernemq = (services[f"{name}-{number}"] for name in ("nats", "mqhooks", "vernemq"))
             self.assertEqual(nats["environment"]["NATS_NAME"], f"nats-{number}")
-            self.assertEqual([volume.split(":")[0] for volume in nats["volumes"]], ["./cluster-nats.conf", f"nats-{number}"])
+            self.assertEqual([volume.split(":")[0] for volume in nats["volumes"]], ["./nats.conf", f"nats-{number}"])
             self.assertIn(f"nats-{number}", compose["volumes"])
-            self.assertEqual(mqhooks["volumes"], ["./cluster.conf:/etc/mqhooks/nanomq.conf:ro"])
+            self.assertEqual(mqhooks["volumes"], ["./nanomq.conf:/etc/mqhooks/nanomq.conf:ro"])
             self.assertIn(mqhooks["hostname"], settings.admin.hosts)
             endpoints = [value for key, value in vernemq["environment"].items() if key.endswith("__ENDPOINT")]
             self.assertEqual(len(endpoints), 2)
@@ -121,6 +121,6 @@ class Examples(SynchronousTestCase):
         unit.read_string((DOCS / "cluster-nats.service").read_text())
         service = unit["Service"]
         self.assertEqual(f"/var/lib/{service['StateDirectory']}", "/var/lib/nats")
-        self.assertIn("store_dir: /var/lib/nats\n", (DOCS / "cluster-nats.conf").read_text())
+        self.assertIn("store_dir: /var/lib/nats\n", (DOCS / "cluster-nats.txt").read_text())
         self.assertIn("NATS_NAME", service["Environment"])
         self.assertGreater(int(service["TimeoutStopSec"]), 30)
