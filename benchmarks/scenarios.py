@@ -146,7 +146,7 @@ SCENARIOS = {
     "shared-1k": Scenario(
         "an outbox on one disk or three servers, 1,000 events a second", 10_000, peers=SHARING, rate=1_000.0, webhook=NOW
     ),
-    "shared-endpoint": Scenario("an endpoint that answers after 100 ms", 8_000, peers=tuple(SHARED), webhook=NOW, delay=0.1),
+    "shared-endpoint": Scenario("an endpoint that answers after 100 ms", 20_000, peers=tuple(SHARED), webhook=NOW, delay=0.1),
     "window": Scenario("5,000 events a second", 40_000, peers=COMPILED, rate=5000.0),
     "idle": Scenario("a second without events", 1_000, "idle", peers=("Go",), signed=True),
     "idle-watched": Scenario("the same, the status page open", 1_000, "watched", signed=True),
