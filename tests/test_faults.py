@@ -77,6 +77,6 @@ class FaultTests(TestCase):
 
     async def test_a_cluster_of_bridges_and_servers(self):
         kinds = ("a bridge killed, 3 s", "a server of NATS killed, 3 s", "the endpoint away; all that waits counted")
-        row = await self.play(cluster, times=len(kinds), kinds=kinds)
+        row = await self.play(cluster, times=len(kinds), kinds=kinds, hold=0.5)
         self.assertEqual(set(row.silences), set(kinds))
         self.assertGreater(row.dead, 0)

@@ -135,12 +135,13 @@ class ClusterStage(Ground):
     :param seed: of all chance.
     :param bridges: how many.
     :param rate: how many events each bridge gets in a second.
+    :param hold: how many seconds most faults last.
     :param disk: a small file system of its own for the last server's files, or ``None``.
     :ivar faults: what was done, from when until when.
     :ivar mood: how the endpoint answers what it does not refuse for good.
     """
 
-    def __init__(self, reactor, seed, *, bridges=2, rate=200, disk=None):
+    def __init__(self, reactor, seed, *, bridges=2, rate=200, hold=3.0, disk=None):
         super().__init__(reactor, seed)
         self.home = Path(self.mktemp())
         self.disk = disk
@@ -152,6 +153,7 @@ class ClusterStage(Ground):
         self.mood = self.endpoint.accept
         self.members = [Member(self, number) for number in range(bridges)]
         self.rate = rate
+        self.hold = hold
         self.producers = []
         self.faults = []
         self._flowed = {}
@@ -354,7 +356,7 @@ class ClusterStage(Ground):
 async def bridge_killed(stage):
     member = stage.random.choice(stage.members)
     await member.kill()
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     await member.start()
 
 
@@ -396,7 +398,7 @@ async def clock_ahead(stage):
 async def node_killed(stage):
     number = stage.random.randrange(NODES)
     stage.nodes.kill(number)
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     stage.nodes.spawn(number)
 
 
@@ -425,7 +427,7 @@ async def nodes_rolled(stage):
 async def link_cut(stage):
     link = stage.random.choice(stage.random.choice(stage.members).links)
     link.cut()
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     link.mend()
 
 
@@ -433,7 +435,7 @@ async def bridge_cut_off(stage):
     member = stage.random.choice(stage.members)
     for link in member.links:
         link.cut()
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     for link in member.links:
         link.mend()
 
@@ -442,7 +444,7 @@ async def bridge_unheard(stage):
     member = stage.random.choice(stage.members)
     for link in member.links:
         link.hold()
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     for link in member.links:
         link.mend()
 
@@ -451,7 +453,7 @@ async def links_slow(stage):
     for member in stage.members:
         for link in member.links:
             link.slow(0.1)
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     for member in stage.members:
         for link in member.links:
             link.mend()
@@ -460,7 +462,7 @@ async def links_slow(stage):
 async def disk_full(stage):
     filler = Path(stage.disk, "filler")
     await deferToThread(fill, filler)
-    await stage.wait(3.0)
+    await stage.wait(stage.hold)
     filler.unlink()
     stage.nodes.kill(NODES - 1)
     stage.nodes.spawn(NODES - 1)
@@ -540,13 +542,13 @@ async def small_disk(ground):
             subprocess.run(["umount", directory], check=True)
 
 
-async def cluster(reactor, seed, *, times=40, kinds=tuple(FAULTS), rate=200, tell=lambda what: None):
+async def cluster(reactor, seed, *, times=40, kinds=tuple(FAULTS), rate=200, hold=3.0, tell=lambda what: None):
     """One fault after the other, of all kinds alike; in a third of them the endpoint is slow, or fails now and then."""
     ground = Ground(reactor, seed)
     try:
         async with small_disk(ground) as disk:
             kinds = [kind for kind in kinds if disk is not None or FAULTS[kind][0] is not disk_full]
-            stage = ClusterStage(reactor, seed, rate=rate, disk=disk)
+            stage = ClusterStage(reactor, seed, rate=rate, hold=hold, disk=disk)
             try:
                 await stage.start()
                 await _play(stage, kinds, times, tell)
