@@ -12,10 +12,11 @@ RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test programs screenshot campaign bench lint format types docs man dist proto schema clean
+.PHONY: help demo cluster-demo test programs screenshot campaign bench lint format types docs man dist proto schema clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
+	@echo 'make cluster-demo  several bridges share an outbox: kill any process by a key (or for SECONDS=20, by itself)'
 	@echo 'make test    run the tests (or some: TESTS=tests.test_config)'
 	@echo 'make programs  install the browser and the servers that tests talk to, as far as they can be had; make test does it too'
 	@echo 'make screenshot  take the picture of the status page for the documentation'
@@ -31,6 +32,10 @@ help:
 
 demo: $(RUN)
 	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
+
+# The server of NATS comes with the development tools.
+cluster-demo: $(DEV)
+	@$(BIN)/python -m mqhooks.tools.clusterdemo $(SECONDS)
 
 test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs% tests.test_project_receivers%,$(TESTS)),programs)
 	$(BIN)/python -m twisted.trial -j$(JOBS) $(TESTS)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from mqhooks.tools.receiver import Behaviour, receiver_site
+from tests.metrics import read_metrics
 from tests.natscluster import Cluster
+from tests.ports import kept_port
 from tests.processes import Twistd
 from tests.waiting import until
 
@@ -33,7 +36,7 @@ class Away:
 class EndToEndTests(TestCase):
     timeout = 300
 
-    async def start(self, behaviour=None, size=3):
+    async def start(self, behaviour=None, size=3, page=0):
         self.nodes = await Cluster(self, size, sync="always").start()
         site, self.tally = receiver_site(reactor, behaviour)
         port = await serverFromString(reactor, "tcp:0:interface=127.0.0.1").listen(site)
@@ -54,10 +57,10 @@ class EndToEndTests(TestCase):
             }}
             """
         )
-        return await self.bridge()
+        return await self.bridge(page)
 
-    async def bridge(self):
-        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(self.config))
+    async def bridge(self, page=0):
+        bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", str(page), "--config", str(self.config))
         match = await bridge.until(r"listening for VerneMQ on (127\.0\.0\.1:\d+)")
         return bridge, f"tcp:{match[1]}"
 
@@ -94,9 +97,17 @@ class EndToEndTests(TestCase):
 
     async def test_restart_resumes_what_is_pending_in_order(self):
         behaviour = Away()
-        bridge, target = await self.start(behaviour, size=1)
+        page = kept_port(self)
+        bridge, target = await self.start(behaviour, size=1, page=page)
         await self.simulate(target, 3000)
         await until(lambda: self.tally.requests > 5)
+
+        async def pending():
+            return (await read_metrics(reactor, f"http://127.0.0.1:{page}"))["mqhooks_outbox_pending", "webhook"]
+
+        # What the bridge has not read when it ends is lost.
+        while await pending() < 3000 - CLIENTS:
+            await deferLater(reactor, 0.05)
         bridge.process.signalProcess("TERM")
         await bridge.ended
         self.assertIn("given up", bridge.stdout)

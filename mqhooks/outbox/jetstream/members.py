@@ -6,7 +6,7 @@ The owner of partition p is the one whose turn it is when all are sorted. The le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -29,11 +29,31 @@ LISTEN = 0.2
 """How many seconds a newcomer listens who is there, before it takes anything."""
 
 
+class Share(msgspec.Struct, array_like=True, frozen=True):
+    """
+    What an owner tells of a partition.
+
+    :param partition: its number.
+    :param pending: how many of its deliveries are not settled.
+    :param oldest: about when the oldest of them was accepted, in milliseconds since 1970; ``None`` when none is known.
+    :param leader: the server that leads its stream; empty while that is not known.
+    :param replicas: how many servers have all of it; 0 while that is not known.
+    """
+
+    partition: int
+    pending: int
+    oldest: int | None = None
+    leader: str = ""
+    replicas: int = 0
+
+
 class _Sign(msgspec.Struct, array_like=True):
     who: str
     asks: bool
     leaves: bool
     full: list[int]
+    shares: list[Share] = []
+    freed: list[int] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -51,6 +71,8 @@ class Members:
     :param monotonic: a clock that nobody sets.
     :param full: says which of our partitions have no room.
     :param others: called with those of the others.
+    :param shares: says what is to be told of our partitions.
+    :param freed: called with partitions that another has just given up.
     """
 
     def __init__(
@@ -62,6 +84,8 @@ class Members:
         monotonic: Callable[[], float],
         full: Callable[[], list[int]],
         others: Callable[[set[int]], object],
+        shares: Callable[[], list[Share]],
+        freed: Callable[[list[int]], object],
     ) -> None:
         self._reactor = reactor
         self._client = client
@@ -70,8 +94,10 @@ class Members:
         self._monotonic = monotonic
         self._full = full
         self._others = others
-        # First and last time that each was heard, and what it has no room for.
-        self._heard: dict[str, tuple[float, float, list[int]]] = {}
+        self._shares = shares
+        self._freed = freed
+        # First and last time that each was heard, and what it said.
+        self._heard: dict[str, tuple[float, float, _Sign]] = {}
         self._since = 0.0
         self._retreating = False
         self._subscription: Subscription | None = None
@@ -102,6 +128,10 @@ class Members:
             self._client.unsubscribe(self._subscription)
             self._subscription = None
 
+    def freed(self, partition: int) -> None:
+        """Tell the others that a partition was given up, so that nobody has to find out."""
+        self._say(leaves=self._subscription is None or self._retreating, freed=[partition])
+
     def retreat(self) -> None:
         """Leave all partitions to others, as far as there are any."""
         self._retreating = True
@@ -123,15 +153,23 @@ class Members:
         there = sorted([*proven, self._me])
         return there[partition % len(there)] == self._me
 
+    def there(self) -> dict[str, list[Share]]:
+        """Say who is there, and what each tells of its partitions."""
+        now = self._monotonic()
+        others = {who: sign.shares for who, (_, last, sign) in self._heard.items() if now - last < GONE}
+        return dict(sorted({**others, self._me: self._shares()}.items()))
+
     def _announce(self) -> None:
         self._timer = self._reactor.callLater(ANNOUNCE, self._announce)
         if not self._retreating:
             self._say()
         self._tell()
 
-    def _say(self, *, asks: bool = False, leaves: bool = False) -> None:
+    def _say(self, *, asks: bool = False, leaves: bool = False, freed: Sequence[int] = ()) -> None:
         try:
-            self._client.publish(self._subject, _encode(_Sign(self._me, asks, leaves, self._full())))
+            self._client.publish(
+                self._subject, _encode(_Sign(self._me, asks, leaves, self._full(), self._shares(), list(freed)))
+            )
         except NATSError:
             # Without a connection nobody hears us, and nothing can be owned.
             pass
@@ -146,10 +184,14 @@ class Members:
         if sign.leaves:
             self._heard.pop(sign.who, None)
             self._tell()
-            return
+        else:
+            self._note(sign)
+        self._freed(sign.freed)
+
+    def _note(self, sign: _Sign) -> None:
         now = self._monotonic()
-        first, last, _ = self._heard.get(sign.who, (now, now, ()))
-        self._heard[sign.who] = first if now - last < GONE else now, now, sign.full
+        first, last, _ = self._heard.get(sign.who, (now, now, sign))
+        self._heard[sign.who] = first if now - last < GONE else now, now, sign
         if sign.asks and not self._retreating:
             self._say()
         self._tell()
@@ -157,4 +199,4 @@ class Members:
     def _tell(self) -> None:
         now = self._monotonic()
         self._heard = {who: heard for who, heard in self._heard.items() if now - heard[1] < 10 * GONE}
-        self._others({number for _, last, full in self._heard.values() if now - last < GONE for number in full})
+        self._others({number for _, last, sign in self._heard.values() if now - last < GONE for number in sign.full})

@@ -26,7 +26,7 @@ from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import JetStream
 from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
 from mqhooks.outbox.jetstream.layout import OVERHEAD, Names, decode_batch, encode_letter, partition_of
-from mqhooks.outbox.jetstream.members import Members
+from mqhooks.outbox.jetstream.members import Members, Share
 from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
 from mqhooks.outbox.stored import UNENCODABLE, without_body
 from mqhooks.outbox.waiting import WaitingClaim
@@ -154,7 +154,9 @@ class JetStreamOutbox:
             )
             for number in range(partitions)
         ]
-        self._members = Members(reactor, client, names.alive, me, monotonic, self._full_here, self._full_there)
+        self._members = Members(
+            reactor, client, names.alive, me, monotonic, self._full_here, self._full_there, self._shares, self._freed
+        )
 
     # Starting and stopping, by the store.
 
@@ -250,6 +252,16 @@ class JetStreamOutbox:
     def waiting_since(self) -> float | None:
         """When the oldest delivery that is not stored was appended; the reactor's seconds."""
         return min([acceptor.since for acceptor in self._acceptors if acceptor.since is not None], default=None)
+
+    def there(self) -> dict[str, list[Share]]:
+        """Say which processes share the partitions, and what each tells of those that it has."""
+        return self._members.there()
+
+    def _shares(self) -> list[Share]:
+        return [
+            Share(partition.number, partition.pending, partition.oldest, partition.leader, partition.replicas)
+            for partition in self._owned
+        ]
 
     @property
     def used(self) -> int:
@@ -522,6 +534,15 @@ class JetStreamOutbox:
     def handed(self, count: int) -> None:
         """Count deliveries that are another process's now."""
         self._handed += count
+
+    def given_up(self, partition: int) -> None:
+        """Tell the others that they may take a partition."""
+        self._members.freed(partition)
+
+    def _freed(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if 0 <= number < len(self.partitions):
+                self.partitions[number].hurry()
 
     def changed(self) -> None:
         """Note that there may be more room."""

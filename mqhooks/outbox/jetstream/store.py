@@ -137,6 +137,16 @@ class JetStreamStore(Service):
             self._prepare()
 
     @property
+    def me(self) -> str:
+        """What this process calls itself among those that share the outboxes."""
+        return self._me
+
+    @property
+    def server(self) -> str | None:
+        """The server of NATS that we are connected to."""
+        return self._client.server
+
+    @property
     def failing(self) -> str | None:
         """Why nothing is accepted; ``None`` when all is well."""
         if self._problem is not None:
