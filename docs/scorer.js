@@ -1,7 +1,7 @@
 // How the search ranks pages: how to do something comes before how it is built. The numbers are Sphinx's, but for score.
 const HOW_TO = [
   "tutorial", "quickstart", "receivers", "moving", "shapes", "secrets", "deploy-systemd", "deploy-docker", "deploy-kubernetes",
-  "operating", "page", "runbooks", "troubleshooting", "upgrading", "capture",
+  "clusters", "operating", "page", "runbooks", "troubleshooting", "upgrading", "capture",
 ];
 const REFERENCE = ["brokers", "configuration", "events", "api-http", "metrics", "sizing", "glossary", "delivery"];
 
