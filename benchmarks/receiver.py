@@ -22,6 +22,7 @@ import sys
 import time
 from array import array
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from benchmarks.load import MARK
@@ -128,11 +129,17 @@ class Connection:
     One client's connection, whose requests are cut and answered.
 
     :param sock: not blocking.
+    :param delay: nanoseconds that an answer takes.
+    :param later: gets when which socket is to be answered; all have the same delay.
     """
 
-    def __init__(self, sock: socket.socket, tally: Tally) -> None:
+    def __init__(
+        self, sock: socket.socket, tally: Tally, delay: int = 0, later: deque[tuple[int, socket.socket]] | None = None
+    ) -> None:
         self._socket = sock
         self._tally = tally
+        self._delay = delay
+        self._later = later if later is not None else deque()
         self._data = bytearray()
         self._needed = 0
 
@@ -170,18 +177,23 @@ class Connection:
             self._needed = end + 4 + size
             if len(data) < self._needed:
                 return
-            self._socket.send(ANSWER)
+            if self._delay:
+                self._later.append((now + self._delay, self._socket))
+            else:
+                self._socket.send(ANSWER)
             self._tally.take(bytes(data[end + 4 : self._needed]), now, compressed=b"\r\ncontent-encoding: gzip" in head)
             del data[: self._needed]
             self._needed = 0
 
 
-def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None) -> None:
+def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None, delay: float = 0.0) -> None:
     """
     Take requests until the standard input ends.
 
     :param context: for TLS.
+    :param delay: seconds that an answer takes.
     """
+    later: deque[tuple[int, socket.socket]] = deque()
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
     poll.register(sys.stdin.fileno(), select.EPOLLIN)
@@ -190,7 +202,14 @@ def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None)
         # What is counted while requests come would have them wait.
         quiet = (time.monotonic_ns() - tally.came) / 1e9 > QUIET
         left = tally.count(AT_ONCE if quiet else 0)
-        for descriptor, _ in poll.poll((0 if quiet else QUIET) if left else None):
+        while later and later[0][0] <= time.monotonic_ns():
+            with suppress(OSError):
+                later.popleft()[1].send(ANSWER)
+        wait = (0 if quiet else QUIET) if left else None
+        if later:
+            due = max((later[0][0] - time.monotonic_ns()) / 1e9, 0)
+            wait = due if wait is None else min(wait, due)
+        for descriptor, _ in poll.poll(wait):
             if (known := open_.get(descriptor)) is not None:
                 sock, connection = known
                 if not connection.readable():
@@ -199,7 +218,7 @@ def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None)
             elif descriptor == listener.fileno():
                 accepted = _accept(listener, context)
                 if accepted is not None:
-                    open_[accepted.fileno()] = accepted, Connection(accepted, tally)
+                    open_[accepted.fileno()] = accepted, Connection(accepted, tally, int(delay * 1e9), later)
                     poll.register(accepted, select.EPOLLIN)
             elif os.read(descriptor, 4096):
                 print(json.dumps(tally.report()), flush=True)
@@ -227,6 +246,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--certificate", help="a PEM file with key and certificate: speak TLS")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that an answer takes")
     options = parser.parse_args()
     context = None
     if options.certificate:
@@ -234,7 +254,7 @@ def main() -> None:
         context.load_cert_chain(options.certificate)
     listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
     print(json.dumps({"ready": True}), flush=True)
-    serve(listener, Tally(options.events), context)
+    serve(listener, Tally(options.events), context, options.delay)
 
 
 if __name__ == "__main__":

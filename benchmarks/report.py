@@ -10,6 +10,9 @@ from statistics import median
 
 from benchmarks.scenarios import Sample
 
+ENGINE = "NATS of {}"
+"""Names the row of the servers that keep an outbox: their CPU apart, all else as in the row before."""
+
 NOTHING = "-"
 """Stands where there is nothing to say."""
 
@@ -56,6 +59,12 @@ def rows(key: str, title: str, samples: Mapping[str, Sequence[Sample]]) -> list[
     :param samples: by sidecar; one without any has no row.
     """
     costs = {name: median(sample.cpu * 1e6 / max(sample.done, 1) for sample in runs) for name, runs in samples.items() if runs}
+    names = list(costs)
+    for name, runs in samples.items():
+        if runs and runs[0].engine:
+            costs[ENGINE.format(name)] = median(sample.engine * 1e6 / max(sample.done, 1) for sample in runs)
+            names.insert(names.index(name) + 1, ENGINE.format(name))
+            samples = {**samples, ENGINE.format(name): runs}
     return [
         Row(
             key=key,
@@ -72,8 +81,7 @@ def rows(key: str, title: str, samples: Mapping[str, Sequence[Sample]]) -> list[
             ratio=costs[name] / costs["mqhooks"] if "mqhooks" in costs else None,
             took={each: median(sample.took[each] for sample in runs) for each in runs[0].took},
         )
-        for name, runs in samples.items()
-        if runs
+        for name, runs in ((name, samples[name]) for name in names)
     ]
 
 

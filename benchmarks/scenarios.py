@@ -9,18 +9,22 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
 from benchmarks import certificates, subjects
-from benchmarks.processes import BenchmarkError, Process, until, wait_for_port
-from benchmarks.subjects import FLOOR, GRPC, PEERS, WEBHOOKS, Via, Wiring
+from benchmarks.engine import Engine, shared
+from benchmarks.processes import QUIET, BenchmarkError, Process, until, wait_for_port
+from benchmarks.subjects import FLOOR, GRPC, PEERS, SHARED, WEBHOOKS, Via, Wiring
 from mqhooks.tools.ports import free_port
 
 GIVEN_UP = 20.0
 """After how many seconds without a delivery what has not come counts as missing."""
+
+LEASES = 0.01
+"""How many seconds of CPU in :data:`benchmarks.processes.PAUSE` seconds a bridge may use that only renews its leases."""
 
 IDLE = 30
 """For how many seconds nothing happens."""
@@ -47,6 +51,7 @@ class Scenario:
     :param tls: whether the endpoint speaks TLS.
     :param via: how the events come: over gRPC with 100 calls at a time, over webhooks with 50 requests.
     :param runs: how often at most, for what takes long.
+    :param delay: how many seconds the endpoint takes to answer.
     :param long: whether it is only for who has the time.
     """
 
@@ -61,6 +66,7 @@ class Scenario:
     tls: bool = False
     via: Via = "sidecar"
     runs: int = 99
+    delay: float = 0.0
     long: bool = False
 
 
@@ -77,6 +83,7 @@ class Sample:
     :param late: how many came after a later one of their client.
     :param peak: MB of memory.
     :param took: milliseconds by percentile; empty when there was no rate.
+    :param engine: seconds of CPU of the servers that keep the outbox, if there are any.
     """
 
     events: int
@@ -87,6 +94,7 @@ class Sample:
     late: int
     peak: float
     took: Mapping[str, float]
+    engine: float = 0.0
 
 
 def _batch(**keys: str) -> dict[str, str]:
@@ -98,6 +106,7 @@ STREAMED = tuple(name for name in PEERS if name not in (GRPC, WEBHOOKS))
 WORKING = tuple(name for name in STREAMED if name != FLOOR)
 COMPILED = ("Go", FLOOR)
 NOW = {"merge_window": "0"}
+SHARING = tuple(SHARED)[:1]
 
 
 def _paced(rate: int, events: int) -> Scenario:
@@ -128,6 +137,16 @@ SCENARIOS = {
     "rate-1k": _paced(1_000, 10_000),
     "rate-5k": _paced(5_000, 40_000),
     "rate-20k": _paced(20_000, 100_000),
+    "shared-relay": Scenario(
+        "an outbox on one disk or three servers, ``merge_window = 0``", 100_000, peers=SHARING, webhook=NOW
+    ),
+    "shared-20k": Scenario(
+        "an outbox on one disk or three servers, 20,000 events a second", 200_000, peers=SHARING, rate=20_000.0, webhook=NOW
+    ),
+    "shared-1k": Scenario(
+        "an outbox on one disk or three servers, 1,000 events a second", 10_000, peers=SHARING, rate=1_000.0, webhook=NOW
+    ),
+    "shared-endpoint": Scenario("an endpoint that answers after 100 ms", 20_000, peers=tuple(SHARED), webhook=NOW, delay=0.1),
     "window": Scenario("5,000 events a second", 40_000, peers=COMPILED, rate=5000.0),
     "idle": Scenario("a second without events", 1_000, "idle", peers=("Go",), signed=True),
     "idle-watched": Scenario("the same, the status page open", 1_000, "watched", signed=True),
@@ -157,6 +176,8 @@ class Run:
         self._wiring = Wiring(directory, free_port(), url, scenario.signed, authority, scenario.webhook, via=scenario.via)
         self._name = name
         self._profile = profile
+        # The others that share the outbox with the one that gets the events.
+        self._others: list[Process] = []
 
     def measure(self) -> Sample:
         """
@@ -168,13 +189,17 @@ class Run:
             down = self._scenario.measures in ("accept", "backlog")
             if not down:
                 receiver = self._receiver()
+            engine = self._share() if self._name in SHARED else None
             if self._profile is None:
                 sidecar = subjects.start(self._name, self._wiring)
             else:
                 sidecar = subjects.bridge(self._wiring, profile=self._profile)
             self._stack.enter_context(sidecar)
             wait_for_port(sidecar, self._wiring.port)
-            before = sidecar.settle()
+            if engine is not None:
+                until(lambda: shared(self._pages), sidecar, lambda: None, "does not share the partitions")
+            before = self._rest(sidecar)
+            worked = engine.cpu() if engine is not None else 0.0
             load = self._load()
             if down:
                 self._accepted(sidecar)
@@ -191,7 +216,7 @@ class Run:
                 return self._idle(sidecar)
             if not down:
                 began = load.answer()["began"]
-            cpu = sidecar.settle() - before
+            cpu = self._rest(sidecar) - before
             report = receiver.ask()
             if not report["distinct"]:
                 raise sidecar.error("has delivered nothing")
@@ -204,10 +229,27 @@ class Run:
                 late=report["late"],
                 peak=sidecar.peak(),
                 took=report["took"],
+                engine=engine.cpu() - worked if engine is not None else 0.0,
             )
             if self._profile is not None:
                 sidecar.stop()
             return sample
+
+    def _share(self) -> Engine:
+        """Start the servers of NATS, and those of the bridges that get no events."""
+        engine = self._stack.enter_context(Engine(self._directory))
+        self._wiring = replace(self._wiring, servers=engine.urls)
+        self._pages = [self._wiring.page]
+        for _ in range(SHARED[self._name] - 1):
+            wiring = replace(self._wiring, port=free_port(), page=free_port())
+            self._pages.append(wiring.page)
+            self._others.append(self._stack.enter_context(subjects.start(self._name, wiring)))
+        return engine
+
+    def _rest(self, sidecar: Process) -> float:
+        """Wait until nobody has anything to do but to renew leases; returns the seconds of CPU that all have used."""
+        quiet = LEASES if self._name in SHARED else QUIET
+        return sum(each.settle(quiet) for each in (sidecar, *self._others))
 
     def _idle(self, sidecar: Process) -> Sample:
         if self._scenario.measures == "watched":
@@ -220,6 +262,8 @@ class Run:
 
     def _receiver(self) -> Process:
         arguments = ["-m", "benchmarks.receiver", "--port", str(self._endpoint_port), "--events", str(self._events)]
+        if self._scenario.delay:
+            arguments += ["--delay", str(self._scenario.delay)]
         if self._certificate is not None:
             arguments += ["--certificate", str(self._certificate)]
         receiver = self._stack.enter_context(Process("receiver", arguments, self._directory, talks=True))

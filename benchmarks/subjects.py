@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,7 @@ class Wiring:
     :param webhook: more keys of mqhooks' webhook block.
     :param page: the port of mqhooks' status page.
     :param via: how VerneMQ sends its events.
+    :param servers: of NATS, which keep the outbox; it is a file when there are none.
     """
 
     directory: Path
@@ -48,6 +49,7 @@ class Wiring:
     webhook: Mapping[str, str] = field(default_factory=dict)
     page: int = field(default_factory=free_port)
     via: Via = "sidecar"
+    servers: Sequence[str] = ()
 
 
 def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
@@ -64,11 +66,12 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
         keys["tls"] = f"{{ cacertfile = {json.dumps(str(wiring.authority))} }}"
     keys["events"] = "[{ event = on_message_publish }]"
     block = "\n".join(f"  {key} = {value}" for key, value in keys.items())
-    outbox = json.dumps(str(wiring.directory / "outbox"))
-    path = wiring.directory / "mqhooks.conf"
-    path.write_text(
-        f"webhook {{\n{block}\n}}\nmqhooks {{ outbox {{ path = {outbox}, max_size = 64GiB }} }}\n", encoding="utf-8"
-    )
+    if wiring.servers:
+        outbox = f"kind = jetstream, servers = {json.dumps([*wiring.servers])}, max_size = 4GiB, sync = full"
+    else:
+        outbox = f"path = {json.dumps(str(wiring.directory / 'outbox'))}, max_size = 64GiB"
+    path = wiring.directory / f"mqhooks-{wiring.port}.conf"
+    path.write_text(f"webhook {{\n{block}\n}}\nmqhooks {{ outbox {{ {outbox} }} }}\n", encoding="utf-8")
     try:
         warnings = load(str(path)).warnings
     except ConfigError as error:
@@ -112,7 +115,7 @@ def start(name: str, wiring: Wiring) -> Process:
 
     :raises BenchmarkError: when it cannot do what it is told.
     """
-    if name == "mqhooks":
+    if name == "mqhooks" or name in SHARED:
         return bridge(wiring)
     if name == "Go":
         return _built("go", wiring, "go", "build", "-buildvcs=false", "-o", "PROGRAM", ".")
@@ -161,5 +164,8 @@ SUBJECTS = {
     WEBHOOKS: 1.0,
 }
 """All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
+
+SHARED = {"mqhooks, JetStream": 1, "mqhooks, JetStream, 2 bridges": 2}
+"""mqhooks again, with an outbox in JetStream: how many bridges share it."""
 
 PEERS = tuple(SUBJECTS)[1:]

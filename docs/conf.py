@@ -1,6 +1,8 @@
 """Sphinx's settings, and a directive for zope's interfaces."""
 
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from textwrap import indent
 
 from docutils.nodes import Node
@@ -10,14 +12,17 @@ from sphinx.util.docutils import SphinxDirective
 from twisted.python.reflect import namedAny
 from zope.interface.interface import Method
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 project = "mqhooks"
 author = "The mqhooks authors"
 copyright = f"2026, {author}"
 version = release = version_of("mqhooks")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinxarg.ext", "_parts"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
 html_title = f"mqhooks {version}"
 
 autodoc_member_order = "bysource"

@@ -59,7 +59,7 @@ class Shelved(msgspec.Struct, frozen=True, gc=False):
     """
     Stands for a claimed delivery of which only the place is kept, and what its order depends on.
 
-    :param client: the delivery's; likewise ``timestamp`` and ``place``.
+    :param client: the delivery's; likewise ``timestamp``, ``place`` and ``id``.
     :param size: bytes of its body.
     :param body: none, whatever the delivery's is.
     """
@@ -68,6 +68,7 @@ class Shelved(msgspec.Struct, frozen=True, gc=False):
     timestamp: int
     place: int
     size: int
+    id: str
     body: bytes = b""
 
 

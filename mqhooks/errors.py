@@ -20,13 +20,20 @@ class ConfigError(MqhooksError):
     :param message: what is wrong and what to do about it.
     :param where: the file, option or string that holds the setting.
     :param key: the setting's path within it, for example ``webhook.events[0].topic``.
+    :param place: the file and the line that has it, like ``nanomq.conf:12``, if they are known; an included file, too.
     """
 
-    def __init__(self, message: str, where: str = "", key: str = "") -> None:
+    def __init__(self, message: str, where: str = "", key: str = "", place: str = "") -> None:
         super().__init__(": ".join(part for part in (where, key, message) if part))
         self.message = message
         self.where = where
         self.key = key
+        self.place = place
+
+    @property
+    def told(self) -> str:
+        """The line for whoever has to mend it: the message with the place."""
+        return ": ".join(part for part in (self.place or self.where, self.key, self.message) if part)
 
     @property
     def mistakes(self) -> tuple[ConfigError, ...]:
@@ -55,6 +62,38 @@ def together(mistakes: Iterable[ConfigError]) -> ConfigError:
     """Make one error of one or more, each of which is told once."""
     different = list({str(mistake): mistake for each in mistakes for mistake in each.mistakes}.values())
     return different[0] if len(different) == 1 else ConfigErrors(different)
+
+
+class NoAnswer(MqhooksError):
+    """
+    A running bridge gives no verdict: it cannot be reached, does not let us in, or is something else.
+
+    :cvar status: the exit status of a command that needed one.
+    """
+
+    status = 2
+
+
+class Remark(str):
+    """
+    A line about a setting that is odd but not wrong.
+
+    :param error: what to say, and where it is.
+    :ivar told: the line with the place, see :attr:`ConfigError.told`.
+    """
+
+    told: str
+
+    def __new__(cls, error: ConfigError) -> Remark:
+        """Make the line of an error that is none."""
+        made = super().__new__(cls, error)
+        made.told = error.told
+        return made
+
+
+def told(what: object) -> str:
+    """Write an error or a remark as a line, with the place if that is known."""
+    return str(getattr(what, "told", what))
 
 
 class ListenError(MqhooksError):

@@ -2,7 +2,13 @@
 The tests. Run them with ``make test``, or some of them with ``python -m twisted.trial tests.test_x``.
 """
 
+import os
+
 from hypothesis import settings
+
+# Twisted forks to start a process, and grpcio's threads must not come to life in it before it becomes another program. Here,
+# because grpcio reads it when it is imported, and any test may be the first to do that.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 # How long an example takes depends on the machine, not on the code: nothing fails for being slow.
 settings.register_profile("mqhooks", deadline=None)

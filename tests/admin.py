@@ -21,6 +21,9 @@ from mqhooks.admin.settings import AdminSettings
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.app.webhooks import transport_for
 from mqhooks.nanomq.settings import Rule
+from mqhooks.nats.settings import NATSSettings, Server
+from mqhooks.outbox.jetstream.members import Share
+from mqhooks.outbox.jetstream.store import JetStreamSettings
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.sinks import FanOut
@@ -49,6 +52,27 @@ class WatchedSidecar(SidecarFactory):
     def watch(self, watcher):
         self.watcher = watcher
         super().watch(watcher)
+
+
+class Engine:
+    """Stands for the outboxes that two bridges share in JetStream."""
+
+    me, server, failing = "node-1", "10.0.0.1:4222", None
+    settings = JetStreamSettings(NATSSettings((Server("10.0.0.1", 4222),)), partitions=3)
+
+    def __init__(self, **shares):
+        self.shares = shares or {
+            "node_1": [Share(0, 30, 1_700_000_000_000, "nats-1", 3)],
+            "node_2": [Share(2, 1, None, "nats-3", 2)],
+        }
+
+    def outbox(self, name):
+        """The outbox of a webhook: all have the same."""
+        return self
+
+    def there(self):
+        """Who is there, and what each tells."""
+        return {name.replace("_", "-"): shares for name, shares in self.shares.items()}
 
 
 class AdminCase(TestCase):

@@ -3,12 +3,8 @@ Calling as VerneMQ's gRPC client does: without a network, byte by byte, or with 
 """
 
 import json
-import os
 from base64 import b64decode
 from typing import NamedTuple
-
-# Twisted forks to start a process, and grpcio's threads must not come to life in it before it becomes another program.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import grpc
 from h2.config import H2Configuration

@@ -48,9 +48,9 @@ def broken_identities(samples):
         filtered, matched = of["mqhooks_events_filtered_total"], of["mqhooks_events_matched_total"]
         expect(f"{name}: events = filtered + matched", received, filtered + matched)
         accepted = of["mqhooks_deliveries_accepted_total"]
-        settled = sum(of[f"mqhooks_deliveries_{kind}_total"] for kind in ("delivered", "dead", "dropped"))
+        settled = sum(of[f"mqhooks_deliveries_{kind}_total"] for kind in ("delivered", "dead", "dropped", "handed"))
         pending = of["mqhooks_outbox_pending"]
-        expect(f"{name}: accepted = delivered + dead + dropped + pending", accepted, settled + pending)
+        expect(f"{name}: accepted = delivered + dead + dropped + handed + pending", accepted, settled + pending)
         ages = of["mqhooks_delivery_age_seconds_count"]
         expect(f"{name}: delivered = ages observed", of["mqhooks_deliveries_delivered_total"], ages)
     return broken

@@ -53,10 +53,12 @@ class Cluster:
     :param size: one server, or three.
     :param sync: JetStream's ``sync_interval``: ``always``, or a time; ``None`` for no JetStream.
     :param more: further configuration of each server.
+    :param advertise: whether servers tell clients of each other.
+    :param stores: where each server keeps its files, if not beside its configuration.
     :ivar processes: each server's, ``None`` while it is killed.
     """
 
-    def __init__(self, case, size=1, sync="2m", more=""):
+    def __init__(self, case, size=1, sync="2m", more="", *, advertise=True, stores=()):
         self.program = program()
         self.size = size
         self.processes = [None] * size
@@ -70,13 +72,17 @@ class Cluster:
             directory = self.directory / f"n{number}"
             directory.mkdir(parents=True)
             urls = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
-            cluster = f"cluster {{ name: test, listen: 127.0.0.1:{routes[number]}, routes: [{urls}] }}" if size > 1 else ""
+            quiet = "" if advertise else ", no_advertise: true"
+            cluster = (
+                f"cluster {{ name: test, listen: 127.0.0.1:{routes[number]}, routes: [{urls}]{quiet} }}" if size > 1 else ""
+            )
+            store = str(stores[number] if stores else directory)
             (directory / "nats.conf").write_text(
                 _NODE.format(
                     name=f"n{number}",
                     client=self.clients[number],
                     monitor=self.monitors[number],
-                    jetstream=_JETSTREAM.format(store=json.dumps(str(directory)), sync=sync) if sync else "",
+                    jetstream=_JETSTREAM.format(store=json.dumps(store), sync=sync) if sync else "",
                     cluster=cluster,
                     more=more,
                 )
@@ -102,9 +108,9 @@ class Cluster:
             command = [self.program, "-c", str(directory / "nats.conf")]
             self.processes[number] = subprocess.Popen(command, stdout=log, stderr=log)
 
-    async def ready(self):
+    async def ready(self, seconds=20.0):
         """Wait until all that run are well and have a leader."""
-        await until(lambda: deferToThread(self._well))
+        await until(lambda: deferToThread(self._well), seconds)
 
     def log(self, number=0):
         """What a server has said."""

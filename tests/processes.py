@@ -1,5 +1,5 @@
 """
-Running ``twistd`` as people do, and other programs.
+Running ``twistd`` and ``mqhooks`` as people do, and other programs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ class Running(ProcessProtocol):
     :param command: the program's path and its arguments.
     :param directory: where it is started; a new one by default.
     :param environment: variables besides those of this process.
+    :param descriptors: what it has open besides the standard three: the descriptors of this process, by their numbers there.
     :ivar directory: where it is started.
     """
 
-    def __init__(self, case, command, *, directory=None, environment=None):
+    def __init__(self, case, command, *, directory=None, environment=None, descriptors=None):
         self.stdout = ""
         self.stderr = ""
         self._sought = []
@@ -33,7 +34,10 @@ class Running(ProcessProtocol):
         self.directory = directory = Path(directory or case.mktemp())
         directory.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, **(environment or {})}
-        self.process = reactor.spawnProcess(self, command[0], command, env=environment, path=str(directory))
+        descriptors = {0: "w", 1: "r", 2: "r", **(descriptors or {})}
+        self.process = reactor.spawnProcess(
+            self, command[0], command, env=environment, path=str(directory), childFDs=descriptors
+        )
         case.addCleanup(self.kill)
 
     def until(self, pattern, *, anywhere=False):
@@ -77,10 +81,25 @@ class Twistd(Running):
 
     :param args: what follows ``twistd -n``.
     :param before: Python that it runs before anything else.
+    :param sockets: what it gets as systemd would pass it: listening sockets by their names.
     :param more: see :class:`Running`.
     """
 
-    def __init__(self, case, *args, before="", environment=None, **more):
-        command = [sys.executable, "-c", f"{before}\nfrom twisted.scripts.twistd import run; run()", "-n", "--pidfile=", *args]
+    program = "from twisted.scripts.twistd import run; run()"
+    first = ("-n", "--pidfile=")
+
+    def __init__(self, case, *args, before="", environment=None, sockets=None, **more):
         environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})}
+        if sockets is not None:
+            environment |= {"LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": ":".join(sockets)}
+            before = f"import os; os.environ['LISTEN_PID'] = str(os.getpid())\n{before}"
+            more["descriptors"] = {3 + number: each.fileno() for number, each in enumerate(sockets.values())}
+        command = [sys.executable, "-c", f"{before}\n{self.program}", *self.first, *args]
         super().__init__(case, command, environment=environment, **more)
+
+
+class Mqhooks(Twistd):
+    """An ``mqhooks`` process; its arguments are what follows ``mqhooks``."""
+
+    program = "import sys; from mqhooks.app.command import main; sys.exit(main())"
+    first = ()

@@ -103,7 +103,7 @@ def said(process):
 class ProgramsCase(BridgeCase):
     """A bridge, and programs of other people at its ends."""
 
-    timeout = 120
+    timeout = 300
 
     def configure(self, text):
         """Write the configuration: webhooks that keep an outbox here, and wait for nothing."""

@@ -34,7 +34,7 @@ from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.support.tls import TLSSettings
 from mqhooks.testing import RecordingSink, make_event
 from mqhooks.webhook.settings import RetrySettings
-from tests.admin import ANYWHERE, TOKEN, AdminCase
+from tests.admin import ANYWHERE, TOKEN, AdminCase, Engine
 from tests.frames import envelope
 from tests.waiting import until
 
@@ -132,6 +132,18 @@ class DocumentedTests(AdminCase):
         (shown,) = (await self.json("/api/status"))["sinks"]
         self.assertEqual(shape([shown]), shape(example("api-sinks")))
         self.assertIs(shown["running"], False)
+
+    async def test_cluster_has_the_documented_shape(self):
+        await self.start()
+        self.assertIsNone((await self.json("/api/status"))["cluster"])
+        self.bridge.engine = Engine()
+        cluster = (await self.json("/api/status"))["cluster"]
+        self.assertEqual(shape(cluster), shape(example("api-cluster")))
+        self.assertEqual((cluster["name"], cluster["pending"]), ("node-1", 31))
+        self.assertEqual([(one["name"], one["pending"]) for one in cluster["members"]], [("node-1", 30), ("node-2", 1)])
+        (webhook,) = cluster["webhooks"]
+        self.assertEqual((webhook["unowned"], webhook["replicas"]), (1, 2))
+        self.assertEqual([one["owner"] for one in webhook["partitions"]], ["node-1", "node-2"])
 
 
 class StatusTests(AdminCase):
@@ -641,7 +653,7 @@ class RequestTests(AdminCase):
             )
             size += len(text.encode())
         self.assertGreater(len(static), 5)
-        self.assertLess(size, 61_500)
+        self.assertLess(size, 61_440)
 
     async def test_not_ready_while_an_endpoint_refuses_everything(self):
         accepts = []

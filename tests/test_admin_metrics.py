@@ -11,7 +11,7 @@ from mqhooks.admin.server import AdminService
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.events import HOOKS
 from mqhooks.testing import make_event
-from tests.admin import AdminCase
+from tests.admin import AdminCase, Engine
 from tests.frames import envelope
 from tests.metrics import broken_identities, read_metrics
 from tests.waiting import until
@@ -138,9 +138,41 @@ class MetricsTests(AdminCase):
         await self.read()
 
 
+class ClusterTests(AdminCase):
+    async def test_every_bridge_tells_of_all(self):
+        await self.start()
+        samples = await read_metrics(reactor, self.origin)
+        self.assertNotIn(("mqhooks_cluster_pending", "billing"), samples)
+        self.bridge.engine = Engine()
+        samples = await read_metrics(reactor, self.origin)
+        expected = {
+            ("mqhooks_cluster_members",): 2,
+            ("mqhooks_cluster_connected",): 1,
+            ("mqhooks_cluster_pending", "billing"): 31,
+            ("mqhooks_cluster_partitions_unowned", "billing"): 1,
+            ("mqhooks_cluster_replicas_missing", "billing"): 1,
+            ("mqhooks_cluster_partition_owned", "0", "billing"): 1,
+            ("mqhooks_cluster_partition_owned", "2", "billing"): 0,
+            ("mqhooks_cluster_partition_pending", "0", "billing"): 30,
+            ("mqhooks_cluster_partition_oldest_seconds", "2", "billing"): 0,
+        }
+        self.assertEqual({key: samples[key] for key in expected}, expected)
+        self.assertGreater(samples["mqhooks_cluster_oldest_seconds", "billing"], 1e6)
+
+    async def test_nobody_knows_how_many_replicas_there_are(self):
+        await self.start()
+        self.bridge.engine = Engine(node_1=[])
+        self.bridge.engine.server = None
+        samples = await read_metrics(reactor, self.origin)
+        self.assertNotIn(("mqhooks_cluster_replicas_missing", "billing"), samples)
+        self.assertEqual(samples["mqhooks_cluster_partitions_unowned", "billing"], 3)
+        self.assertEqual(samples["mqhooks_cluster_connected",], 0)
+
+
 class DocumentationTests(AdminCase):
     async def exposed(self):
         await self.start()
+        self.bridge.engine = Engine()
         _, text = await self.ask("/metrics")
         return text
 

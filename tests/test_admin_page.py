@@ -21,6 +21,7 @@ from mqhooks.testing import make_event
 from tests.browser import Browser, missing
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
+from tests.natscluster import Cluster
 from tests.processes import Twistd
 from tests.vernemq import request
 from tests.waiting import until
@@ -240,6 +241,24 @@ class Showing(Page):
         self.assertEqual(rows[0][:2], [f"log:path={log}", "runs"])
         self.assertEqual(rows[1][0], "filter:hooks=on_publish:sink=log:path=/dev/null")
         self.assertEqual(len(rows), 3)
+        await self.headline("All is well")
+        await self.assert_clean()
+
+    async def test_bridges_that_share_an_outbox(self):
+        nodes = await Cluster(self, 1).start()
+        servers = f'servers = ["nats://{nodes.servers[0]}"]'
+        await self.start(kind="jetstream", outbox=f"{servers}, replicas = 1, partitions = 3, max_size = 64MiB")
+        await self.browser.until("document.getElementById('members').innerText.includes('3 partitions')")
+        other = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--config", str(self.config))
+        await self.browser.until("/\\b1 partition\\b/.test(document.getElementById('members').innerText)")
+        rows = (await self.browser.text("#members")).splitlines()
+        self.assertEqual(len(rows), 2)
+        self.assertEqual(len([row for row in rows if "(this one)" in row]), 1)
+        self.assertEqual(sum(row.count("billing") for row in rows), 3)
+        told = f"billing: 0 waiting. This one is connected to {nodes.servers[0]}"
+        self.assertIn(told, await self.browser.text("#cluster"))
+        await other.kill()
+        await self.browser.until("document.getElementById('members').rows.length === 1")
         await self.headline("All is well")
         await self.assert_clean()
 

@@ -3,6 +3,7 @@
 import gzip
 import shutil
 import sys
+from collections import deque
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks.processes import BenchmarkError
 from benchmarks.profiling import Profile
 from benchmarks.scenarios import Sample
 from mqhooks.sources.sidecar.decode import decode
+from tests.natscluster import program
 
 
 def sample(**changed: object) -> Sample:
@@ -125,6 +127,20 @@ class Requests(SynchronousTestCase):
         self.tally.count(1)
         self.assertEqual((self.tally.requests, self.tally.distinct), (1, 10))
 
+    def test_answers_may_take_their_time(self) -> None:
+        later: deque = deque()
+        _, server = pair = socketpair()
+        for end in pair:
+            self.addCleanup(end.close)
+        server.settimeout(0)
+        pair[0].sendall(self.request(b"#%010d%06d%020d" % (1, 1, 0)))
+        self.assertTrue(receiver.Connection(server, self.tally, 5_000_000, later).readable())
+        ((due, sock),) = later
+        self.assertIs(sock, server)
+        self.assertGreater(due, 5_000_000)
+        pair[0].settimeout(0)
+        self.assertRaises(BlockingIOError, pair[0].recv, 1)
+
     def test_connection_ends_with_its_peer(self) -> None:
         self.client.close()
         self.assertFalse(self.connection.readable())
@@ -138,6 +154,13 @@ class Reports(SynchronousTestCase):
         )
         self.assertEqual((mine.cost, mine.missing, mine.twice, mine.late, mine.rate), (40.0, 10, 1, 2, 200.0))
         self.assertEqual((mine.ratio, other.sidecar, other.ratio), (1.0, "Agent", 5.0))
+
+    def test_the_servers_that_keep_an_outbox_have_a_row_of_their_own(self) -> None:
+        table = report.rows("shared", "sharing", {"mqhooks": [sample()], "shared": [sample(cpu=0.003, engine=0.001)] * 3})
+        self.assertEqual([row.sidecar for row in table], ["mqhooks", "shared", "NATS of shared"])
+        self.assertEqual(
+            [(round(row.cost, 9), row.ratio, row.runs) for row in table], [(20.0, 1.0, 1), (30.0, 1.5, 3), (10.0, 0.5, 3)]
+        )
 
     def test_nothing_to_compare_with(self) -> None:
         (row,) = report.rows("relay", "relaying", {"mqhooks": [], "Agent": [sample()]})
@@ -247,6 +270,17 @@ class Whole(TestCase):
         self.assertEqual(status, 0, err)
         names = [name for name in subjects.SUBJECTS if name not in {*subjects.absent(), subjects.GRPC, subjects.WEBHOOKS}]
         self.check(out, names, "2,000")
+
+    async def test_an_outbox_that_two_bridges_share(self) -> None:
+        program()
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir(parents=True)
+        *_, name = subjects.SHARED
+        run = scenarios.Run(scenarios.SCENARIOS["shared-endpoint"], name, folder, 1000)
+        found = await deferToThread(run.measure)
+        self.assertEqual((found.events, found.done, found.twice, found.late), (1000, 1000, 0, 0))
+        self.assertGreater(found.cpu, 0)
+        self.assertGreater(found.engine, 0)
 
     async def test_tls(self) -> None:
         status, out, err = await self.run_main("tls", "--events", "300")

@@ -7,9 +7,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from configparser import RawConfigParser
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import kubernetes_validate
+import yaml
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.scripts.twistd import ServerOptions
@@ -18,15 +23,20 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app import tap
 from mqhooks.app.build import SIDECAR_PORT
+from mqhooks.app.command import parser
 from mqhooks.app.configuration import load
 from mqhooks.app.logs import json_line
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.app.summary import SummaryService
+from mqhooks.app.supervisor import PATIENCE
+from mqhooks.nanomq.rules import hooks_for
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.sinks import sinkFromString
 from mqhooks.sources.sidecar.counters import SidecarCounters
+from mqhooks.sources.webhooks.instructions import instructions
 from mqhooks.support import recording as capture
+from mqhooks.support.listening import interface_of, is_local
 from mqhooks.support.recording import HEADER, Record
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
@@ -35,7 +45,16 @@ from tests.test_project_docs import DOCS, PROGRAMS, PROJECT, shown
 from tests.webhooks import FakeTransport, publish
 
 PACKAGING = PROJECT / "packaging"
-PAGES = ("deploy-systemd", "deploy-docker", "sizing", "upgrading", "troubleshooting", "capture", "operating")
+PAGES = (
+    "deploy-systemd",
+    "deploy-docker",
+    "deploy-kubernetes",
+    "sizing",
+    "upgrading",
+    "troubleshooting",
+    "capture",
+    "operating",
+)
 SETTINGS = "/etc/mqhooks/nanomq.conf"
 
 
@@ -79,6 +98,13 @@ class Unit(SynchronousTestCase):
     def test_stopping_takes_as_long_as_it_may(self) -> None:
         self.assertGreaterEqual(int(self.service["TimeoutStopSec"]), DEFAULTS.shutdown_timeout + 10)
 
+    def test_systemd_hears_of_it(self) -> None:
+        self.assertEqual(self.service["Type"], "notify")
+        self.assertGreaterEqual(int(self.service["WatchdogSec"]), 10)
+        self.assertIn("Environment=PYTHONFAULTHANDLER=1\n", self.text)
+        # It says that it is ready before systemd gives up, which is after 90 s by default.
+        self.assertLess(PATIENCE, int(self.service.get("TimeoutStartSec", "90")))
+
     def test_goes_on_after_damage(self) -> None:
         self.assertEqual(self.service["Restart"], "always")
         self.assertIn("StartLimitIntervalSec=0\n", self.text)
@@ -92,14 +118,28 @@ class Unit(SynchronousTestCase):
     def test_tls_works(self) -> None:
         self.assertNotIn("MemoryDenyWriteExecute=yes", self.text)
 
+    def test_the_socket_unit_goes_with_it(self) -> None:
+        unit = RawConfigParser(strict=False)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read(PACKAGING / "mqhooks.socket")
+        passed = unit["Socket"]
+        self.assertEqual(passed["Service"], "mqhooks.service")
+        self.assertEqual(passed["ListenStream"], f"127.0.0.1:{SIDECAR_PORT}")
+        file = Path(self.mktemp())
+        ours = shown("deploy-systemd.rst", "systemd-socket")
+        file.write_text("\n".join([(DOCS / "deploy-systemd.conf").read_text(), *ours]))
+        self.assertEqual(load(str(file)).sources.sidecars, (f"systemd:domain=INET:name={passed['FileDescriptorName']}",))
+
     def analyze(self, *command: str) -> str:
         if shutil.which("systemd-analyze") is None:
             raise SkipTest("systemd-analyze is not installed")
         unit = Path(self.mktemp()) / "mqhooks.service"
         unit.parent.mkdir(parents=True)
+        shutil.copy(PACKAGING / "mqhooks.socket", unit.parent)
         # It is not installed here, and the user need not exist.
         unit.write_text(re.sub("^(User|Group)=.*\n", "", self.text.replace("/opt/mqhooks/bin/twistd", "/bin/true"), flags=re.M))
-        done = subprocess.run(["systemd-analyze", *command, str(unit)], capture_output=True, text=True)
+        units = [str(unit), str(unit.parent / "mqhooks.socket")] if command[0] == "verify" else [str(unit)]
+        done = subprocess.run(["systemd-analyze", *command, *units], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout + done.stderr
 
@@ -145,6 +185,29 @@ class Image(SynchronousTestCase):
         ignored = (PACKAGING / "Dockerfile.dockerignore").read_text().splitlines()
         self.assertEqual({line[1:] for line in ignored if line.startswith("!")}, copied)
 
+    def test_hadolint_has_nothing_to_say(self) -> None:
+        hadolint = Path(sys.executable).parent / "hadolint"
+        if not hadolint.exists():
+            raise SkipTest("hadolint is not installed")
+        done = subprocess.run([str(hadolint), str(PACKAGING / "Dockerfile")], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+
+    def test_the_wheel_is_what_is_installed(self) -> None:
+        (made,) = (rest for name, rest in self.stages[0] if name == "RUN" and "pip wheel" in rest)
+        self.assertRegex(made, r"pip wheel .*--no-deps --wheel-dir /wheels \. && .*pip install .*/wheels/mqhooks-\*\.whl")
+        # Nothing of the sources gets into the image.
+        copied = [rest for name, rest in self.stages[-1] if name == "COPY"]
+        self.assertEqual(copied, ["--from=build /opt/mqhooks /opt/mqhooks"])
+
+    def test_labels(self) -> None:
+        labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', self.last["LABEL"]))
+        self.assertEqual(labels["licenses"], "MIT")
+        self.assertEqual(labels["version"], "$VERSION")
+        text = (PACKAGING / "Dockerfile").read_text()
+        bases = set(re.findall(r"^FROM (\S+)", text, re.M))
+        self.assertEqual({labels["base.name"]}, {f"docker.io/library/{base}" for base in bases})
+        self.assertEqual(self.last["STOPSIGNAL"], "SIGTERM")
+
     def test_commands_of_the_page(self) -> None:
         runs = re.findall(r"docker run (.+)", joined(text_of("deploy-docker")))
         composed = re.findall(r"^ +command: (.+)$", text_of("deploy-docker"), re.M)
@@ -157,11 +220,126 @@ class Image(SynchronousTestCase):
         self.assertIn("docker build -f packaging/Dockerfile ", text_of("deploy-docker"))
 
 
+class Kubernetes(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.text = (DOCS / "examples" / "kubernetes.yaml").read_text()
+        self.objects = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(self.text)}
+        self.set = self.objects["StatefulSet", "vernemq"]
+        self.pod = self.set["spec"]["template"]["spec"]
+        (self.bridge,) = self.pod["initContainers"]
+        (self.broker,) = self.pod["containers"]
+        (volume,) = (volume for volume in self.pod["volumes"] if volume["name"] == "settings")
+        sources = volume["projected"]["sources"]
+        files = {
+            **self.objects["ConfigMap", sources[0]["configMap"]["name"]]["data"],
+            **self.objects["Secret", sources[1]["secret"]["name"]]["stringData"],
+        }
+        # As the kubelet mounts them: what changes is a link to a directory.
+        self.mount = Path(self.mktemp()).absolute()
+        (self.mount / "..2026").mkdir(parents=True)
+        (self.mount / "..data").symlink_to("..2026")
+        for name, text in files.items():
+            (self.mount / "..2026" / name).write_text(text)
+            (self.mount / name).symlink_to(Path("..data", name))
+
+    def options(self, *more: str) -> tap.Options:
+        image = Image()
+        image.setUp()
+        options = parsed([*image.entry, *self.bridge["args"], *more])
+        path = Path(options["config"])
+        mounts = {mount["mountPath"]: mount["name"] for mount in self.bridge["volumeMounts"]}
+        self.assertEqual(mounts[str(path.parent)], "settings")
+        options["config"] = str(self.mount / path.name)
+        return options
+
+    def test_schemas(self) -> None:
+        # The oldest version that has sidecars, and the newest one.
+        for version in ("1.29", kubernetes_validate.latest_version()):
+            for each in self.objects.values():
+                kubernetes_validate.validate(each, version, strict=True)
+        misspelt = {**self.objects["Service", "vernemq"], "spek": {}}
+        self.assertRaises(kubernetes_validate.ValidationError, kubernetes_validate.validate, misspelt, "1.29", strict=True)
+
+    def test_labels_and_names_lead_somewhere(self) -> None:
+        labels = self.set["spec"]["template"]["metadata"]["labels"]
+        self.assertEqual(self.set["spec"]["selector"]["matchLabels"], labels)
+        self.assertEqual(self.objects["NetworkPolicy", "vernemq"]["spec"]["podSelector"]["matchLabels"], labels)
+        self.assertIn(("Service", self.set["spec"]["serviceName"]), self.objects)
+        ports = {port["name"] for container in (self.bridge, self.broker) for port in container["ports"]}
+        for (kind, _), each in self.objects.items():
+            if kind == "Service":
+                self.assertEqual(each["spec"]["selector"], labels)
+                self.assertLessEqual({port["targetPort"] for port in each["spec"]["ports"]}, ports)
+        rules = self.objects["NetworkPolicy", "vernemq"]["spec"]["ingress"]
+        self.assertEqual({port["port"] for rule in rules for port in rule["ports"]}, ports)
+        volumes = {volume["name"] for volume in self.pod["volumes"]}
+        volumes |= {claim["metadata"]["name"] for claim in self.set["spec"]["volumeClaimTemplates"]}
+        mounted = {mount["name"] for container in (self.bridge, self.broker) for mount in container["volumeMounts"]}
+        self.assertEqual(mounted, volumes)
+
+    def test_the_configuration_is_good(self) -> None:
+        settings = load(self.options()["config"])
+        self.assertEqual(settings.warnings, ())
+        claims = {claim["metadata"]["name"] for claim in self.set["spec"]["volumeClaimTemplates"]}
+        kept = [mount["mountPath"] for mount in self.bridge["volumeMounts"] if mount["name"] in claims]
+        self.assertIn(str(Path(settings.outbox.path).parent), kept)
+        # twistd's own check needs the directory too.
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        file = self.mount / "..2026" / "nanomq.conf"
+        file.write_text(file.read_text().replace(kept[0], str(directory)))
+        with redirect_stdout(StringIO()):
+            left = self.assertRaises(SystemExit, tap.makeService, self.options("--check"))
+        self.assertEqual(left.code, 0)
+
+    def test_only_the_admin_port_is_for_others(self) -> None:
+        settings = load(self.options()["config"])
+        self.assertTrue(all(map(is_local, settings.sources.webhooks.listen)))
+        self.assertFalse(is_local(str(settings.admin.listen)))
+        self.assertIsNotNone(settings.admin.token)
+        self.assertEqual(
+            [port["containerPort"] for port in self.bridge["ports"]], [interface_of(str(settings.admin.listen))[2]]
+        )
+
+    def test_vernemq_is_told_what_the_check_prints(self) -> None:
+        settings = load(self.options()["config"])
+        wanted = set[str]().union(*(hooks_for(webhook.bodies) for webhook in settings.webhooks))
+        lines = dict(line.split(" = ") for line in instructions(settings.sources.webhooks, wanted) if not line.startswith("#"))
+        expected = {f"DOCKER_VERNEMQ_{key.replace('.', '__').upper()}": value for key, value in lines.items()}
+        told = {each["name"]: each["value"] for each in self.broker["env"]}
+        del told["DOCKER_VERNEMQ_ACCEPT_EULA"]
+        self.assertEqual(told, expected)
+
+    def test_starts_before_vernemq_and_stops_after_it(self) -> None:
+        self.assertEqual(self.bridge["restartPolicy"], "Always")
+        settings = load(self.options()["config"])
+        self.assertGreaterEqual(self.pod["terminationGracePeriodSeconds"], 5 + 30 + settings.shutdown_timeout + 10)
+
+    def test_probes(self) -> None:
+        for probe in ("startupProbe", "livenessProbe"):
+            self.assertEqual(self.bridge[probe]["httpGet"], {"path": "/healthz", "port": "admin"})
+        # The readiness of a sidecar is that of its pod: a refusing endpoint would end the broker's service.
+        self.assertNotIn("readinessProbe", self.bridge)
+
+    def test_may_nothing_that_it_need_not(self) -> None:
+        image = Image()
+        image.setUp()
+        security = self.bridge["securityContext"]
+        self.assertEqual(f"{security['runAsUser']}:{security['runAsGroup']}", image.last["USER"])
+        self.assertTrue(security["readOnlyRootFilesystem"])
+        self.assertEqual(self.pod["securityContext"]["fsGroup"], security["runAsGroup"])
+        for container in (self.bridge, self.broker):
+            self.assertIs(container["securityContext"]["allowPrivilegeEscalation"], False)
+            self.assertEqual(container["securityContext"]["capabilities"], {"drop": ["ALL"]})
+
+
 class Pages(SynchronousTestCase):
     def test_every_option_is_known(self) -> None:
         known = {"network", "read-only", "stop-timeout", "no-healthcheck"}  # Docker's
         for options in (*PROGRAMS.values(), ServerOptions):
             known |= {name.rstrip("=") for name in options().longOpt}
+        for command in parser().commands.values():
+            known |= {option.lstrip("-") for option in command.options}
         told = set(re.findall(r"``--([a-z-]+)", page_text()))
         self.assertGreater(len(told), 8)
         self.assertLessEqual(told, known)
@@ -172,7 +350,7 @@ class Pages(SynchronousTestCase):
         told = set(re.findall(r"``((?:mqhooks|webhook)\.[a-z_.]+)``", page_text()))
         told |= set(re.findall(r":confval:`([^`]+)`", page_text()))
         self.assertGreater(len(told), 8)
-        self.assertLessEqual(told, known | prefixes | {"mqhooks.service"})
+        self.assertLessEqual(told, known | prefixes | {"mqhooks.service", "mqhooks.socket"})
 
     def test_sinks_that_are_shown_can_be_made(self) -> None:
         shown_sinks = re.findall(r"--sink ('[^']+'|\S+)", text_of("capture"))
@@ -194,6 +372,10 @@ class Pages(SynchronousTestCase):
         of_others = {
             "Address already in use",
             "Another twistd server is running",
+            "Connection refused",
+            "Watchdog timeout",
+            "transport = treq",
+            "Connection was closed cleanly",
             "certificate verify failed",
             "answered 401",
             "answered 3",

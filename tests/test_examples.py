@@ -222,6 +222,22 @@ class ExampleTests(TestCase):
         self.assertIn(b"on_register 'one': 2 online", process.output)
         self.assertNotIn(b"on_publish", process.output)
 
+    async def test_custom_source(self) -> None:
+        endpoint = Endpoint()
+        process = self.start("custom_source.tac", MQHOOKS_URL=endpoint.listen(self, reactor))
+        await self.until(process, lambda: b"listening for lines" in process.errors + process.output)
+        protocol: Any = await connectProtocol(UNIXClientEndpoint(reactor, self.socket), Protocol())
+        told = [{"client": f"c{number % 3}", "topic": "t", "payload": str(number)} for number in range(300)]
+        text = b"".join(json.dumps(line).encode() + b"\n" for line in told)
+        protocol.transport.write(b'{"client": 1}\n[]\nnull\n\xff\n' + text[:1000])
+        protocol.transport.write(text[1000:])
+        await self.until(process, lambda: len(endpoint.requests) == len(told))
+        await self.stop(process)
+        bodies = [json.loads(request.body) for request in endpoint.requests]
+        for client in ("c0", "c1", "c2"):
+            arrived = [body["payload"] for body in bodies if body["from_client_id"] == client]
+            self.assertEqual(arrived, [line["payload"] for line in told if line["client"] == client])
+
     async def test_custom_outbox(self) -> None:
         refusing = Endpoint(lambda request: request.connection.reply(503))
         url = refusing.listen(self, reactor)

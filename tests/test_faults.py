@@ -4,6 +4,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.campaign import scenarios
+from tests.campaign.cluster import cluster
 
 
 class FaultTests(TestCase):
@@ -73,3 +74,9 @@ class FaultTests(TestCase):
 
     async def test_a_clock_that_jumps(self):
         await self.play(scenarios.clock)
+
+    async def test_a_cluster_of_bridges_and_servers(self):
+        kinds = ("a bridge killed, 3 s", "a server of NATS killed, 3 s", "the endpoint away; all that waits counted")
+        row = await self.play(cluster, times=len(kinds), kinds=kinds, hold=0.5)
+        self.assertEqual(set(row.silences), set(kinds))
+        self.assertGreater(row.dead, 0)

@@ -194,6 +194,38 @@ class SharingTests(TestCase):
         self.assertEqual(counts.accepted, counts.delivered + counts.dead + counts.dropped + counts.handed)
         self.assertEqual(two.used, 0)
 
+    async def test_what_is_given_up_is_taken_at_once(self):
+        await self.begin(1)
+        _, two = self.store()
+        took = []
+        # Who has to look by himself looks twice a second, at each partition at another time.
+        while len(took) < 4 and min(took, default=1.0) > 0.15:
+            first, one = self.store()
+            await until(lambda: len(self.owned(one)) == 2 and len(self.owned(two)) == 2)  # noqa: B023
+            began = reactor.seconds()
+            await first.stopService()
+            await until(lambda: len(self.owned(two)) == 4)
+            took.append(reactor.seconds() - began)
+        self.assertLess(min(took), 0.15)
+
+    async def test_bridges_know_of_each_other(self):
+        await self.begin(1)
+        first, one = self.store(consume=False)
+        second, two = self.store(consume=False)
+        await until(lambda: len(self.owned(one)) == 2 and len(self.owned(two)) == 2)
+        self.produce(one, 40)
+        for outbox in (one, two):
+            await until(lambda: sum(share.pending for shares in outbox.there().values() for share in shares) == 40)  # noqa: B023
+            there = outbox.there()
+            self.assertEqual(sorted(there), sorted((first.me, second.me)))
+            self.assertEqual(sorted(share.partition for shares in there.values() for share in shares), [0, 1, 2, 3])
+            self.assertEqual(sorted(share.partition for share in there[first.me]), self.owned(one))
+        # Who leads and who follows is asked for now and then.
+        await until(lambda: all(share.replicas == 1 for shares in two.there().values() for share in shares))
+        self.assertEqual([store.server for store in (first, second)], [str(self.nodes.servers[0])] * 2)
+        await second.stopService()
+        self.assertEqual(list(one.there()), [first.me])
+
     async def test_killed_owner_is_taken_over(self):
         await self.begin()
         first, one = self.store()

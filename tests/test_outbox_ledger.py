@@ -285,6 +285,45 @@ class DamageTests(SynchronousTestCase):
         self.assertEqual((ledger.counts.pending, [row.number for row in ledger.finished()]), (0, [1]))
 
 
+class LongRowTests(SynchronousTestCase):
+    """A row with a long body is in memory only when it is about to be claimed."""
+
+    def add(self, ledger, number, length, **options):
+        ledger.accept(1)
+        ledger.add(number, [Delivery(str(number), "c", 0, b"x" * length)], length + 20, **options)
+
+    def claim(self, ledger):
+        return [delivery.id for delivery in ledger.claim(10, 1 << 30)]
+
+    def test_it_is_read_later_when_nobody_waits_for_it(self):
+        ledger = Ledger()
+        self.add(ledger, 1, 2 << 20, wanted=False)
+        self.assertEqual((self.claim(ledger), ledger.unread), ([], (0, 1)))
+        # What comes next stays behind it.
+        self.add(ledger, 2, 10)
+        self.assertEqual((self.claim(ledger), ledger.unread), ([], (0, 2)))
+
+    def test_it_is_handed_out_at_once_when_somebody_does(self):
+        ledger = Ledger()
+        self.add(ledger, 1, 2 << 20, wanted=True)
+        self.assertEqual(self.claim(ledger), ["1"])
+
+    def test_it_is_read_later_when_there_is_something_else_to_claim(self):
+        ledger = Ledger()
+        self.add(ledger, 1, 10, wanted=True)
+        self.add(ledger, 2, 2 << 20, wanted=True)
+        self.assertEqual((ledger.takes(2 << 20), ledger.takes(10)), (False, True))
+        self.assertEqual((self.claim(ledger), ledger.unread), (["1"], (1, 2)))
+        self.assertTrue(ledger.takes(2 << 20))
+
+    def test_what_is_kept_in_memory_is_bounded_in_bytes(self):
+        ledger = Ledger()
+        ledger.ready_bytes = 3000
+        for number in range(1, 11):
+            self.add(ledger, number, 1000)
+        self.assertEqual((self.claim(ledger), ledger.unread), (["1", "2", "3"], (3, 10)))
+
+
 class ChunkTests(SynchronousTestCase):
     def test_rows_are_bounded_by_number_and_bytes(self):
         small = [Delivery(str(n), "c", 0, b"x") for n in range(1025)]

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -37,6 +38,41 @@ class SqliteOutboxTests(StoreCase):
             self.outbox.append(deliveries(2, number * 2))
         self.turn()
         self.assertEqual(len(self.faults.written), 1)
+
+    def fill(self, webhooks, times, *size):
+        """Have several webhooks accept bodies; what Python holds is traced from here on."""
+        store = self.open()
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        outboxes = [store.outbox(f"w{number}") for number in range(webhooks)]
+        for outbox in outboxes * times:
+            outbox.append(deliveries(*size))
+            self.turn()
+            self.faults.written.clear()
+        return store, outboxes
+
+    def assert_holds_less_than(self, size):
+        self.assertLess(tracemalloc.get_traced_memory()[0], size)
+
+    def test_long_bodies_that_nobody_has_claimed_are_not_in_memory(self):
+        store, outboxes = self.fill(4, 1, 3, 0, 2 << 20)
+        self.assert_holds_less_than(2 << 20)
+        self.kill(store)
+        store = self.open()
+        outboxes = [store.outbox(outbox.name) for outbox in outboxes]
+        self.assertEqual([outbox.oldest for outbox in outboxes], [1000] * 4)
+        self.assert_holds_less_than(2 << 20)
+        for outbox in outboxes * 3:
+            self.assertEqual(len(outbox.claim(10, 1)), 1)
+        self.assert_holds_less_than(2 << 20)
+
+    def test_what_all_outboxes_read_ahead_is_bounded(self):
+        _, outboxes = self.fill(16, 5, 9, 0, 100_000)
+        # A MiB each, and a row.
+        self.assert_holds_less_than(36 << 20)
+        for outbox in outboxes:
+            self.assertEqual(len(outbox.claim(1, 1)), 1)
+        self.assert_holds_less_than(36 << 20)
 
     def test_long_bodies(self):
         store = self.open()

@@ -2,25 +2,30 @@
 What the documentation says is so.
 """
 
+import json
 import os
 import re
 import shlex
 import sqlite3
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from textwrap import dedent
 from time import time
 from typing import Any
 
+import msgspec
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.usage import Options
 from twisted.trial.unittest import SynchronousTestCase
 
 import mqhooks
 from mqhooks import __main__
-from mqhooks.app import tap
+from mqhooks.app import tap, verdict
+from mqhooks.app.command import parser
 from mqhooks.app.configuration import compose, load
+from mqhooks.app.verdict import Status
 from mqhooks.delivery import Delivery
 from mqhooks.events import HOOKS, failure_name, reason_name
 from mqhooks.nanomq.block import Block
@@ -218,10 +223,40 @@ class CommandLines(SynchronousTestCase):
             program = next(word for word in words if word in PROGRAMS)
             PROGRAMS[program]().parseOptions(words[words.index(program) + 1 :])
 
+    def test_every_command_of_mqhooks_is_understood(self) -> None:
+        found = r"^ +[$#] (?:docker exec mqhooks |/opt/mqhooks/bin/)?(mqhooks [a-z].+)$|^ {7}(mqhooks [a-z].+)$"
+        commands = ["".join(either) for either in re.findall(found, self.all_text(), re.M)]
+        self.assertGreater(len(commands), 15)
+        for command in commands:
+            words = shlex.split(re.sub(r"\$\(.*?\)", "1", re.split(r" [>|] ", command)[0]))
+            parser().understand(words[1:])
+
+    def test_every_command_of_mqhooks_is_told(self) -> None:
+        text = self.all_text()
+        for name in parser().commands:
+            self.assertIn(f"mqhooks {name}", text)
+
+    def test_check_tells_mistakes_as_shown(self) -> None:
+        command, *expected = shown("command-line.rst", "check-mistakes")
+        folder = Path(self.mktemp())
+        folder.mkdir(parents=True)
+        path = folder / "nanomq.conf"
+        path.write_text(
+            'webhook {\n\n  url = "127.0.0.1:8080"\n  events = [ { event = on_messge_publish } ]\n  pol_size = 3\n}\n'
+        )
+        self.patch(sys, "stderr", stderr := StringIO())
+        self.assertEqual(command, "$ mqhooks check nanomq.conf")
+        self.assertEqual(__main__.main(["check", str(path)]), 1)
+        self.assertEqual(stderr.getvalue().replace(str(path), "nanomq.conf").splitlines(), expected)
+
+    def test_status_is_as_shown(self) -> None:
+        status = msgspec.convert(json.loads("\n".join(shown("api-http.rst", "api-status"))), Status)
+        self.assertEqual(list(verdict.shown(status, verdict.judge(status))), shown("command-line.rst", "status-shown")[1:])
+
     def test_every_target_is_there(self) -> None:
-        told = set(re.findall(r"(?:^    |`)make ([a-z]+)", self.all_text(), re.M))
-        self.assertLessEqual({"demo", "test", "docs", "lint", "types", "proto"}, told)
-        targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M))
+        told = set(re.findall(r"(?:^    |`)make ([a-z-]+)", self.all_text(), re.M))
+        self.assertLessEqual({"demo", "cluster-demo", "test", "docs", "lint", "types", "proto"}, told)
+        targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.M))
         self.assertLessEqual(told, targets)
 
     def all_text(self) -> str:

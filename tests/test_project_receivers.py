@@ -23,6 +23,7 @@ from mqhooks.webhook.request import RequestMaker
 from mqhooks.webhook.settings import WebhookSettings
 from tests.ports import kept_port
 from tests.processes import Running
+from tests.programs import MODULES, missing_node, program
 from tests.waiting import until
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "receivers"
@@ -119,6 +120,16 @@ class Printing:
 
     def events(self):
         return self.process.stdout.splitlines()
+
+
+class Express(Printing, ReceiverContract, TestCase):
+    skip = missing_node()
+
+    def command(self):
+        return [program("node"), str(EXAMPLES / "express_receiver.js")]
+
+    def environment(self):
+        return {"NODE_PATH": str(MODULES)}
 
 
 class Go(Printing, ReceiverContract, TestCase):

@@ -397,7 +397,7 @@ class ReloadTests(BridgeCase):
             (f'webhooks.a {{ url = "https://h/", {RULES}, tls.cacertfile = "{missing}" }}', "missing.pem does not exist"),
             (
                 f'webhooks {{ b {{ url = "{url}" }}, a {{ url = "https://h/", tls.cacertfile = "{broken}" }} }}',
-                f"{self.path}: webhooks.a.tls.cacertfile: {broken} holds no PEM certificate",
+                f"{self.path}:1: webhooks.a.tls.cacertfile: {broken} holds no PEM certificate",
             ),
         ):
             self.path.write_text(text, encoding="utf-8")
@@ -500,7 +500,7 @@ class ReloadTests(BridgeCase):
         self.assertIsNot(self.sink("a"), before)
         authority.write_bytes(key_pem(Authority().key))
         (line,) = self.reload()
-        self.assertIn(f"{self.path}: webhooks.a.tls.cacertfile: {authority} holds no PEM certificate", line)
+        self.assertRegex(line, rf"{self.path}:\d+: webhooks\.a\.tls\.cacertfile: {authority} holds no PEM certificate")
 
     async def test_who_may_see_the_page(self):
         _, url = self.endpoint()

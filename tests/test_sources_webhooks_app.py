@@ -218,7 +218,7 @@ class OptionTests(OptionsCase, SynchronousTestCase):
         everywhere = 'grpc { listen = "tcp:1:interface=0.0.0.0", insecure = on }'
         path = self.file(f'mqhooks {{ sources {{ webhooks {{ listen = "tcp:1" }}, {everywhere} }} }}')
         expected = (
-            f"{path}: mqhooks.sources.grpc.listen: tcp:1:interface=0.0.0.0: mqhooks.sources.webhooks.listen has this port"
+            f"{path}:1: mqhooks.sources.grpc.listen: tcp:1:interface=0.0.0.0: mqhooks.sources.webhooks.listen has this port"
         )
         self.assertEqual(self.refused("-c", path), f"mqhooks: {expected} already: give each one of its own")
         for options, expected in (
@@ -239,7 +239,7 @@ class OptionTests(OptionsCase, SynchronousTestCase):
     def test_a_wrong_address_says_where_it_stands(self):
         for source in ("sidecar", "webhooks", "grpc"):
             path = self.file(f'mqhooks {{ sources {{ {source} {{ listen = "tcp:70000" }} }} }}')
-            expected = f"mqhooks: {path}: mqhooks.sources.{source}.listen: tcp:70000: there is no port 70000"
+            expected = f"mqhooks: {path}:1: mqhooks.sources.{source}.listen: tcp:70000: there is no port 70000"
             self.assertTrue(self.refused("-c", path).startswith(expected), self.refused("-c", path))
 
     def test_no_secret_is_shown(self):

@@ -101,7 +101,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         self.assertIn("nonsense", self.exit_line("--sink", "nonsense:1"))
         for name, tls in (("webhook", "tls"), ("webhooks.a", "ssl")):
             path = self.file(f'{name} {{ url = "https://h/", events = [], {tls} {{ cacertfile = "/dev/null" }} }}')
-            mistake = f"mqhooks: {path}: {name}.{tls}.cacertfile: /dev/null holds no PEM certificate"
+            mistake = f"mqhooks: {path}:1: {name}.{tls}.cacertfile: /dev/null holds no PEM certificate"
             self.assertEqual(self.exit_line("-c", path), mistake)
             self.assertEqual(self.exit_line("-c", path, "--check"), mistake)
 
@@ -148,7 +148,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
     def test_ports_that_there_are_not(self):
         self.assertIn("mqhooks: tcp:99999: there is no port 99999", self.exit_line("--sidecar", "tcp:99999", "--check"))
         path = self.file('mqhooks.admin.listen = "tcp:99999"')
-        mistake = f"mqhooks: {path}: mqhooks.admin.listen: tcp:99999: there is no port 99999"
+        mistake = f"mqhooks: {path}:1: mqhooks.admin.listen: tcp:99999: there is no port 99999"
         self.assertIn(mistake, self.exit_line("-c", path, "--url", "http://h/", "--check"))
 
     def test_where_the_outbox_cannot_be(self):
@@ -166,7 +166,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
                 options = self.options("-c", path, "--url", "http://h/", *more)
                 options.parent = {"rundir": directory, "nodaemon": True}
                 exit_ = self.assertRaises(SystemExit, makeService, options)
-                self.assertEqual(exit_.code, f"mqhooks: {path}: mqhooks.outbox.path: {problem}")
+                self.assertEqual(exit_.code, f"mqhooks: {path}:1: mqhooks.outbox.path: {problem}")
             options.parent["chroot"] = "/"
             self.assertEqual(self.assertRaises(SystemExit, makeService, options).code, 0)
 
@@ -193,7 +193,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
         self.assertEqual(
             text.splitlines(),
             [
-                f"warning: {path}: webhooks.other.headerz: unknown, ignored; did you mean 'headers'?",
+                f"warning: {path}:3: webhooks.other.headerz: unknown, ignored; did you mean 'headers'?",
                 "listen  tcp:8890:interface=127.0.0.1:backlog=1024",
                 "page    tcp:8891:interface=127.0.0.1:backlog=1024",
                 "webhook webhook: POST http://h/",

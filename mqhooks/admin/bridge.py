@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mqhooks.admin.cluster import Cluster, look
 from mqhooks.events import HOOKS
 from mqhooks.interfaces import IEventSink, IEventSource
 from mqhooks.outbox.jetstream.store import JetStreamStore
@@ -41,6 +42,11 @@ class Bridge:
         """Why the outbox accepts nothing; ``None`` when all is well."""
         store = self.store or self.engine
         return None if store is None else store.failing
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """All bridges that share this one's outboxes, as it knows them; ``None`` when none could."""
+        return None if self.engine is None else look(self.engine, [sink.settings.name for sink in self.webhooks])
 
     @property
     def hooks(self) -> Counter[str]:

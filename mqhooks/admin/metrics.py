@@ -71,6 +71,7 @@ class BridgeCollector(Collector):
         yield from _deliveries(webhooks)
         yield from _histograms(webhooks)
         yield from self._outbox(webhooks)
+        yield from self._cluster()
 
     def _sidecar(self) -> Iterator[Metric]:
         bridge = self._status.bridge
@@ -121,6 +122,39 @@ class BridgeCollector(Collector):
         yield GaugeMetricFamily("mqhooks_outbox_writable", "Whether the outbox can be written to.", int(writable))
         damaged = "Damaged outbox files that were set aside and not salvaged yet."
         yield GaugeMetricFamily("mqhooks_outbox_damaged_files", damaged, 0 if store is None else len(store.damaged))
+
+    def _cluster(self) -> Iterator[Metric]:
+        members = GaugeMetricFamily("mqhooks_cluster_members", "Bridges that share the outboxes, this one included.", labels=())
+        connected = GaugeMetricFamily("mqhooks_cluster_connected", "Whether there is a connection to NATS.", labels=())
+        pending = GaugeMetricFamily("mqhooks_cluster_pending", "Deliveries that are pending over all bridges.", labels=WEBHOOK)
+        told = "Age in seconds of the oldest pending delivery over all bridges; 0 when there is none."
+        oldest = GaugeMetricFamily("mqhooks_cluster_oldest_seconds", told, labels=WEBHOOK)
+        nobody = "Partitions without an owner, as far as this bridge knows."
+        unowned = GaugeMetricFamily("mqhooks_cluster_partitions_unowned", nobody, labels=WEBHOOK)
+        missing = "Replicas that the partition lacks that lacks the most; not there while that is not known."
+        lacking = GaugeMetricFamily("mqhooks_cluster_replicas_missing", missing, labels=WEBHOOK)
+        labels = ("webhook", "partition")
+        here = GaugeMetricFamily("mqhooks_cluster_partition_owned", "Whether a partition is this bridge's.", labels=labels)
+        each = GaugeMetricFamily("mqhooks_cluster_partition_pending", "Pending deliveries of a partition.", labels=labels)
+        lag = "Age in seconds of a partition's oldest pending delivery; 0 when there is none."
+        age = GaugeMetricFamily("mqhooks_cluster_partition_oldest_seconds", lag, labels=labels)
+        cluster = self._status.bridge.cluster
+        if cluster is not None:
+            members.add_metric((), len(cluster.members))
+            connected.add_metric((), int(cluster.server is not None))
+            for shared in cluster.webhooks:
+                name = (shared.name,)
+                pending.add_metric(name, shared.pending)
+                oldest.add_metric(name, self._status.age(shared.oldest) or 0)
+                unowned.add_metric(name, shared.unowned)
+                if shared.replicas is not None:
+                    lacking.add_metric(name, max(cluster.replicas - shared.replicas, 0))
+                for number, (who, share) in shared.owned.items():
+                    place = shared.name, str(number)
+                    here.add_metric(place, int(who == cluster.me))
+                    each.add_metric(place, share.pending)
+                    age.add_metric(place, self._status.age(share.oldest) or 0)
+        yield from (members, connected, pending, oldest, unowned, lacking, here, each, age)
 
 
 def _sources(sources: Sequence[IEventSource]) -> Iterator[Metric]:
@@ -188,6 +222,8 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
     delivered = CounterMetricFamily("mqhooks_deliveries_delivered", "Deliveries that the endpoint accepted.", labels=WEBHOOK)
     dead = CounterMetricFamily("mqhooks_deliveries_dead", "Deliveries that became dead letters.", labels=WEBHOOK)
     dropped = CounterMetricFamily("mqhooks_deliveries_dropped", "Deliveries dropped to make room, or lost.", labels=WEBHOOK)
+    others = "Deliveries that another bridge delivers now, because it has their partition."
+    handed = CounterMetricFamily("mqhooks_deliveries_handed", others, labels=WEBHOOK)
     attempts = CounterMetricFamily("mqhooks_delivery_attempts", "Delivery attempts, by outcome.", labels=("webhook", "outcome"))
     up = GaugeMetricFamily(
         "mqhooks_webhook_up", "Whether the circuit breaker is closed: the endpoint counts as up.", labels=WEBHOOK
@@ -206,6 +242,7 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
         delivered.add_metric((name,), counts.delivered)
         dead.add_metric((name,), counts.dead)
         dropped.add_metric((name,), counts.dropped)
+        handed.add_metric((name,), counts.handed)
         attempts.add_metric((name, "delivered"), counters.arrived)
         attempts.add_metric((name, "refused"), counters.refused)
         for reason, count in counters.failures.items():
@@ -213,7 +250,7 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
         up.add_metric((name,), int(sink.down_since is None))
         paused.add_metric((name,), int(sink.paused))
         limit.add_metric((name,), sink.in_flight_limit)
-    yield from (accepted, delivered, dead, dropped, attempts, up, paused, limit)
+    yield from (accepted, delivered, dead, dropped, handed, attempts, up, paused, limit)
 
 
 def _histograms(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:

@@ -21,7 +21,7 @@ from mqhooks.admin.site import AdminFactory, Root, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import ConfigError, ListenError
-from mqhooks.support.listening import Listener, address_name, is_local
+from mqhooks.support.listening import Listener, address_name, can_be_reached
 
 
 class AdminService(Service):
@@ -61,7 +61,7 @@ class AdminService(Service):
 
         :raises mqhooks.errors.ConfigError: when other machines can reach the page without a token.
         """
-        if settings.token is None and not is_local(self.description):
+        if settings.token is None and can_be_reached(self.description):
             raise ConfigError(
                 "other machines can reach the status page, and it has no token: "
                 "set mqhooks.admin.token, or listen on tcp:8891:interface=127.0.0.1",

@@ -60,12 +60,16 @@ class Status:
             "webhooks": [self._webhook(sink, now) for sink in self.bridge.webhooks],
             "sinks": shown_sinks(self.bridge.sinks),
             "outbox": self._outbox(),
+            "cluster": self._cluster(),
         }
+
+    def age(self, accepted: int | None) -> float | None:
+        """Get the age in seconds of what was accepted at some time in milliseconds since 1970."""
+        return None if accepted is None else max(self._now() - accepted / 1000, 0.0)
 
     def oldest(self, sink: WebhookSink) -> float | None:
         """Get the age in seconds of a webhook's oldest pending delivery; ``None`` when none is pending."""
-        oldest = sink.outbox.oldest
-        return None if oldest is None else max(self._now() - oldest / 1000, 0.0)
+        return self.age(sink.outbox.oldest)
 
     def _came(self, sources: Sequence[IEventSource]) -> dict[str, Any]:
         """What these sources brought, and how fast."""
@@ -123,6 +127,7 @@ class Status:
             "delivered": counts.delivered,
             "dead": counts.dead,
             "dropped": counts.dropped,
+            "handed": counts.handed,
             "pending": counts.pending,
             "filtered": counters.filtered,
             "matched": counters.matched,
@@ -152,6 +157,43 @@ class Status:
             "failing": self.bridge.failing,
             "damaged": [] if store is None else store.damaged,
             "dead": sum(outbox.letters for outbox in outboxes),
+        }
+
+    def _cluster(self) -> dict[str, Any] | None:
+        cluster = self.bridge.cluster
+        if cluster is None:
+            return None
+        shares = {member: list(cluster.of(member)) for member in cluster.members}
+        return {
+            "name": cluster.me,
+            "server": cluster.server,
+            "replicas": cluster.replicas,
+            "pending": cluster.pending,
+            "members": [
+                {"name": member, "partitions": len(those), "pending": sum(share.pending for share in those)}
+                for member, those in shares.items()
+            ],
+            "webhooks": [
+                {
+                    "name": shared.name,
+                    "pending": shared.pending,
+                    "oldest_seconds": self.age(shared.oldest),
+                    "unowned": shared.unowned,
+                    "replicas": shared.replicas,
+                    "partitions": [
+                        {
+                            "partition": number,
+                            "owner": who,
+                            "pending": share.pending,
+                            "oldest_seconds": self.age(share.oldest),
+                            "leader": share.leader or None,
+                            "replicas": share.replicas or None,
+                        }
+                        for number, (who, share) in shared.owned.items()
+                    ],
+                }
+                for shared in cluster.webhooks
+            ],
         }
 
 

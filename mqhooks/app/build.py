@@ -7,12 +7,14 @@ Builds the bridge: the service tree that ``twistd mqhooks`` runs, from settings 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 
 import mqhooks
 from mqhooks.admin.bridge import Bridge
@@ -25,7 +27,7 @@ from mqhooks.app.reload import Reloader
 from mqhooks.app.settings import SIDECAR_PORT as SIDECAR_PORT
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarListening, SourcesSettings
 from mqhooks.app.summary import SummaryService
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, together
 from mqhooks.interfaces import IEventSink, IEventSource, IOutbox
 from mqhooks.nanomq.rules import needs_addresses, needs_usernames
 from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
@@ -37,11 +39,12 @@ from mqhooks.sources.sidecar.listener import SidecarService
 from mqhooks.sources.sidecar.protocol import SidecarFactory
 from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.listener import WebhooksService
-from mqhooks.support.listening import interface_of
+from mqhooks.support.listening import same_place
 from mqhooks.support.redact import hide_url
 from mqhooks.support.services import OrderedService
 
 if TYPE_CHECKING:
+    from mqhooks.app.supervisor import Supervisor
     from mqhooks.sources.grpc.listener import GrpcService
 
 T = TypeVar("T")
@@ -54,10 +57,19 @@ class BridgeService(OrderedService):
     :ivar bridge: its parts, for the status page.
     :ivar reloader: reloads the configuration.
     :ivar admin: the status page; ``None`` when there is none.
+    :ivar supervisor: tells systemd how things stand; ``None`` when nobody asks.
     """
 
-    def __init__(self, children: Sequence[IService], bridge: Bridge, reloader: Reloader, admin: AdminService | None) -> None:
+    def __init__(
+        self,
+        children: Sequence[IService],
+        bridge: Bridge,
+        reloader: Reloader,
+        admin: AdminService | None,
+        supervisor: Supervisor | None,
+    ) -> None:
         super().__init__(children)
+        self.supervisor = supervisor
         self.bridge = bridge
         self.reloader = reloader
         self.admin = admin
@@ -73,6 +85,18 @@ class BridgeService(OrderedService):
             _webhooks=", ".join(f"webhook {name} to {url}" for name, url in webhooks) or "no webhooks",
         )
         super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start all children, and tell the supervisor."""
+        super().startService()
+        if self.supervisor is not None:
+            self.supervisor.started()
+
+    def stopService(self) -> Deferred[Any]:
+        """Tell the supervisor, and stop all children."""
+        if self.supervisor is not None:
+            self.supervisor.stopping()
+        return super().stopService()
 
 
 def build(
@@ -107,8 +131,14 @@ def build(
         sidecars, sources = None, ()
     store = _store(settings, reactor) if outbox is None else None
     outboxes = outbox or (_refuse if store is None else store.outbox)
+    errors: list[ConfigError] = []
     delivers = role != "accept"
-    webhooks = WebhookGroup(reactor, settings.webhooks, outboxes, drain_time=settings.shutdown_timeout, delivers=delivers)
+    make_group = partial(WebhookGroup, reactor, outbox=outboxes, drain_time=settings.shutdown_timeout, delivers=delivers)
+    try:
+        webhooks = make_group(settings.webhooks)
+    except ConfigError as error:
+        errors += error.mistakes
+        webhooks = make_group(())
     # A reload may add a webhook even if there is none now.
     receivers = [webhooks, *sinks] if settings.webhooks or load is not None else list(sinks)
     if not receivers:
@@ -119,17 +149,17 @@ def build(
     requests = WebhooksFactory(reactor, sink, settings.sources.webhooks, sessions=sessions)
     streams = heard.sidecars if sidecars is None else sidecars
     sidecar_key = "mqhooks.sources.sidecar.listen" if sidecars is None else ""
-    listening: list[IEventSource] = []
+    made: list[IEventSource | None] = []
     if streams:
-        listening.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar)))
-    calls = _grpc(heard, reactor, sink, sessions)
-    if calls is not None:
-        listening.append(calls)
+        made.append(_keyed(sidecar_key, lambda: SidecarService(reactor, streams, sidecar), errors))
+    calls = _grpc(heard, reactor, sink, sessions, errors)
+    made.append(calls)
     if heard.webhooks.listen:
         make = partial(WebhooksService, reactor, heard.webhooks, requests)
-        listening.append(_keyed("mqhooks.sources.webhooks.listen", make))
-    listening.extend([make(sink) for make in sources])
-    if not listening and role != "deliver":
+        made.append(_keyed("mqhooks.sources.webhooks.listen", make, errors))
+    listening = [source for source in made if source is not None]
+    listening += [maker(sink) for maker in sources]
+    if not listening and not errors and role != "deliver":
         raise ConfigError("there is no source: give one an address, like sidecar { listen = tcp:8890 }", key="mqhooks.sources")
 
     def limit(new: Settings) -> None:
@@ -150,22 +180,36 @@ def build(
     bridge = Bridge(settings, listening, webhooks.sinks, file, _named(sinks, descriptions), engine)
     notifier = Notifier(reactor, bridge, settings.notify)
     limit(settings)
-    admin = _admin(settings, reactor, bridge)
+    admin = _admin(settings, reactor, bridge, errors)
     page = settings.admin.listen or ADMIN_LISTEN
     _check_apart(
         [("mqhooks.admin.listen", page if admin is not None else "off")]
         + [(sidecar_key or "--sidecar-port or --sidecar", description) for description in streams]
         + [("mqhooks.sources.webhooks.listen", description) for description in heard.webhooks.listen]
-        + [("mqhooks.sources.grpc.listen", description) for description in heard.grpc.listen]
+        + [("mqhooks.sources.grpc.listen", description) for description in heard.grpc.listen],
+        errors,
     )
-    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit)
+    if errors:
+        raise together(errors)
+    supervisor = _supervisor(reactor, bridge)
+    reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit, supervisor)
     summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
-    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last.
-    children = [child for child in (reloader, file, engine, summary, sink, notifier, admin, *listening) if child is not None]
-    return BridgeService(children, bridge, reloader, admin)
+    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last. The watchdog hears of it to the end.
+    parts = (reloader, supervisor, file, engine, summary, sink, notifier, admin, *listening)
+    return BridgeService([part for part in parts if part is not None], bridge, reloader, admin, supervisor)
 
 
-def _grpc(sources: SourcesSettings, reactor: Any, sink: IEventSink, sessions: SessionTable) -> GrpcService | None:
+def _supervisor(reactor: Any, bridge: Bridge) -> Supervisor | None:
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return None
+    from mqhooks.app.supervisor import Supervisor
+
+    return Supervisor(reactor, bridge, os.environ)
+
+
+def _grpc(
+    sources: SourcesSettings, reactor: Any, sink: IEventSink, sessions: SessionTable, errors: list[ConfigError]
+) -> GrpcService | None:
     if not sources.grpc.listen:
         return None
     try:
@@ -175,25 +219,27 @@ def _grpc(sources: SourcesSettings, reactor: Any, sink: IEventSink, sessions: Se
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
         problem = f"gRPC needs {library}, which is not installed: install it with pip install {library}"
-        raise ConfigError(problem, key="mqhooks.sources.grpc.listen") from None
+        errors.append(ConfigError(problem, key="mqhooks.sources.grpc.listen"))
+        return None
     make = partial(GrpcService, reactor, sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
-    return _keyed("mqhooks.sources.grpc.listen", make)
+    return _keyed("mqhooks.sources.grpc.listen", make, errors)
 
 
-def _keyed(key: str, make: Callable[[], T]) -> T:
-    """Have a mistake say which key it is in."""
+def _keyed(key: str, make: Callable[[], T], errors: list[ConfigError]) -> T | None:
+    """Make one, or note the mistake with the key that it is in."""
     try:
         return make()
     except ConfigError as error:
-        raise ConfigError(str(error), key=key) from None
+        errors.append(ConfigError(str(error), key=key))
+        return None
 
 
-def _check_apart(places: Sequence[tuple[str, str]]) -> None:
-    """Check that no two of these keys and addresses want the same port."""
+def _check_apart(places: Sequence[tuple[str, str]], errors: list[ConfigError]) -> None:
+    """Check that no two of these keys and addresses want the same port or socket."""
     for (first, taken), (second, wanted) in combinations(places, 2):
-        (_, one, port), (_, other, same) = interface_of(taken), interface_of(wanted)
-        if port and port == same and (one == other or {one, other} & {"", "0.0.0.0", "::"}):
-            raise ConfigError(f"{wanted}: {first} has this port already: give each one of its own", key=second)
+        if same_place(taken, wanted):
+            problem = f"{wanted}: {first} has this port already: give each one of its own"
+            errors.append(ConfigError(problem, key=second))
 
 
 def _needs_usernames(settings: Settings, *, others: bool) -> bool:
@@ -242,7 +288,7 @@ def _resize(store: SqliteStore | MemoryStore | JetStreamStore | None, outbox: Ou
         store.resize(outbox.max_size, outbox.dead_max)
 
 
-def _admin(settings: Settings, reactor: Any, bridge: Bridge) -> AdminService | None:
+def _admin(settings: Settings, reactor: Any, bridge: Bridge, errors: list[ConfigError]) -> AdminService | None:
     if settings.admin.listen == "off":
         return None
-    return _keyed("mqhooks.admin.listen", lambda: AdminService(reactor, bridge, settings.admin))
+    return _keyed("mqhooks.admin.listen", lambda: AdminService(reactor, bridge, settings.admin), errors)

@@ -1,7 +1,8 @@
 """
-The ``mqhooks`` command: looks after an outbox, even while the bridge that owns it runs, and tries an endpoint.
+The ``mqhooks`` command: runs a bridge, checks its configuration, looks after its outbox, asks how it is, and tries endpoints.
 
-For an outbox it needs only its path from the configuration, none of its secrets.
+A command's options are added, and what it is made of is imported, only when the command is wanted: a health check or a look at
+the dead letters need not wait for the whole program.
 """
 
 from __future__ import annotations
@@ -9,20 +10,35 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 import msgspec
 
 import mqhooks
-from mqhooks.app.configuration import outbox_path
-from mqhooks.app.letters import add_commands
-from mqhooks.app.settings import DEFAULTS
-from mqhooks.errors import MqhooksError
-from mqhooks.outbox.aside import ASIDE
-from mqhooks.outbox.exchange import ImportMistakes
-from mqhooks.outbox.salvage import salvage
+from mqhooks.app.parser import Parser
+from mqhooks.errors import MqhooksError, NoAnswer, told
 from mqhooks.support.printable import printable
+
+_COMMANDS = {
+    "run": ("run.add_run", "run a bridge in the foreground, as twistd -n mqhooks does"),
+    "check": ("check.add", "check a configuration, and print what vernemq.conf needs for it"),
+    "schema": ("check.add_schema", "print the JSON Schema of the configuration, for editors"),
+    "status": ("state.add", "ask a running bridge how it is"),
+    "dead": ("letters.add", "look after dead letters: deliveries that were given up"),
+    "outbox": ("outboxes.add", "look after the outbox itself"),
+    "send-test": ("sendtest.add", "send one made-up delivery to a webhook's endpoint, and show what comes back"),
+    "capture": ("run.add_capture", "record the events that VerneMQ sends"),
+    "replay": ("run.add_replay", "send recorded events, as VerneMQ did"),
+    "simulate": ("run.add_simulate", "stand in for VerneMQ: send made-up clients' events"),
+    "receive": ("run.add_receive", "stand in for an endpoint: show the webhooks that come"),
+}
+"""The commands, each with the function that adds its options, in this package, and with what it does."""
+
+_SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] = print) -> int:
@@ -33,85 +49,67 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
     :param write: shows a line.
     :returns: the exit status.
     """
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        for line in options.command(options):
-            write(line)
+        options = parser(words).understand(words)
+        return _written(options.command(options), write)
     except BrokenPipeError:
         # The reader has gone; without this, Python would fail to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ImportMistakes as error:
-        sys.stderr.write("".join(f"mqhooks: {printable(mistake, 4096)}\n" for mistake in error.mistakes))
-        return 1
+        return 0
+    except KeyboardInterrupt:
+        return 130
     except (MqhooksError, sqlite3.Error, msgspec.MsgspecError, OverflowError) as error:
-        sys.stderr.write(f"mqhooks: {error}\n")
-        return 1
-    return 0
+        mistakes = getattr(error, "mistakes", (error,))
+        sys.stderr.write("".join(f"mqhooks: {printable(told(mistake), 4096)}\n" for mistake in mistakes))
+        return error.status if isinstance(error, NoAnswer) else 1
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        "mqhooks", description="Look after mqhooks' outbox, and try endpoints. The relay itself is twistd mqhooks."
-    )
-    parser.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    dead = commands.add_parser("dead", help="dead letters: deliveries that were given up")
-    actions = dead.add_subparsers(required=True, metavar="ACTION")
-    add_commands(actions, _add_outbox)
-    outbox = commands.add_parser("outbox", help="the outbox itself").add_subparsers(required=True, metavar="ACTION")
-    description = "hand what a damaged outbox file still holds to the outbox that replaced it"
-    action = outbox.add_parser("salvage", help=description, description=f"Outbox: {description}.")
-    _add_outbox(action)
-    action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{ASIDE}20260131T120000")
-    action.set_defaults(command=_salvage)
-    description = "take all that an outbox holds into another one, while no mqhooks uses either"
-    action = outbox.add_parser("move", help=description, description=f"Outbox: {description}.")
-    action.add_argument("source", metavar="OLD", help="the configuration of the outbox that is to be left")
-    action.add_argument("target", metavar="NEW", help="the configuration of the one that is to be used from now on")
-    action.set_defaults(command=_move)
-    description = "divide webhooks in JetStream into as many partitions as the configuration says"
-    action = outbox.add_parser("repartition", help=description, description=f"Outbox: {description}.")
-    action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
-    action.set_defaults(command=_repartition)
-    description = "send one made-up delivery to a webhook's endpoint, and show what comes back"
-    action = commands.add_parser("send-test", help=description, description=f"{description.capitalize()}; 2xx is success.")
-    action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
-    action.add_argument("--webhook", metavar="NAME", help="the webhook, if there are several")
-    action.add_argument("--event", metavar="EVENT", help="what it is about, like on_message_publish")
-    action.set_defaults(command=_send_test)
-    return parser
+def parser(words: Sequence[str] | None = None) -> Parser:
+    """
+    Make the parser of a command line.
+
+    :param words: the command line: only the options of the commands that it names are added. ``None`` for all of them.
+    """
+    made = Parser("mqhooks", description="VerneMQ's events as webhooks: run a bridge, and look after it.")
+    made.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
+    completion = "print what makes this shell complete mqhooks' commands and options (needs shtab)"
+    made.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=_SHELLS, help=completion)
+    wanted = next((word for word in words or () if not word.startswith("-")), "")
+    everything = words is None or "--print-completion" in words
+    for name, (function, description) in _COMMANDS.items():
+        command = made.command(name, description)
+        if everything or name == wanted:
+            module, _, function = function.partition(".")
+            getattr(import_module(f"mqhooks.app.{module}"), function)(command)
+    return made
 
 
-def _add_outbox(parser: ArgumentParser) -> None:
-    parser.add_argument("--outbox", metavar="FILE", help="the outbox")
-    parser.add_argument("--config", "-c", metavar="FILE", help="the configuration that names it")
-    parser.set_defaults(outbox_path=_outbox)
+class _PrintCompletion(Action):
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.error("--print-completion needs shtab, which is not installed: install it with pip install shtab")
+        sys.stdout.write(f"{shtab.complete(parser, values)}\n")
+        parser.exit()
 
 
-def _outbox(options: Namespace, default: str = DEFAULTS.outbox.path) -> str:
-    path: str = options.outbox or (outbox_path(options.config) if options.config else default)
-    return path
+def _written(lines: Iterator[str], write: Callable[[str], object]) -> int:
+    """Write a command's lines; gives its exit status."""
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration as end:
+            _write(sys.stdout.flush)
+            return end.value or 0
+        _write(partial(write, line))
 
 
-def _salvage(options: Namespace) -> Iterator[str]:
-    path = _outbox(options, options.file.rpartition(ASIDE)[0] or DEFAULTS.outbox.path)
-    yield f"salvage: {salvage(options.file, path)}"
-
-
-def _move(options: Namespace) -> Iterator[str]:
-    from mqhooks.app.move import move
-
-    return move(options.source, options.target)
-
-
-def _repartition(options: Namespace) -> Iterator[str]:
-    from mqhooks.app.repartition import repartition
-
-    return repartition(options.config)
-
-
-def _send_test(options: Namespace) -> Iterator[str]:
-    # It takes the whole program, which the other commands need not wait for.
-    from mqhooks.app.sendtest import send_test
-
-    return send_test(options.config, options.webhook, options.event)
+def _write(do: Callable[[], object]) -> None:
+    try:
+        do()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise MqhooksError(f"standard output cannot be written: {error.strerror}") from None

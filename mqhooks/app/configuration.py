@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import cast, get_args
 
-from mqhooks.admin.settings import TOKEN, AdminSettings
+from mqhooks.admin.settings import ADMIN_LISTEN, TOKEN, AdminSettings
 from mqhooks.app.jetstreamblock import jetstream
 from mqhooks.app.settings import (
     DEFAULTS,
@@ -28,11 +28,13 @@ from mqhooks.app.settings import (
 from mqhooks.app.sourcesblock import SOURCES, sources
 from mqhooks.app.webhookblock import read_secrets, shared, webhooks
 from mqhooks.errors import ConfigError, together
-from mqhooks.nanomq.block import Block, suggest
+from mqhooks.nanomq.block import Block, Unset, placed, suggest
 from mqhooks.nanomq.events import NANOMQ_EVENTS
 from mqhooks.nanomq.hocon import read
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.queue import OnFull
+from mqhooks.support.listening import interface_of
+from mqhooks.support.tls import client_context
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
 _IN_SOURCES = "where mqhooks listens is mqhooks {{ sources {{ {} }} }}"
@@ -52,20 +54,61 @@ def load(path: str) -> Settings:
     :raises mqhooks.errors.ConfigError: when there are mistakes, each with file, key and remedy:
         :class:`~mqhooks.errors.ConfigErrors` when there are several.
     """
+    errors: list[ConfigError] = []
+    settings = load_with(path, errors)
+    if errors:
+        raise together(errors)
+    return settings
+
+
+def load_with(path: str, errors: list[ConfigError]) -> Settings:
+    """
+    Do what :func:`load` does, past mistakes.
+
+    :param errors: collects them.
+    :returns: the settings, without webhooks that have mistakes, and with the defaults in place of what is wrong.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read at all.
+    """
     document = read(path)
     warnings = document.warnings
-    errors: list[ConfigError] = []
-    root = Block(document.values, path, "", warnings, errors)
+    found = list(document.mistakes)
+    root = Block(document.values, path, "", warnings, found, document.places)
     try:
         settings = compose(root)
     except ConfigError as error:
-        errors.append(error)
-    if errors:
-        raise together(errors)
+        found.append(error)
+        settings = Settings()
+    unset = list(_unset(document.values, ""))
+    told = [error for error in found if not any(f"{error.key}.".startswith(f"{key}.") for key in unset)]
+    errors += [placed(error, document.places) for error in told]
     for key in ("sources", "sidecar", "outbox", "admin"):
         if key in document.others:
             root.warn(key, f"belongs in the mqhooks block and is ignored here: mqhooks {{ {key} {{ … }} }}")
-    return replace(settings, warnings=tuple(warnings))
+    wrong = [f"{key}." for key in (*unset, *(error.key for error in found))]
+    good = []
+    for webhook in settings.webhooks:
+        if not any(key.startswith((f"webhooks.{webhook.name}.", f"{webhook.name}.")) for key in wrong):
+            good.append(webhook)
+            continue
+        if webhook.tls is not None and not any(error.key.startswith(webhook.tls.path) for error in found):
+            try:
+                # Whoever starts with the good ones finds their mistakes.
+                client_context(webhook.tls)
+            except ConfigError as error:
+                errors.append(error)
+    return replace(settings, webhooks=tuple(good), warnings=tuple(warnings), places=document.places)
+
+
+def _unset(value: object, path: str) -> Iterator[str]:
+    """Find the keys whose values need variables that are not set."""
+    if isinstance(value, Unset):
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _unset(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _unset(inner, f"{path}[{index}]")
 
 
 def outbox_path(path: str) -> str:
@@ -85,6 +128,31 @@ def outbox_path(path: str) -> str:
     if "${" in outbox:
         raise block.error("path", f"{outbox}: set the environment variable that it refers to, or give --outbox")
     return outbox
+
+
+def admin_access(file: str) -> tuple[str, str | None]:
+    """
+    Read where the admin API is and its token, and nothing else, so that variables with other secrets need not be set.
+
+    :returns: a URL, or ``unix:`` and a path; the token.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, there is no admin API, or nobody can say where it is.
+    """
+    block = Block(read(file, required=False).values, file, "", []).block("mqhooks").block("admin")
+    listen = block.string("listen", ADMIN_LISTEN)
+    for key in ("listen", "token"):
+        if "${" in str(block.tree(key)):
+            raise block.error(key, "set the environment variable that it refers to")
+    if listen == "off":
+        raise block.error("listen", "is off: there is nobody to ask")
+    kind, interface, port = interface_of(listen)
+    if kind == "unix":
+        path = re.split(r"(?<!\\):", listen)[1].removeprefix("address=")
+        return f"unix:{path}", block.secret("token")
+    if not port:
+        raise block.error("listen", f"{listen} does not say which port: give --url")
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(interface, interface)
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if kind == 'ssl' else 'http'}://{host}:{port}", block.secret("token")
 
 
 def compose(root: Block) -> Settings:

@@ -4,13 +4,13 @@ Describes a configuration in words, for ``--check``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mqhooks.admin.settings import ADMIN_LISTEN
 from mqhooks.app.sample import sample
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarListening, SourcesSettings
+from mqhooks.errors import told
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
 from mqhooks.outbox.jetstream.store import SPILL
@@ -36,7 +36,7 @@ def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[st
 
 def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str], *, samples: bool) -> Iterator[str]:
     for warning in settings.warnings:
-        yield f"warning: {warning}"
+        yield f"warning: {told(warning)}"
     role = settings.outbox.role
     if role == "deliver":
         sources = settings.sources
@@ -185,16 +185,13 @@ def _outbox(outbox: OutboxSettings) -> str:
 
 def _grpc_lines(description: str) -> Iterator[str]:
     """Say what VerneMQ is told, if it can be."""
-    kind, *parts = re.split(r"(?<!\\):", description)
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    port = next((part for part in parts if "=" not in part), named.get("port", ""))
-    host = named.get("interface", "").replace("\\", "")
-    if kind not in ("tcp", "tcp6"):
+    kind, host, port = interface_of(description)
+    if kind not in ("tcp", "tcp6", "systemd"):
         yield "        VerneMQ cannot connect to it: it knows TCP only"
         return
     address = host if is_local(description) else "the address of this machine"
-    port = "the port that the log names" if port == "0" else port
     yield f"        vmq_events_sidecar.grpc_endpoint = {address}"
-    yield f"        vmq_events_sidecar.grpc_port = {port}"
+    unknown = "that of the socket unit" if kind == "systemd" else "the port that the log names"
+    yield f"        vmq_events_sidecar.grpc_port = {port or unknown}"
     yield "        vmq_events_sidecar.grpc_enabled = on         (newer versions)"
     yield "        vmq_events_sidecar.grpc_percentage = 100     (v4.4.0-grpc, v5.1.0-grpc)"

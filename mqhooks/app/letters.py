@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
-from collections.abc import Callable, Iterator
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator
 from contextlib import closing
 from time import time
 from typing import IO, TYPE_CHECKING
@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from mqhooks.admin.plain import HIDDEN
+from mqhooks.app.outboxes import add_outbox
+from mqhooks.app.parser import Parser
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import Filter, Letters, status_range
@@ -32,21 +34,17 @@ NAME = 60
 _encode = msgspec.json.Encoder().encode
 
 
-def add_commands(actions: _SubParsersAction[ArgumentParser], add_outbox: Callable[[ArgumentParser], None]) -> None:
-    """
-    Add the commands.
-
-    :param add_outbox: adds the options that name the outbox.
-    """
+def add(parser: Parser) -> None:
+    """Add the commands of ``mqhooks dead``."""
     for name, command, description in (
-        ("list", _list, "list them, oldest first"),
-        ("show", _show, "show them whole, with the request and the last answer"),
-        ("replay", _ask, "deliver them again, behind what waits"),
-        ("purge", _ask, "remove them for good"),
-        ("export", _export, "write them to a file as JSON lines, whole, with all secrets"),
-        ("import", _import, "deliver what such a file has, behind what waits"),
+        ("list", _list, "list dead letters, oldest first"),
+        ("show", _show, "show dead letters whole, with the request and the last answer"),
+        ("replay", _ask, "deliver dead letters again, behind what waits"),
+        ("purge", _ask, "remove dead letters for good"),
+        ("export", _export, "write dead letters to a file as JSON lines, whole, with all secrets"),
+        ("import", _import, "deliver what an exported file has, behind what waits"),
     ):
-        action = actions.add_parser(name, help=description, description=f"Dead letters: {description}.")
+        action = parser.command(name, description, metavar="ACTION")
         add_outbox(action)
         action.set_defaults(command=command, action=name)
         if name == "import":
@@ -68,7 +66,7 @@ def add_commands(actions: _SubParsersAction[ArgumentParser], add_outbox: Callabl
             action.add_argument("file", metavar="FILE", help=f"the file; - for {stream}")
 
 
-def _add_filter(action: ArgumentParser) -> None:
+def _add_filter(action: Parser) -> None:
     action.add_argument("--webhook", metavar="NAME", help="only those of this webhook")
     action.add_argument("--client", metavar="ID", help="only those of this client id, or MOUNTPOINT/ID")
     action.add_argument("--reason", metavar="TEXT", help="only those with this in their reason")

@@ -9,10 +9,10 @@ Reloads the configuration of a running process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.logger import Logger
@@ -21,9 +21,13 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.settings import OutboxSettings, Settings
-from mqhooks.errors import ConfigError, MqhooksError
+from mqhooks.errors import ConfigError, MqhooksError, told
+from mqhooks.nanomq.block import placed
 from mqhooks.sources.webhooks.listener import check
 from mqhooks.support.hangup import on_hangup
+
+if TYPE_CHECKING:
+    from mqhooks.app.supervisor import Supervisor
 
 RELOADABLE = {
     "sources.sidecar": (),
@@ -48,6 +52,7 @@ class Reloader(Service):
     :param resize: replaces the limits of the outbox.
     :param admin: the status page; ``None`` when there is none.
     :param limit: replaces the limits of the sources.
+    :param supervisor: is told of reloads; ``None`` when nobody is.
     """
 
     log = Logger()
@@ -61,6 +66,7 @@ class Reloader(Service):
         resize: Callable[[OutboxSettings], object],
         admin: AdminService | None,
         limit: Callable[[Settings], object],
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._reactor = reactor
         self._load = load
@@ -69,6 +75,7 @@ class Reloader(Service):
         self._resize = resize
         self._admin = admin
         self._limit = limit
+        self._supervisor = supervisor
         self._forget: Callable[[], None] | None = None
 
     def privilegedStartService(self) -> None:
@@ -90,23 +97,39 @@ class Reloader(Service):
 
     def reload(self) -> None:
         """Reload the configuration, and log what changed or why nothing did."""
+        if self._supervisor is None:
+            self._reload()
+            return
+        self._supervisor.reloading()
+        well = False
+        try:
+            well = self._reload()
+        finally:
+            self._supervisor.reloaded(well=well)
+
+    def _reload(self) -> bool:
+        """Reload; gives whether the configuration is good."""
         if self._load is None:
             self.log.info("there is no configuration file to reload")
-            return
+            return True
         if not self._webhooks.running:
-            return
+            return True
+        places: Mapping[str, str] = {}
         try:
-            new, changes, fixed = merge(self._bridge.settings, self._load())
+            wanted = self._load()
+            places = wanted.places
+            new, changes, fixed = merge(self._bridge.settings, wanted)
             check(new.sources.webhooks)
             if self._admin is not None:
                 self._admin.check(new.admin)
             plan = self._webhooks.plan(new.webhooks)
         except MqhooksError as error:
-            for reason in error.mistakes if isinstance(error, ConfigError) else (error,):
-                self.log.error("reload failed, keeping the current configuration: {reason}", reason=str(reason))
-            return
+            mistakes = [placed(each, places) for each in error.mistakes] if isinstance(error, ConfigError) else [error]
+            for reason in mistakes:
+                self.log.error("reload failed, keeping the current configuration: {reason}", reason=told(reason))
+            return False
         for warning in new.warnings:
-            self.log.warn("{line}", line=warning)
+            self.log.warn("{line}", line=told(warning))
         self._resize(new.outbox)
         self._limit(new)
         if self._admin is not None:
@@ -117,6 +140,7 @@ class Reloader(Service):
         self.log.info("configuration reloaded: {changes}", changes=", ".join(plan.changes + changes) or "nothing changed")
         if fixed:
             self.log.warn("these changes need a restart: {keys}", keys=", ".join(fixed))
+        return True
 
 
 def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[str]]:
@@ -125,7 +149,7 @@ def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[st
 
     :returns: the settings to run with, what changes besides the webhooks, and the keys that need a restart.
     """
-    new = replace(old, webhooks=wanted.webhooks, warnings=wanted.warnings)
+    new = replace(old, webhooks=wanted.webhooks, warnings=wanted.warnings, places=wanted.places)
     changes: list[str] = []
     fixed: list[str] = []
     for part, reloadable in RELOADABLE.items():

@@ -15,6 +15,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from mqhooks.app.configuration import load
+from mqhooks.app.parser import Parser
 from mqhooks.app.reactor import install
 from mqhooks.app.webhooks import transport_for
 from mqhooks.delivery import Delivery, Request, Response
@@ -35,6 +36,15 @@ CLIENT = "mqhooks-test"
 """The client id in the event."""
 
 _DEFAULT = "on_message_publish"
+
+
+def add(parser: Parser) -> None:
+    """Add the options of ``mqhooks send-test``."""
+    parser.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
+    parser.add_argument("--webhook", metavar="NAME", help="the webhook, if there are several")
+    parser.add_argument("--event", metavar="EVENT", help="what it is about, like on_message_publish")
+    parser.epilog = "2xx is success. The outbox is not used."
+    parser.set_defaults(command=lambda given: send_test(given.config, given.webhook, given.event))
 
 
 def send_test(config: str, name: str | None, event: str | None) -> Iterator[str]:

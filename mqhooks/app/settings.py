@@ -4,6 +4,7 @@ The settings of the whole program.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -144,6 +145,7 @@ class Settings:
     :param sidecar: how VerneMQ's stream is read.
     :param shutdown_timeout: how many seconds a stop waits for deliveries.
     :param warnings: what is odd in the file but not wrong, one line each.
+    :param places: where each key of the file is written: the file and the line.
     """
 
     webhooks: tuple[WebhookSettings, ...] = ()
@@ -154,6 +156,7 @@ class Settings:
     notify: NotifySettings = NotifySettings()
     shutdown_timeout: float = 10.0
     warnings: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def gather(self) -> float:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,15 @@ from twisted.logger import Logger
 from twisted.python.reflect import qual
 
 from mqhooks.app.build import build
-from mqhooks.app.configuration import for_url, load
+from mqhooks.app.configuration import for_url, load_with
 from mqhooks.app.describe import describe
 from mqhooks.app.engine import examined
 from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import SIDECAR_PORT, Settings
-from mqhooks.errors import ConfigError, together
+from mqhooks.errors import ConfigError, together, told
 from mqhooks.interfaces import IEventSink
+from mqhooks.nanomq.block import place_of, placed
 from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.sources.grpc.settings import GRPC_PORT
 from mqhooks.support.options import CommandOptions, one_of, whole
@@ -121,9 +122,80 @@ def makeService(options: Options) -> IService:
     try:
         return _make(install(), options)
     except ConfigError as error:
-        if error.key and not error.where:
-            error = _located(error, options)
-        raise SystemExit("\n".join(f"mqhooks: {mistake}" for mistake in error.mistakes)) from None
+        raise SystemExit("\n".join(f"mqhooks: {told(mistake)}" for mistake in error.mistakes)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What a command line asks for.
+
+    :param sidecars: where to listen for VerneMQ's stream.
+    :param sinks: the sinks other than webhooks.
+    :param service: the whole bridge, not started.
+    """
+
+    settings: Settings
+    sidecars: Sequence[str]
+    sinks: Sequence[IEventSink]
+    service: IService
+
+
+def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
+    """
+    Read the configuration and put everything together; nothing is opened.
+
+    :param warnings: collects what is odd, even when something else is wrong.
+    :raises mqhooks.errors.ConfigError: when something is wrong: all of it, each with its file or option.
+    """
+    twistd: Mapping[str, Any] = options.parent or {}
+    directory = _directory(twistd)
+    errors: list[ConfigError] = []
+    settings = _settings_with(options, options["config"], directory, errors)
+    warnings += settings.warnings
+    engine = settings.outbox.jetstream
+    needed = settings.outbox.kind == "sqlite" or (engine is not None and engine.spill == "sqlite")
+    if (settings.webhooks or errors) and needed and not twistd.get("chroot"):
+        _check_place(settings.outbox.path, errors)
+    sinks: list[IEventSink] = []
+    for description in options["sink"]:
+        try:
+            sinks.append(sinkFromString(reactor, description))
+        except ConfigError as error:
+            errors.append(error)
+    reload = None
+    if options["config"] is not None:
+        # At the time of a reload the process may run in another directory.
+        reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
+    elif errors or (not settings.webhooks and not sinks):
+        sinks.append(LogSink(reactor))
+    given = _sidecars(options)
+    try:
+        service = build(settings, reactor, sidecars=given or None, sinks=sinks, descriptions=options["sink"], load=reload)
+    except ConfigError as error:
+        # What is wrong in the file may be missing here.
+        told_of = {each.key for each in errors}
+        errors += [each for each in error.mistakes if not each.key or each.key not in told_of]
+    if errors:
+        raise together(_located(error, options, settings.places) for error in errors)
+    return Plan(settings, given or settings.sources.sidecars, sinks, service)
+
+
+def looked_at(settings: Settings, options: Options) -> Settings:
+    """
+    Look at the outbox in JetStream, if that is where it is.
+
+    :returns: the settings, with what is odd there among their warnings.
+    :raises mqhooks.errors.ConfigError: when it cannot be used.
+    """
+    if not settings.webhooks or settings.outbox.jetstream is None:
+        return settings
+    found = examined(settings)
+    if found.problems:
+        mistakes = [ConfigError(problem, key="mqhooks.outbox") for problem in found.problems]
+        raise together([_located(mistake, options, settings.places) for mistake in mistakes])
+    notes = tuple(f"outbox: {note}" for note in found.notes)
+    return replace(settings, warnings=(*settings.warnings, *notes))
 
 
 def _make(reactor: Any, options: Options) -> IService:
@@ -131,33 +203,14 @@ def _make(reactor: Any, options: Options) -> IService:
         raise ConfigError("prints what --check does: give both", "--sample")
     log = Logger()
     twistd: Mapping[str, Any] = options.parent or {}
-    directory = _directory(twistd)
-    settings = _settings(options, options["config"], directory)
-    engine = settings.outbox.jetstream
-    needed = settings.outbox.kind == "sqlite" or (engine is not None and engine.spill == "sqlite")
-    if settings.webhooks and needed and not twistd.get("chroot"):
-        _check_place(settings.outbox.path)
-    sinks = [sinkFromString(reactor, description) for description in options["sink"]]
-    reload = None
-    if options["config"] is not None:
-        # At the time of a reload the process may run in another directory.
-        reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
-    elif not settings.webhooks and not sinks:
-        sinks = [LogSink(reactor)]
-    given = _sidecars(options)
-    sidecars = given or list(settings.sources.sidecars)
-    service = build(settings, reactor, sidecars=given or None, sinks=sinks, descriptions=options["sink"], load=reload)
+    planned = plan(reactor, options, [])
     if options["check"]:
-        if settings.webhooks and engine is not None:
-            found = examined(settings)
-            if found.problems:
-                raise together([ConfigError(problem, key="mqhooks.outbox") for problem in found.problems])
-            notes = tuple(f"outbox: {note}" for note in found.notes)
-            settings = replace(settings, warnings=(*settings.warnings, *notes))
-        print(describe(settings, sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
+        settings = looked_at(planned.settings, options)
+        print(describe(settings, planned.sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
         raise SystemExit(0)
+    settings, sinks, service = planned.settings, planned.sinks, planned.service
     for warning in settings.warnings:
-        log.warn("{line}", line=warning)
+        log.warn("{line}", line=told(warning))
     if not isinstance(reactor, MonotonicReactor):
         log.warn(
             "timers follow the wall clock with {reactor}: without twistd --reactor they ignore changes of the clock",
@@ -176,13 +229,17 @@ def _make(reactor: Any, options: Options) -> IService:
     return top if observer is None else LoggedService([top], observer)
 
 
-def _located(error: ConfigError, options: Options) -> ConfigError:
-    """Say where a setting comes from: an option that was given, or the file."""
+def _located(error: ConfigError, options: Options, places: Mapping[str, str]) -> ConfigError:
+    """Say where a setting comes from: an option that was given, or the file and the line."""
     message, key = error.message, error.key
+    if not key or error.place or error.where not in ("", options["config"]):
+        return error
     for setting, option in _INSTEAD.items():
         if options[option] is not None:
             message, key = message.replace(setting, f"--{option}"), key.replace(setting, f"--{option}")
-    return ConfigError(message, "" if key.startswith("--") else options["config"] or "", key)
+    if key.startswith("--"):
+        return ConfigError(message, "", key)
+    return placed(ConfigError(message, options["config"] or "", key), places)
 
 
 def _sidecars(options: Options) -> list[str]:
@@ -192,22 +249,41 @@ def _sidecars(options: Options) -> list[str]:
     return descriptions
 
 
-def _to_stdout(sinks: list[IEventSink]) -> bool:
+def _to_stdout(sinks: Sequence[IEventSink]) -> bool:
     return any(isinstance(sink, LogSink) and sink.uses_stdout for sink in sinks)
 
 
 def _settings(options: Options, config: str | None, directory: str) -> Settings:
-    settings = Settings() if config is None else load(config)
+    errors: list[ConfigError] = []
+    settings = _settings_with(options, config, directory, errors)
+    if errors:
+        raise together(errors)
+    return settings
+
+
+def _settings_with(options: Options, config: str | None, directory: str, errors: list[ConfigError]) -> Settings:
+    """Read the settings past mistakes, which are collected."""
+    settings = Settings()
+    try:
+        settings = settings if config is None else load_with(config, errors)
+    except ConfigError as error:
+        errors.append(error)
     if options["url"] is not None:
-        (webhook,) = for_url(options["url"]).webhooks
-        if settings.webhooks:
-            webhook = replace(webhook, name="url")
-        if webhook.name in [other.name for other in settings.webhooks]:
-            raise ConfigError("--url has this name too: rename this webhook", config or "", "webhooks.url")
-        settings = replace(settings, webhooks=(*settings.webhooks, webhook))
-    if config is not None and not settings.webhooks and not options["sink"]:
+        try:
+            (webhook,) = for_url(options["url"]).webhooks
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            if settings.webhooks:
+                webhook = replace(webhook, name="url")
+            if webhook.name in [other.name for other in settings.webhooks]:
+                problem = "--url has this name too: rename this webhook"
+                errors.append(ConfigError(problem, config or "", "webhooks.url", place_of("webhooks.url", settings.places)))
+            else:
+                settings = replace(settings, webhooks=(*settings.webhooks, webhook))
+    if config is not None and not errors and not settings.webhooks and not options["sink"]:
         remedy = "add webhook { url = … events = […] }, or give --url or --sink"
-        raise ConfigError(f"no webhook is enabled: {remedy}", config)
+        errors.append(ConfigError(f"no webhook is enabled: {remedy}", config))
     if options["admin-port"] is not None:
         port = options["admin-port"]
         settings = replace(settings, admin=replace(settings.admin, listen=f"tcp:{port}" if port else "off"))
@@ -228,7 +304,7 @@ def _directory(twistd: Mapping[str, Any]) -> str:
     return os.path.abspath(directory)
 
 
-def _check_place(path: str) -> None:
+def _check_place(path: str, errors: list[ConfigError]) -> None:
     problem = None
     directory = os.path.abspath(os.path.dirname(path))
     if os.path.isdir(path):
@@ -238,4 +314,4 @@ def _check_place(path: str) -> None:
     elif not os.path.isdir(directory):
         problem = f"{path}: there is no directory {directory}: make it or name another place"
     if problem is not None:
-        raise ConfigError(problem, key="mqhooks.outbox.path")
+        errors.append(ConfigError(problem, key="mqhooks.outbox.path"))

@@ -369,7 +369,8 @@ def _rules(block: Block) -> list[tuple[Rule, Block]]:
             continue
         event = name.lower()
         if event not in RULE_EVENTS:
-            entry.fail(entry.error("event", f"there is no event {name!r}{suggest(event, RULE_EVENTS)}"))
+            hint = suggest(event, RULE_EVENTS) or f"; there are {', '.join(RULE_EVENTS)}"
+            entry.fail(entry.error("event", f"there is no event {name[:80]!r}{hint}"))
         topic = entry.string("topic", None)
         if topic is not None:
             problem = check_filter(topic)

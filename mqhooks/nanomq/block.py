@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from mqhooks.errors import ConfigError
+from mqhooks.errors import ConfigError, Remark
 from mqhooks.nanomq.scanner import CONFIDENTIAL
 
 _UNITS = {
@@ -77,6 +77,31 @@ class Bare(str):
     __slots__ = ()
 
 
+class Unset(str):
+    """Stands for text that needs a variable that is not set, which is a mistake of its own: it is read like a wrong value."""
+
+    __slots__ = ()
+
+
+def place_of(path: str, places: Mapping[str, str]) -> str:
+    """
+    Say where a key is written, or else the nearest block around it; empty if nobody knows.
+
+    :param path: the key's.
+    :param places: the file and the line of each key that is there.
+    """
+    while path and path not in places:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return places.get(path, "")
+
+
+def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
+    """Add the place of its key to an error that knows none."""
+    if error.place or not error.key:
+        return error
+    return ConfigError(error.message, error.where, error.key, place_of(error.key, places))
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """
     Suggest what a misspelt name was probably meant to be.
@@ -97,12 +122,20 @@ class Block:
     :param path: the block's own key; empty for the file itself.
     :param warnings: collects what is odd but not wrong.
     :param errors: collects wrong values, for which the default is returned; without it the first error is raised.
+    :param places: the file and the line of each key, if they are known.
     """
 
     def __init__(
-        self, values: Mapping[str, Any], where: str, path: str, warnings: list[str], errors: list[ConfigError] | None = None
+        self,
+        values: Mapping[str, Any],
+        where: str,
+        path: str,
+        warnings: list[str],
+        errors: list[ConfigError] | None = None,
+        places: Mapping[str, str] = {},
     ) -> None:
         self.where = where
+        self._places = places
         self._values = values
         self._path = path
         self._warnings = warnings
@@ -126,7 +159,8 @@ class Block:
 
     def error(self, key: str, message: str) -> ConfigError:
         """Make the error of a key."""
-        return ConfigError(message, self.where, self.path(key))
+        path = self.path(key)
+        return ConfigError(message, self.where, path, place_of(path, self._places))
 
     def missing(self, key: str, remedy: str) -> ConfigError:
         """Make the error of a key that is not there, perhaps because it is misspelt."""
@@ -142,7 +176,7 @@ class Block:
 
     def warn(self, key: str, message: str) -> None:
         """Note something that is odd but not wrong."""
-        self._warnings.append(f"{self.where}: {self.path(key)}: {message}")
+        self._warnings.append(Remark(self.error(key, message)))
 
     def string(self, key: str, default: T) -> str | T:
         """Read text."""
@@ -173,7 +207,8 @@ class Block:
         """
         self._known.add(key)
         self.asked.add(self.path(key))
-        return self._values.get(key)
+        value = self._values.get(key)
+        return None if isinstance(value, Unset) else value
 
     def boolean(self, key: str, *, default: bool) -> bool:
         """Read ``true`` or ``false``, also spelt ``on``, ``off``, ``yes`` or ``no``."""
@@ -257,13 +292,13 @@ class Block:
         :param remedy: appended to the error then.
         """
         value = self._get(key)
-        if value is None:
-            value = {}
         if isinstance(value, dict):
             return self._inner(key, value)
-        self.fail(self._wrong(key, value, f"a block in braces{remedy}"))
         inner = self._inner(key, {})
-        inner.replaced = True
+        if key in self:
+            inner.replaced = True
+            if value is not None:
+                self.fail(self._wrong(key, value, f"a block in braces{remedy}"))
         return inner
 
     def blocks(self, key: str, example: str) -> list[Block]:
@@ -283,7 +318,7 @@ class Block:
             self.fail(self._wrong(key, value, f"a list in brackets, like [ {example} ]"))
             return []
         for name, item in named:
-            if not isinstance(item, dict):
+            if not isinstance(item, (dict, Unset)):
                 self.fail(self._wrong(name, item, f"a block in braces, like {example}"))
         return [self._inner(name, item) for name, item in named if isinstance(item, dict)]
 
@@ -291,6 +326,8 @@ class Block:
         """Read a list; a single value counts as a list of one."""
         value = self._get(key)
         entries = value if isinstance(value, list) or value is None else [value]
+        if entries is not None and any(isinstance(entry, Unset) for entry in entries):
+            return None
         return None if entries is None else [self._meant(key, entry) for entry in entries]
 
     def secret(self, key: str) -> str | None:
@@ -305,6 +342,8 @@ class Block:
         """Read everything that is not ``null``, in the file's order; keys of blocks within the block are joined by dots."""
         self._known.update(self._values)
         for key, value in _flat(self._values):
+            if isinstance(value, Unset):
+                continue
             yield key, self._meant(key, value)
 
     def names(self) -> list[str]:
@@ -326,7 +365,7 @@ class Block:
             self.warn(key, f"unknown, ignored{hints.get(key) or suggest(key, self._known)}")
 
     def _inner(self, key: str, values: Mapping[str, Any]) -> Block:
-        inner = Block(values, self.where, self.path(key), self._warnings, self._errors)
+        inner = Block(values, self.where, self.path(key), self._warnings, self._errors, self._places)
         inner.asked = self.asked
         return inner
 
@@ -336,6 +375,8 @@ class Block:
         return self._meant(key, self._values.get(key))
 
     def _meant(self, key: str, value: Any) -> Any:
+        if isinstance(value, Unset):
+            return None
         if isinstance(value, Bare):
             return str(value)
         if not isinstance(value, Literal):

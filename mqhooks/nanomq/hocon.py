@@ -22,8 +22,8 @@ from typing import Any
 from pyhocon import ConfigFactory
 from pyhocon.exceptions import ConfigSubstitutionException, ConfigWrongTypeException
 
-from mqhooks.errors import ConfigError, together
-from mqhooks.nanomq.block import Bare, Literal
+from mqhooks.errors import ConfigError
+from mqhooks.nanomq.block import Bare, Literal, Unset
 from mqhooks.nanomq.scanner import (
     DEPTH,
     NESTING,
@@ -58,6 +58,7 @@ _NAME = re.compile(r'"([^"]*)"|([^."]+)')
 _PLACE = re.compile("\ue000([0-9]+)\ue001")
 _NUMBERED = re.compile(r"k-[0-9]+(?:\.k-[0-9]+)*")
 _UNSET = "k-0"
+_UNSET_TEXT = Text("", quoted=True)
 
 _Path = tuple[str, ...]
 
@@ -71,11 +72,16 @@ class Document:
         case, except for the names of webhooks and headers, and for what is in a body.
     :param others: the top-level keys of everything else.
     :param warnings: what is odd but not wrong.
+    :param mistakes: what is wrong and can be read past: variables that are not set, and what is there twice.
+    :param places: where our keys are written, by their paths as :meth:`mqhooks.nanomq.block.Block.path` has them: the file and
+        the line, like ``nanomq.conf:12``.
     """
 
     values: dict[str, Any]
     others: frozenset[str]
     warnings: list[str]
+    mistakes: list[ConfigError]
+    places: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,8 @@ def read(path: str, environ: Mapping[str, str] = os.environ, *, required: bool =
     Read a file, with what it includes and refers to.
 
     :param environ: the variables that ``${…}`` refers to when no key has its name.
-    :param required: whether these variables have to be set; without that, ``${NAME}`` stands for itself, as a
+    :param required: whether these variables have to be set: then one that is not is a mistake, and makes a value
+        :class:`~mqhooks.nanomq.block.Unset`. Otherwise ``${NAME}`` stands for itself, as a
         :class:`~mqhooks.nanomq.block.Literal`.
     :raises mqhooks.errors.ConfigError: when that is not possible, for whatever reason.
     """
@@ -103,11 +110,12 @@ def read(path: str, environ: Mapping[str, str] = os.environ, *, required: bool =
         files = _Files(warnings)
         found = list(files.members(path, required=True))
         _check_format(found, warnings)
-        _check_twice(found)
-        values = _Composer(path, found, files, environ, required=required).values()
+        composer = _Composer(path, found, files, environ, required=required)
+        values = composer.values()
     except RecursionError:
         raise ConfigError(NESTING, path) from None
-    return Document(values, frozenset(member.path[0] for member, _ in found) - OURS, warnings)
+    others = frozenset(member.path[0] for member, _ in found) - OURS
+    return Document(values, others, warnings, [*_twice(found), *composer.mistakes], composer.places)
 
 
 class _Files:
@@ -210,7 +218,9 @@ class _Composer:
         self._texts: list[Text | None] = []
         self._values: dict[_Path, tuple[str, list[str], int]] = {}
         self._references: dict[str, tuple[Reference, _File]] = {}
-        self._mistakes: list[ConfigError] = []
+        self._lengths: dict[_Path, int] = {}
+        self.mistakes: list[ConfigError] = []
+        self.places: dict[str, str] = {}
 
     def values(self) -> dict[str, Any]:
         written: list[str] = []
@@ -218,8 +228,6 @@ class _Composer:
             for member, file in self._roots[key]:
                 # This may want more keys.
                 self._write(written, member, file, ())
-        if self._mistakes:
-            raise together(self._mistakes)
         try:
             tree = ConfigFactory.parse_string("\n".join(written))
         except ConfigSubstitutionException as error:
@@ -242,18 +250,37 @@ class _Composer:
         except ConfigError as error:
             raise ConfigError(error.message, file.name) from None
         path = _folded((*within, *member.path))
-        text = self._value(member.value, file, path)
+        first = member.value[0]
+        self._place_at(path, member, file)
+        for end in range(len(within) + 1, len(path)):
+            # A key with dots is in blocks that have no braces.
+            self.places.setdefault(_name(path[:end]), f"{file.name}:{member.line}")
+        start = self._lengths.get(path, 0) if member.append else 0
+        appended = member.append and not isinstance(first, Items)
+        if appended:
+            self._place_at((*path, f"[{start}]"), member, file)
+        self._lengths[path] = start + (len(first.items) if isinstance(first, Items) else 1)
+        text = self._value(member.value, file, (*path, f"[{start}]") if appended else path, start)
         if member.append:
             # pyhocon would look for the list only among the top-level keys, so it is written out again.
             before, place, index = self._values.get(path, ("", written, -1))
-            text = f"{before} {text if isinstance(member.value[0], Items) else f'[{text}]'}"
+            text = f"{before} {text if isinstance(first, Items) else f'[{text}]'}"
             if index >= 0:
                 place[index] = ""
         self._values[path] = text, written, len(written)
         keys = [self._number(key) for key in path[len(within) :]]
         written.append(f"{' { '.join(keys)} = {text}{' }' * (len(keys) - 1)}")
 
-    def _value(self, value: Value, file: _File, path: _Path) -> str:
+    def _place_at(self, path: _Path, member: Member, file: _File) -> None:
+        name, place = _name(path), f"{file.name}:{member.line}"
+        if isinstance(member.value[0], Members):
+            # A block may be written in several places: the first has its name.
+            self.places.setdefault(name, place)
+        else:
+            self.places[name] = place
+
+    def _value(self, value: Value, file: _File, path: _Path, start: int = 0) -> str:
+        """Write a value; if it is a list, its items count from ``start``."""
         if len(value) == 1 and isinstance(value[0], Text) and not value[0].quoted and value[0].text.lower() == "null":
             return self._place(None)
         written: list[str] = []
@@ -266,7 +293,7 @@ class _Composer:
                     both = all(self._target(each) for each in (part, behind))
                     written.append(part.gap if both else self._place(Text(part.gap, quoted=False)))
             else:
-                written.append(self._bracketed(part, file, path))
+                written.append(self._bracketed(part, file, path, start))
         unset = f"${{?{_UNSET}}}"
         known = [text for text in written if text != unset]
         if not any(map(str.strip, known)):
@@ -274,13 +301,16 @@ class _Composer:
         # Adjoining text is one string.
         return "".join(known).replace('\ue001""\ue000', "\ue001\ue000")
 
-    def _bracketed(self, part: Part, file: _File, path: _Path) -> str:
+    def _bracketed(self, part: Part, file: _File, path: _Path, start: int) -> str:
         if isinstance(part, Items):
-            items = (self._value(item, file, (*path, str(index))) for index, item in enumerate(part.items))
+            items = (self._value(item, file, (*path, f"[{index}]")) for index, item in enumerate(part.items, start))
             return f"[{','.join(items)}]"
         assert isinstance(part, Members)
         members: list[str] = []
         for entry in part.entries:
+            if isinstance(entry, Member) and path[-1].startswith("["):
+                # An item has no line of its own.
+                self.places.setdefault(_name(path), f"{file.name}:{entry.line}")
             inner = [(entry, file)] if isinstance(entry, Member) else self._files.included(entry, file, foreign=True)
             for found in inner:
                 self._write(members, *found, path)
@@ -320,7 +350,8 @@ class _Composer:
             return self._place(Text(value, quoted=False))
         if not reference.optional:
             if self._required:
-                self._mistakes.append(_not_set(reference, file))
+                self.mistakes.append(_not_set(reference, file))
+                return self._place(_UNSET_TEXT)
             return self._place(Text(f"${{{reference.name}}}", quoted=True))
         return f"${{?{_UNSET}}}"
 
@@ -349,11 +380,18 @@ class _Composer:
         texts = [self._texts[int(place)] for place in _PLACE.findall(value)]
         if texts == [None]:
             return None
+        if any(text is _UNSET_TEXT for text in texts):
+            return Unset()
         filled = _PLACE.sub(lambda match: _written(self._texts[int(match[1])]), value)
         literal = any(text is not None and text.quoted and "${" in text.text for text in texts)
         if literal:
             return Literal(filled)
         return filled if any(text is None or text.quoted for text in texts) else Bare(filled)
+
+
+def _name(path: _Path) -> str:
+    """Write a path as errors have it; its indices are in brackets."""
+    return ".".join(path).replace(".[", "[")
 
 
 def _written(text: Text | None) -> str:
@@ -407,7 +445,7 @@ class _Leaf:
     file: str
 
 
-def _check_twice(found: list[_Found]) -> None:
+def _twice(found: list[_Found]) -> list[ConfigError]:
     """Find webhooks that are there twice: NanoMQ takes the first of two values, HOCON the last."""
     seen: dict[_Path, _Leaf] = {}
     names: dict[str, str] = {}
@@ -431,8 +469,7 @@ def _check_twice(found: list[_Found]) -> None:
                     told = f"is set in {lines}, to different values: keep one"
                     mistakes.append(ConfigError(told, file.name, ".".join(key)))
             seen.update(leaves)
-    if mistakes:
-        raise together(mistakes)
+    return mistakes
 
 
 def _blocks(member: Member, file: _File) -> Iterator[tuple[_Path, dict[_Path, _Leaf]]]:

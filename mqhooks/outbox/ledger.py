@@ -34,7 +34,7 @@ READY = 4096
 """About how many unclaimed deliveries are kept in memory; the rows behind them stay unread."""
 
 READY_BYTES = 8 << 20
-"""About how many bytes their bodies may have."""
+"""About how many bytes their bodies may have: so many, and a row more. A row with a long body is read when it is claimed."""
 
 THINNED = 100
 """How many rows are thinned each second at most; while there is room, only this many of the oldest are considered."""
@@ -117,11 +117,13 @@ class Ledger:
     :param size: how many bytes all rows have.
     :param ready: about how many unclaimed deliveries are kept in memory; the rows behind them stay unread.
     :ivar size: how many bytes the unsettled rows have.
+    :ivar ready_bytes: about how many bytes the bodies of unclaimed deliveries in memory may have.
     :ivar surplus: how many more deliveries were found than were pending: bits were lost, so these are delivered again.
     """
 
     def __init__(self, first: int = 0, last: int = 0, pending: int = 0, size: int = 0, ready: int = READY) -> None:
         self.size = size
+        self.ready_bytes = READY_BYTES
         self.surplus = 0
         self.forgotten = 0
         self._most_ready = ready
@@ -194,7 +196,9 @@ class Ledger:
 
     # New rows.
 
-    def add(self, number: int, deliveries: list[Delivery | None], size: int, settled: bytes | None = None) -> None:
+    def add(
+        self, number: int, deliveries: list[Delivery | None], size: int, settled: bytes | None = None, *, wanted: bool = True
+    ) -> None:
         """
         Add a row that was just committed.
 
@@ -202,21 +206,24 @@ class Ledger:
         :param deliveries: ``None`` in the places of those that are settled.
         :param size: how many bytes it has in storage.
         :param settled: which are settled, as storage has it; ``None`` for none.
+        :param wanted: whether somebody waits to claim it.
         """
         caught_up = self._read == self._last and not self._again
         self._last = number
         self.size += size
-        if not caught_up or self._ready_count >= self._most_ready or self._ready_bytes >= READY_BYTES:
+        for place, delivery in enumerate(deliveries, number << INDEX_BITS):
+            if delivery is not None:
+                delivery.place = place
+        if not caught_up or self._ready_count >= self._most_ready or self._ready_bytes >= self.ready_bytes:
+            return
+        if not (self.takes(size) and (wanted or size <= ROW_BYTES)):
             return
         self._read = number
         row = Row(number, len(deliveries), size, settled)
-        if settled is not None:
+        if settled is None:
+            self._hold(row, cast("list[Delivery]", deliveries))
+        else:
             self._put(row, deliveries)
-            return
-        held = cast("list[Delivery]", deliveries)
-        for place, delivery in enumerate(held, number << INDEX_BITS):
-            delivery.place = place
-        self._hold(row, held)
 
     @property
     def unread(self) -> tuple[int, int]:
@@ -232,8 +239,12 @@ class Ledger:
         """Get the number of a row to read again, before any unread one; ``None`` when there is none to read now."""
         return self._again[0] if self._again and self._has_room() else None
 
+    def takes(self, size: int) -> bool:
+        """Say whether a row of so many bytes is kept in memory: one with a long body only when nothing else is."""
+        return size <= ROW_BYTES or not self._ready
+
     def _has_room(self) -> bool:
-        return self._ready_count < max(self._most_ready // 4, 1) and self._ready_bytes < READY_BYTES
+        return self._ready_count < max(self._most_ready // 4, 1) and self._ready_bytes < self.ready_bytes
 
     def load(self, row: Row, deliveries: Sequence[Delivery | None] | None) -> int:
         """

@@ -24,7 +24,7 @@ from mqhooks.delivery import Counts, DeadLetter, Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError
 from mqhooks.interfaces import IOutbox
 from mqhooks.outbox.file import Changes, Kept, NewRow, OutboxFile, StoredRow
-from mqhooks.outbox.ledger import INDEX, INDEX_BITS, ROW_BYTES, Ledger, Row, chunks
+from mqhooks.outbox.ledger import INDEX, INDEX_BITS, READY_BYTES, ROW_BYTES, Ledger, Row, chunks
 from mqhooks.outbox.store import Store
 from mqhooks.outbox.stored import LONGEST, UNENCODABLE, decode_row, encodable, encode, without_body
 from mqhooks.outbox.waiting import WaitingClaim
@@ -51,12 +51,14 @@ class Limits:
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
     :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
     :param longest: how many bytes a body may have.
+    :param ready: about how many bytes of bodies that nobody has claimed each outbox keeps in memory.
     """
 
     max_size: int
     on_full: OnFull
     dead_max: int
     longest: int = LONGEST
+    ready: int = READY_BYTES
 
 
 class Surroundings:
@@ -218,6 +220,8 @@ class SqliteOutbox:
             return None if since is None else self._around.now() - int((self._store.seconds() - since) * 1000)
         if ledger.oldest is None:
             self._fill()
+            # Nobody has claimed anything: only the time is kept.
+            ledger.reclaim()
         return ledger.oldest
 
     @property
@@ -503,8 +507,9 @@ class SqliteOutbox:
             handed = len(new.letters)
             total, delivered, dead, dropped = self._base
             self._base = total + handed, delivered, dead + handed, dropped
+            ledger.ready_bytes = self._around.limits.ready
             for row in changes.rows:
-                ledger.add(row.number, row.deliveries, len(row.data), row.settled)
+                ledger.add(row.number, row.deliveries, len(row.data), row.settled, wanted=self._claim.waits)
             for accepted, _, room in new.accepting:
                 (self._unaccepted if room else committed).append(accepted)
         self._resolved.difference_update(changes.resolved)
@@ -539,20 +544,25 @@ class SqliteOutbox:
         file, ledger = self._store.file, self._ledger
         if file is None:
             return
+        ledger.ready_bytes = self._around.limits.ready
         try:
             while (number := ledger.again()) is not None:
                 stored = self._stored(file, number)
                 if stored is None:
                     self._lose(number, ledger.gone(number))
-                else:
+                elif ledger.takes(_size(stored)):
                     self._load(stored)
+                else:
+                    return
             with closing(file.rows(self._key, *ledger.unread)) as rows:
                 while ledger.wants_more:
                     stored = next(rows, None)
                     if stored is None:
                         ledger.read_up()
-                    else:
+                    elif ledger.takes(_size(stored)):
                         self._load(stored)
+                    else:
+                        return
         except OutboxError as error:
             self._around.unreadable(error)
 
@@ -568,7 +578,7 @@ class SqliteOutbox:
         # The checksum vouches for the deliveries, but not for the count stored beside them.
         count = len(deliveries) if deliveries is not None else stored.counted if isinstance(stored.counted, int) else 0
         count = count if 0 <= count <= INDEX else 0
-        size = len(stored.deliveries) if isinstance(stored.deliveries, bytes) else 0
+        size = _size(stored)
         settled = stored.settled
         if settled is not None and (len(settled) != (count + 7) // 8 or int.from_bytes(settled, "little") >> count):
             settled = None
@@ -712,3 +722,7 @@ class SqliteOutbox:
                 name=self.name,
                 again=self._surplus,
             )
+
+
+def _size(stored: StoredRow) -> int:
+    return len(stored.deliveries) if isinstance(stored.deliveries, bytes) else 0

@@ -29,6 +29,7 @@ from mqhooks.outbox import aside, schema
 from mqhooks.outbox.deadletters import Filter, count_dead, list_dead, stretch
 from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import OutboxFile
+from mqhooks.outbox.ledger import READY_BYTES
 from mqhooks.outbox.lock import Lock
 from mqhooks.outbox.queue import Limits, OnFull, SqliteOutbox, Surroundings
 from mqhooks.outbox.store import TOO_FULL, UNWRITTEN, Store
@@ -37,6 +38,9 @@ from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
 """How many seconds stopping waits for the last transaction."""
+
+ALL_READY_BYTES = 16 << 20
+"""About how many bytes of bodies that nobody has claimed all outboxes of a file keep in memory, and each a row more."""
 
 REQUESTS = 50
 """How many requests of other processes go into one transaction."""
@@ -112,6 +116,7 @@ class SqliteStore(Service):
                 except (OutboxUnavailable, OutboxDamaged) as error:
                     raise OutboxError(f"{self.path}: cannot add webhook {name} ({error})") from None
             self._outboxes[name] = outbox
+            self._share()
         return self._outboxes[name]
 
     @property
@@ -205,6 +210,10 @@ class SqliteStore(Service):
             if name not in self._outboxes:
                 self._outboxes[name] = SqliteOutbox(self._store, name, self._around)
             self._outboxes[name].load(file.load(name, alone=True))
+        self._share()
+
+    def _share(self) -> None:
+        self._limits.ready = min(READY_BYTES, ALL_READY_BYTES // max(len(self._outboxes), 1))
 
     def _set_aside(self, error: OutboxDamaged) -> None:
         try:

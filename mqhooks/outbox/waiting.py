@@ -41,6 +41,11 @@ class WaitingClaim:
         self._waiting = waiting
         return waiting
 
+    @property
+    def waits(self) -> bool:
+        """Whether a claim waits."""
+        return self._waiting is not None
+
     def serve(self) -> None:
         """Answer the waiting claim, if there is something for it."""
         waiting = self._waiting

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from mqhooks.interfaces import IEventSource
+from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.counters import SourceCounters
 from mqhooks.sources.handover import Watcher
 from mqhooks.support.listening import Listener, address_name
@@ -32,8 +33,7 @@ class SourceService(Service):
 
     :param reactor: listens and tells the time.
     :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
-    :param factory: what the connections share. It has ``counters``, ``watch``, ``connections`` with a ``close`` each,
-        ``when_empty`` and ``give_up``.
+    :param factory: what the connections share.
     :ivar factory: the same.
     :cvar via: how events come.
     :cvar awaited: what is listened for, for the log.
@@ -44,7 +44,7 @@ class SourceService(Service):
     awaited: str
     log = Logger()
 
-    def __init__(self, reactor: Any, descriptions: Sequence[str], factory: Any) -> None:
+    def __init__(self, reactor: Any, descriptions: Sequence[str], factory: SourceFactory) -> None:
         self.factory = factory
         self._clock: IReactorTime = reactor
         self._listeners = [Listener(reactor, description) for description in descriptions]
@@ -53,8 +53,7 @@ class SourceService(Service):
     @property
     def counters(self) -> SourceCounters:
         """What has come in."""
-        counters: SourceCounters = self.factory.counters
-        return counters
+        return self.factory.counters
 
     def watch(self, watcher: Watcher | None) -> None:
         """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""

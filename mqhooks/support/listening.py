@@ -1,13 +1,18 @@
 """
 Listening on an endpoint that an operator has configured.
+
+A socket that systemd has opened (``systemd:``) is adopted here rather than by Twisted's endpoint, which trusts the
+description's ``domain`` and closes the descriptor: whether other machines can reach it has to be known at each reload.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import re
+import socket
 from ipaddress import IPv6Address, ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
@@ -59,6 +64,12 @@ class Listener:
 
     def __init__(self, reactor: Any, description: str) -> None:
         self.description = description
+        self._reactor = reactor
+        if _kind(description) == "systemd":
+            if not _well_formed(description):
+                form = "systemd:domain=INET:name=NAME, with the socket unit's FileDescriptorName=, or :index=0"
+                raise ConfigError(f"not a listening endpoint; write it like {form}; domain is INET or INET6", description)
+            return
         try:
             self._endpoint = serverFromString(reactor, complete(description))
         except Exception as error:
@@ -73,8 +84,11 @@ class Listener:
         """
         Listen at once.
 
-        :raises mqhooks.errors.ListenError: when the address is taken, not allowed, or not one of this machine.
+        :raises mqhooks.errors.ListenError: when the address is taken, not allowed, or not one of this machine, or when systemd
+            has passed no such socket.
         """
+        if _kind(self.description) == "systemd":
+            return self._adopt(factory)
         results: list[Any] = []
         self._endpoint.listen(factory).addBoth(results.append)
         if not results:
@@ -87,6 +101,23 @@ class Listener:
         port: IListeningPort = results[0]
         return port
 
+    def _adopt(self, factory: IProtocolFactory) -> IListeningPort:
+        passed = _passed(self.description)
+        if passed is None:
+            raise ListenError(
+                f"cannot listen on {self.description}: systemd has passed no such socket; "
+                "start the socket unit, and have its FileDescriptorName= and this agree"
+            )
+        # Twisted would open a Unix socket to everybody, and delete it at the end.
+        if not passed.listening or passed.family not in _DOMAINS.values():
+            raise ListenError(
+                f"cannot listen on {self.description}: what systemd has passed is not a TCP socket that listens; "
+                "the socket unit needs ListenStream= with a port, and Accept=no"
+            )
+        os.set_blocking(passed.descriptor, False)
+        port: IListeningPort = self._reactor.adoptStreamPort(passed.descriptor, passed.family, factory)
+        return port
+
     def _remedy(self, cause: Any) -> str:
         number = getattr(cause, "errno", 0)
         if number in (errno.EACCES, errno.EPERM) and _port(self.description) is not None:
@@ -94,11 +125,55 @@ class Listener:
         return _REMEDIES.get(number, "")
 
 
+_DOMAINS = {"INET": socket.AF_INET, "INET6": socket.AF_INET6}
+
+
+class _Passed(NamedTuple):
+    """
+    A socket from systemd.
+
+    :param listening: whether it is a stream socket that listens.
+    :param address: as ``getsockname`` gives it.
+    """
+
+    descriptor: int
+    family: int
+    listening: bool
+    address: Any
+
+
+def _kind(description: str) -> str:
+    return description.partition(":")[0]
+
+
+def _well_formed(description: str) -> bool:
+    """Whether a description is one of a socket from systemd."""
+    parts = [part.partition("=") for part in description.split(":")[1:]]
+    named = {key: value for key, _, value in parts}
+    known = len(named) == len(parts) == 2 and named.get("domain") in _DOMAINS
+    return known and bool(named.get("name") or re.fullmatch("[0-9]+", named.get("index", "")))
+
+
+def _passed(description: str) -> _Passed | None:
+    """Find the socket that a description stands for; ``None`` when systemd has not passed it, as to ``--check``."""
+    if not _well_formed(description):
+        return None
+    try:
+        # The descriptor is all that is wanted of it: no reactor is needed.
+        descriptor: int = getattr(serverFromString(None, description), "fileno")  # noqa: B009 - only this kind has it
+        with socket.socket(fileno=os.dup(descriptor)) as copy:
+            listening = copy.type == socket.SOCK_STREAM and bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            return _Passed(descriptor, copy.family, listening, copy.getsockname())
+    except (LookupError, OSError):
+        return None
+
+
 def _port(description: str) -> int | None:
     kind, *parts = re.split(r"(?<!\\):", description)
     if kind not in ("tcp", "tcp6", "ssl"):
         return None
-    return next(int(part.removeprefix("port=")) for part in parts if "=" not in part or part.startswith("port="))
+    text = next((part.removeprefix("port=") for part in parts if "=" not in part or part.startswith("port=")), "")
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
 
 
 def address_name(address: Any) -> str:
@@ -122,6 +197,16 @@ def is_local(description: str) -> bool:
     return kind == "unix" or (kind in ("tcp", "tcp6", "ssl") and (interface == "localhost" or is_loopback(interface)))
 
 
+def can_be_reached(description: str) -> bool:
+    """
+    Whether other machines can connect to a listening endpoint, as far as is known. To a socket that systemd has not passed
+    nobody can: it is not listened on.
+
+    :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
+    """
+    return not is_local(description) and interface_of(description)[0] != "systemd"
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address belongs to the loopback."""
     address = ip_of(host)
@@ -142,8 +227,23 @@ def interface_of(description: str) -> tuple[str, str, int | None]:
     Take a listening endpoint apart.
 
     :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
-    :returns: its kind, the interface (empty for all, or where there is none), and the port; ``None`` where there is none.
+    :returns: its kind, the interface (empty for all, or where there is none), and the port; ``None`` where there is none. A
+        TCP socket that systemd has passed is of kind ``tcp`` or ``tcp6``; any other is ``systemd``.
     """
+    passed = _passed(description) if _kind(description) == "systemd" else None
+    if passed is not None and passed.family in _DOMAINS.values():
+        host, port, *_ = passed.address
+        return "tcp" if passed.family == socket.AF_INET else "tcp6", host, port
     kind, *parts = re.split(r"(?<!\\):", complete(description))
     named = dict(part.split("=", 1) for part in parts if "=" in part)
     return kind, named.get("interface", "").replace("\\", ""), _port(description)
+
+
+def same_place(one: str, other: str) -> bool:
+    """
+    Whether two listening endpoints want the same port or the same socket.
+    """
+    (kind, first, port), (_, second, same) = interface_of(one), interface_of(other)
+    if port:
+        return port == same and (first == second or bool({first, second} & {"", "0.0.0.0", "::"}))
+    return one == other and kind in ("unix", "systemd")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from math import inf
+from typing import Any
 
 from twisted.python.usage import Options, UsageError
 
@@ -18,6 +19,9 @@ class CommandOptions(Options):
     """
     Base class of the options of a twistd command.
     """
+
+    optParameters: Sequence[Sequence[Any]] = []
+    optFlags: Sequence[Sequence[Any]] = []
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """

@@ -68,6 +68,11 @@ class Child:
                 self._process.kill()
                 await asyncio.wait([self._ended])
 
+    def kill(self) -> None:
+        """End the process at once, if it runs."""
+        if not self._ended.done():
+            self._process.kill()
+
     def line_received(self, line: str) -> None:
         """React to a line that the process wrote."""
 

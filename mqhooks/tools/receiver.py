@@ -327,7 +327,7 @@ class Options(CommandOptions):
             "secret",
             None,
             None,
-            "A secret, whsec_... or whpk_...: requests not signed with it are answered with 401.",
+            "A secret, or the public key of a private one: requests not signed with it are answered with 401.",
             _secret,
         ],
         ["seed", None, None, "Any text; with the same text the same requests fail."],

@@ -414,6 +414,7 @@ class Dispatcher:
         if newest is not None:
             self._lanes.prefer(newest)
         self._admit()
+        self._intake.pump()
 
     def _recovered(self) -> None:
         """Go on now that the breaker has closed."""

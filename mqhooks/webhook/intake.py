@@ -4,12 +4,14 @@ From the outbox through the merge window into the lanes.
 - Deliveries are claimed only as far as the lanes and the memory have room for them; the rest stays in the outbox.
 - Accept first, order afterwards: window and lanes are in memory only, and a restart begins with the outbox.
 - Where bodies take too much room, only the places of deliveries are kept, and the bodies are recalled when they may go.
+- Three quarters of the webhook's part are for what is claimed, the last one is for what is recalled: so a retry finds room
+  beside a backlog.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, cast
@@ -47,6 +49,15 @@ PATIENCE = 1.0
 
 AHEAD = 1 << 20
 """About how many bytes of bodies are claimed in one turn when only their places are kept."""
+
+AWAITED = 2
+"""
+How many deliveries without room for their bodies lanes may have before nothing more is claimed: so those behind a long one do
+not wait while it stands in line, and few are read in vain.
+"""
+
+SHORT = 1 << 16
+"""How many bytes are kept for a body that is to be recalled and of which only the place is known, at most."""
 
 LONGEST_COMMIT = 1.0
 """How many seconds the merge window waits for a commit at most."""
@@ -98,13 +109,17 @@ class Intake:
         self._merge_timer: IDelayedCall | None = None
         # Of how many the window, or what it has released, holds only the places.
         self._shelved = 0
-        # What it has released and lanes have no room for yet, the bytes of its bodies, and whether some is being recalled.
+        # What it has released and lanes have no room for yet, and whether some of it is being recalled; the bytes of both.
         self._due: deque[Delivery | Shelved] = deque()
         self._due_size = 0
         self._recalling = False
         self._recall_timer: IDelayedCall | None = None
         self._room_timer: IDelayedCall | None = None
         self._crowded_since: float | None = None
+        # When another webhook has given back what it was lent, or a delivery was missing.
+        self._turn: IDelayedCall | None = None
+        self._missed: IDelayedCall | None = None
+        lanes.memory = self
         self._claim: Deferred[Sequence[Delivery]] | None = None
         self._last_arrival = 0.0
         self._pumping = False
@@ -118,7 +133,7 @@ class Intake:
     def start(self) -> None:
         """Begin, first of all with what the outbox holds."""
         self._running = True
-        self._budget.join(self)
+        self._budget.join(self, self._held, self.shed)
         self.pump()
 
     def stop(self) -> None:
@@ -130,7 +145,7 @@ class Intake:
     def close(self) -> None:
         """End all timers, and leave the memory to others."""
         self.stop()
-        for timer in (self._merge_timer, self._room_timer, self._recall_timer):
+        for timer in (self._merge_timer, self._room_timer, self._recall_timer, self._turn, self._missed):
             if timer is not None and timer.active():
                 timer.cancel()
         self._budget.leave(self)
@@ -163,12 +178,14 @@ class Intake:
         lanes, merge = self._lanes, self._merge
         if self._claim is not None or lanes.load > self._low:
             return False
-        limit = self._window - lanes.load if merge is None else HELD - len(merge)
-        left = self._left()
-        lanes.most = self._most
-        if limit <= 0 or left <= 0:
+        if lanes.awaited >= AWAITED:
             return False
-        return self._claim_up_to(limit, left)
+        limit = self._window - lanes.load if merge is None else HELD - len(merge)
+        left = self._left - self._margin
+        if limit > 0 and left > 0:
+            return self._claim_up_to(limit, left)
+        # Without a merge window, what is too long for the rest may go while lanes have nothing else.
+        return merge is None and lanes.load <= lanes.in_flight and self._claim_up_to(1, 1)
 
     def _claim_up_to(self, limit: int, size: int) -> bool:
         claimed = self._outbox.claim(limit, size)
@@ -182,7 +199,7 @@ class Intake:
     @property
     def _full(self) -> bool:
         """Whether the merge window has no room in memory for another body."""
-        return self._merge is not None and (len(self._merge) >= HELD or self._left() <= 0)
+        return self._merge is not None and (len(self._merge) >= HELD or self._left <= self._margin)
 
     @property
     def _stuck(self) -> bool:
@@ -236,14 +253,66 @@ class Intake:
             self._put_due(merge.release_oldest(SHELVED // 64))
         self.pump()
 
-    def _left(self) -> int:
-        """How many bytes of bodies may be claimed."""
-        return self._most - self._lanes.size - self._due_size - (0 if self._merge is None else self._merge.size)
+    def _held(self) -> int:
+        return self._lanes.size + self._due_size + (0 if self._merge is None else self._merge.size)
 
     @property
     def _most(self) -> int:
         # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
         return min(self._budget.part, self._outbox.max_size // 2)
+
+    @property
+    def _left(self) -> int:
+        """How many bytes of bodies may be claimed."""
+        return self.room - self._most // 4
+
+    @property
+    def _margin(self) -> int:
+        """How much shorter a claim is: its last delivery may be so much too long."""
+        return self._most // 8
+
+    def shed(self) -> None:
+        """Keep only places of what is not in flight if it is more than the webhook may have."""
+        if self._left < 0 and self._held() > self._most * 3 // 4:
+            self._lanes.shorten(0)
+            self._due_size -= sum([len(held.body) for held in self._due])
+            self._due = deque([held if isinstance(held, Shelved) else self._shelve(held) for held in self._due])
+
+    # What lanes ask.
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be recalled."""
+        return min(self._most - self._held(), self._budget.free)
+
+    @property
+    def short(self) -> int:
+        """How many bytes the body of a delivery may have without a note of it beside its place."""
+        return min(SHORT, self._most // 16)
+
+    def borrow(self) -> None:
+        """Ask for the room of one body."""
+        if self._running:
+            self._budget.borrow(self, self._lent)
+
+    def _lent(self) -> None:
+        # In another turn of the reactor, the body that had the room before is gone.
+        self._turn = self._clock.callLater(0, self._lend)
+
+    def _lend(self) -> None:
+        self._lanes.lend()
+        self.pump()
+
+    def give_back(self) -> None:
+        """Give it back."""
+        self._budget.give_back(self)
+
+    def missed(self) -> None:
+        """Go on although nothing is settled: a delivery was not there any more."""
+        if self._missed is None or not self._missed.active():
+            self._missed = self._clock.callLater(0, self.pump)
+
+    # What was claimed.
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
@@ -260,19 +329,19 @@ class Intake:
 
     def _take(self, claimed: Sequence[Delivery]) -> None:
         if self._merge is None:
-            self._lanes.push(claimed)
+            self._push(self._fitting(claimed))
             return
         held = [delivery for delivery in claimed if delivery.window]
         if len(held) < len(claimed):
             held, passing = self._behind(claimed, {delivery.client for delivery in held}, self._merge)
-            self._lanes.push(passing)
+            self._push(self._fitting(passing))
         # A backlog was accepted at different times: each delivery waits for the window from its own acceptance on.
         now, wall = self._seconds(), int(self._now() * 1000)
         groups = [held] if held and held[0].accepted == held[-1].accepted else _by_acceptance(held)
         for group in groups:
             arrival = now - max(wall - group[0].accepted, 0) / 1000
             self._last_arrival = arrival = max(arrival, self._last_arrival)
-            self._merge.push(self._shelve(group) if self._full else group, arrival)
+            self._merge.push(list(map(self._shelve, group)) if self._full else self._fitting(group), arrival)
 
     def _behind(
         self, claimed: Sequence[Delivery], clients: set[str], merge: MergeWindow
@@ -286,10 +355,37 @@ class Intake:
             (held if waits else passing).append(delivery)
         return held, passing
 
-    def _shelve(self, deliveries: Sequence[Delivery]) -> Sequence[Shelved]:
-        self._shelved += len(deliveries)
-        self._outbox.shelve([delivery.place for delivery in deliveries])
-        return [Shelved(each.client, each.timestamp, each.place, len(each.body)) for each in deliveries]
+    def _fitting(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery | Shelved]:
+        """Keep only the places of deliveries for whose bodies there is no room."""
+        left = self._left
+        if sum([len(delivery.body) for delivery in deliveries]) <= left:
+            return deliveries
+        fitting: list[Delivery | Shelved] = []
+        for delivery in deliveries:
+            size = len(delivery.body)
+            if size <= left:
+                left -= size
+                fitting.append(delivery)
+            else:
+                fitting.append(self._shelve(delivery))
+        return fitting
+
+    def _shelve(self, delivery: Delivery) -> Shelved:
+        self._shelved += 1
+        self._outbox.shelve((delivery.place,))
+        return Shelved(delivery.client, delivery.timestamp, delivery.place, len(delivery.body), delivery.id)
+
+    def _push(self, deliveries: Sequence[Delivery | Shelved]) -> None:
+        if not self._shelved:
+            self._lanes.push(cast("Sequence[Delivery]", deliveries))
+            return
+        for kind, group in groupby(deliveries, type):
+            if kind is Delivery:
+                self._lanes.push(cast("list[Delivery]", list(group)))
+                continue
+            for shelved in cast("Iterable[Shelved]", group):
+                self._shelved -= 1
+                self._lanes.push_place(shelved)
 
     def _release(self) -> bool:
         """Let the merge window go what it has held long enough; returns whether there was some."""
@@ -303,7 +399,7 @@ class Intake:
                 lanes.push(cast("Sequence[Delivery]", released))
                 return bool(released)
             self._put_due(released)
-        return self._push_due()
+        return bool(self._due) and self._push_due()
 
     def _put_due(self, released: Sequence[Delivery | Shelved]) -> None:
         self._due.extend(released)
@@ -311,21 +407,30 @@ class Intake:
 
     def _push_due(self) -> bool:
         """Push what was released and there is memory for; returns whether there was some, and none of it is being recalled."""
-        due, room = self._due, self._left()
+        due, lanes, room = self._due, self._lanes, self.room
+        if isinstance(due[0], Shelved) and due[0].size > room:
+            if lanes.awaited >= AWAITED or (due[0].size <= self.short and lanes.load):
+                return False
+            # It is lent room when its lane comes to it.
+            self._shelved -= 1
+            lanes.push_place(cast("Shelved", due.popleft()))
+            return True
         batch: list[Delivery | Shelved] = []
-        while due and (room > 0 or not (batch or self._lanes.load)):
+        # A body that was in memory all the time takes no more than before.
+        while due and not (isinstance(due[0], Shelved) and due[0].size > room):
             held = due.popleft()
-            # A body that was in memory all the time takes no more than before.
-            room -= held.size if isinstance(held, Shelved) else 0
-            self._shelved -= isinstance(held, Shelved)
-            self._due_size -= len(held.body)
+            if isinstance(held, Shelved):
+                self._shelved -= 1
+                self._due_size += held.size
+                room -= held.size
             batch.append(held)
-        if batch:
-            self._recall(batch)
-        return bool(batch) and not self._recalling
+        self._recall(batch)
+        return not self._recalling
 
     def _recall(self, batch: Sequence[Delivery | Shelved]) -> None:
         self._recalling = True
+        # It would keep the bodies.
+        self._recall_timer = None
         places = [held.place for held in batch if isinstance(held, Shelved)]
         recall: Callable[[Sequence[int]], Any] = self._outbox.recall
         recalled: Deferred[Sequence[Delivery]] = maybeDeferred(recall, places)
@@ -333,6 +438,7 @@ class Intake:
 
     def _recalled(self, found: Sequence[Delivery], batch: Sequence[Delivery | Shelved]) -> None:
         self._recalling = False
+        self._due_size -= sum([held.size if isinstance(held, Shelved) else len(held.body) for held in batch])
         back = {delivery.place: delivery for delivery in found}
         whole = [back.get(held.place) if isinstance(held, Shelved) else held for held in batch]
         pumping, self._pumping = self._pumping, True

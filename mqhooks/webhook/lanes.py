@@ -8,6 +8,8 @@ Keeping each client's deliveries in order while many requests are in flight.
   have their turn after each of its requests.
 - Of parked deliveries only the places in the outbox are kept. They are recalled when their turn comes; any that the outbox had
   to drop meanwhile are missing then.
+- A delivery whose body has no room in memory is parked too. If there still is none when its turn comes, it is lent some: then
+  its body is in memory only while it is in flight.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from zlib import crc32
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Shelved
 from mqhooks.errors import OutboxError
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, HALVE, PARK, Fate
 from mqhooks.webhook.places import Places
@@ -51,6 +53,39 @@ class Shelf(Protocol):
         """Hand out deliveries once more."""
 
 
+class Memory(Protocol):
+    """What lanes need to know of the memory for bodies."""
+
+    @property
+    def room(self) -> int:
+        """How many bytes may be recalled."""
+
+    @property
+    def short(self) -> int:
+        """How many bytes the body of a delivery may have without a note of it beside its place."""
+
+    def borrow(self) -> None:
+        """Ask for the room of one body; :meth:`Lanes.lend` is called when there is some."""
+
+    def give_back(self) -> None:
+        """Give it back."""
+
+    def missed(self) -> None:
+        """Note that a delivery was not there any more, or is another process's."""
+
+
+class Plenty:
+    """Memory for everything."""
+
+    room = 1 << 62
+    short = 0
+
+    def borrow(self) -> None:
+        """Do nothing: nobody needs to."""
+
+    give_back = missed = borrow
+
+
 _ONE = BatchSettings(size=1, linger=0.0)
 
 
@@ -68,10 +103,13 @@ class Lanes:
     :param batch: how many deliveries share a request; one each when ``None``.
     :param gate: asked before deliveries are sent; ``None`` when they always may be.
     :ivar load: how many deliveries are in lanes or in flight; parked ones don't count.
-    :ivar size: bytes of their bodies.
+    :ivar size: bytes of their bodies, without the one that is lent room.
     :ivar in_flight: how many requests have no result yet.
     :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
-    :ivar most: bytes of bodies beyond which nothing is recalled, unless there are none.
+    :ivar memory: says what may be recalled.
+    :ivar lent: what has the room that is lent: a delivery, or a parked key whose first delivery is being recalled.
+    :ivar kept: how many requests less may be in flight, since a delivery is being recalled with the room that is lent.
+    :ivar awaited: how many deliveries that were pushed as places have yet to be recalled for the first time.
     :ivar parked: how many keys wait for a retry, or have waited for one.
     :ivar runs: how many runs of consecutive places parked deliveries have.
     :ivar idle: the lanes that have something to send, and wait for the limit or for memory.
@@ -84,13 +122,15 @@ class Lanes:
         outbox: Shelf,
         unreadable: Callable[[str], object],
         *,
-        key: Callable[[Delivery], str],
+        key: Callable[[Delivery | Shelved], str],
         clock: IReactorTime,
         batch: BatchSettings | None = None,
         gate: Gate | None = None,
     ) -> None:
         self.limit = count
-        self.most = 1 << 62
+        self.memory: Memory = Plenty()
+        self.lent: Delivery | Parked | None = None
+        self.awaited = 0
         self.send = send
         self.outbox = outbox
         self.gate = gate
@@ -103,6 +143,8 @@ class Lanes:
         self.in_flight = 0
         self.parked = self.runs = 0
         self.idle: dict[Lane, None] = {}
+        self.kept = 0
+        self._may_borrow = False
         self._lanes = [Lane(self) for _ in range(count)]
 
     def push(self, deliveries: Sequence[Delivery]) -> None:
@@ -116,6 +158,10 @@ class Lanes:
         for lane, group in groups.items():
             self._lanes[lane].push(group)
 
+    def push_place(self, shelved: Shelved) -> None:
+        """Put a delivery of which only the place is kept at the end of its lane."""
+        self._lane(self.key(shelved)).push_place(shelved)
+
     def unpark(self, key: str) -> None:
         """Let the deliveries of a parked key be tried again when their lane comes to them."""
         self._lane(key).unpark(key)
@@ -127,16 +173,45 @@ class Lanes:
     def admit(self) -> None:
         """Resume lanes that the limit, or too little memory, had stopped."""
         for lane in list(self.idle):
-            if self.in_flight >= self.limit:
+            if self.in_flight + self.kept >= self.limit:
                 break
             if lane in self.idle:
                 del self.idle[lane]
                 lane.run()
 
-    @property
-    def spent(self) -> bool:
-        """Whether nothing may be recalled before something is settled."""
-        return self.size >= self.most and self.load > 0
+    def lend(self) -> None:
+        """Have the first lane that is short of memory send one body all the same; :meth:`Memory.give_back` follows."""
+        self._may_borrow = True
+        self.admit()
+        if self._may_borrow:
+            self._may_borrow = False
+            self.memory.give_back()
+
+    def borrow(self, parked: Parked) -> bool:
+        """Say whether the first delivery of a key may be recalled with the room that is lent; if not now, then later."""
+        if not self._may_borrow:
+            if self.lent is None:
+                self.memory.borrow()
+            return False
+        self._may_borrow = False
+        self.lent = parked
+        return True
+
+    def give_back(self) -> None:
+        """Leave the room that is lent to others."""
+        self.lent = None
+        self.memory.give_back()
+        if self.idle:
+            # They have not asked while it was in use.
+            self.memory.borrow()
+
+    def leave(self, delivery: Delivery) -> None:
+        """Note that a body is let go."""
+        self.load -= 1
+        if delivery is self.lent:
+            self.give_back()
+        else:
+            self.size -= len(delivery.body)
 
     def shelve(self) -> None:
         """Park what waits in lanes behind a parked delivery now rather than when its turn comes, to make room."""
@@ -195,9 +270,11 @@ class Parked:
     :ivar asked: whether the outbox has yet to answer a recall.
     :ivar held: whether it waits for a retry.
     :ivar failed: whether it has waited for one.
+    :ivar awaited: how many of its places count as :attr:`Lanes.awaited`.
+    :ivar reserved: how many bytes of memory are kept for what was asked.
     """
 
-    __slots__ = ("asked", "client", "failed", "held", "key", "places", "queued", "recalled")
+    __slots__ = ("asked", "awaited", "client", "failed", "held", "key", "places", "queued", "recalled", "reserved")
 
     def __init__(self, key: str, client: str) -> None:
         self.key = key
@@ -205,6 +282,7 @@ class Parked:
         self.places = Places()
         self.recalled: Delivery | None = None
         self.queued = self.asked = self.held = self.failed = False
+        self.awaited = self.reserved = 0
 
 
 class Lane:
@@ -221,6 +299,9 @@ class Lane:
         self._parked: dict[str, Parked] = {}
         # How often what is parked was tried, which the outbox does not know.
         self._attempts: dict[int, int] = {}
+        # How many bytes the long bodies of what is parked have.
+        self._sizes: dict[int, int] = {}
+        self._starved = False
         self._current: list[Delivery] | None = None
         self._running = False
         self._settle_current = self._settle
@@ -237,6 +318,21 @@ class Lane:
         self._queue.extend(deliveries)
         # While the timer runs, only a full batch is due.
         if self._current is None and (self._timer is None or len(self._queue) >= self._all.batch.size):
+            self.run()
+
+    def push_place(self, shelved: Shelved) -> None:
+        """Put a delivery of which only the place is kept at the end, and keep what follows of its key behind it."""
+        key = self._all.key(shelved)
+        # Not to overtake what is there with its body.
+        self._park_all({key})
+        if key not in self._parked:
+            self._append(self._new_parked(key, shelved.client))
+        parked = self._parked[key]
+        self._keep(shelved.place, shelved.size, parked)
+        if not parked.held:
+            parked.awaited += 1
+            self._all.awaited += 1
+        if self._current is None:
             self.run()
 
     def unpark(self, key: str) -> None:
@@ -285,8 +381,10 @@ class Lane:
         """Park the keys of what waits behind the first deliveries; they may go on at once unless they wait for a retry."""
         behind = islice(self._queue, length, None)
         keys = {self._all.key(item) for item in behind if isinstance(item, Delivery)}
-        if not keys:
-            return
+        if keys:
+            self._park_all(keys)
+
+    def _park_all(self, keys: Collection[str]) -> None:
         queue, self._queue = self._queue, deque()
         for item in queue:
             if isinstance(item, Parked) or (key := self._all.key(item)) not in keys:
@@ -329,7 +427,7 @@ class Lane:
         self._running = True
         lanes = self._all
         while self._current is None and self._queue:
-            if lanes.in_flight >= lanes.limit:
+            if lanes.in_flight + lanes.kept >= lanes.limit:
                 lanes.idle[self] = None
                 break
             if self._single and not self._parked and not self._parts:
@@ -340,7 +438,7 @@ class Lane:
                 break
             else:
                 batch = self._collect()
-                if not batch and self._queue and lanes.spent:
+                if not batch and self._starved:
                     lanes.idle[self] = None
                     break
             if lanes.gate is not None and batch:
@@ -358,10 +456,11 @@ class Lane:
             kept = {delivery.place for delivery in entered}
             forgotten = [delivery for delivery in batch if delivery.place not in kept]
             for delivery in forgotten:
-                self._leave(delivery)
+                self._all.leave(delivery)
             if self._parked:
                 staying = set(map(self._all.key, entered))
                 self._go_on(key for key in map(self._all.key, forgotten) if key not in staying)
+            self._all.memory.missed()
         return entered
 
     # What is sent next.
@@ -389,16 +488,18 @@ class Lane:
         batch: list[Delivery] = []
         turned: Parked | None = None
         size, most = 0, room
+        self._starved = False
         while queue and room and len(batch) < most:
             head = queue[0]
-            if isinstance(head, Parked) and head.recalled is None and lanes.spent:
-                if batch or not self._make_room():
-                    break
-                continue
+            if isinstance(head, Parked) and not self._fits(head) and (batch or not lanes.borrow(head)):
+                self._starved = not batch
+                break
             queue.popleft()
             if isinstance(head, Parked):
                 head.queued = False
                 delivery = self._resume(head)
+                if self._current is not None:
+                    break
             else:
                 delivery = self._unless_parked(head)
             if delivery is not None:
@@ -422,24 +523,22 @@ class Lane:
         if turned is not None and queue and queue[0] is turned and not self._parts:
             # Others have their turn.
             queue.rotate(-1)
-        if limits.linger:
+        if limits.linger and not self._starved:
             self._since = lanes.clock.seconds()
         return batch
 
-    def _make_room(self) -> bool:
-        """Have the first in the queue go on although the bodies behind it take all the memory; returns whether it may."""
-        if self._all.in_flight:
-            # There is room when that is settled.
-            return False
-        self.shelve()
-        if not self._all.spent:
+    def _fits(self, parked: Parked) -> bool:
+        """Say whether there is memory for the first delivery of a key, if it is to be recalled."""
+        memory = self._all.memory
+        if parked.recalled is not None or not parked.places or (size := self._size(parked)) <= memory.room:
             return True
-        whole = next((item for item in self._queue if isinstance(item, Delivery) or item.recalled is not None), None)
-        if whole is None:
-            return False
-        self._queue.remove(whole)
-        self._queue.appendleft(whole)
-        return True
+        if not self._all.in_flight:
+            # What waits behind a parked delivery must not take the room that it needs.
+            self.shelve()
+        return size <= memory.room
+
+    def _size(self, parked: Parked) -> int:
+        return self._sizes.get(parked.places.first, self._all.memory.short)
 
     def _unless_parked(self, delivery: Delivery) -> Delivery | None:
         if self._parked and self._all.key(delivery) in self._parked:
@@ -456,10 +555,18 @@ class Lane:
             try:
                 found = self._all.outbox.recall((parked.places.first,))
             except OutboxError:
+                self._not_lent(parked)
                 self._all.unreadable(parked.key)
                 return None
             if isinstance(found, Deferred):
                 parked.asked = True
+                if self._all.lent is parked:
+                    # Nothing else goes in its place: it must not keep what it is lent for longer than it takes.
+                    self._current = []
+                    self._all.kept = 1
+                else:
+                    parked.reserved = self._size(parked)
+                    self._all.size += parked.reserved
                 more = (parked, parked.places.first)
                 found.addCallbacks(self._came_back, self._unreadable, callbackArgs=more, errbackArgs=more)
                 return None
@@ -471,28 +578,67 @@ class Lane:
         return recalled
 
     def _take(self, found: Sequence[Delivery], parked: Parked) -> None:
-        self._all.runs -= parked.places.runs
-        attempts = self._attempts.pop(parked.places.popleft(), 0)
-        self._all.runs += parked.places.runs
+        lanes = self._all
+        lanes.runs -= parked.places.runs
+        place = parked.places.popleft()
+        lanes.runs += parked.places.runs
+        attempts = self._attempts.pop(place, 0)
+        self._sizes.pop(place, None)
+        if parked.awaited:
+            parked.awaited -= 1
+            lanes.awaited -= 1
         for delivery in found:
             delivery.attempts = attempts
             parked.recalled = delivery
-            self._all.load += 1
-            self._all.size += len(delivery.body)
+            lanes.load += 1
+            if lanes.lent is parked:
+                lanes.lent = delivery
+            else:
+                lanes.size += len(delivery.body)
+        if not found:
+            self._not_lent(parked)
+            lanes.memory.missed()
+
+    def _answered(self, parked: Parked) -> None:
+        parked.asked = False
+        self._all.size -= parked.reserved
+        parked.reserved = 0
+        if self._all.lent is parked:
+            self._current = None
+            self._all.kept = 0
+
+    def _not_lent(self, parked: Parked) -> None:
+        """Give back room that was lent for a delivery that is not there."""
+        if self._all.lent is parked:
+            self._all.give_back()
 
     def _came_back(self, found: Sequence[Delivery], parked: Parked, place: int) -> None:
-        parked.asked = False
-        if parked.places.first == place:
-            self._take(found, parked)
+        self._answered(parked)
+        lanes = self._all
+        lent = lanes.lent is parked
+        if parked.places.first != place or (lent and lanes.in_flight >= lanes.limit):
+            # One before it was parked again meanwhile, or it would keep what it is lent while it waits.
+            lanes.outbox.shelve((place,))
+            self._not_lent(parked)
         else:
-            # One before it was parked again meanwhile.
-            self._all.outbox.shelve((place,))
-        self.reread(parked.key)
+            self._take(found, parked)
+        if lent and parked.recalled is not None and not parked.held:
+            parked.queued = True
+            self._queue.appendleft(parked)
+            if not self._single:
+                self._parts.append(1)
+        else:
+            self.reread(parked.key)
+        if self._current is None:
+            self.run()
 
     def _unreadable(self, failure: Any, parked: Parked, _place: int) -> None:
         failure.trap(OutboxError)
-        parked.asked = False
+        self._answered(parked)
+        self._not_lent(parked)
         self._all.unreadable(parked.key)
+        if self._current is None:
+            self.run()
 
     # What becomes of it.
 
@@ -503,6 +649,9 @@ class Lane:
         lanes.load -= len(batch)
         for delivery in batch:
             lanes.size -= len(delivery.body)
+            if delivery is lanes.lent:
+                lanes.size += len(delivery.body)
+                lanes.give_back()
         if lanes.gate is not None:
             lanes.gate.leave(batch)
         if fates is ARRIVED:
@@ -562,6 +711,7 @@ class Lane:
 
     def _free(self, parked: Parked) -> None:
         del self._parked[parked.key]
+        self._all.awaited -= parked.awaited
         self._all.parked -= parked.failed
 
     def _hold(self, parked: Parked) -> None:
@@ -569,6 +719,8 @@ class Lane:
         if parked.queued:
             parked.queued = False
             self._queue.remove(parked)
+        self._all.awaited -= parked.awaited
+        parked.awaited = 0
         self._all.parked += not parked.failed
         parked.held = parked.failed = True
 
@@ -578,26 +730,27 @@ class Lane:
         parked = self._parked.get(key) or self._new_parked(key, delivery.client)
         if parked.recalled is not None:
             recalled, parked.recalled = parked.recalled, None
-            self._leave(recalled)
+            self._all.leave(recalled)
             self._shelve(recalled, parked, front=True)
         self._shelve(delivery, parked, front=True)
 
     def _park_behind(self, delivery: Delivery) -> None:
-        self._leave(delivery)
+        self._all.leave(delivery)
         self._shelve(delivery, self._parked[self._all.key(delivery)])
 
     def _shelve(self, delivery: Delivery, parked: Parked, *, front: bool = False) -> None:
-        places = parked.places
-        self._all.runs -= places.runs
-        (places.appendleft if front else places.append)(delivery.place)
-        self._all.runs += places.runs
+        self._keep(delivery.place, len(delivery.body), parked, front=front)
         self._all.outbox.shelve((delivery.place,))
         if delivery.attempts:
             self._attempts[delivery.place] = delivery.attempts
 
-    def _leave(self, delivery: Delivery) -> None:
-        self._all.load -= 1
-        self._all.size -= len(delivery.body)
+    def _keep(self, place: int, size: int, parked: Parked, *, front: bool = False) -> None:
+        places = parked.places
+        self._all.runs -= places.runs
+        (places.appendleft if front else places.append)(place)
+        self._all.runs += places.runs
+        if size > self._all.memory.short:
+            self._sizes[place] = size
 
     def _put_back(self, delivery: Delivery, *, named: bool) -> int:
         """

@@ -1,5 +1,5 @@
 """
-Run the long form: ``python -m tests.campaign [--seed SEED] [--table FILE] [NAME …]``.
+Run the long form: ``python -m tests.campaign [--seed SEED] [--table FILE] [--faults NUMBER] [NAME …]``.
 
 The table goes to the standard output, and to the file as reStructuredText. The exit status is 1 when a promise is broken.
 """
@@ -15,6 +15,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import react
 
 from tests.campaign import scenarios
+from tests.campaign.cluster import cluster
 from tests.campaign.stage import Row
 
 LONG = {
@@ -35,6 +36,7 @@ LONG = {
     **{f"damage-{number}": partial(scenarios.damage, kind=kind) for number, kind in enumerate(scenarios.DAMAGES, 1)},
     "clock": partial(scenarios.clock, jumps=(3600.0, -3600.0, 0.0, 86400.0)),
     "clock-kills": partial(scenarios.clock, jumps=(-3600.0, 3600.0), restart=True),
+    "cluster": cluster,
 }
 
 COLUMNS = {
@@ -51,20 +53,39 @@ COLUMNS = {
 }
 
 
-def table(rows: list[Row]) -> str:
-    """Make a list-table of rows."""
-    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 40 9 9 9 7 8 8 9 7 9", ""]
-    for cells in [list(COLUMNS), *([get(row) for get in COLUMNS.values()] for row in rows)]:
-        lines += [f"   {'  ' if index else '* '}- {cell}" for index, cell in enumerate(cells)]
-    return "\n".join([*lines, ""])
+SILENCES = ["What was done to a cluster", "Times", "Longest silence of a partition", "Asked"]
 
 
-async def main(reactor, names, seed, path):
+def table(heads, widths, lines) -> str:
+    """Make a list-table."""
+    text = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
+    for cells in [heads, *lines]:
+        text += [f"   {'  ' if index else '* '}- {cell}".rstrip() for index, cell in enumerate(cells)]
+    return "\n".join([*text, ""])
+
+
+def tables(rows: list[Row]) -> str:
+    """Make the table of what rows came to, and the one of how long partitions were silent."""
+    text = table(list(COLUMNS), "40 9 9 9 7 8 8 9 7 9", [[get(row) for get in COLUMNS.values()] for row in rows])
+    lines = [
+        [kind, times, _seconds(longest), "" if most is None else f"at most {most:g} s"]
+        for row in rows
+        for kind, (times, longest, most) in row.silences.items()
+    ]
+    return "\n".join([text, table(SILENCES, "52 10 22 16", lines)]) if lines else text
+
+
+def _seconds(number: float | None) -> str:
+    return "the endpoint was not well" if number is None else f"{number:.1f} s"
+
+
+async def main(reactor, names, seed, path, faults):
     """Play, show, write."""
     rows = []
     for name in names:
         print(f"{name} --seed {seed}", end=" ", flush=True)  # noqa: T201
-        row = await LONG[name](reactor, f"{seed}-{name}")
+        play = partial(cluster, times=faults, tell=_tell) if name == "cluster" else LONG[name]
+        row = await play(reactor, f"{seed}-{name}")
         if row is None:
             print("left out: no file system may be mounted here")  # noqa: T201
             continue
@@ -72,11 +93,18 @@ async def main(reactor, names, seed, path):
         print("; ".join(f"{key.lower()}: {get(row)}" for key, get in COLUMNS.items()))  # noqa: T201
         for promise in row.broken[:10]:
             print(f"    {promise}")  # noqa: T201
+        for kind, (times, longest, most) in row.silences.items():
+            asked = "" if most is None else f", at most {most:g} s asked"
+            print(f"    {kind}, {times} times: {_seconds(longest)}{asked}")  # noqa: T201
     if path is not None:
         with open(path, "w", encoding="utf-8") as file:
-            file.write(table(rows))
+            file.write(tables(rows))
     if any(row.broken for row in rows):
         raise SystemExit(1)
+
+
+def _tell(what: str) -> None:
+    print(f"    {what}", flush=True)  # noqa: T201
 
 
 def run() -> None:
@@ -84,12 +112,15 @@ def run() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign")
     parser.add_argument("--seed", default=f"{random.SystemRandom().getrandbits(32):08x}")
     parser.add_argument("--table")
+    parser.add_argument("--faults", type=int, default=40, help="how many the cluster has to bear; 40")
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(LONG))
     options = parser.parse_args(sys.argv[1:])
     for name in options.names:
         if name not in LONG:
             parser.error(f"there is no {name}")
-    react(lambda reactor: ensureDeferred(main(reactor, options.names or list(LONG), options.seed, options.table)))
+    react(
+        lambda reactor: ensureDeferred(main(reactor, options.names or list(LONG), options.seed, options.table, options.faults))
+    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class Producer:
     :param clients: how many clients each connection has.
     :param rate: how many events are sent in a second, over all of them.
     :param size: how many bytes of padding a payload has.
+    :param name: names a client, by the number of its connection and its own.
+    :param first: the number of its first connection, where several producers send to one endpoint.
     :ivar sent: how many events each connection that was ever made was given.
     :ivar open: which of these connections are open.
     :ivar whole: which of these connections were closed in order, once all was written.
@@ -34,10 +36,12 @@ class Producer:
 
     webhooks = False
 
-    def __init__(self, reactor, port, *, connections=4, clients=10, rate=1000, size=20):
+    def __init__(self, reactor, port, *, connections=4, clients=10, rate=1000, size=20, name="client-{}-{}".format, first=0):
         self.reactor = reactor
         self.port = port
         self.clients = clients
+        self.name = name
+        self.first = first
         self.each = rate * TICK / connections
         self.padding = "x" * size
         self.sent = {}
@@ -75,13 +79,13 @@ class _Link(ClientFactory):
     def __init__(self, producer, index):
         self.producer = producer
         self.index = index
-        self.names = [f"client-{index}-{number}" for number in range(producer.clients)]
+        self.names = [producer.name(index, number) for number in range(producer.clients)]
 
     def connect(self):
         self.producer.reactor.connectTCP("127.0.0.1", self.producer.port, self)
 
     def buildProtocol(self, addr):
-        life = len(self.producer.sent)
+        life = self.producer.first + len(self.producer.sent)
         self.producer.sent[life] = 0
         line = _Poster if self.producer.webhooks else _Line
         return line(self.producer, self, life)

@@ -12,15 +12,15 @@ export class Events {
     this.payload = false;
     this.hold = byId("events-hold");
     this.button = byId("events-payload");
-    this.hold.addEventListener("click", () => {
+    this.hold.onclick = () => {
       this.held = !this.held;
-      this.hold.setAttribute("aria-pressed", this.held);
-    });
-    this.button.addEventListener("click", () => {
+      this.hold.ariaPressed = this.held;
+    };
+    this.button.onclick = () => {
       this.payload = !this.payload;
-      this.button.setAttribute("aria-pressed", this.payload);
+      this.button.ariaPressed = this.payload;
       ask(this.payload);
-    });
+    };
   }
 
   show(events) {

@@ -26,17 +26,17 @@ export class Letters {
       bar.lastElementChild.before(make("label", {}, name, this.texts[name]));
     }
     this.all = { replay: byId("letters-replay"), purge: byId("letters-purge") };
-    this.more.addEventListener("click", () => {
+    this.more.onclick = () => {
       this.lines += 5 * LINES;
       if (!this.arrange() && this.next !== null) this.refresh(false);
-    });
-    this.webhook.addEventListener("change", onchange);
-    this.texts.reason.addEventListener("input", () => {
+    };
+    this.webhook.onchange = onchange;
+    this.texts.reason.oninput = () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(onchange, 250);
-    });
-    bar.addEventListener("submit", (event) => onchange(event.preventDefault()));
-    for (const verb of ["replay", "purge"]) this.all[verb].addEventListener("click", () => this.many(verb));
+    };
+    bar.onsubmit = (event) => onchange(event.preventDefault());
+    for (const verb of ["replay", "purge"]) this.all[verb].onclick = () => this.many(verb);
   }
 
   /** Offer the webhooks to filter by. */
@@ -143,9 +143,9 @@ export class Letters {
 class Line {
   constructor(attributes, toggle, act) {
     const cell = (name = "") => make("td", { class: name });
-    const button = (verb, name, text) => make("button", { type: "button", class: name, onclick: () => act(verb) }, text);
+    const button = (verb, name, text) => make("button", { class: name, onclick: () => act(verb) }, text);
     this.opened = false;
-    this.open = make("button", { type: "button", class: "open", "aria-expanded": "false", onclick: () => toggle() });
+    this.open = make("button", { class: "open", "aria-expanded": "false", onclick: () => toggle() });
     this.buttons = [button("replay", "", "Replay"), button("purge", "danger", "Purge")];
     this.cells = [cell(), cell(), cell("client"), cell("why")];
     this.cells[0].append(this.open);
@@ -157,12 +157,12 @@ class Line {
     write(this.cells[1], visible(letter.webhook, 60));
     write(this.cells[2], client);
     write(this.cells[3], `${visible(letter.reason)} (${note})`);
-    for (const [index, verb] of ["Replay", "Purge"].entries()) this.buttons[index].setAttribute("aria-label", `${verb} ${what}`);
+    for (const [index, verb] of ["Replay", "Purge"].entries()) this.buttons[index].ariaLabel = `${verb} ${what}`;
   }
 
   expand(opened) {
     this.opened = opened;
-    this.open.setAttribute("aria-expanded", opened);
+    this.open.ariaExpanded = opened;
   }
 }
 

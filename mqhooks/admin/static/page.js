@@ -1,7 +1,7 @@
 // The status page: one stream of status and events from mqhooks, shown as it comes.
 
 import { Refused, follow, get, post, token } from "./api.js";
-import { byId, clock, count, fit, make, rate, span, visible, write } from "./dom.js";
+import { byId, clock, count, fit, make, plural, rate, span, visible, write } from "./dom.js";
 import { Events } from "./events.js";
 import { Letters } from "./letters.js";
 import { absent, judge } from "./verdict.js";
@@ -25,8 +25,6 @@ const webhooks = new Webhooks(async (name, verb) => {
 const events = new Events(() => stream?.abort());
 const letters = new Letters(sure, tell);
 const sidecar = new Numbers(byId("sidecar"), ["connections", "events/s", "events", "left out"]);
-
-// What was asked for, and what came of it.
 
 let toastTimer;
 
@@ -53,32 +51,27 @@ function sure(text, verb) {
   write(byId("confirm-yes"), verb);
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  return new Promise((resolve) => (dialog.onclose = () => resolve(dialog.returnValue === "yes")));
 }
-
-// The token, when one is needed.
 
 function login(wrong) {
   const dialog = byId("login");
   write(byId("login-error"), wrong ? "That is not the token." : "");
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  return new Promise((resolve) => (dialog.onclose = resolve));
 }
 
-byId("login-form").addEventListener("submit", (event) => {
-  event.preventDefault();
+byId("login-form").onsubmit = () => {
   token.set(byId("token").value);
   byId("token").value = "";
-  byId("login").close();
-});
-
-// What is shown.
+};
 
 function showStatus(news) {
   status = news;
   write(byId("version"), `${status.version} on ${visible(status.host, 80)}`);
   webhooks.show(status);
   letters.offer(status);
+  showCluster(status);
   showSinks();
   showSidecar();
   showVerdict();
@@ -104,8 +97,8 @@ function showVerdict() {
     write(title, problem.title);
     write(text, problem.text);
     link.hidden = !problem.link;
-    if (problem.link) link.setAttribute("href", `#${problem.link}`);
-    link.setAttribute("aria-label", `Look at: ${problem.title}`);
+    if (problem.link) link.href = `#${problem.link}`;
+    link.ariaLabel = `Look at: ${problem.title}`;
   });
 }
 
@@ -120,8 +113,25 @@ function showSinks() {
     const all = Object.entries(shown).map(said).join(" · ");
     return [visible(name), running ? "runs" : "does not run", all || `${kind} says nothing more`];
   });
+  table("sinks", rows);
+}
+
+function table(id, rows) {
   const one = () => make("tr", {}, make("th", { scope: "row" }), make("td"), make("td"));
-  fit(byId("sinks"), rows, one, (row, texts) => texts.forEach((text, cell) => write(row.cells[cell], text)));
+  fit(byId(id), rows, one, (row, texts) => texts.forEach((text, cell) => write(row.cells[cell], text)));
+}
+
+function showCluster({ cluster: all }) {
+  byId("cluster-section").hidden = !all;
+  if (!all) return;
+  const waits = ({ pending, oldest_seconds: oldest }) => `${count(pending)} waiting${oldest >= 1 ? `, ${span(oldest)}` : ""}`;
+  const over = all.webhooks.map((one) => `${visible(one.name, 60)}: ${waits(one)}`).join(" · ");
+  write(byId("cluster"), `Over all bridges: ${over}. This one is connected to ${all.server ?? "no server"}.`);
+  const rows = all.members.map(({ name, partitions }) => {
+    const owned = all.webhooks.flatMap((one) => one.partitions.filter(({ owner }) => owner === name).map((part) => `${visible(one.name, 60)} ${part.partition}: ${waits(part)}`));
+    return [visible(name) + (name === all.name ? " (this one)" : ""), plural(partitions, "partition"), owned.join(" · ")];
+  });
+  table("members", rows);
 }
 
 function showSidecar() {
@@ -139,15 +149,15 @@ function showSidecar() {
   const body = byId("hooks").tBodies[0];
   // Those that never came would push down those that did.
   const active = Object.keys(hooks).filter((hook) => hooks[hook] > 0);
-  const most = Math.max(1e-9, ...active.map((hook) => rates[hook] ?? 0));
+  const most = Math.max(1e-9, ...active.map((hook) => rates[hook]));
   const one = () =>
-    make("tr", {}, make("th", { scope: "row" }), make("td", { class: "number" }), make("td", { class: "share" }, make("span", { class: "fill", "aria-hidden": "true" })), make("td", { class: "number" }));
+    make("tr", {}, make("th", { scope: "row" }), make("td", { class: "number" }), make("td", { class: "share" }, make("span", { class: "fill" })), make("td", { class: "number" }));
   fit(body, active, one, (row, hook) => {
     const [name, now, share, all] = row.cells;
     row.dataset.hook = hook;
     write(name, hook);
-    write(now, rate(rates[hook] ?? 0));
-    share.firstChild.style.width = `${(((rates[hook] ?? 0) / most) * 100).toFixed(1)}%`;
+    write(now, rate(rates[hook]));
+    share.firstChild.style.width = `${((rates[hook] / most) * 100).toFixed(1)}%`;
     write(all, count(hooks[hook]));
   });
   byId("hooks").hidden = active.length === 0;
@@ -168,8 +178,6 @@ function* flat(value, path) {
   else if (Array.isArray(value)) for (const [index, item] of value.entries()) yield* flat(item, `${path}[${index}]`);
   else for (const [key, item] of Object.entries(value)) yield* flat(item, path ? `${path}.${key}` : key);
 }
-
-// The stream.
 
 function showLive() {
   const age = (performance.now() - heardAt) / 1000;
@@ -231,6 +239,6 @@ async function run() {
 const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
 const offset = zone.formatToParts().find((part) => part.type === "timeZoneName").value;
 write(byId("zone"), `· times in ${zone.resolvedOptions().timeZone} (${offset})`);
-byId("config").addEventListener("toggle", () => byId("config").open && showConfiguration());
+byId("config").ontoggle = () => byId("config").open && showConfiguration();
 setInterval(showLive, 1000);
 run();

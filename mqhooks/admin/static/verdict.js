@@ -17,6 +17,7 @@ export function judge(status) {
     // The same may be said of two.
     ...new Map(status.sources.map((one) => source(one, status.sources)).filter(Boolean).map((problem) => [problem.title, problem])).values(),
     ...status.webhooks.map((webhook, index) => judgeWebhook(webhook, `webhook-${index}`, status)),
+    ...cluster(status.cluster),
     ...status.sinks.map(sink),
     dead && warn(plural(dead, "dead letter"), `Deliveries that were given up. ${why}`, "letters-section"),
   ].filter(Boolean);
@@ -46,10 +47,16 @@ function summary({ sources, rate: now, webhooks, outbox }) {
 const bad = (title, text, link) => ({ level: "bad", title, text, link });
 const warn = (title, text, link) => ({ level: "warn", title, text, link });
 
-function outbox({ damaged, failing }) {
+const cluster = (all) =>
+  (all?.webhooks ?? []).flatMap(({ name, unowned, replicas }) => [
+    unowned && bad(`${visible(name, 60)} is delivered in part`, `${plural(unowned, "partition")} without an owner: the bridges' logs say why.`, "cluster-section"),
+    replicas && replicas < all.replicas && warn("A server of NATS is missing", `${replicas} of ${all.replicas} replicas have all of ${visible(name, 60)}.`, "cluster-section"),
+  ]);
+
+function outbox({ damaged, failing, kind }) {
   return [
     ...damaged.map((file) => bad("A damaged outbox was set aside", `${visible(file)}. Take over what can be read of it: mqhooks outbox salvage, with its name.`)),
-    failing && bad("The outbox cannot be written", `${visible(failing)}. Nothing more is accepted; give its disk room, it goes on by itself.`),
+    failing && bad("The outbox cannot be written", `${visible(failing)}. Nothing more is accepted${kind === "sqlite" ? "; give its disk room" : ""}. It goes on by itself.`),
   ];
 }
 

@@ -33,11 +33,11 @@ class Card {
     const title = make("h3", { id: `webhook-${index}`, tabindex: "-1" }, make("bdi", {}, visible(name, 60)));
     this.name = name;
     this.state = make("span", { class: "state" });
-    const button = (verb) => make("button", { type: "button", "data-verb": verb, onclick: (event) => this.pressed(press, event.currentTarget) });
+    const button = (verb) => make("button", { "data-verb": verb, onclick: (event) => this.pressed(press, event.currentTarget) });
     this.button = button("pause");
     this.now = button("try");
     this.now.append("Try now");
-    this.now.setAttribute("aria-label", `Try ${visible(name, 60)} now`);
+    this.now.ariaLabel = `Try ${visible(name, 60)} now`;
     this.url = make("p", { class: "url" });
     this.said = make("p", { class: "said" });
     this.answer = make("pre");
@@ -75,12 +75,12 @@ class Card {
     const verb = webhook.state === "paused" ? "Resume" : "Pause";
     this.button.dataset.verb = verb.toLowerCase();
     write(this.button, verb);
-    this.button.setAttribute("aria-label", `${verb} ${visible(this.name, 60)}`);
+    this.button.ariaLabel = `${verb} ${visible(this.name, 60)}`;
     // A second before its time it makes no difference.
     this.now.hidden = state === "paused" || !(webhook.retrying || webhook.next_attempt > now + 1);
     write(this.url, visible(webhook.url));
     write(this.said, sentence(webhook, now));
-    const { refused = 0, failed = 0 } = webhook.attempts;
+    const { refused, failed } = webhook.attempts;
     this.numbers.show("waiting", count(webhook.pending), webhook.pending > 0 && webhook.state === "down");
     this.numbers.show("delivered", count(webhook.delivered));
     this.numbers.show("failed attempts", count(refused + failed), webhook.state === "down");
@@ -99,7 +99,7 @@ class Card {
     this.chart.show(webhook.history);
     const answer = webhook.last_answer;
     this.answerBox.hidden = !answer;
-    if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body ?? "", 4096) || "(empty)"}`);
+    if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body, 4096) || "(empty)"}`);
   }
 }
 
@@ -130,6 +130,8 @@ export class Numbers {
   }
 }
 
+const shape = (part, path) => part.setAttribute("d", path);
+
 /** The next of 1, 2, 5, 10, 20 … from a number on. */
 function round(number) {
   const unit = 10 ** Math.floor(Math.log10(number));
@@ -152,7 +154,6 @@ class Chart {
       preserveAspectRatio: "none",
       role: "slider",
       tabindex: "0",
-      "aria-valuemin": 0,
       "aria-valuemax": WIDTH - 1,
     });
     this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, draw("path", { class: name })]));
@@ -207,15 +208,15 @@ class Chart {
     const y = (value) => (FLOW - Math.min(1, value / flow) * (FLOW - 2)).toFixed(2);
     const deep = (value) => (HEIGHT - Math.min(1, value / waiting) * (HEIGHT - FLOW - GAP)).toFixed(2);
     const stairs = (values, height) => values.map((value, x) => `L${x} ${height(value)}H${x + 1}`).join("");
-    this.parts.delivered.setAttribute("d", `M0 ${FLOW}${stairs(series.delivered, y)}V${FLOW}Z`);
-    this.parts.accepted.setAttribute("d", `M0 ${y(series.accepted[0])}${stairs(series.accepted, y)}`);
+    shape(this.parts.delivered, `M0 ${FLOW}${stairs(series.delivered, y)}V${FLOW}Z`);
+    shape(this.parts.accepted, `M0 ${y(series.accepted[0])}${stairs(series.accepted, y)}`);
     const failed = series.failed.map((value, x) => (value ? `M${x} ${FLOW}V${Math.min(y(value), FLOW - LEAST)}H${x + 1}V${FLOW}Z` : ""));
-    this.parts.failed.setAttribute("d", failed.join(""));
-    this.parts.waiting.setAttribute("d", `M0 ${HEIGHT}${stairs(series.waiting, deep)}V${HEIGHT}Z`);
+    shape(this.parts.failed, failed.join(""));
+    shape(this.parts.waiting, `M0 ${HEIGHT}${stairs(series.waiting, deep)}V${HEIGHT}Z`);
     // What is higher than the drawing has a mark on its top.
     const marks = (values, most, y) => values.map((value, x) => (value > most ? `M${x} ${y}h1v2h-1Z` : "")).join("");
     const flows = [series.accepted, series.delivered, series.failed].map((values) => marks(values, flow, 0));
-    this.cut.setAttribute("d", flows.join("") + marks(series.waiting, waiting, FLOW + 1));
+    shape(this.cut, flows.join("") + marks(series.waiting, waiting, FLOW + 1));
     [`${rate(flow / step)}/s`, `${rate(flow / step / 2)}/s`, `${count(waiting)} waiting`].forEach((text, index) => write(this.scale[index], text));
     this.read();
   }
@@ -230,9 +231,9 @@ class Chart {
         : `${clock(end - (WIDTH - at) * step)}: ${rate(accepted[at] / step)}/s accepted, ${rate(delivered[at] / step)}/s delivered, ` +
           `${count(failed[at])} failed, ${count(waiting[at])} waiting`;
     write(this.readout, text);
-    this.cursor.setAttribute("d", at === null ? "" : `M${at + 0.5} 0V${HEIGHT}`);
-    this.drawing.setAttribute("aria-label", `The last ${whole}, ${count(failed.reduce((sum, value) => sum + value, 0))} failed`);
-    this.drawing.setAttribute("aria-valuenow", at ?? WIDTH - 1);
-    this.drawing.setAttribute("aria-valuetext", text);
+    shape(this.cursor, at === null ? "" : `M${at + 0.5} 0V${HEIGHT}`);
+    this.drawing.ariaLabel = `The last ${whole}, ${count(failed.reduce((sum, value) => sum + value, 0))} failed`;
+    this.drawing.ariaValueNow = at ?? WIDTH - 1;
+    this.drawing.ariaValueText = text;
   }
 }

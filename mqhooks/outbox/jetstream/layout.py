@@ -47,11 +47,12 @@ _decode_log = msgspec.msgpack.Decoder(list[Delivery]).decode
 
 def partition_of(client: str, partitions: int) -> int:
     """
-    Say in which partition a client's deliveries are: by the high bits of the CRC-32 of its id in UTF-8.
+    Say in which partition a client's deliveries are: by the CRC-32 of its id in UTF-8, times 0x9E3779B1, modulo 2 ** 32.
 
-    Lanes use the low bits of the same: a process that owns one partition has work for all of its lanes.
+    The CRCs of names that differ in a digit or two differ in few bits; the product spreads them over all partitions. Its high
+    bits count, so that a process that owns one partition has work for all of its lanes, which go by the CRC itself.
     """
-    return crc32(client.encode("utf-8", "surrogatepass")) * partitions >> 32
+    return (crc32(client.encode("utf-8", "surrogatepass")) * 0x9E3779B1 & 0xFFFFFFFF) * partitions >> 32
 
 
 class Names:

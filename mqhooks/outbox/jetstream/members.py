@@ -6,7 +6,7 @@ The owner of partition p is the one whose turn it is when all are sorted. The le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -33,11 +33,31 @@ LONELY = 5.0
 """After how many seconds it is told that nobody delivers."""
 
 
+class Share(msgspec.Struct, array_like=True, frozen=True):
+    """
+    What an owner tells of a partition.
+
+    :param partition: its number.
+    :param pending: how many of its deliveries are not settled.
+    :param oldest: about when the oldest of them was accepted, in milliseconds since 1970; ``None`` when none is known.
+    :param leader: the server that leads its stream; empty while that is not known.
+    :param replicas: how many servers have all of it; 0 while that is not known.
+    """
+
+    partition: int
+    pending: int
+    oldest: int | None = None
+    leader: str = ""
+    replicas: int = 0
+
+
 class _Sign(msgspec.Struct, array_like=True):
     who: str
     asks: bool
     leaves: bool
     full: list[int]
+    shares: list[Share] = []
+    freed: list[int] = []
     delivers: bool = True
     digest: str = ""
 
@@ -57,6 +77,8 @@ class Members:
     :param monotonic: a clock that nobody sets.
     :param full: says which of our partitions have no room.
     :param others: called with those of the others.
+    :param shares: says what is to be told of our partitions.
+    :param freed: called with partitions that another has just given up.
     :ivar delivers: whether partitions may be ours.
     :ivar digest: stands for how the webhook is configured here.
     """
@@ -70,6 +92,8 @@ class Members:
         monotonic: Callable[[], float],
         full: Callable[[], list[int]],
         others: Callable[[set[int]], object],
+        shares: Callable[[], list[Share]],
+        freed: Callable[[list[int]], object],
         *,
         delivers: bool = True,
     ) -> None:
@@ -80,6 +104,8 @@ class Members:
         self._monotonic = monotonic
         self._full = full
         self._others = others
+        self._shares = shares
+        self._freed = freed
         self.delivers = delivers
         self.digest = ""
         # First and last time that each was heard, and what it said.
@@ -114,6 +140,10 @@ class Members:
             self._client.unsubscribe(self._subscription)
             self._subscription = None
 
+    def freed(self, partition: int) -> None:
+        """Tell the others that a partition was given up, so that nobody has to find out."""
+        self._say(leaves=self._subscription is None or self._retreating, freed=[partition])
+
     def retreat(self) -> None:
         """Leave all partitions to others, as far as there are any."""
         self._retreating = True
@@ -134,6 +164,12 @@ class Members:
             return False
         there = sorted([*proven, self._me])
         return there[partition % len(there)] == self._me
+
+    def there(self) -> dict[str, list[Share]]:
+        """Say who is there, and what each tells of its partitions."""
+        now = self._monotonic()
+        others = {who: sign.shares for who, (_, last, sign) in self._heard.items() if now - last < GONE}
+        return dict(sorted({**others, self._me: self._shares()}.items()))
 
     @property
     def others(self) -> list[str]:
@@ -167,10 +203,11 @@ class Members:
             self._say()
         self._tell()
 
-    def _say(self, *, asks: bool = False, leaves: bool = False) -> None:
+    def _say(self, *, asks: bool = False, leaves: bool = False, freed: Sequence[int] = ()) -> None:
         try:
             self._client.publish(
-                self._subject, _encode(_Sign(self._me, asks, leaves, self._full(), self.delivers, self.digest))
+                self._subject,
+                _encode(_Sign(self._me, asks, leaves, self._full(), self._shares(), list(freed), self.delivers, self.digest)),
             )
         except NATSError:
             # Without a connection nobody hears us, and nothing can be owned.
@@ -186,7 +223,11 @@ class Members:
         if sign.leaves:
             self._heard.pop(sign.who, None)
             self._tell()
-            return
+        else:
+            self._note(sign)
+        self._freed(sign.freed)
+
+    def _note(self, sign: _Sign) -> None:
         now = self._monotonic()
         first, last, _ = self._heard.get(sign.who, (now, now, sign))
         self._heard[sign.who] = first if now - last < GONE else now, now, sign

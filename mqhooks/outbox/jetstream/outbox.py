@@ -29,7 +29,7 @@ from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, Ack, JetStream
 from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
 from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, OVERHEAD, Names, decode_batch, encode_letter, partition_of
-from mqhooks.outbox.jetstream.members import GONE, Members
+from mqhooks.outbox.jetstream.members import GONE, Members, Share
 from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
 from mqhooks.outbox.queue import SqliteOutbox
 from mqhooks.outbox.sqlite import SqliteStore
@@ -106,7 +106,7 @@ class _Former:
         self.me = outbox.me
         self.room, self.ready, self.revoked, self.counted = outbox.room, outbox.ready, outbox.revoked, outbox.counted
         self.lost, self.handed, self.changed, self.complain = outbox.lost, outbox.handed, outbox.changed, outbox.complain
-        self.members = Members(reactor, client, names.alive, outbox.me, monotonic, list, lambda _: None)
+        self.members = Members(reactor, client, names.alive, outbox.me, monotonic, list, lambda _: None, list, self._freed)
         self.partitions = [Partition(number, reactor, client, stream, names, self, monotonic) for number in range(count)]
         self._outbox = outbox
         self._started = False
@@ -126,6 +126,15 @@ class _Former:
         if not self._started:
             self._started = True
             self.members.start(share)
+
+    def given_up(self, partition: int) -> None:
+        """Tell the others that they may take a partition."""
+        self.members.freed(partition)
+
+    def _freed(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if 0 <= number < len(self.partitions):
+                self.partitions[number].hurry()
 
     async def stop(self) -> None:
         """Give all of it up."""
@@ -236,7 +245,7 @@ class JetStreamOutbox:
 
     def _shared(self, names: Names) -> Members:
         made = (self._reactor, self._client, names.alive, self.me, self._monotonic, self._full_here, self._full_there)
-        return Members(*made, delivers=self._delivers)
+        return Members(*made, self._shares, self._freed, delivers=self._delivers)
 
     def use(self, names: Names, former: Iterable[tuple[Names, int]]) -> None:
         """
@@ -553,6 +562,16 @@ class JetStreamOutbox:
         """When the oldest delivery that is not stored was appended; the reactor's seconds."""
         return min([acceptor.since for acceptor in self._acceptors if acceptor.since is not None], default=None)
 
+    def there(self) -> dict[str, list[Share]]:
+        """Say which processes share the partitions, and what each tells of those that it has."""
+        return self._members.there()
+
+    def _shares(self) -> list[Share]:
+        return [
+            Share(partition.number, partition.pending, partition.oldest, partition.leader, partition.replicas)
+            for partition in self._owned
+        ]
+
     @property
     def used(self) -> int:
         """How many bytes the messages take that are not settled, in our partitions."""
@@ -850,6 +869,15 @@ class JetStreamOutbox:
     def handed(self, count: int) -> None:
         """Count deliveries that are another process's now."""
         self._handed += count
+
+    def given_up(self, partition: int) -> None:
+        """Tell the others that they may take a partition."""
+        self._members.freed(partition)
+
+    def _freed(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if 0 <= number < len(self.partitions):
+                self.partitions[number].hurry()
 
     def changed(self) -> None:
         """Note that there may be more room."""

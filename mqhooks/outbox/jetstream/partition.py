@@ -58,6 +58,9 @@ LOOK = 2.0
 PATIENCE = 10.0
 """After how many seconds a settled message is deleted by itself, because an earlier one is not settled yet."""
 
+HEALTH = 5.0
+"""How often an owner asks which servers have the stream, in seconds."""
+
 DELETED = 64
 """How many are deleted with one renewal."""
 
@@ -127,6 +130,9 @@ class Owner(Protocol):
     def handed(self, count: int) -> None:
         """Count deliveries that are another process's now."""
 
+    def given_up(self, partition: int) -> None:
+        """Tell others that a partition has no owner now."""
+
     def changed(self) -> None:
         """Note that there may be more room, or less."""
 
@@ -150,6 +156,8 @@ class Partition:
     :ivar pending: how many deliveries up to ``tail`` are not settled.
     :ivar size: how many bytes their messages have.
     :ivar flying: places of deliveries that are being sent.
+    :ivar leader: the server that leads its stream; empty when that is not known.
+    :ivar replicas: how many servers have all of it; 0 when that is not known.
     """
 
     log = Logger()
@@ -168,6 +176,8 @@ class Partition:
         self.mine = self.leaving = False
         self.pending = self.size = 0
         self.flying: set[int] = set()
+        self.leader = ""
+        self.replicas = 0
         self.rows: dict[int, Row] = {}
         self.tail = 0
         self._accepted: dict[str, str] = {}
@@ -191,7 +201,7 @@ class Partition:
         self._resuming = False
         self._wanted = 0
         self._fetching = False
-        self._looked = 0.0
+        self._looked = self._asked = 0.0
         # Changes whenever what was asked for before is to be forgotten.
         self._term = 0
         self._subscription: Subscription | None = None
@@ -209,6 +219,11 @@ class Partition:
         if not self._begun:
             self._begun = True
             self._soon(0.0)
+
+    def hurry(self) -> None:
+        """Look at once who owns it: its owner has given it up."""
+        if not self.mine and self._timer is not None and self._timer.active():
+            self._timer.reset(0.0)
 
     def stop(self) -> Deferred[None]:
         """
@@ -420,7 +435,25 @@ class Partition:
         self._delete(floor, checkpoint.upto)
         if self._monotonic() - self._looked > LOOK:
             self.look()
+        if self._monotonic() - self._asked > HEALTH:
+            self._ask_health()
         return None
+
+    def _ask_health(self) -> None:
+        """Ask who has the stream: the lease tells only that a quorum has."""
+
+        def answered(info: dict[str, Any]) -> None:
+            cluster = info.get("cluster") or {}
+            self.leader = str(cluster.get("leader") or "")
+            followers = cluster.get("replicas") or ()
+            self.replicas = 1 + sum(bool(each.get("current")) and not each.get("offline") for each in followers)
+
+        def unanswered(failure: Any) -> None:
+            failure.trap(NATSError)
+            self.leader, self.replicas = "", 0
+
+        self._asked = self._monotonic()
+        self._js.stream_info(self._name).addCallbacks(answered, unanswered)
 
     def _again_needed(self) -> bool:
         return any(row.number for row in self.rows.values())
@@ -476,6 +509,7 @@ class Partition:
         else:
             if floor > self._purged:
                 self._purge(floor)
+            self._owner.given_up(self.number)
         self._seen = -1, 0.0
         self._owner.handed(pending)
         self.log.info("{name}: given up", name=self._name)

@@ -191,6 +191,16 @@ class JetStreamStore(Service):
         return self._client.server is None or self._unreachable
 
     @property
+    def me(self) -> str:
+        """What this process calls itself among those that share the outboxes."""
+        return self._me
+
+    @property
+    def server(self) -> str | None:
+        """The server of NATS that we are connected to."""
+        return self._client.server
+
+    @property
     def failing(self) -> str | None:
         """Why nothing is accepted; ``None`` when all is well, or the local file takes what comes."""
         if self._spill is not None and self._spill.running and self.away:

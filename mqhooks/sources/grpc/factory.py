@@ -15,8 +15,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError as ProtobufError
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
-from twisted.internet.protocol import ServerFactory
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,6 +23,7 @@ from mqhooks.errors import MalformedFrame, UnknownType
 from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.pb.event_request_pb2 import EventRequest
+from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.grpc.counters import GrpcCounters
 from mqhooks.sources.grpc.protocol import CHECK, EVENT, Call, GrpcProtocol
 from mqhooks.sources.grpc.status import (
@@ -35,7 +35,6 @@ from mqhooks.sources.grpc.status import (
     UNAVAILABLE,
     UNIMPLEMENTED,
 )
-from mqhooks.sources.handover import Handover, Watcher
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.pieces import MANY, UNDIVIDED, Divided, Pieces, divide
@@ -116,7 +115,7 @@ def answer(calls: list[Call], status: int, words: str = "") -> None:
         connection.flush()
 
 
-class GrpcFactory(ServerFactory):
+class GrpcFactory(SourceFactory):
     """
     What the connections share: the sink, the counters, the session table, and the bounds.
 
@@ -125,22 +124,21 @@ class GrpcFactory(ServerFactory):
     :param max_frame: bytes; a longer message is refused.
     :param sessions: remembers usernames; ``None`` for a table of its own.
     :ivar clock: the same.
-    :ivar connections: those that are open.
     """
 
-    noisy = False
+    protocol: Any = GrpcProtocol
+    counters: GrpcCounters
+    connections: set[GrpcProtocol]
     log = Logger()
 
     def __init__(
         self, clock: IReactorTime, sink: IEventSink, *, max_frame: int = 16 << 20, sessions: SessionTable | None = None
     ) -> None:
+        super().__init__(sink, GrpcCounters())
         self.clock = clock
-        self.counters = GrpcCounters()
-        self.connections: set[GrpcProtocol] = set()
         # Health checks come and go, and are not worth a line.
         self._callers: set[GrpcProtocol] = set()
         self._sessions = SessionTable() if sessions is None else sessions
-        self._handover = Handover(sink, self.counters)
         self._max_frame = max_frame
         self._complaints = RateLimit(clock)
         self._unfinished: dict[Call, None] = {}
@@ -154,32 +152,15 @@ class GrpcFactory(ServerFactory):
         self._pieces = Pieces(clock, self._store_piece, self._undecodable_piece, lambda: None)
         self._divided = 0
         self._current: _Awaited | None = None
-        self._emptied: list[Deferred[None]] = []
 
     def limit(self, *, max_frame: int) -> None:
         """Replace the longest message's length."""
         self._max_frame = max_frame
 
-    def watch(self, watcher: Watcher | None) -> None:
-        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
-        self._handover.watcher = watcher
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Make the protocol of one connection."""
-        protocol = GrpcProtocol()
-        protocol.factory = self
-        return protocol
-
-    def joined(self, protocol: GrpcProtocol) -> None:
-        """Note a new connection."""
-        self.connections.add(protocol)
-        self.counters.connections = len(self.connections)
-
     def left(self, protocol: GrpcProtocol) -> None:
         """Note that a connection ended."""
         self._flush()
-        self.connections.discard(protocol)
-        self.counters.connections = len(self.connections)
+        super().left(protocol)
         if protocol in self._callers:
             self._callers.discard(protocol)
             if not self._callers:
@@ -187,11 +168,9 @@ class GrpcFactory(ServerFactory):
                     "the last gRPC connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
                     peer=protocol.peer,
                 )
-        if not self.connections:
-            if self._sweeper is not None:
-                self._sweeper.cancel()
-                self._sweeper = None
-            self._tell_empty()
+        if not self.connections and self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
 
     # Calls that have not ended.
 
@@ -292,7 +271,7 @@ class GrpcFactory(ServerFactory):
         if message not in (b"", b"\x0a\0", b"\x0a\x1dwebhook.v1beta1.PluginService"):
             call.connection.answer(call, NOT_FOUND, "there is no such service")
         else:
-            call.connection.answer(call, OK, message=NOT_SERVING if self._handover.full else SERVING)
+            call.connection.answer(call, OK, message=NOT_SERVING if self.handover.full else SERVING)
 
     def _accept(self, call: Call, frame: bytes) -> None:
         size = len(frame)
@@ -316,8 +295,8 @@ class GrpcFactory(ServerFactory):
                 "properties",
                 f"client {who} has more than {MANY} user properties: only {MANY} of them are kept",
             )
-        if self._handover.full or self._divided > DIVIDED:
-            self._refuse([call], _NO_ROOM if self._handover.full else _TOO_MUCH)
+        if self.handover.full or self._divided > DIVIDED:
+            self._refuse([call], _NO_ROOM if self.handover.full else _TOO_MUCH)
             return
         self._divided += size
         awaited = _Awaited(self.clock, [call])
@@ -354,7 +333,7 @@ class GrpcFactory(ServerFactory):
         size, self._size = self._size, 0
         if not calls:
             return
-        if self._handover.full:
+        if self.handover.full:
             self._refuse(calls, _NO_ROOM)
         elif self._unstored > UNSTORED:
             self._refuse(calls, _TOO_MUCH)
@@ -375,10 +354,10 @@ class GrpcFactory(ServerFactory):
 
         stored.addBoth(done)
         stored.addCallbacks(lambda _: awaited.end(OK), self._not_stored, errbackArgs=(awaited,))
-        stored.addBoth(lambda _: self._tell_empty())
+        stored.addBoth(lambda _: self.tell_empty())
 
     def _store(self, events: list[Event]) -> Deferred[None] | None:
-        return self._handover.store(events)
+        return self.handover.store(events)
 
     def _not_stored(self, failure: Failure, awaited: _Awaited | None) -> None:
         # The handover has logged it.
@@ -392,30 +371,12 @@ class GrpcFactory(ServerFactory):
 
     # The end.
 
-    def when_empty(self) -> Deferred[None]:
-        """
-        Wait until all connections have ended.
-
-        :returns: a ``Deferred`` that fires when no connection is open.
-        """
-        deferred: Deferred[None] = Deferred()
-        self._emptied.append(deferred)
-        self._tell_empty()
-        return deferred
-
-    def _tell_empty(self) -> None:
-        if not self.connections:
-            waiting, self._emptied = self._emptied, []
-            for deferred in waiting:
-                deferred.callback(None)
-
     def give_up(self) -> None:
         """Abort all connections, and forget what is not yet handed over."""
         lost = self._pieces.drop()
         if lost:
             self.log.error("stopped in the middle of {count} calls with many topics: what is left of them is lost", count=lost)
-        for protocol in list(self.connections):
-            protocol.abort()
+        super().give_up()
 
     def complain(self, protocol: GrpcProtocol, kind: str, complaint: str) -> None:
         """Log what is wrong with a peer, once a minute for each host and kind."""

@@ -10,7 +10,7 @@ from mqhooks.errors import ConfigError
 from mqhooks.sources.grpc.factory import GrpcFactory
 from mqhooks.sources.grpc.settings import GRPC_PORT, GrpcSettings
 from mqhooks.sources.listening import SourceService
-from mqhooks.support.listening import is_local
+from mqhooks.support.listening import can_be_reached
 
 
 class GrpcService(SourceService):
@@ -32,7 +32,7 @@ class GrpcService(SourceService):
     def __init__(self, reactor: Any, settings: GrpcSettings, factory: GrpcFactory) -> None:
         super().__init__(reactor, settings.listen, factory)
         for description in settings.listen:
-            if not settings.insecure and not is_local(description):
+            if not settings.insecure and can_be_reached(description):
                 raise ConfigError(
                     f"other machines can reach {description}, and gRPC has neither TLS nor authentication here: set "
                     f"mqhooks.sources.grpc.insecure = true, or listen on tcp:{GRPC_PORT}:interface=127.0.0.1"

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITCPTransport
-from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from mqhooks.errors import MalformedFrame, UnknownType
 from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
-from mqhooks.sources.handover import Handover, Watcher
+from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
@@ -308,7 +308,7 @@ class SidecarProtocol(Int32StringReceiver):
         transport.abortConnection()
 
 
-class SidecarFactory(ServerFactory):
+class SidecarFactory(SourceFactory):
     """
     What the connections share: the sink, the counters, the session table, and backpressure.
 
@@ -323,7 +323,9 @@ class SidecarFactory(ServerFactory):
     :ivar common_frames: likewise, for the shorter ones of them.
     """
 
-    noisy = False
+    protocol: Any = SidecarProtocol
+    counters: SidecarCounters
+    connections: set[SidecarProtocol]
     log = Logger()
 
     def __init__(
@@ -335,13 +337,11 @@ class SidecarFactory(ServerFactory):
         sessions: SessionTable | None = None,
         gather: float = 0.0,
     ) -> None:
+        super().__init__(sink, SidecarCounters())
         self.max_frame = min(max_frame, HARD_LIMIT)
-        self.counters = SidecarCounters()
         self.long_frames = LongFrames(reactor, HELD)
         self.common_frames = LongFrames(reactor, HELD_COMMON)
         self.sessions = SessionTable() if sessions is None else sessions
-        self.connections: set[SidecarProtocol] = set()
-        self._handover = Handover(sink, self.counters)
         self._complaints = RateLimit(reactor)
         self.braked = False
         self.pieces = Pieces(reactor, self._hand_over_piece, self._undecodable, self._pieces_changed)
@@ -353,7 +353,6 @@ class SidecarFactory(ServerFactory):
         self._gather = gather
         self._next = 0.0
         self._flushing: IDelayedCall | None = None
-        self._emptied: list[Deferred[None]] = []
 
     def limit(self, *, max_frame: int, gather: float) -> None:
         """Replace the limits; see the class for what they are."""
@@ -362,20 +361,9 @@ class SidecarFactory(ServerFactory):
             protocol.limit()
         self._gather = gather
 
-    def watch(self, watcher: Watcher | None) -> None:
-        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
-        self._handover.watcher = watcher
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Make the protocol of one connection."""
-        protocol = SidecarProtocol()
-        protocol.factory = self
-        return protocol
-
     def joined(self, protocol: SidecarProtocol) -> None:
         """Note a new connection."""
-        self.connections.add(protocol)
-        self.counters.connections = len(self.connections)
+        super().joined(protocol)
         if self.braked:
             protocol.regulate()
             self._schedule_pause_warning()
@@ -385,40 +373,25 @@ class SidecarFactory(ServerFactory):
     def left(self, protocol: SidecarProtocol) -> None:
         """Note that a connection ended."""
         self.flush()
-        self.connections.discard(protocol)
-        self.counters.connections = len(self.connections)
+        super().left(protocol)
         if not self.connections:
             self.log.warn(
                 "the last sidecar connection, from {peer}, is gone: VerneMQ drops its events until it reconnects",
                 peer=protocol.peer,
             )
             self._cancel_pause_warning()
-            self._tell_empty()
 
-    def when_empty(self) -> Deferred[None]:
-        """
-        Wait until all connections have ended and what they brought was handed over.
-
-        :returns: a ``Deferred`` that fires when no connection is open and no piece waits.
-        """
-        deferred: Deferred[None] = Deferred()
-        self._emptied.append(deferred)
-        self._tell_empty()
-        return deferred
-
-    def _tell_empty(self) -> None:
-        if not self.connections and not self.pieces.clients:
-            waiting, self._emptied = self._emptied, []
-            for deferred in waiting:
-                deferred.callback(None)
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is open and no piece waits."""
+        return not self.connections and not self.pieces.clients
 
     def give_up(self) -> None:
         """Abort all connections, and forget what is not yet handed over."""
         lost = self.pieces.drop()
         if lost:
             self.log.error("stopped in the middle of {count} frames with many topics: what is left of them is lost", count=lost)
-        for protocol in list(self.connections):
-            protocol.abort()
+        super().give_up()
 
     def accept(self, events: list[Event], size: int) -> None:
         """
@@ -466,7 +439,7 @@ class SidecarFactory(ServerFactory):
         :returns: fires when the batch is accepted; ``None`` when it is.
         """
         self.counters.frames += frames
-        accepted = self._handover.receive(events)
+        accepted = self.handover.receive(events)
         if accepted is None:
             return None
         self._unaccepted += size
@@ -487,7 +460,7 @@ class SidecarFactory(ServerFactory):
         for frames in (self.common_frames, self.long_frames):
             frames.wait_for(self.pieces.behind)
         self._regulate()
-        self._tell_empty()
+        self.tell_empty()
 
     def _regulate(self) -> None:
         """Pause all connections, or go on with them."""

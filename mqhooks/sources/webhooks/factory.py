@@ -17,8 +17,7 @@ from time import time_ns
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocolNegotiationFactory, IReactorTime
-from twisted.internet.protocol import ServerFactory
+from twisted.internet.interfaces import IDelayedCall, IProtocolNegotiationFactory, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,7 +26,7 @@ from zope.interface import implementer
 from mqhooks.errors import MalformedBody
 from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
-from mqhooks.sources.handover import Handover, Watcher
+from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.listening import CLOSING_TIME
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.longframes import HELD, HELD_COMMON, LongFrames
@@ -85,7 +84,7 @@ class _Divided(NamedTuple):
 
 
 @implementer(IProtocolNegotiationFactory)
-class WebhooksFactory(ServerFactory):
+class WebhooksFactory(SourceFactory):
     """
     What the connections share.
 
@@ -99,7 +98,9 @@ class WebhooksFactory(ServerFactory):
     :ivar common_bodies: likewise, for the shorter ones of them.
     """
 
-    noisy = False
+    protocol: Any = WebhooksProtocol
+    counters: WebhooksCounters
+    connections: set[WebhooksProtocol]
     log = Logger()
 
     def __init__(
@@ -111,15 +112,13 @@ class WebhooksFactory(ServerFactory):
         sessions: SessionTable | None = None,
         now: Callable[[], int] = time_ns,
     ) -> None:
-        self.counters = WebhooksCounters()
+        super().__init__(sink, WebhooksCounters())
         self.long_bodies = LongFrames(reactor, HELD)
         self.common_bodies = LongFrames(reactor, HELD_COMMON)
-        self.connections: set[WebhooksProtocol] = set()
         self.change(settings)
         self._clock = reactor
         self._now = now
         self._sessions = SessionTable() if sessions is None else sessions
-        self._handover = Handover(sink, self.counters)
         self._complaints = RateLimit(reactor)
         self._events: list[Event] = []
         self._exchanges: list[Exchange] = []
@@ -131,7 +130,6 @@ class WebhooksFactory(ServerFactory):
         self._overdue = 0
         self._refusing: float | None = None
         self._greeted = False
-        self._emptied: list[Deferred[None]] = []
         self._watch = LoopingCall(self._look)
         self._watch.clock = reactor
 
@@ -145,10 +143,6 @@ class WebhooksFactory(ServerFactory):
         self.max_body = settings.max_body
         self._text = settings.payload_encoding == "text"
 
-    def watch(self, watcher: Watcher | None) -> None:
-        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
-        self._handover.watcher = watcher
-
     # The connections.
 
     def startFactory(self) -> None:
@@ -160,35 +154,23 @@ class WebhooksFactory(ServerFactory):
         """Say what is spoken over TLS: a client that asks for HTTP/2 too has to be told."""
         return [b"http/1.1"]
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Make the protocol of one connection."""
-        protocol = WebhooksProtocol()
-        protocol.factory = self
-        return protocol
-
     def joined(self, protocol: WebhooksProtocol) -> None:
         """Note a new connection."""
-        self.connections.add(protocol)
-        self.counters.connections = len(self.connections)
+        super().joined(protocol)
         if not self._greeted:
             self._greeted = True
             self.log.info("first connection of VerneMQ's webhooks, from {peer}", peer=protocol.peer)
 
-    def left(self, protocol: WebhooksProtocol, *, cut: bool) -> None:
+    def left(self, protocol: WebhooksProtocol, *, cut: bool = False) -> None:
         """
         Note that a connection ended.
 
         :param cut: whether in the middle of a request.
         """
-        self.connections.discard(protocol)
-        self.counters.connections = len(self.connections)
+        super().left(protocol)
         if cut:
             self.counters.truncated += 1
             self.complain(protocol, "cut", "a connection ended in the middle of a request")
-        if not self.connections:
-            waiting, self._emptied = self._emptied, []
-            for deferred in waiting:
-                deferred.callback(None)
 
     def close(self) -> Deferred[None]:
         """
@@ -196,16 +178,10 @@ class WebhooksFactory(ServerFactory):
 
         :returns: fires when no connection is open.
         """
-        empty: Deferred[None] = Deferred()
-        late = self._clock.callLater(CLOSING_TIME, self._give_up)
-        empty.addCallback(self._closed, late)
-        self._emptied.append(empty)
+        late = self._clock.callLater(CLOSING_TIME, self.give_up)
         for protocol in list(self.connections):
             protocol.finish()
-        if not self.connections:
-            self._emptied.remove(empty)
-            empty.callback(None)
-        return empty
+        return self.when_empty().addCallback(self._closed, late)
 
     def _closed(self, _: None, late: IDelayedCall) -> None:
         if late.active():
@@ -213,7 +189,8 @@ class WebhooksFactory(ServerFactory):
         if self._watch.running:
             self._watch.stop()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Abort all connections, and forget what is not yet handed over."""
         if self._pieces:
             count = sum(map(len, self._pieces.values()))
             self._pieces.clear()
@@ -221,8 +198,7 @@ class WebhooksFactory(ServerFactory):
             self.log.error(
                 "stopped in the middle of {count} requests with many topics: what is left of them is lost", count=count
             )
-        for protocol in list(self.connections):
-            protocol.abort()
+        super().give_up()
 
     def _look(self) -> None:
         """Close what is too slow, and say whether events are refused."""
@@ -252,7 +228,7 @@ class WebhooksFactory(ServerFactory):
 
     @property
     def _full(self) -> bool:
-        return bool(self._overdue) or self._uncommitted > UNCOMMITTED_LIMIT or self._handover.full
+        return bool(self._overdue) or self._uncommitted > UNCOMMITTED_LIMIT or self.handover.full
 
     def count_question(self, hook: bytes) -> bool:
         """Count a question to an authorizer; returns whether it is one."""
@@ -315,7 +291,7 @@ class WebhooksFactory(ServerFactory):
             return
         batch = _Batch(self._exchanges, self._size)
         self._exchanges, self._size = [], 0
-        stored = self._handover.store(events)
+        stored = self.handover.store(events)
         if stored is None:
             self._committed(None, batch)
         else:

@@ -12,7 +12,7 @@ from mqhooks.errors import ConfigError
 from mqhooks.sources.listening import SourceService
 from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.settings import WebhooksSettings
-from mqhooks.support.listening import is_local
+from mqhooks.support.listening import can_be_reached
 
 
 class WebhooksService(SourceService):
@@ -44,7 +44,7 @@ def check(settings: WebhooksSettings) -> None:
     :raises mqhooks.errors.ConfigError: when an endpoint can be reached from elsewhere, and nothing has to be presented there.
     """
     for description in settings.listen:
-        if not settings.locked and not is_local(description):
+        if not settings.locked and can_be_reached(description):
             remedy = "set mqhooks.sources.webhooks.token, or user and password"
             raise ConfigError(
                 f"{description} can be reached from elsewhere, and anybody could post events: {remedy}",

@@ -1,0 +1,77 @@
+"""
+The commands that twistd runs: ``mqhooks run``, ``capture``, ``replay``, ``simulate`` and ``receive``.
+
+Each is a way to write ``twistd -n --pidfile= COMMAND``, in this process; whoever needs twistd's own options uses twistd.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import SUPPRESS, Namespace
+from collections.abc import Iterator, Sequence
+
+from twisted.internet.endpoints import quoteStringArgument
+
+from mqhooks.app import tap
+from mqhooks.app.parser import Parser, words_of
+from mqhooks.tools import receiver, simulator
+
+_SOURCES = ("sidecar-port", "sidecar", "webhooks-port", "grpc-port", "log-format")
+
+
+def add_run(parser: Parser) -> None:
+    """Add the options of ``mqhooks run``."""
+    _add_foreground(parser)
+    parser.take_over(tap.Options)
+    parser.set_defaults(command=lambda given: _twistd("mqhooks", words_of(tap.Options, given)))
+
+
+def add_capture(parser: Parser) -> None:
+    """Add the options of ``mqhooks capture``."""
+    _add_foreground(parser)
+    parser.add_argument("file", metavar="FILE", help="the file; frames are appended")
+    size = "record no more than this, like 1GiB; without it until the disk is full"
+    parser.add_argument("--max-size", metavar="SIZE", help=size)
+    parser.take_over(tap.Options, only=_SOURCES)
+    parser.set_defaults(command=_capture)
+
+
+def add_replay(parser: Parser) -> None:
+    """Add the options of ``mqhooks replay``."""
+    _add_foreground(parser)
+    parser.add_argument("replay", metavar="FILE", help="what mqhooks capture, or the sink capture, has recorded")
+    parser.take_over(simulator.Options, only=("via", "target", "connections", "count", "seed", "speed"))
+    parser.set_defaults(command=lambda given: _twistd("mqhooks-simulate", words_of(simulator.Options, given)))
+
+
+def add_simulate(parser: Parser) -> None:
+    """Add the options of ``mqhooks simulate``."""
+    _add_foreground(parser)
+    parser.take_over(simulator.Options)
+    parser.set_defaults(command=lambda given: _twistd("mqhooks-simulate", words_of(simulator.Options, given)))
+
+
+def add_receive(parser: Parser) -> None:
+    """Add the options of ``mqhooks receive``."""
+    _add_foreground(parser)
+    parser.take_over(receiver.Options)
+    parser.set_defaults(command=lambda given: _twistd("mqhooks-receive", words_of(receiver.Options, given)))
+
+
+def _add_foreground(parser: Parser) -> None:
+    # Whoever is used to twistd writes it.
+    parser.add_argument("-n", "--nodaemon", action="store_true", help=SUPPRESS)
+
+
+def _capture(given: Namespace) -> Iterator[str]:
+    size = "" if given.max_size is None else f":max_size={quoteStringArgument(given.max_size)}"
+    sink = f"capture:path={quoteStringArgument(given.file)}{size}"
+    return _twistd("mqhooks", [f"--sink={sink}", "--admin-port=0", *words_of(tap.Options, given)])
+
+
+def _twistd(command: str, words: Sequence[str]) -> Iterator[str]:
+    from twisted.scripts.twistd import run
+
+    sys.argv = ["twistd", "-n", "--pidfile=", command, *words]
+    run()
+    yield from ()

@@ -1,0 +1,76 @@
+"""
+What the connections of one source share: who they are, and the way to the sink.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ServerFactory
+
+from mqhooks.interfaces import IEventSink
+from mqhooks.sources.counters import SourceCounters
+from mqhooks.sources.handover import Handover, Watcher
+
+
+class SourceFactory(ServerFactory):
+    """
+    Makes the protocols of a source's connections, and knows which are open.
+
+    A protocol calls :meth:`joined` and :meth:`left`, and hands events to the factory's ``handover``. It has ``close()``, which
+    closes the connection in order, and ``abort()``.
+
+    :param sink: gets the events. It is not started or stopped here.
+    :param counters: the source's.
+    :ivar counters: the same.
+    :ivar handover: the way to the sink.
+    :ivar connections: those that are open.
+    """
+
+    noisy = False
+
+    def __init__(self, sink: IEventSink, counters: SourceCounters) -> None:
+        self.counters = counters
+        self.handover = Handover(sink, counters)
+        self.connections: set[Any] = set()
+        self._emptied: list[Deferred[None]] = []
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show each batch to a watcher; see :meth:`mqhooks.interfaces.IEventSource.watch`."""
+        self.handover.watcher = watcher
+
+    def joined(self, protocol: Any) -> None:
+        """Note a new connection."""
+        self.connections.add(protocol)
+        self.counters.connections = len(self.connections)
+
+    def left(self, protocol: Any) -> None:
+        """Note that a connection ended."""
+        self.connections.discard(protocol)
+        self.counters.connections = len(self.connections)
+        self.tell_empty()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is open, and nothing that one has brought waits here."""
+        return not self.connections
+
+    def when_empty(self) -> Deferred[None]:
+        """Get a ``Deferred`` that fires when the source is :attr:`empty`."""
+        deferred: Deferred[None] = Deferred()
+        self._emptied.append(deferred)
+        self.tell_empty()
+        return deferred
+
+    def tell_empty(self) -> None:
+        """Tell those that wait for the source to be empty, if it is."""
+        if self.empty:
+            waiting, self._emptied = self._emptied, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def give_up(self) -> None:
+        """Abort all connections."""
+        for protocol in list(self.connections):
+            protocol.abort()
