@@ -41,11 +41,12 @@ def _check(given: Namespace) -> Generator[str, None, int]:
     warnings: list[str] = []
     try:
         planned = tap.plan(install(), options, warnings)
+        settings = tap.looked_at(planned.settings, options)
     except ConfigError as error:
         return _tell(error.mistakes, warnings)
     if given.strict and warnings:
         return _tell((), warnings)
-    yield from describe(planned.settings, planned.sidecars, options["sink"], samples=sample).splitlines()
+    yield from describe(settings, planned.sidecars, options["sink"], samples=sample).splitlines()
     return 0
 
 
