@@ -203,7 +203,7 @@ class EngineLetters:
         return count
 
     def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
-        """Accept what lines say; see :func:`mqhooks.outbox.exchange.import_lines`."""
+        """Accept what lines say, as ``import_lines`` in ``mqhooks.outbox.exchange`` does."""
         with TemporaryFile() as checked:
             source = check_lines(file, name, checked, set(self.webhooks()), now, dead=dead)
             done, count = self._engine.wait(lambda: self._letters.progress(source)), 0

@@ -332,7 +332,7 @@ class Letters:
         return count
 
     def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
-        """Hand over what lines say; see :func:`mqhooks.outbox.exchange.import_lines`."""
+        """Hand over what lines say, as ``import_lines`` in ``exchange`` does."""
         return import_lines(file, name, self._path, now, dead=dead)
 
     def close(self) -> None:
