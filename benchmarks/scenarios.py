@@ -52,6 +52,7 @@ class Scenario:
     :param via: how the events come: over gRPC with 100 calls at a time, over webhooks with 50 requests.
     :param runs: how often at most, for what takes long.
     :param delay: how many seconds the endpoint takes to answer.
+    :param clients: how many there are; the fewer there are, the longer the fullest lane is at work after all others.
     :param long: whether it is only for who has the time.
     """
 
@@ -67,6 +68,7 @@ class Scenario:
     via: Via = "sidecar"
     runs: int = 99
     delay: float = 0.0
+    clients: int = 1000
     long: bool = False
 
 
@@ -146,7 +148,9 @@ SCENARIOS = {
     "shared-1k": Scenario(
         "an outbox on one disk or three servers, 1,000 events a second", 10_000, peers=SHARING, rate=1_000.0, webhook=NOW
     ),
-    "shared-endpoint": Scenario("an endpoint that answers after 100 ms", 20_000, peers=tuple(SHARED), webhook=NOW, delay=0.1),
+    "shared-endpoint": Scenario(
+        "an endpoint that answers after 100 ms", 12_000, peers=tuple(SHARED), webhook=NOW, delay=0.1, clients=10_000
+    ),
     "window": Scenario("5,000 events a second", 40_000, peers=COMPILED, rate=5000.0),
     "idle": Scenario("a second without events", 1_000, "idle", peers=("Go",), signed=True),
     "idle-watched": Scenario("the same, the status page open", 1_000, "watched", signed=True),
@@ -275,6 +279,7 @@ class Run:
         via = self._scenario.via
         if via == "sidecar":
             settings["rate"] = self._scenario.rate
+            settings["clients"] = self._scenario.clients
         module = "benchmarks.load" if via == "sidecar" else f"benchmarks.load_{via}"
         arguments = ["-m", module, *(f"--{key}={value}" for key, value in settings.items())]
         return self._stack.enter_context(Process("load", arguments, self._directory, talks=True))

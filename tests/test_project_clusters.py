@@ -7,13 +7,14 @@ import re
 import subprocess
 from configparser import RawConfigParser
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+import kubernetes_validate
+import yaml
+from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.app import tap
 from mqhooks.app.configuration import load
@@ -26,10 +27,6 @@ SIZES = {"MB": 10**6, "GB": 10**9}
 
 
 def documents(name: str) -> list[Any]:
-    if find_spec("yaml") is None:
-        raise SkipTest("PyYAML is not installed")
-    import yaml
-
     return list(yaml.safe_load_all((DOCS / name).read_text()))
 
 
@@ -108,12 +105,21 @@ class Examples(SynchronousTestCase):
         assert settings.outbox.jetstream is not None
         hosts = [server.host for server in settings.outbox.jetstream.nats.servers]
         self.assertEqual(hosts, [f"nats-{number}.nats" for number in range(3)])
-        vernemq, mqhooks = objects["StatefulSet", "vernemq"]["spec"]["template"]["spec"]["containers"]
+        for each in objects.values():
+            # The oldest version that has sidecars.
+            kubernetes_validate.validate(each, "1.29", strict=True)
+        pod = objects["StatefulSet", "vernemq"]["spec"]["template"]["spec"]
+        (vernemq,), (mqhooks,) = pod["containers"], pod["initContainers"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        self.assertEqual({mount["name"] for mount in mqhooks["volumeMounts"]}, volumes)
         endpoints = [one["value"] for one in vernemq["env"] if one["name"].endswith("__ENDPOINT")]
         self.assertEqual(endpoints, [f"http://127.0.0.1:8892{settings.sources.webhooks.path}"] * 2)
         self.assertEqual(mqhooks["args"], ["--config", "/etc/mqhooks/nanomq.conf"])
-        for probe, page in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-            self.assertEqual(mqhooks[probe]["httpGet"], {"path": page, "port": 8891})
+        self.assertEqual(mqhooks["restartPolicy"], "Always")
+        for probe in ("startupProbe", "livenessProbe"):
+            self.assertEqual(mqhooks[probe]["httpGet"], {"path": "/healthz", "port": "admin"})
+        # An endpoint that refuses everything would take the broker from its clients.
+        self.assertNotIn("readinessProbe", mqhooks)
 
     def test_unit(self) -> None:
         unit = RawConfigParser(strict=False)
