@@ -289,6 +289,20 @@ class HeldTests(SynchronousTestCase):
         webhooks.drain()
         self.assertGreater(len(asked), 1)
 
+    def test_many_webhooks_do_not_make_each_delivery_dearer(self):
+        webhooks, asked = Webhooks(), []
+        webhooks.budget.join("another", lambda: asked.append(None) or 0)
+        for _ in range(50):
+            webhooks.add()
+        # Each that joins asks the others once.
+        self.assertLessEqual(len(asked), 50)
+        del asked[:]
+        for client in "abcd":
+            webhooks.append(0, client, 5_000)
+            webhooks.end(0, 503)
+        webhooks.drain()
+        self.assertEqual(asked, [])
+
 
 class BudgetTests(SynchronousTestCase):
     def make(self, *members):
@@ -331,3 +345,15 @@ class BudgetTests(SynchronousTestCase):
         budget.join("b", lambda: 20, lambda: heard.append(("b", budget.part)))
         self.assertEqual(heard, [("a", 45)])
         self.assertEqual(budget.free, 60)
+
+    def test_who_holds_more_than_its_part_is_known(self):
+        budget, held = Budget(90), {"a": 50, "b": 10, "c": 10}
+        for member in "ab":
+            budget.join(member, lambda member=member: held[member])
+        self.assertTrue(budget.exceeded)
+        held["a"] = 45
+        self.assertFalse(budget.exceeded)
+        budget.join("c", lambda: held["c"])
+        self.assertTrue(budget.exceeded)
+        budget.leave("a")
+        self.assertFalse(budget.exceeded)

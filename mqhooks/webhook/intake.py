@@ -273,7 +273,7 @@ class Intake:
 
     def shed(self) -> None:
         """Keep only places of what is not in flight if it is more than the webhook may have."""
-        if self._left < 0 and self._held() > self._most * 3 // 4:
+        if self._held() > self._most * 3 // 4:
             self._lanes.shorten(0)
             self._due_size -= sum([len(held.body) for held in self._due])
             self._due = deque([held if isinstance(held, Shelved) else self._shelve(held) for held in self._due])
@@ -283,7 +283,9 @@ class Intake:
     @property
     def room(self) -> int:
         """How many bytes may be recalled."""
-        return min(self._most - self._held(), self._budget.free)
+        left, budget = self._most - self._held(), self._budget
+        # Asked for each delivery that is recalled, however many webhooks there are.
+        return min(left, budget.free) if budget.exceeded else left
 
     @property
     def short(self) -> int:
