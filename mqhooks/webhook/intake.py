@@ -212,7 +212,7 @@ class Intake:
     def _crowded(self) -> bool:
         """Whether most lanes have nothing to do while a few have all the room."""
         lanes = self._lanes
-        return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and not lanes.idle
+        return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and lanes.limit > 0
 
     def _check_room(self) -> None:
         """Keep places instead of bodies if there is need, in a turn of the reactor of its own."""
@@ -292,10 +292,11 @@ class Intake:
         """How many bytes the body of a delivery may have without a note of it beside its place."""
         return min(SHORT, self._most // 16)
 
-    def borrow(self) -> None:
-        """Ask for the room of one body."""
+    def borrow(self) -> bool:
+        """Ask for the room of one body; returns whether it has it in the reactor's next turn."""
         if self._running:
             self._budget.borrow(self, self._lent)
+        return self._turn is not None and self._turn.active()
 
     def _lent(self) -> None:
         # In another turn of the reactor, the body that had the room before is gone.
@@ -441,6 +442,8 @@ class Intake:
     def _recalled(self, found: Sequence[Delivery], batch: Sequence[Delivery | Shelved]) -> None:
         self._recalling = False
         self._due_size -= sum([held.size if isinstance(held, Shelved) else len(held.body) for held in batch])
+        if not self._running:
+            return
         back = {delivery.place: delivery for delivery in found}
         whole = [back.get(held.place) if isinstance(held, Shelved) else held for held in batch]
         pumping, self._pumping = self._pumping, True
@@ -453,6 +456,8 @@ class Intake:
 
     def _not_recalled(self, failure: Failure, batch: Sequence[Delivery | Shelved]) -> None:
         failure.trap(OutboxError)
+        if not self._running:
+            return
         self._recall_timer = self._clock.callLater(UNREADABLE, self._recall, batch)
 
     def _horizon(self) -> float:
