@@ -366,6 +366,8 @@ class HeldTests(SynchronousTestCase):
             while webhooks.transports[0].in_flight:
                 webhooks.end(0, 503)
             self.successResultOf(retired)
+            gc.collect()
+            self.assertEqual(Body.held, 0)
             outbox.reclaim()
             shelved = []
             outbox.shelve = shelved.extend

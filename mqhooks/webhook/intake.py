@@ -109,10 +109,10 @@ class Intake:
         self._merge_timer: IDelayedCall | None = None
         # Of how many the window, or what it has released, holds only the places.
         self._shelved = 0
-        # What it has released and lanes have no room for yet, and whether some of it is being recalled; the bytes of both.
+        # What it has released and lanes have no room for yet, and what of it is being recalled; the bytes of both.
         self._due: deque[Delivery | Shelved] = deque()
         self._due_size = 0
-        self._recalling = False
+        self._recalling: Sequence[Delivery | Shelved] = ()
         self._recall_timer: IDelayedCall | None = None
         self._room_timer: IDelayedCall | None = None
         self._crowded_since: float | None = None
@@ -143,8 +143,10 @@ class Intake:
             self._claim.cancel()
 
     def close(self) -> None:
-        """End all timers, and leave the memory to others."""
+        """End all timers, let go of what waits, and leave the memory to others."""
         self.stop()
+        self._merge, self._recalling = None, ()
+        self._due.clear()
         for timer in (self._merge_timer, self._room_timer, self._recall_timer, self._turn, self._missed):
             if timer is not None and timer.active():
                 timer.cancel()
@@ -427,20 +429,18 @@ class Intake:
                 self._due_size += held.size
                 room -= held.size
             batch.append(held)
-        self._recall(batch)
+        self._recalling = batch
+        self._recall()
         return not self._recalling
 
-    def _recall(self, batch: Sequence[Delivery | Shelved]) -> None:
-        self._recalling = True
-        # It would keep the bodies.
-        self._recall_timer = None
-        places = [held.place for held in batch if isinstance(held, Shelved)]
+    def _recall(self) -> None:
+        places = [held.place for held in self._recalling if isinstance(held, Shelved)]
         recall: Callable[[Sequence[int]], Any] = self._outbox.recall
         recalled: Deferred[Sequence[Delivery]] = maybeDeferred(recall, places)
-        recalled.addCallbacks(self._recalled, self._not_recalled, (batch,), {}, (batch,))
+        recalled.addCallbacks(self._recalled, self._not_recalled)
 
-    def _recalled(self, found: Sequence[Delivery], batch: Sequence[Delivery | Shelved]) -> None:
-        self._recalling = False
+    def _recalled(self, found: Sequence[Delivery]) -> None:
+        batch, self._recalling = self._recalling, ()
         self._due_size -= sum([held.size if isinstance(held, Shelved) else len(held.body) for held in batch])
         if not self._running:
             return
@@ -454,11 +454,10 @@ class Intake:
             self._pumping = pumping
         self.pump()
 
-    def _not_recalled(self, failure: Failure, batch: Sequence[Delivery | Shelved]) -> None:
+    def _not_recalled(self, failure: Failure) -> None:
         failure.trap(OutboxError)
-        if not self._running:
-            return
-        self._recall_timer = self._clock.callLater(UNREADABLE, self._recall, batch)
+        if self._running:
+            self._recall_timer = self._clock.callLater(UNREADABLE, self._recall)
 
     def _horizon(self) -> float:
         """Work out up to what time everything accepted has also been claimed."""

@@ -271,7 +271,7 @@ class Lanes:
         self.idle = {lane: None, **self.idle}
 
     def stop(self) -> None:
-        """Stop all lingering, and pass over what the outbox answers from now on: others may have claimed it."""
+        """Forget what waits, and pass over what the outbox answers from now on: others may have claimed it."""
         self.stopped = True
         for lane in self._lanes:
             lane.stop()
@@ -381,7 +381,9 @@ class Lane:
             self._queue.append(parked)
 
     def stop(self) -> None:
-        """Forget the timer."""
+        """Forget what waits, and the timer."""
+        self._queue.clear()
+        self._parked.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
