@@ -47,6 +47,12 @@ consecutive places lanes are given to keep.
 PATIENCE = 1.0
 """How many seconds most lanes have nothing to do before a few long ones are shortened: what they keep has to be read again."""
 
+CLAIMS = 8
+"""
+How often is claimed in one turn of the reactor at most: what is parked at once behind its clients' retries leaves the lanes
+room for more, however long the backlog is.
+"""
+
 AHEAD = 1 << 20
 """About how many bytes of bodies are claimed in one turn when only their places are kept."""
 
@@ -116,9 +122,9 @@ class Intake:
         self._recall_timer: IDelayedCall | None = None
         self._room_timer: IDelayedCall | None = None
         self._crowded_since: float | None = None
-        # When another webhook has given back what it was lent, or a delivery was missing.
+        # When another webhook has given back what it was lent; when there is more to do in another turn of the reactor.
         self._turn: IDelayedCall | None = None
-        self._missed: IDelayedCall | None = None
+        self._soon: IDelayedCall | None = None
         lanes.memory = self
         self._claim: Deferred[Sequence[Delivery]] | None = None
         self._last_arrival = 0.0
@@ -147,7 +153,7 @@ class Intake:
         self.stop()
         self._merge, self._recalling = None, ()
         self._due.clear()
-        for timer in (self._merge_timer, self._room_timer, self._recall_timer, self._turn, self._missed):
+        for timer in (self._merge_timer, self._room_timer, self._recall_timer, self._turn, self._soon):
             if timer is not None and timer.active():
                 timer.cancel()
         self._budget.leave(self)
@@ -166,8 +172,11 @@ class Intake:
             return
         self._pumping = True
         try:
-            while self._release() or self._claim_more():
-                pass
+            for _ in range(CLAIMS):
+                if not (self._release() or self._claim_more()):
+                    break
+            else:
+                self._pump_soon()
         finally:
             self._pumping = False
         if self._merge is not None and len(self._merge) and self._merge_timer is None:
@@ -314,8 +323,11 @@ class Intake:
 
     def missed(self) -> None:
         """Go on although nothing is settled: a delivery was not there any more."""
-        if self._missed is None or not self._missed.active():
-            self._missed = self._clock.callLater(0, self.pump)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if self._soon is None or not self._soon.active():
+            self._soon = self._clock.callLater(0, self.pump)
 
     # What was claimed.
 
