@@ -2,20 +2,23 @@
 
 import gc
 from collections import defaultdict
+from functools import partial
+from itertools import product
 from random import Random
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Delivery
 from mqhooks.errors import ConnectFailed, DeliveryTimeout, OutboxError
 from mqhooks.nanomq.settings import Rule
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.settings import BatchSettings, RetrySettings, WebhookSettings
+from mqhooks.webhook.intake import PATIENCE, WINDOW
+from mqhooks.webhook.settings import BatchSettings, LimitSettings, RetrySettings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.webhooks import URL, DurableOutbox, FakeTransport
 
@@ -289,6 +292,103 @@ class HeldTests(SynchronousTestCase):
         webhooks.drain()
         self.assertGreater(len(asked), 1)
 
+    def test_a_long_body_is_not_passed_over_where_few_requests_may_be_sent(self):
+        for later, limit in product((False, True), (None, LimitSettings(rate=10, burst=1))):
+            webhooks, outbox = Webhooks(), DiskOutbox(1 << 30)
+            if later:
+                outbox.later = partial(deferLater, webhooks.clock, 0.01)
+            webhooks.add(pool_size=4, outbox=outbox, limit=limit)
+            webhooks.append(0, "long", LONGEST)
+            webhooks.advance(0.1)
+            webhooks.end(0, 429)
+            for turn in range(100):
+                # More than may be sent.
+                for number in range(4 if turn < 10 else 1):
+                    webhooks.append(0, f"{turn}.{number}", 200)
+                webhooks.advance(0.11)
+                # Whoever is short may have one request in flight, or now and then two.
+                for _ in range(len(webhooks.transports[0].in_flight)):
+                    webhooks.end(0, 429 if turn % 2 and webhooks.transports[0].in_flight[0].id != "long-0000" else 200)
+            self.assertIn("long-0000", webhooks.arrived[0], (later, limit))
+            self.assertGreater(webhooks.sinks[0].outbox.counts.pending, 10)
+            webhooks.drain()
+
+    def test_a_backlog_makes_room_for_others_while_a_long_body_waits_for_its_turn(self):
+        webhooks = Webhooks(64 << 20)
+        for _ in range(2):
+            webhooks.add(pool_size=4)
+        # The first webhook has what is lent, and its endpoint does not answer.
+        long = (32 << 20) + 1
+        webhooks.append(0, "a", long)
+        webhooks.append(1, "a", long)
+        webhooks.advance(0.1)
+        for _ in range(WINDOW):
+            webhooks.append(1, "b", 200)
+        webhooks.append(1, "d", 200)
+        webhooks.advance(PATIENCE + 0.1)
+        self.assertEqual(sorted(attempt.id for attempt in webhooks.transports[1].in_flight), ["b-0000", "d-0000"])
+
+    def test_what_was_parked_while_the_part_was_larger_takes_no_more_than_there_is(self):
+        webhooks, outbox = Webhooks(), DiskOutbox(1 << 30)
+        outbox.later = partial(deferLater, webhooks.clock, 0.01)
+        webhooks.add(pool_size=32, outbox=outbox)
+        for number in range(40):
+            webhooks.append(0, f"{number}", 18_000)
+        for number in range(40):
+            webhooks.end(0, 503 if number % 5 else 200)
+        for index in range(1, 6):
+            webhooks.add()
+            for client in "abc":
+                webhooks.append(index, client, 12_000)
+        for _ in range(100):
+            webhooks.advance(0.05)
+            webhooks.check(LIMIT + 18_000)
+        webhooks.drain()
+
+    def test_what_is_read_for_a_sink_that_has_been_replaced_is_left_to_the_next(self):
+        for answer, merge_window in product((None, OutboxError("cannot be read now")), (0, 0.05)):
+            webhooks, outbox, reads = Webhooks(), DiskOutbox(1 << 30), []
+
+            def later(reads=reads):
+                reads.append(Deferred())
+                return reads[-1]
+
+            outbox.later = later
+            webhooks.add(outbox=outbox, merge_window=merge_window, pool_size=4)
+            for number in range(30):
+                webhooks.append(0, f"{number}", 20_000)
+            webhooks.advance(0.1)
+            while not reads:
+                if webhooks.transports[0].in_flight:
+                    webhooks.end(0, 503)
+                webhooks.advance(1)
+            retired = webhooks.sinks[0].retire()
+            while webhooks.transports[0].in_flight:
+                webhooks.end(0, 503)
+            self.successResultOf(retired)
+            gc.collect()
+            self.assertEqual(Body.held, 0)
+            outbox.reclaim()
+            shelved = []
+            outbox.shelve = shelved.extend
+            for read in reads:
+                read.callback(None) if answer is None else read.errback(answer)
+            self.assertEqual((shelved, webhooks.clock.getDelayedCalls()), ([], []))
+
+    def test_many_webhooks_do_not_make_each_delivery_dearer(self):
+        webhooks, asked = Webhooks(), []
+        webhooks.budget.join("another", lambda: asked.append(None) or 0)
+        for _ in range(50):
+            webhooks.add()
+        # Each that joins asks the others once.
+        self.assertLessEqual(len(asked), 50)
+        del asked[:]
+        for client in "abcd":
+            webhooks.append(0, client, 5_000)
+            webhooks.end(0, 503)
+        webhooks.drain()
+        self.assertEqual(asked, [])
+
 
 class BudgetTests(SynchronousTestCase):
     def make(self, *members):
@@ -331,3 +431,15 @@ class BudgetTests(SynchronousTestCase):
         budget.join("b", lambda: 20, lambda: heard.append(("b", budget.part)))
         self.assertEqual(heard, [("a", 45)])
         self.assertEqual(budget.free, 60)
+
+    def test_who_holds_more_than_its_part_is_known(self):
+        budget, held = Budget(90), {"a": 50, "b": 10, "c": 10}
+        for member in "ab":
+            budget.join(member, lambda member=member: held[member])
+        self.assertTrue(budget.exceeded)
+        held["a"] = 45
+        self.assertFalse(budget.exceeded)
+        budget.join("c", lambda: held["c"])
+        self.assertTrue(budget.exceeded)
+        budget.leave("a")
+        self.assertFalse(budget.exceeded)

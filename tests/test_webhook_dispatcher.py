@@ -99,6 +99,23 @@ class MemoryTests(SinkMixin, SynchronousTestCase):
             self.clock.advance(1)
         self.assertEqual(down.outbox.counts.delivered, 20)
 
+    def test_what_is_parked_behind_a_retry_is_not_claimed_in_a_single_turn(self):
+        claims = []
+
+        class CountingOutbox(DurableOutbox):
+            def claim(self, limit, size):
+                claims.append(limit)
+                return super().claim(limit, size)
+
+        self.make(outbox=CountingOutbox(1 << 30), pool_size=2)
+        backlog = [Delivery(f"a-{number}", "a", number, b"{}") for number in range(3 * intake.CLAIMS * intake.WINDOW)]
+        self.outbox.append([*backlog, Delivery("b", "b", 0, b"{}")])
+        del claims[:]
+        self.transport.end(503)
+        self.assertEqual((len(claims), self.in_flight), (intake.CLAIMS, []))
+        self.clock.advance(0)
+        self.assertEqual([attempt.id for attempt in self.in_flight], ["b"])
+
     def test_while_an_endpoint_is_down_its_backlog_stays_in_the_outbox(self):
         ((sink, transport),) = self.sinks(1)
         sink.outbox.append([Delivery(f"msg_{number}", f"c{number}", 0, b"x" * 5000) for number in range(5000)])

@@ -28,6 +28,8 @@ class Budget:
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._members: dict[object, tuple[Callable[[], int], Callable[[], object]]] = {}
+        # Those that held more than their part when others joined, and may still.
+        self._above: dict[object, Callable[[], int]] = {}
         self._borrower: object | None = None
         self._line: dict[object, Callable[[], object]] = {}
 
@@ -38,14 +40,17 @@ class Budget:
         :param held: says how many bytes the member holds, what it is lent left out.
         :param shrunk: called when its part has become smaller.
         """
-        others = [shrunk for _, shrunk in self._members.values()]
+        others = list(self._members.items())
         self._members[member] = held, shrunk
-        for other in others:
-            other()
+        for _, (_, other_shrunk) in others:
+            other_shrunk()
+        part = self.part
+        self._above = {other: other_held for other, (other_held, _) in others if other_held() > part}
 
     def leave(self, member: object) -> None:
         """Take part no longer."""
         self._members.pop(member, None)
+        self._above.pop(member, None)
         self._line.pop(member, None)
         self.give_back(member)
 
@@ -53,6 +58,14 @@ class Budget:
     def part(self) -> int:
         """How many bytes each may hold."""
         return min(SHARE, self._limit // max(len(self._members), 1))
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether anybody holds more than its part; if not, each may hold its own."""
+        if self._above:
+            part = self.part
+            self._above = {member: held for member, held in self._above.items() if held() > part}
+        return bool(self._above)
 
     @property
     def free(self) -> int:

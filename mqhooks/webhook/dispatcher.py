@@ -95,6 +95,7 @@ class Dispatcher:
             clock=clock,
             batch=settings.batch,
             gate=outbox.gate,
+            rated=self._rate is not None,
         )
         self._intake = Intake(
             clock, settings, outbox, self._lanes, counters, budget=budget, now=now, pumped=self._hurry_if_down

@@ -47,6 +47,12 @@ consecutive places lanes are given to keep.
 PATIENCE = 1.0
 """How many seconds most lanes have nothing to do before a few long ones are shortened: what they keep has to be read again."""
 
+CLAIMS = 8
+"""
+How often is claimed in one turn of the reactor at most: what is parked at once behind its clients' retries leaves the lanes
+room for more, however long the backlog is.
+"""
+
 AHEAD = 1 << 20
 """About how many bytes of bodies are claimed in one turn when only their places are kept."""
 
@@ -109,16 +115,16 @@ class Intake:
         self._merge_timer: IDelayedCall | None = None
         # Of how many the window, or what it has released, holds only the places.
         self._shelved = 0
-        # What it has released and lanes have no room for yet, and whether some of it is being recalled; the bytes of both.
+        # What it has released and lanes have no room for yet, and what of it is being recalled; the bytes of both.
         self._due: deque[Delivery | Shelved] = deque()
         self._due_size = 0
-        self._recalling = False
+        self._recalling: Sequence[Delivery | Shelved] = ()
         self._recall_timer: IDelayedCall | None = None
         self._room_timer: IDelayedCall | None = None
         self._crowded_since: float | None = None
-        # When another webhook has given back what it was lent, or a delivery was missing.
+        # When another webhook has given back what it was lent; when there is more to do in another turn of the reactor.
         self._turn: IDelayedCall | None = None
-        self._missed: IDelayedCall | None = None
+        self._soon: IDelayedCall | None = None
         lanes.memory = self
         self._claim: Deferred[Sequence[Delivery]] | None = None
         self._last_arrival = 0.0
@@ -143,9 +149,11 @@ class Intake:
             self._claim.cancel()
 
     def close(self) -> None:
-        """End all timers, and leave the memory to others."""
+        """End all timers, let go of what waits, and leave the memory to others."""
         self.stop()
-        for timer in (self._merge_timer, self._room_timer, self._recall_timer, self._turn, self._missed):
+        self._merge, self._recalling = None, ()
+        self._due.clear()
+        for timer in (self._merge_timer, self._room_timer, self._recall_timer, self._turn, self._soon):
             if timer is not None and timer.active():
                 timer.cancel()
         self._budget.leave(self)
@@ -164,8 +172,11 @@ class Intake:
             return
         self._pumping = True
         try:
-            while self._release() or self._claim_more():
-                pass
+            for _ in range(CLAIMS):
+                if not (self._release() or self._claim_more()):
+                    break
+            else:
+                self._pump_soon()
         finally:
             self._pumping = False
         if self._merge is not None and len(self._merge) and self._merge_timer is None:
@@ -212,7 +223,7 @@ class Intake:
     def _crowded(self) -> bool:
         """Whether most lanes have nothing to do while a few have all the room."""
         lanes = self._lanes
-        return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and not lanes.idle
+        return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and lanes.limit > 0
 
     def _check_room(self) -> None:
         """Keep places instead of bodies if there is need, in a turn of the reactor of its own."""
@@ -273,7 +284,7 @@ class Intake:
 
     def shed(self) -> None:
         """Keep only places of what is not in flight if it is more than the webhook may have."""
-        if self._left < 0 and self._held() > self._most * 3 // 4:
+        if self._held() > self._most * 3 // 4:
             self._lanes.shorten(0)
             self._due_size -= sum([len(held.body) for held in self._due])
             self._due = deque([held if isinstance(held, Shelved) else self._shelve(held) for held in self._due])
@@ -283,17 +294,20 @@ class Intake:
     @property
     def room(self) -> int:
         """How many bytes may be recalled."""
-        return min(self._most - self._held(), self._budget.free)
+        left, budget = self._most - self._held(), self._budget
+        # Asked for each delivery that is recalled, however many webhooks there are.
+        return min(left, budget.free) if budget.exceeded else left
 
     @property
     def short(self) -> int:
         """How many bytes the body of a delivery may have without a note of it beside its place."""
         return min(SHORT, self._most // 16)
 
-    def borrow(self) -> None:
-        """Ask for the room of one body."""
+    def borrow(self) -> bool:
+        """Ask for the room of one body; returns whether it has it in the reactor's next turn."""
         if self._running:
             self._budget.borrow(self, self._lent)
+        return self._turn is not None and self._turn.active()
 
     def _lent(self) -> None:
         # In another turn of the reactor, the body that had the room before is gone.
@@ -309,8 +323,11 @@ class Intake:
 
     def missed(self) -> None:
         """Go on although nothing is settled: a delivery was not there any more."""
-        if self._missed is None or not self._missed.active():
-            self._missed = self._clock.callLater(0, self.pump)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if self._soon is None or not self._soon.active():
+            self._soon = self._clock.callLater(0, self.pump)
 
     # What was claimed.
 
@@ -424,21 +441,21 @@ class Intake:
                 self._due_size += held.size
                 room -= held.size
             batch.append(held)
-        self._recall(batch)
+        self._recalling = batch
+        self._recall()
         return not self._recalling
 
-    def _recall(self, batch: Sequence[Delivery | Shelved]) -> None:
-        self._recalling = True
-        # It would keep the bodies.
-        self._recall_timer = None
-        places = [held.place for held in batch if isinstance(held, Shelved)]
+    def _recall(self) -> None:
+        places = [held.place for held in self._recalling if isinstance(held, Shelved)]
         recall: Callable[[Sequence[int]], Any] = self._outbox.recall
         recalled: Deferred[Sequence[Delivery]] = maybeDeferred(recall, places)
-        recalled.addCallbacks(self._recalled, self._not_recalled, (batch,), {}, (batch,))
+        recalled.addCallbacks(self._recalled, self._not_recalled)
 
-    def _recalled(self, found: Sequence[Delivery], batch: Sequence[Delivery | Shelved]) -> None:
-        self._recalling = False
+    def _recalled(self, found: Sequence[Delivery]) -> None:
+        batch, self._recalling = self._recalling, ()
         self._due_size -= sum([held.size if isinstance(held, Shelved) else len(held.body) for held in batch])
+        if not self._running:
+            return
         back = {delivery.place: delivery for delivery in found}
         whole = [back.get(held.place) if isinstance(held, Shelved) else held for held in batch]
         pumping, self._pumping = self._pumping, True
@@ -449,9 +466,10 @@ class Intake:
             self._pumping = pumping
         self.pump()
 
-    def _not_recalled(self, failure: Failure, batch: Sequence[Delivery | Shelved]) -> None:
+    def _not_recalled(self, failure: Failure) -> None:
         failure.trap(OutboxError)
-        self._recall_timer = self._clock.callLater(UNREADABLE, self._recall, batch)
+        if self._running:
+            self._recall_timer = self._clock.callLater(UNREADABLE, self._recall)
 
     def _horizon(self) -> float:
         """Work out up to what time everything accepted has also been claimed."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Protocol
 from zlib import crc32
 
@@ -64,8 +65,12 @@ class Memory(Protocol):
     def short(self) -> int:
         """How many bytes the body of a delivery may have without a note of it beside its place."""
 
-    def borrow(self) -> None:
-        """Ask for the room of one body; :meth:`Lanes.lend` is called when there is some."""
+    def borrow(self) -> bool:
+        """
+        Ask for the room of one body; :meth:`Lanes.lend` is called when there is some.
+
+        :returns: whether there is, in the reactor's next turn.
+        """
 
     def give_back(self) -> None:
         """Give it back."""
@@ -80,10 +85,14 @@ class Plenty:
     room = 1 << 62
     short = 0
 
-    def borrow(self) -> None:
+    def borrow(self) -> bool:
         """Do nothing: nobody needs to."""
+        return False
 
-    give_back = missed = borrow
+    def give_back(self) -> None:
+        """Do nothing."""
+
+    missed = give_back
 
 
 _ONE = BatchSettings(size=1, linger=0.0)
@@ -102,17 +111,20 @@ class Lanes:
     :param clock: for lingering.
     :param batch: how many deliveries share a request; one each when ``None``.
     :param gate: asked before deliveries are sent; ``None`` when they always may be.
+    :param rated: whether any request may use up what may be sent for now.
     :ivar load: how many deliveries are in lanes or in flight; parked ones don't count.
     :ivar size: bytes of their bodies, without the one that is lent room.
     :ivar in_flight: how many requests have no result yet.
     :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
     :ivar memory: says what may be recalled.
     :ivar lent: what has the room that is lent: a delivery, or a parked key whose first delivery is being recalled.
-    :ivar kept: how many requests less may be in flight, since a delivery is being recalled with the room that is lent.
+    :ivar kept: how many requests less may be in flight, since a delivery is being recalled with the room that is lent, or is
+        about to be.
     :ivar awaited: how many deliveries that were pushed as places have yet to be recalled for the first time.
     :ivar parked: how many keys wait for a retry, or have waited for one.
     :ivar runs: how many runs of consecutive places parked deliveries have.
     :ivar idle: the lanes that have something to send, and wait for the limit or for memory.
+    :ivar stopped: whether :meth:`stop` was called.
     """
 
     def __init__(
@@ -126,9 +138,11 @@ class Lanes:
         clock: IReactorTime,
         batch: BatchSettings | None = None,
         gate: Gate | None = None,
+        rated: bool = False,
     ) -> None:
         self.limit = count
         self.memory: Memory = Plenty()
+        self.stopped = False
         self.lent: Delivery | Parked | None = None
         self.awaited = 0
         self.send = send
@@ -144,6 +158,7 @@ class Lanes:
         self.parked = self.runs = 0
         self.idle: dict[Lane, None] = {}
         self.kept = 0
+        self._rated = rated
         self._may_borrow = False
         self._lanes = [Lane(self) for _ in range(count)]
 
@@ -182,6 +197,8 @@ class Lanes:
     def lend(self) -> None:
         """Have the first lane that is short of memory send one body all the same; :meth:`Memory.give_back` follows."""
         self._may_borrow = True
+        self.kept = 0
+        self.idle = dict.fromkeys(sorted(self.idle, key=attrgetter("fed")))
         self.admit()
         if self._may_borrow:
             self._may_borrow = False
@@ -190,12 +207,16 @@ class Lanes:
     def borrow(self, parked: Parked) -> bool:
         """Say whether the first delivery of a key may be recalled with the room that is lent; if not now, then later."""
         if not self._may_borrow:
-            if self.lent is None:
-                self.memory.borrow()
+            if self.lent is None and self.memory.borrow():
+                self.keep()
             return False
         self._may_borrow = False
         self.lent = parked
         return True
+
+    def keep(self) -> None:
+        """Keep a request for what is lent room, so that others do not use up the limit time and again before it is read."""
+        self.kept = len(self._lanes) if self._rated else 1
 
     def give_back(self) -> None:
         """Leave the room that is lent to others."""
@@ -250,7 +271,8 @@ class Lanes:
         self.idle = {lane: None, **self.idle}
 
     def stop(self) -> None:
-        """Stop all lingering."""
+        """Forget what waits, and pass over what the outbox answers from now on: others may have claimed it."""
+        self.stopped = True
         for lane in self._lanes:
             lane.stop()
 
@@ -270,11 +292,12 @@ class Parked:
     :ivar asked: whether the outbox has yet to answer a recall.
     :ivar held: whether it waits for a retry.
     :ivar failed: whether it has waited for one.
+    :ivar longest: how many bytes the bodies have at most that are not noted beside their places.
     :ivar awaited: how many of its places count as :attr:`Lanes.awaited`.
     :ivar reserved: how many bytes of memory are kept for what was asked.
     """
 
-    __slots__ = ("asked", "awaited", "client", "failed", "held", "key", "places", "queued", "recalled", "reserved")
+    __slots__ = ("asked", "awaited", "client", "failed", "held", "key", "longest", "places", "queued", "recalled", "reserved")
 
     def __init__(self, key: str, client: str) -> None:
         self.key = key
@@ -282,7 +305,7 @@ class Parked:
         self.places = Places()
         self.recalled: Delivery | None = None
         self.queued = self.asked = self.held = self.failed = False
-        self.awaited = self.reserved = 0
+        self.awaited = self.longest = self.reserved = 0
 
 
 class Lane:
@@ -290,9 +313,11 @@ class Lane:
     One lane.
 
     :param lanes: all of them.
+    :ivar fed: whether it did not lack memory when it was last to send something.
     """
 
     def __init__(self, lanes: Lanes) -> None:
+        self.fed = True
         self._all = lanes
         # A parked key that may go on stands in the queue.
         self._queue: deque[Delivery | Parked] = deque()
@@ -301,7 +326,6 @@ class Lane:
         self._attempts: dict[int, int] = {}
         # How many bytes the long bodies of what is parked have.
         self._sizes: dict[int, int] = {}
-        self._starved = False
         self._current: list[Delivery] | None = None
         self._running = False
         self._settle_current = self._settle
@@ -357,7 +381,9 @@ class Lane:
             self._queue.append(parked)
 
     def stop(self) -> None:
-        """Forget the timer."""
+        """Forget what waits, and the timer."""
+        self._queue.clear()
+        self._parked.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -438,7 +464,7 @@ class Lane:
                 break
             else:
                 batch = self._collect()
-                if not batch and self._starved:
+                if not batch and not self.fed:
                     lanes.idle[self] = None
                     break
             if lanes.gate is not None and batch:
@@ -488,11 +514,11 @@ class Lane:
         batch: list[Delivery] = []
         turned: Parked | None = None
         size, most = 0, room
-        self._starved = False
+        self.fed = True
         while queue and room and len(batch) < most:
             head = queue[0]
             if isinstance(head, Parked) and not self._fits(head) and (batch or not lanes.borrow(head)):
-                self._starved = not batch
+                self.fed = bool(batch)
                 break
             queue.popleft()
             if isinstance(head, Parked):
@@ -523,7 +549,7 @@ class Lane:
         if turned is not None and queue and queue[0] is turned and not self._parts:
             # Others have their turn.
             queue.rotate(-1)
-        if limits.linger and not self._starved:
+        if limits.linger and self.fed:
             self._since = lanes.clock.seconds()
         return batch
 
@@ -538,7 +564,7 @@ class Lane:
         return size <= memory.room
 
     def _size(self, parked: Parked) -> int:
-        return self._sizes.get(parked.places.first, self._all.memory.short)
+        return self._sizes.get(parked.places.first, parked.longest)
 
     def _unless_parked(self, delivery: Delivery) -> Delivery | None:
         if self._parked and self._all.key(delivery) in self._parked:
@@ -563,7 +589,7 @@ class Lane:
                 if self._all.lent is parked:
                     # Nothing else goes in its place: it must not keep what it is lent for longer than it takes.
                     self._current = []
-                    self._all.kept = 1
+                    self._all.keep()
                 else:
                     parked.reserved = self._size(parked)
                     self._all.size += parked.reserved
@@ -613,8 +639,10 @@ class Lane:
             self._all.give_back()
 
     def _came_back(self, found: Sequence[Delivery], parked: Parked, place: int) -> None:
-        self._answered(parked)
         lanes = self._all
+        if lanes.stopped:
+            return
+        self._answered(parked)
         lent = lanes.lent is parked
         if parked.places.first != place or (lent and lanes.in_flight >= lanes.limit):
             # One before it was parked again meanwhile, or it would keep what it is lent while it waits.
@@ -629,16 +657,22 @@ class Lane:
                 self._parts.append(1)
         else:
             self.reread(parked.key)
-        if self._current is None:
-            self.run()
+        self._on()
 
     def _unreadable(self, failure: Any, parked: Parked, _place: int) -> None:
         failure.trap(OutboxError)
+        if self._all.stopped:
+            return
         self._answered(parked)
         self._not_lent(parked)
         self._all.unreadable(parked.key)
+        self._on()
+
+    def _on(self) -> None:
+        """Send what waited for an answer of the outbox, be it in other lanes."""
         if self._current is None:
             self.run()
+        self._all.admit()
 
     # What becomes of it.
 
@@ -751,6 +785,8 @@ class Lane:
         self._all.runs += places.runs
         if size > self._all.memory.short:
             self._sizes[place] = size
+        else:
+            parked.longest = max(parked.longest, size)
 
     def _put_back(self, delivery: Delivery, *, named: bool) -> int:
         """
