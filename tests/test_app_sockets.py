@@ -36,6 +36,9 @@ LOOK = """
 import fcntl, json, os, sys
 count, given = int(sys.argv[1]), list(map(int, sys.argv[2].split(",")))
 high = [fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in given]
+# Nothing of what was inherited is where systemd has passed nothing.
+for number in given:
+    os.close(number)
 for number, descriptor in enumerate(high):
     os.dup2(descriptor, 3 + number)
 os.environ["LISTEN_PID"] = str(os.getpid())
