@@ -161,7 +161,7 @@ class StatusTests(AdminCase):
         await self.service.stopService()
         await watcher.until("mqhooks: http://127.*Connection refused")
         watcher.process.signalProcess("INT")
-        self.assertEqual((await watcher.ended).exitCode, 2)
+        self.assertEqual((await watcher.ended).exitCode, 130)
         self.assertNotIn("Traceback", watcher.stderr)
 
 

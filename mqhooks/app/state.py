@@ -87,16 +87,13 @@ def _status(options: Namespace) -> Generator[str, None, int]:
     bridge = _bridge(options)
     while options.watch is not None:
         try:
-            lines, status = _asked(bridge, options)
+            lines, _ = _asked(bridge, options)
         except NoAnswer as error:
-            lines, status = [f"mqhooks: {error}"], NoAnswer.status
-        try:
-            # Home, and away with what is below: the terminal does not flicker.
-            yield from [f"\x1b[H\x1b[J{lines[0]}", *lines[1:]] if sys.stdout.isatty() and not options.json else lines
-            sys.stdout.flush()
-            time.sleep(options.watch)
-        except KeyboardInterrupt:
-            return status
+            lines = [f"mqhooks: {error}"]
+        # Home, and away with what is below: the terminal does not flicker.
+        yield from [f"\x1b[H\x1b[J{lines[0]}", *lines[1:]] if sys.stdout.isatty() and not options.json else lines
+        sys.stdout.flush()
+        time.sleep(options.watch)
     lines, status = _asked(bridge, options)
     yield from lines
     return status
