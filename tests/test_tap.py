@@ -214,8 +214,8 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
                 "        vmq_events_sidecar.hostname = 127.0.0.1",
                 "        vmq_events_sidecar.port = 8890",
                 f"        vmq_events_sidecar.hooks = {everything}",
-                "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of",
-                "        VerneMQ's fork know them: leave them out for older ones",
+                "        # those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of",
+                "        # VerneMQ's fork know them: leave them out for older ones",
                 "The configuration is good.",
             ],
         )
