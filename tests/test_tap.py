@@ -413,7 +413,9 @@ class ProcessTests(OptionsCase, TestCase):
             ),
             ("mqhooks", ["--url"], "option --url requires argument"),
             ("mqhooks", ["--admin-port", "x"], "--admin-port: 'x' is not a whole number from 0 to 65535"),
-            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),
+            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; did you mean --config nanomq.conf?"),
+            ("mqhooks", ["8890"], "'8890' is not an option; --help lists them"),
+            ("mqhooks-simulate", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),
             ("mqhooks-receive", ["--quiet", "--verbose"], "--quiet and --verbose contradict each other; give one of them"),
             ("mqhooks-simulate", ["--rate", "x"], "--rate: 'x' is not a number of 0 or more"),
         ):

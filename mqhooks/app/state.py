@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
@@ -76,11 +76,8 @@ def add(parser: Parser) -> None:
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text) or not float(text):
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0, like {TIMEOUT:g} or 0.5")
     return float(text)
-
-
-_seconds.__name__ = "number of seconds"  # argparse names it: invalid number of seconds value
 
 
 def _status(options: Namespace) -> Generator[str, None, int]:
