@@ -357,6 +357,10 @@ class RemedyTests(SpellingCase):
         webhook = f'webhook {{ url = "http://h/", {RULES}\n%s\n}}'
         for text, told in {
             "webhooks = [ { } ]": "webhooks: a list is not a block in braces; give each webhook a name: webhooks { billing {",
+            'webhooks { url = "http://h/" }': (
+                "webhooks.url: what is given is not a block in braces; webhooks has blocks with a name each: "
+                "write webhook { url = … } for the only one"
+            ),
             'webhook { url = "http://h/", events = ["on_publish"] }': (
                 "webhook.events[0]: 'on_publish' is not a block in braces, like { event = \"on_message_publish\" }"
             ),
