@@ -102,6 +102,10 @@ class DeadTests(SynchronousTestCase):
         self.assertIn("PUT http://h/devices/T0K3N?a=1", shown)
         self.assertIn("x-a: s3cret", shown)
 
+    def test_show_an_answer_without_a_body(self):
+        self.bury("audit", ("c", 422, "answered 422", 5000))
+        self.assertEqual(self.run_command("show", "6")[-1], "  answer    422")
+
     def test_secrets_of_a_url_are_hidden(self):
         url = "https://hooks.slack.com/services/T0/B0/s3cret7777"
         outbox = self.store.outbox("slack")

@@ -307,7 +307,8 @@ def _described(letter: DeadLetter, *, reveal: bool) -> Iterator[str]:
     yield f"            {printable(delivery.body[: 4 * limit + 4].decode('utf-8', 'backslashreplace'), limit)}"
     if letter.status:
         yield f"  answer    {letter.status}"
-        yield f"            {printable(answer, limit)}"
+        if answer:
+            yield f"            {printable(answer, limit)}"
 
 
 def _time(milliseconds: int) -> str:
