@@ -227,8 +227,11 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
         told = {"verdict": as_json(problems), "ready": ready, "status": msgspec.Raw(answer[1])}
         return [msgspec.json.encode(told).decode()], int(not well)
     unready = [(name, check) for name, check in ready.checks.items() if not check.ok]
-    told_unready = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
-    return [*shown(status, problems), *told_unready], int(not well)
+    readiness = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
+    if options.ready and well:
+        # What is wrong besides stands above, and the exit status is 0.
+        readiness = ["ready: events can be received and kept"]
+    return [*shown(status, problems), *readiness], int(not well)
 
 
 def _reason(error: Exception) -> str:
