@@ -166,6 +166,12 @@ class CheckTests(CheckCase):
         self.assertEqual(lines[0].replace(f"{self.folder}/", ""), f"warning: {warning}")
         self.assertEqual(self.run_command("check", path, "--strict"), (1, [], [f"mqhooks: warning: {warning}"]))
 
+    def test_a_mistake_in_events_is_not_told_as_none(self):
+        for events in ("x", "[ 5 ]", "[ on_publish ]", "[ { evnt = on_publish } ]", "{ event = on_publish }"):
+            path = self.write(f'webhook {{ url = "http://h/", events = {events} }}')
+            status, _, told = self.run_command("check", path)
+            self.assertEqual((status, [line for line in told if "is empty" in line]), (1, []), told)
+
     def test_what_vernemq_needs(self):
         path = self.write('webhook { url = "http://h/", events = [ { event = on_publish } ] }')
         _, lines, _ = self.run_command(

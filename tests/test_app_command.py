@@ -34,6 +34,10 @@ class CommandLineTests(SynchronousTestCase):
             status = end.code
         return status, stdout.getvalue(), stderr.getvalue()
 
+    def setUp(self):
+        self.path = self.mktemp()
+        Path(self.path).touch()
+
     def test_mistakes_are_told_in_a_line(self):
         for words, mistake in (
             ([], "mqhooks: which command? There are run, check, "),
@@ -44,10 +48,22 @@ class CommandLineTests(SynchronousTestCase):
             (["dead", "list", "--jsn"], "mqhooks dead list: there is no option '--jsn' here; did you mean --json?"),
             (["dead", "list", "7"], "mqhooks dead list: there is no argument '7' here; mqhooks dead list --help tells more"),
             (["run", "--confg=x"], "mqhooks run: there is no option '--confg' here; did you mean --config?"),
-            (["run", "--sink"], "mqhooks run: argument --sink: expected one argument; mqhooks run --help tells more"),
+            (["run", self.path], f"mqhooks run: there is no argument '{self.path}' here; did you mean --config {self.path}?"),
+            (
+                ["dead", "list", "a.conf"],
+                "mqhooks dead list: there is no argument 'a.conf' here; did you mean --config a.conf?",
+            ),
+            (["simulate", "a.conf"], "mqhooks simulate: there is no argument 'a.conf' here; mqhooks simulate --help"),
+            (
+                ["dead", "show", "a7"],
+                "mqhooks dead show: number: 'a7' is not a dead letter's number, as ",
+            ),
+            (["dead", "show", "9" * 19], "mqhooks dead show: number: '9999999999999999999' is not a dead letter's number"),
+            (["run", "--sink"], "mqhooks run: --sink: expected one argument; mqhooks run --help tells more"),
             (["--print-completion", "fish"], "mqhooks: --print-completion: 'fish' is unknown; there are bash, zsh, tcsh"),
             (["send-test"], "mqhooks send-test: the following arguments are required: --config/-c; "),
-            (["status", "--timeout", "soon"], "mqhooks status: argument --timeout: invalid number of seconds value: 'soon'"),
+            (["status", "--timeout", "soon"], "mqhooks status: --timeout: 'soon' is not a number of seconds above 0, like 5"),
+            (["status", "--watch", "nan"], "mqhooks status: --watch: 'nan' is not a number of seconds above 0"),
         ):
             status, written, told = self.run_command(*words)
             self.assertEqual((status, written, told.count("\n")), (2, "", 1), words)

@@ -56,6 +56,8 @@ class SendTestTests(TestCase):
         for part in (
             "POST http://127.0.0.1",
             "webhook webhook, event on_message_publish",
+            "  content-type: application/json",
+            "  authorization: …",
             "202 after ",
             "x-trace: t7",
             "thanks\\x1b[2J",

@@ -71,7 +71,8 @@ class StatusTests(AdminCase):
         self.assertRegex("\n".join(lines), r"billing +down +12 +\d+ s +3 +0\n")
         self.assertIn("answered 503", lines[-1])
         # A container that is ready is not to be restarted because of its endpoint.
-        self.assertEqual((await self.status("--ready"))[0], 0)
+        code, lines, _ = await self.status("--ready")
+        self.assertEqual((code, lines[-1]), (0, "ready: events can be received and kept"))
         code, (line,), _ = await self.status("--json")
         whole = json.loads(line)
         self.assertEqual((code, whole["verdict"]["level"], whole["ready"]["status"]), (1, "bad", "ready"))

@@ -779,11 +779,12 @@ class SecretTests(ConfigCase):
         self.assertEqual(secret_key("whsec_" + "QUJD" * 8 + "QQ"), b"ABC" * 8 + b"A")
 
     def test_wrong(self):
+        remedy = "it has to be 24 to 64, random; make one with echo whsec_$(openssl rand -base64 24)"
         for value, mistake in {
             '"ThisIsSecret"': "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
             '""': "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
-            '"whsec_ThisIsSecret"': "is the base64 of 9 bytes: it has to be 24 to 64, random",
-            f'"whsec_{"ThisIsSecret" * 8}"': "is the base64 of 72 bytes: it has to be 24 to 64, random",
+            '"whsec_ThisIsSecret"': f"is the base64 of 9 bytes: {remedy}",
+            f'"whsec_{"ThisIsSecret" * 8}"': f"is the base64 of 72 bytes: {remedy}",
             '"whsec_ThisIs-Secret"': "is not base64 after whsec_: copy it again, whole",
             '"whsec_ThisIsSecreté"': "is not base64 after whsec_: copy it again, whole",
             '"whsec_ThisIsSecretT"': "is not base64 after whsec_: copy it again, whole",

@@ -311,8 +311,9 @@ class IncludeTests(SpellingCase):
     def test_only_files_are_included(self):
         os.mkfifo(self.directory / "fifo")
         for name in ("fifo", "/dev/zero", "/dev/null"):
-            for text in (f'include "{name}"', f'webhook {{ include required(file("{name}")) }}'):
-                self.assertEqual(self.mistake(text), f"{name}: cannot be read: it is not a regular file")
+            for text in (f'\ninclude "{name}"', f'webhook {{\n include required(file("{name}")) }}'):
+                told = f"{name}: cannot be read: it is not a regular file; mqhooks.conf:2 includes it"
+                self.assertEqual(self.mistake(text), told)
         self.assertIn("cannot be read: Is a directory", self.mistake('include "."'))
         self.assertIn("only files are included", self.mistake('include package("a:b")'))
         self.assertIn("is not a valid file name", self.mistake('include "a\0b"'))
@@ -321,6 +322,15 @@ class IncludeTests(SpellingCase):
         os.mkfifo(self.directory / "fifo")
         error = self.assertRaises(ConfigError, load, str(self.directory / "fifo"))
         self.assertIn("cannot be read: it is not a regular file", str(error))
+
+    def test_who_includes_what_is_not_there_is_told(self):
+        self.write(f'\n\ninclude "nowhere.conf"\n{WEBHOOK}', "more.conf")
+        self.webhook('include "more.conf"')
+        (warning,) = self.warnings
+        told = "nowhere.conf: does not exist, so the settings it was to provide are missing; more.conf:3 includes it"
+        self.assertEqual(warning.replace(f"{self.directory}/", ""), told)
+        self.write("= 1", "more.conf")
+        self.assertNotIn("includes it", self.mistake('include "more.conf"'))
 
     def test_files_have_a_limit(self):
         with open(self.directory / "long.conf", "wb") as file:
@@ -336,7 +346,7 @@ class IncludeTests(SpellingCase):
     def test_two_that_include_each_other(self):
         self.write('include "two.conf"', "one.conf")
         self.write('webhook { include "one.conf" }', "two.conf")
-        self.assertEqual(self.mistake('include "one.conf"'), "one.conf: includes itself")
+        self.assertEqual(self.mistake('include "one.conf"'), "one.conf: includes itself; two.conf:1 includes it")
 
     def test_patterns(self):
         (self.directory / "conf.d").mkdir()
@@ -357,6 +367,10 @@ class RemedyTests(SpellingCase):
         webhook = f'webhook {{ url = "http://h/", {RULES}\n%s\n}}'
         for text, told in {
             "webhooks = [ { } ]": "webhooks: a list is not a block in braces; give each webhook a name: webhooks { billing {",
+            'webhooks { url = "http://h/" }': (
+                "webhooks.url: what is given is not a block in braces; webhooks has blocks with a name each: "
+                "write webhook { url = … } for the only one"
+            ),
             'webhook { url = "http://h/", events = ["on_publish"] }': (
                 "webhook.events[0]: 'on_publish' is not a block in braces, like { event = \"on_message_publish\" }"
             ),

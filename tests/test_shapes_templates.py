@@ -139,6 +139,7 @@ class FieldTests(SynchronousTestCase):
         for name, told in (
             ("clientId", "did you mean 'clientid'?"),
             ("nothing", "is nothing that on_message_publish has; it has clientid, username"),
+            ("clientd", "matched_acl, session_id, user_properties, properties; did you mean 'clientid'?"),
             ("", "is not a placeholder"),
             ("a b", "is not a placeholder"),
             ("topic[-1]", "is not a placeholder"),

@@ -81,7 +81,7 @@ class SinkFromStringTests(SynchronousTestCase):
     def test_unknown_argument(self) -> None:
         self.assertEqual(
             self.mistake("log:pth=x"),
-            "log:pth=x: got an unexpected keyword argument 'pth'; write it like log or log:path=FILE",
+            "log:pth=x: there is no argument 'pth'; write it like log or log:path=FILE",
         )
 
     def test_missing_argument(self) -> None:

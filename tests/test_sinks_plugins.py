@@ -158,7 +158,7 @@ class WebhookTests(SynchronousTestCase):
             (r"webhook:url=http\://h/:encoding=base65", "did you mean 'base64'?"),
             (r"webhook:url=http\://h/:pool_size=0", "pool_size: "),
             (r"webhook:url=http\://h/:cancel_timeout=soon", "cancel_timeout: 'soon' is not a duration"),
-            (r"webhook:url=http\://h/:poolsize=3", "got an unexpected keyword argument 'poolsize'; write it like webhook:"),
+            (r"webhook:url=http\://h/:poolsize=3", "there is no argument 'poolsize'; write it like webhook:"),
         ]:
             error = self.assertRaises(ConfigError, sinkFromString, Clock(), description)
             self.assertIn(message, str(error))

@@ -32,6 +32,7 @@ from tests.frames import envelope, framed
 from tests.grpccalls import CHECK, StoringSink, Stub, golden_calls, request
 from tests.ports import kept_port
 from tests.processes import Twistd
+from tests.programs import PROJECT
 from tests.waiting import until
 
 
@@ -270,6 +271,21 @@ class ConfigurationTests(SynchronousTestCase):
             for line in ("endpoint = 127.0.0.1", "port = 8893", "enabled = on", "percentage = 100"):
                 self.assertIn(f"vmq_events_sidecar.grpc_{line}", text)
         self.assertNotIn("grpc", self.made("--url", "http://h/"))
+
+    def test_what_is_for_vernemq_can_be_pasted(self):
+        for listen in ('"tcp:8893"', '["tcp6:8893", "unix:/run/x"]'):
+            text = self.made("--url", "http://h/", "-c", self.file(f"mqhooks.sources.grpc.listen = {listen}"))
+            before, _, rest = text.partition("\npage ")
+            lines = re.findall(r"\n {8}(.+)", before + rest[rest.index("\nhooks ") :])
+            self.assertGreater(len(lines), 8)
+            for line in lines:
+                self.assertRegex(line, r"^(# .+|[a-z_.]+ = \S+)$")
+
+    def test_quickstart_shows_what_is_printed(self):
+        printed = self.made("--grpc-port", "8893", "--url", "http://h/").splitlines()
+        quickstart = (PROJECT / "docs" / "quickstart.rst").read_text()
+        (shown,) = re.findall(r"\n\n((?:   .+\n)*   vmq_events_sidecar\.grpc_port.+\n(?:   .+\n)*)", quickstart)
+        self.assertIn("\n".join(f"     {line}" for line in shown.splitlines()), "\n".join(printed))
 
     def test_several_addresses_and_other_kinds(self):
         text = self.made("-c", self.file('mqhooks.sources.grpc.listen = ["tcp6:8893", "unix:/run/x", "tcp:0"]'))

@@ -214,8 +214,8 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
                 "        vmq_events_sidecar.hostname = 127.0.0.1",
                 "        vmq_events_sidecar.port = 8890",
                 f"        vmq_events_sidecar.hooks = {everything}",
-                "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of",
-                "        VerneMQ's fork know them: leave them out for older ones",
+                "        # those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of",
+                "        # VerneMQ's fork know them: leave them out for older ones",
                 "The configuration is good.",
             ],
         )
@@ -413,7 +413,9 @@ class ProcessTests(OptionsCase, TestCase):
             ),
             ("mqhooks", ["--url"], "option --url requires argument"),
             ("mqhooks", ["--admin-port", "x"], "--admin-port: 'x' is not a whole number from 0 to 65535"),
-            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),
+            ("mqhooks", ["nanomq.conf"], "'nanomq.conf' is not an option; did you mean --config nanomq.conf?"),
+            ("mqhooks", ["8890"], "'8890' is not an option; --help lists them"),
+            ("mqhooks-simulate", ["nanomq.conf"], "'nanomq.conf' is not an option; --help lists them"),
             ("mqhooks-receive", ["--quiet", "--verbose"], "--quiet and --verbose contradict each other; give one of them"),
             ("mqhooks-simulate", ["--rate", "x"], "--rate: 'x' is not a number of 0 or more"),
         ):

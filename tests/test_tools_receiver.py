@@ -382,7 +382,8 @@ class OptionTests(SynchronousTestCase):
             ("--port=65536",): "--port: '65536' is not a whole number from 0 to 65535",
             ("--port=1", "--listen=tcp:2"): "--listen and --port both say where to listen; give one of them",
             ("--fail=60%", "--drop=60%"): "--fail and --drop come to more than 100%",
-            ("--secret=whsec_QUJD",): "--secret: is the base64 of 3 bytes: it has to be 24 to 64, random",
+            ("--secret=whsec_QUJD",): "--secret: is the base64 of 3 bytes: it has to be 24 to 64, random"
+            "; make one with echo whsec_$(openssl rand -base64 24)",
             ("--secret=whpk_QUJD",): "--secret: is the base64 of 3 bytes: an ed25519 public key has 32",
             ("--secret=whsk_QUJD",): "--secret: is a private key, which only the sender has: give the public one, whpk_…",
             ("--quiet", "--verbose"): "--quiet and --verbose contradict each other; give one of them",

@@ -106,8 +106,8 @@ def _sidecar(descriptions: Sequence[str], wanted: set[str]) -> Iterator[str]:
         yield f"        vmq_events_sidecar.port = {port}"
     yield f"        vmq_events_sidecar.hooks = {','.join(names)}"
     if wanted.intersection(M5_HOOKS):
-        yield "        those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of"
-        yield "        VerneMQ's fork know them: leave them out for older ones"
+        yield "        # those with _m5 are for clients of MQTT 5, with their user properties; only newer versions of"
+        yield "        # VerneMQ's fork know them: leave them out for older ones"
 
 
 def _webhook(webhook: WebhookSettings) -> Iterator[str]:
@@ -187,11 +187,14 @@ def _grpc_lines(description: str) -> Iterator[str]:
     """Say what VerneMQ is told, if it can be."""
     kind, host, port = interface_of(description)
     if kind not in ("tcp", "tcp6", "systemd"):
-        yield "        VerneMQ cannot connect to it: it knows TCP only"
+        yield "        # VerneMQ cannot connect to it: it knows TCP only"
         return
     address = host if is_local(description) else "the address of this machine"
     yield f"        vmq_events_sidecar.grpc_endpoint = {address}"
     unknown = "that of the socket unit" if kind == "systemd" else "the port that the log names"
     yield f"        vmq_events_sidecar.grpc_port = {port or unknown}"
-    yield "        vmq_events_sidecar.grpc_enabled = on         (newer versions)"
-    yield "        vmq_events_sidecar.grpc_percentage = 100     (v4.4.0-grpc, v5.1.0-grpc)"
+    # VerneMQ takes what stands behind a value on its line for a part of the value.
+    yield "        # newer versions, at boot only"
+    yield "        vmq_events_sidecar.grpc_enabled = on"
+    yield "        # v4.4.0-grpc and v5.1.0-grpc: the share of events; the others go to the TCP port"
+    yield "        vmq_events_sidecar.grpc_percentage = 100"

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def add(parser: Parser) -> None:
         if name == "show":
             action.add_argument("--reveal", action="store_true", help="show secrets in the URL too")
         if name in ("show", "replay", "purge"):
-            action.add_argument("number", nargs="*", type=int, help="their numbers")
+            action.add_argument("number", nargs="*", type=_number, help="their numbers")
         if name in ("export", "import"):
             stream = "standard output" if name == "export" else "standard input"
             action.add_argument("file", metavar="FILE", help=f"the file; - for {stream}")
@@ -76,6 +77,12 @@ def _add_filter(action: Parser) -> None:
     time_ = "a time like 2026-01-31T12:00:00Z, or so long ago: 90s, 2h, 3d"
     action.add_argument("--since", metavar="TIME", type=_moment, help=f"only those given up since then: {time_}")
     action.add_argument("--until", metavar="TIME", type=_moment, help="only those given up before then")
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ArgumentTypeError(f"{text!r} is not a dead letter's number, as mqhooks dead list shows it")
+    return int(text)
 
 
 def _moment(text: str) -> int:
@@ -300,7 +307,8 @@ def _described(letter: DeadLetter, *, reveal: bool) -> Iterator[str]:
     yield f"            {printable(delivery.body[: 4 * limit + 4].decode('utf-8', 'backslashreplace'), limit)}"
     if letter.status:
         yield f"  answer    {letter.status}"
-        yield f"            {printable(answer, limit)}"
+        if answer:
+            yield f"            {printable(answer, limit)}"
 
 
 def _time(milliseconds: int) -> str:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from inspect import getdoc
 from typing import Any, NoReturn
 
-from mqhooks.support.options import CommandOptions
+from mqhooks.support.options import CommandOptions, file_hint
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 """How shtab has a shell complete the name of a file."""
@@ -91,9 +91,10 @@ class Parser(ArgumentParser):
     def refuse(self, word: str) -> NoReturn:
         """Tell that a word is not understood, and what was probably meant."""
         name = word.partition("=")[0]
-        near = get_close_matches(name, self.options, 1) if name.startswith("-") else []
-        what = f"there is no option {name!r}" if name.startswith("-") else f"there is no argument {name!r}"
-        self.error(f"{what} here{f'; did you mean {near[0]}?' if near else ''}")
+        if name.startswith("-"):
+            near = get_close_matches(name, self.options, 1)
+            self.error(f"there is no option {name!r} here{f'; did you mean {near[0]}?' if near else ''}")
+        self.error(f"there is no argument {word!r} here{file_hint(word, self.options)}")
 
     def error(self, message: str) -> NoReturn:
         """
@@ -111,6 +112,7 @@ class Parser(ArgumentParser):
             message = f"{what}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
         elif self.commands and "are required" in message:
             message = f"which command? There are {', '.join(self.commands)}"
+        message = message.removeprefix("argument ")
         hint = "" if "did you mean" in message else f"; {self.prog} --help tells more"
         sys.stderr.write(f"{self.prog}: {message}{hint}\n")
         sys.exit(2)

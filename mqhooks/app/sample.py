@@ -31,9 +31,13 @@ from mqhooks.webhook.settings import WebhookSettings
 TIMESTAMP = 1_767_225_600_123_000_000
 """When the events happen, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
 
-_HIDDEN = "…"
+SHOWN = frozenset({"content-type", "content-encoding", "user-agent", ID})
+"""The headers whose values are shown: nothing secret is in them."""
+
+HIDDEN = "…"
+"""What stands for the values of other headers."""
+
 _LONGEST = 4096
-_SHOWN = frozenset({"content-type", "content-encoding", "user-agent", ID})
 _WORD = re.compile(r"[a-z]{0,12}(?:[-_][a-z]{1,12}){0,2}|v[0-9]")
 _STEP = re.compile(r"\.([^.\[]+)|\[([0-9]+)\]")
 
@@ -68,7 +72,7 @@ def _request(webhook: WebhookSettings, rule: Rule) -> Iterator[str]:
     yield f"{request.method or request.head.method} {_url(webhook, shape, request)}"
     for name, value in (*request.head.headers, *request.headers):
         own = variation is not None and (name, value) in variation.headers and _from_event(shape, name)
-        yield printable(f"{name}: {value if own or name.lower() in _SHOWN else _HIDDEN}", _LONGEST)
+        yield printable(f"{name}: {value if own or name.lower() in SHOWN else HIDDEN}", _LONGEST)
     yield printable(request.body.decode("utf-8", "backslashreplace"), _LONGEST)
 
 
@@ -91,7 +95,7 @@ def _parts(parts: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
     for part, template in zip_longest(parts, templates, fillvalue=""):
         # What stands beside a placeholder is shown with it, unless it may be secret.
         fixed = PLACEHOLDER.split(template)[::2]
-        yield part if all(_WORD.fullmatch(piece.strip("=.:-_")) for piece in fixed) else _HIDDEN
+        yield part if all(_WORD.fullmatch(piece.strip("=.:-_")) for piece in fixed) else HIDDEN
 
 
 def _event(rule: Rule, shape: Shape) -> Event:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from mqhooks.app.configuration import load
 from mqhooks.app.parser import Parser
 from mqhooks.app.reactor import install
+from mqhooks.app.sample import HIDDEN, SHOWN
 from mqhooks.app.webhooks import transport_for
 from mqhooks.delivery import Delivery, Request, Response
 from mqhooks.errors import DeliveryError, MqhooksError
@@ -64,8 +65,8 @@ def send_test(config: str, name: str | None, event: str | None) -> Iterator[str]
     transport = transport_for(reactor, settings)
     shown = hide_url(settings.url)
     yield f"{request.method or request.head.method} {shown}, webhook {settings.name}, event {rule.event}"
-    for header, _ in (*request.head.headers, *request.headers):
-        yield f"  {header}" + (f": {dict(request.headers)[header]}" if header == "webhook-id" else "")
+    for header, value in (*request.head.headers, *request.headers):
+        yield f"  {header}: {printable(value, 1000) if header.lower() in SHOWN else HIDDEN}"
     since = reactor.seconds()
     ended: list[Any] = []
 

@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
@@ -76,11 +76,8 @@ def add(parser: Parser) -> None:
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text) or not float(text):
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0, like {TIMEOUT:g} or 0.5")
     return float(text)
-
-
-_seconds.__name__ = "number of seconds"  # argparse names it: invalid number of seconds value
 
 
 def _status(options: Namespace) -> Generator[str, None, int]:
@@ -227,8 +224,11 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
         told = {"verdict": as_json(problems), "ready": ready, "status": msgspec.Raw(answer[1])}
         return [msgspec.json.encode(told).decode()], int(not well)
     unready = [(name, check) for name, check in ready.checks.items() if not check.ok]
-    told_unready = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
-    return [*shown(status, problems), *told_unready], int(not well)
+    readiness = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
+    if options.ready and well:
+        # What is wrong besides stands above, and the exit status is 0.
+        readiness = ["ready: events can be received and kept"]
+    return [*shown(status, problems), *readiness], int(not well)
 
 
 def _reason(error: Exception) -> str:

@@ -78,7 +78,8 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
     several = root.block("webhooks", "; give each webhook a name: webhooks { billing { … }, audit { … } }")
     for name in several.names():
         elsewhere = "; where VerneMQ's webhooks come in is mqhooks { sources { webhooks { listen = … } } }"
-        block = several.block(name, elsewhere if name == "listen" else "")
+        single_one = f"; webhooks has blocks with a name each: write webhook {{ {name} = … }} for the only one"
+        block = several.block(name, elsewhere if name == "listen" else single_one)
         if not block.replaced and block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
                 root.fail(several.error(name, "the webhook block already has this name: call this one something else"))
@@ -380,7 +381,7 @@ def _rules(block: Block) -> list[tuple[Rule, Block]]:
                 entry.warn("topic", f"{event} has no topic: every {event} is sent")
                 topic = None
         rules.append((Rule(event, topic), entry))
-    if not rules:
+    if not block.tree("events"):
         block.warn("events", 'is empty: nothing will be sent; add for example events = [ { event = "on_message_publish" } ]')
     return rules
 

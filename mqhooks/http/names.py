@@ -9,9 +9,9 @@ from typing import Any
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from mqhooks.support import names
-from mqhooks.support.names import LookUp, NameLookup, connect_problem, look_up
+from mqhooks.support.names import LookUp, NameLookup, connect_problem, in_words, look_up
 
-__all__ = ["SHARE", "NameLookup", "connect_problem", "endpoint", "look_up"]
+__all__ = ["SHARE", "NameLookup", "connect_problem", "endpoint", "in_words", "look_up"]
 
 SHARE = 0.9
 """The share of a request's timeout that connecting gets, so that a failure to connect is reported as one."""

@@ -218,7 +218,7 @@ class _Tunnel(Protocol):
         if self._inner is not None:
             self._inner.connectionLost(reason)
         else:
-            self._fail(f"ended the connection when it was to connect to {self._goal}: {reason.getErrorMessage()}")
+            self._fail(f"ended the connection when it was to connect to {self._goal}: {names.in_words(reason.value)}")
 
     def _fail(self, problem: str) -> None:
         self._end(f"the proxy {self._proxy.name} {problem}")

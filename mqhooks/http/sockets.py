@@ -29,6 +29,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mqhooks.support.names import in_words
+
 EVENTS = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLET", 0)
 """Data and its end, edge-triggered: a socket that was read until empty is not reported again."""
 
@@ -119,7 +121,7 @@ class PlainSocket(protocol.Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report the end."""
         self._handle = None
-        self.receiver.lost(reason.getErrorMessage())
+        self.receiver.lost(in_words(reason.value))
 
     def send(self, data: bytes) -> None:
         """See :class:`Channel`."""

@@ -126,15 +126,23 @@ class _Files:
         self._left = SIZE
         self._opened = 0
 
-    def members(self, path: str, *, required: bool, by: _File | None = None, foreign: bool = False) -> Iterator[_Found]:
+    def members(
+        self, path: str, *, required: bool, by: _File | None = None, line: int = 0, foreign: bool = False
+    ) -> Iterator[_Found]:
         """
         Read a file's members, and those of the files it includes.
 
         :param by: what includes it.
+        :param line: where that does.
         :param foreign: whether to read members other than ours, too.
         """
-        file = self._open(path, by, required=required)
-        if file is None:
+        from_ = f"; {by.name}:{line} includes it" if by is not None else ""
+        try:
+            file = self._open(path, by, required=required)
+        except ConfigError as error:
+            raise ConfigError(f"{error.message}{from_}", error.where) from None
+        except (FileNotFoundError, NotADirectoryError):
+            self._warnings.append(f"{path}: does not exist, so the settings it was to provide are missing{from_}")
             return
         try:
             entries = file.scanner.members(lambda key: foreign or key.lower() in OURS)
@@ -157,9 +165,9 @@ class _Files:
         path = os.path.join(os.path.dirname(by.name), include.name)
         names = sorted(glob(path, recursive=True)) if has_magic(path) and "\0" not in path else []
         for name in names or [path]:
-            yield from self.members(name, required=include.required, by=by, foreign=foreign)
+            yield from self.members(name, required=include.required, by=by, line=include.line, foreign=foreign)
 
-    def _open(self, path: str, by: _File | None, *, required: bool) -> _File | None:
+    def _open(self, path: str, by: _File | None, *, required: bool) -> _File:
         chain = () if by is None else by.chain
         try:
             real = os.path.realpath(path)
@@ -169,8 +177,7 @@ class _Files:
         except (FileNotFoundError, NotADirectoryError) as error:
             if required:
                 raise ConfigError(f"cannot be read: {error.strerror}", path) from None
-            self._warnings.append(f"{path}: does not exist, so the settings it was to provide are missing")
-            return None
+            raise
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", path) from None
         except ValueError:

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from mqhooks.errors import MqhooksError, NATSError, NATSFull, NATSMalformed, NATSRefused, NATSUnavailable
 from mqhooks.nats.parser import Parser, Receiver
 from mqhooks.nats.settings import NATSSettings, Server
+from mqhooks.support.names import in_words
 from mqhooks.support.printable import printable
 from mqhooks.support.verifying import Verifier
 
@@ -258,7 +259,7 @@ class Connection(Protocol):
             words, _ = self._verifier.explain(error, self.server.host, self.server.port)
             return words
         when = " during the TLS handshake" if self._encrypting and not self._secure else ""
-        how = "closed the connection" if isinstance(error, ConnectionDone) else f"is gone ({error})"
+        how = "closed the connection" if isinstance(error, ConnectionDone) else f"is gone ({in_words(error)})"
         return f"NATS server {self.server} {how}{when}"
 
     def _controlled(self, verb: bytes, rest: bytes) -> None:

@@ -194,7 +194,9 @@ def check(path: str) -> None:
             if _check(path, connection) < FIRST:
                 raise OutboxError(f"{path}: is empty")
     except sqlite3.DatabaseError as error:
-        raise OutboxError(f"{path}: cannot be read ({error})") from None
+        other = error.sqlite_errorcode == sqlite3.SQLITE_NOTADB
+        remedy = "; name the outbox with --outbox or the configuration with --config" if other else ""
+        raise OutboxError(f"{path}: cannot be read ({error}){remedy}") from None
 
 
 def _check(path: str, connection: sqlite3.Connection) -> int:

@@ -40,7 +40,8 @@ class SinkMaker:
         try:
             bound = signature(self._make).bind(reactor, *args, **kwargs)
         except TypeError as error:
-            raise ConfigError(f"{error}; write it like {self.usage}") from None
+            problem = str(error).replace("got an unexpected keyword argument", "there is no argument")
+            raise ConfigError(f"{problem}; write it like {self.usage}") from None
         made: Any = self._make(*bound.args, **bound.kwargs)
         sink: IEventSink = made
         return sink

@@ -189,4 +189,9 @@ def connect_problem(error: BaseException | None, host: str) -> str:
     """Explain why connecting failed."""
     if isinstance(error, DNSLookupError):
         return f"no address was found for {host}: the name is unknown, or its name server does not answer"
-    return str(error) or type(error).__name__
+    return in_words(error)
+
+
+def in_words(error: BaseException | None) -> str:
+    """Say an error in words for within a sentence: Twisted's errors about connections end in a full stop."""
+    return str(error).removesuffix(".") or type(error).__name__

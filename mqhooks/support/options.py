@@ -6,10 +6,12 @@ Each function here makes the parser of one option, for the last element of its e
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from math import inf
+from shlex import quote
 from typing import Any
 
 from twisted.python.usage import Options, UsageError
@@ -56,7 +58,19 @@ class CommandOptions(Options):
         :raises UsageError: when there is one.
         """
         if args:
-            raise UsageError(f"{args[0]!r} is not an option; --help lists them")
+            hint = file_hint(args[0], [f"--{name.rstrip('=')}" for name in self.longOpt])
+            raise UsageError(f"{args[0]!r} is not an option{hint or '; --help lists them'}")
+
+
+def file_hint(word: str, options: Iterable[str]) -> str:
+    """
+    Suggest ``--config`` for the name of a configuration that stands by itself.
+
+    :param options: the names of the command's options, as they are written.
+    :returns: text to append to a message; empty when it is no file, or the command has no such option.
+    """
+    meant = "--config" in options and (word.endswith((".conf", ".json", ".hocon")) or os.path.isfile(word))
+    return f"; did you mean --config {quote(word)}?" if meant and word.isprintable() else ""
 
 
 def whole(option: str, least: int, most: int | None = None) -> Callable[[str], int]:

@@ -25,6 +25,8 @@ SECRET_PREFIX = "whsec_"
 PRIVATE_PREFIX = "whsk_"
 PUBLIC_PREFIX = "whpk_"
 
+_MAKE_SECRET = f"echo {SECRET_PREFIX}$(openssl rand -base64 24)"
+
 _SEED = 32
 """How many bytes a private key has; a public key has as many."""
 
@@ -37,10 +39,10 @@ def secret_key(secret: str) -> bytes:
     :raises mqhooks.errors.ConfigError: when it is not a secret; the message does not reveal any of it.
     """
     if not secret.startswith(SECRET_PREFIX):
-        raise ConfigError(f"does not begin with {SECRET_PREFIX}: make one with echo {SECRET_PREFIX}$(openssl rand -base64 24)")
+        raise ConfigError(f"does not begin with {SECRET_PREFIX}: make one with {_MAKE_SECRET}")
     key = _decoded(secret, SECRET_PREFIX)
     if not 24 <= len(key) <= 64:
-        raise ConfigError(f"is the base64 of {len(key)} bytes: it has to be 24 to 64, random")
+        raise ConfigError(f"is the base64 of {len(key)} bytes: it has to be 24 to 64, random; make one with {_MAKE_SECRET}")
     return key
 
 

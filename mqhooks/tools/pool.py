@@ -19,6 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mqhooks.support.names import in_words
+
 
 @implementer(IPushProducer)
 class PoolConnection(Protocol):
@@ -182,7 +184,7 @@ class SenderPool:
         if not (self._closing and reason.check(ConnectionDone)):
             self.lost += 1
         if not self._closing:
-            self._reason = reason.getErrorMessage()
+            self._reason = in_words(reason.value)
             self._complain()
 
     def busy(self, connection: PoolConnection) -> None:
@@ -222,7 +224,7 @@ class SenderPool:
         except Exception as error:
             if self._closing:
                 raise CancelledError from error
-            self._reason = str(error)
+            self._reason = in_words(error)
             return None
 
     def _complain(self) -> None:

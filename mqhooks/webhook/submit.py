@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from mqhooks.delivery import Request, Response
 from mqhooks.errors import ConnectionBroken, DeliveryError
 from mqhooks.interfaces import ICallbackTransport, IWebhookTransport
+from mqhooks.support.names import in_words
 
 Done = Callable[[Response | DeliveryError], object]
 
@@ -34,7 +35,7 @@ def submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) ->
         if isinstance(error, DeliveryError):
             return error
         log.failure("webhook {name}: an attempt failed in an unexpected way", failure, name=name)
-        return ConnectionBroken(f"{url}: {failure.getErrorMessage() or type(error).__name__}")
+        return ConnectionBroken(f"{url}: {in_words(error)}")
 
     def wait_for(request: Request, done: Done) -> None:
         transport.send(request).addErrback(explain).addCallback(done)
