@@ -103,6 +103,7 @@ class DocumentedTests(AdminCase):
         told = shape(example("api-status"))
         for part in ("last_error", "last_answer"):
             told["webhooks"][0][part] = "value"
+        told["verdict"]["problems"] = "value"
         self.assertEqual(shape(follower.heard("status")[0]), told)
 
     async def test_webhook_calls_have_the_documented_shape(self):

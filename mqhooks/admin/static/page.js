@@ -4,7 +4,6 @@ import { Refused, follow, get, post, token } from "./api.js";
 import { byId, clock, count, fit, make, plural, rate, span, visible, write } from "./dom.js";
 import { Events } from "./events.js";
 import { Letters } from "./letters.js";
-import { absent, judge } from "./verdict.js";
 import { Numbers, Webhooks } from "./webhooks.js";
 
 /** After how many seconds without news what is shown is called stale, and after how many the connection is made anew. */
@@ -83,7 +82,8 @@ function showStatus(news) {
 }
 
 function showVerdict() {
-  const { level, headline, summary, problems } = judge(status);
+  const { level, summary, problems } = status.verdict;
+  const headline = visible(status.verdict.headline);
   byId("verdict").dataset.level = level;
   write(byId("headline"), headline);
   write(byId("summary"), summary);
@@ -94,11 +94,11 @@ function showVerdict() {
   fit(list, problems, one, (item, problem) => {
     const [title, text, link] = item.children;
     item.dataset.level = problem.level;
-    write(title, problem.title);
-    write(text, problem.text);
+    write(title, visible(problem.title));
+    write(text, visible(problem.text, 2000));
     link.hidden = !problem.link;
-    if (problem.link) link.href = `#${problem.link}`;
-    link.ariaLabel = `Look at: ${problem.title}`;
+    link.href = `#${encodeURI(problem.link)}`;
+    link.ariaLabel = `Look at: ${title.textContent}`;
   });
 }
 
@@ -138,7 +138,7 @@ function showSidecar() {
   const { hooks, rates, sources, sidecar: { unknown, empty } } = status;
   const sum = (name) => sources.reduce((all, one) => all + one[name], 0);
   const lost = sum("malformed") + sum("refused");
-  sidecar.show("connections", count(sum("connections")), sources.some(absent));
+  sidecar.show("connections", count(sum("connections")), status.verdict.problems.some(({ link }) => link === "sidecar-title"));
   sidecar.show("events/s", rate(status.rate));
   sidecar.show("events", count(sum("events")));
   sidecar.show("left out", count(lost + unknown + empty), lost > 0);

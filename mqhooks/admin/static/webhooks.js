@@ -30,7 +30,7 @@ export class Webhooks {
 
 class Card {
   constructor(name, index, press) {
-    const title = make("h3", { id: `webhook-${index}`, tabindex: "-1" }, make("bdi", {}, visible(name, 60)));
+    const title = make("h3", { id: `webhook-${index}` }, make("bdi", {}, visible(name, 60)));
     this.name = name;
     this.state = make("span", { class: "state" });
     const button = (verb) => make("button", { "data-verb": verb, onclick: (event) => this.pressed(press, event.currentTarget) });
@@ -47,7 +47,7 @@ class Card {
     this.chart = new Chart();
     this.element = make(
       "article",
-      { class: "card webhook", "aria-labelledby": `webhook-${index}` },
+      { class: "card webhook", id: `webhook:${name}`, tabindex: "-1", "aria-labelledby": `webhook-${index}` },
       make("header", {}, title, this.state, this.button, this.now),
       this.url,
       this.said,
