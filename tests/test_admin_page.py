@@ -2,6 +2,7 @@
 
 import os
 import socket
+from itertools import pairwise
 from math import sin
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.natscluster import Cluster
 from tests.processes import Twistd
+from tests.programs import MODULES, missing_node
 from tests.vernemq import request
 from tests.waiting import until
 
@@ -30,6 +32,7 @@ TOKEN = "correct-horse-battery-staple"
 ANYWHERE = "tcp:0:interface=127.0.0.1"
 HOSTILE = "<img src=x onerror=\"window.ran=1;alert('ran')\">"
 NAMES = ("billing", "audit")
+AXE = MODULES / "axe-core" / "axe.min.js"
 
 
 class Page(TestCase):
@@ -312,6 +315,10 @@ class Showing(Page):
         self.assertLess(earlier[:8], now[:8])
         value = "return document.querySelector('.chart svg').getAttribute(arguments[0])"
         self.assertEqual(await self.browser.run(value, "aria-valuenow"), "177")
+        times = (await self.browser.text(".chart .times")).split()
+        self.assertRegex(" ".join(times), r"^\d\d:\d\d \d\d:\d\d \d\d:\d\d \d\d:\d\d$")
+        minutes = [int(time[:2]) * 60 + int(time[3:]) for time in times]
+        self.assertEqual({(later - time) % 1440 for time, later in pairwise(minutes)}, {5})
         self.assertEqual((await self.browser.run(value, "aria-valuetext"))[8:], earlier[8:])
         await self.browser.type(".chart svg", "\ue011")
         self.assertEqual(await self.browser.run(value, "aria-valuenow"), "0")
@@ -405,6 +412,44 @@ class Showing(Page):
         self.assertEqual(await self.browser.run("return innerWidth"), 360)
         self.assertLessEqual(await self.browser.run("return document.documentElement.scrollWidth"), 360)
         await self.assert_clean()
+
+
+class Looks(Page):
+    """What holds at both widths and in both schemes, while much is to be seen."""
+
+    async def show_much(self):
+        await self.start(names=NAMES, retry="initial = 1h, max = 1h")
+        await self.bury(2, topic=f"{HOSTILE}/" + "a" * 500)
+        self.endpoint.answer = lambda request: request.connection.reply(503, b"come back on Monday")
+        self.publish(30)
+        await self.headline("billing is failing")
+        await self.browser.click("#letters .open")
+        await self.browser.until("document.querySelector('#letters pre')")
+        await self.browser.run("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+        await self.browser.until("document.getElementById('settings').rows.length > 10")
+
+    async def each_look(self):
+        for width, height in ((1180, 1000), (360, 740)):
+            for dark in (False, True):
+                await self.browser.look(width=width, height=height, dark=dark)
+                yield f"{width} pixels wide, {'dark' if dark else 'light'}"
+
+    async def test_targets_are_large_and_nothing_sticks_out(self):
+        await self.show_much()
+        async for look in self.each_look():
+            self.assertEqual(await self.browser.run(SMALL), [], look)
+            wide, shown = await self.browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+            self.assertLessEqual(wide, shown, look)
+
+    async def test_axe_finds_nothing(self):
+        await self.show_much()
+        await self.browser.run(AXE.read_text(encoding="utf-8"))
+        async for look in self.each_look():
+            self.assertEqual(await self.browser.run(BARRIERS), [], look)
+        await self.assert_clean()
+
+    if missing_node():
+        test_axe_finds_nothing.skip = missing_node()
 
 
 class Pressing(Page):
@@ -667,6 +712,19 @@ class Screenshot(Page):
         Path(os.environ["MQHOOKS_SCREENSHOT"]).write_bytes(await self.browser.screenshot())
 
 
+SMALL = """
+const seen = [...document.querySelectorAll('a:not(.skip), button, input, select, summary, [role=slider]')].filter(
+  (element) => element.checkVisibility() && !element.closest('dialog')
+);
+const boxes = seen.map((element) => [element.outerHTML.slice(0, 200), element.getBoundingClientRect()]);
+const small = boxes.filter(([, { width, height }]) => Math.min(width, height) < 43.9);
+return small.map(([name, { width, height }]) => `${name}: ${width} by ${height}`);
+"""
+BARRIERS = """
+return axe.run(document, { rules: { 'target-size': { enabled: true } } }).then(({ violations }) =>
+  violations.map(({ id, help, nodes }) => [id, help, ...nodes.slice(0, 3).map((node) => node.html + node.failureSummary)])
+);
+"""
 TRIES = "return [...document.querySelectorAll('[data-verb=try]')].map((button) => button.hidden)"
 CHART = """
 const accepted = arguments[0];

@@ -216,10 +216,10 @@ class Row extends Line {
     const headers = request.headers.map(([name, value]) => `${name}: ${value}`).join("\n");
     const said = answer.status ? `${answer.status}\n\n${answer.body || "(empty)"}` : "None came.";
     this.cell.replaceChildren(
-      make("h4", {}, "Request"),
-      make("pre", { class: "request" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
-      make("h4", {}, "Answer"),
-      make("pre", { class: "answer" }, lines(said, MOST)),
+      make("h3", {}, "Request"),
+      make("pre", { class: "request", tabindex: "0" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
+      make("h3", {}, "Answer"),
+      make("pre", { class: "answer", tabindex: "0" }, lines(said, MOST)),
     );
   }
 }

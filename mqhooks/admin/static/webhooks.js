@@ -37,10 +37,10 @@ class Card {
     this.button = button("pause");
     this.now = button("try");
     this.now.append("Try now");
-    this.now.ariaLabel = `Try ${visible(name, 60)} now`;
+    this.now.ariaLabel = `Try now: ${visible(name, 60)}`;
     this.url = make("p", { class: "url" });
     this.said = make("p", { class: "said" });
-    this.answer = make("pre");
+    this.answer = make("pre", { tabindex: "0" });
     this.answerBox = make("details", { class: "answer" }, make("summary", {}, "Its last answer"), this.answer);
     this.numbers = new Numbers(make("dl", { class: "numbers" }), ["waiting", "delivered", "failed attempts", "dead"]);
     this.rest = make("p", { class: "note rest" });
@@ -159,16 +159,17 @@ class Chart {
     this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, draw("path", { class: name })]));
     this.cut = draw("path", { class: "cut" });
     this.cursor = draw("path", { class: "cursor" });
-    const ground = draw("path", { class: "ground", d: [2, FLOW / 2 + 1, FLOW, HEIGHT].map((y) => `M0 ${y}H${WIDTH}`).join("") });
+    const ground = draw("path", { class: "ground", d: `${[2, FLOW / 2 + 1, FLOW, HEIGHT].map((y) => `M0 ${y}H${WIDTH}`).join("")}M60 0V${HEIGHT}M120 0V${HEIGHT}` });
     this.drawing.append(ground, ...Object.values(this.parts), this.cut, this.cursor);
     const key = (name) => make("span", { class: `key ${name}` }, name);
     this.readout = make("p", { class: "note readout" });
+    this.times = Array.from("0123", () => make("span"));
     this.scale = ["full", "half", "depth"].map((name) => make("span", { class: name }));
     this.element = make(
       "figure",
       { class: "chart" },
       make("div", { class: "plot" }, this.drawing, ...this.scale),
-      make("p", { class: "note times" }, ...["15 min ago", "10", "5", "now"].map((text) => make("span", {}, text))),
+      make("p", { class: "note times" }, ...this.times),
       make(
         "figcaption",
         {},
@@ -218,6 +219,7 @@ class Chart {
     const flows = [series.accepted, series.delivered, series.failed].map((values) => marks(values, flow, 0));
     shape(this.cut, flows.join("") + marks(series.waiting, waiting, FLOW + 1));
     [`${rate(flow / step)}/s`, `${rate(flow / step / 2)}/s`, `${count(waiting)} waiting`].forEach((text, index) => write(this.scale[index], text));
+    this.times.forEach((text, third) => write(text, clock(end - (WIDTH - third * 60) * step).slice(0, -3)));
     this.read();
   }
 
