@@ -111,6 +111,8 @@ class DocumentedTests(AdminCase):
         self.assertEqual(await self.json("/api/webhooks/billing/pause", "POST"), example("api-pause"))
         self.assertEqual(await self.json("/api/webhooks/billing/resume", "POST"), example("api-resume"))
         await self.assert_shape("api-try", "/api/webhooks/billing/try", "POST")
+        await self.assert_shape("api-test", "/api/webhooks/billing/test", "POST")
+        await self.assert_shape("api-attempts", "/api/webhooks/billing/attempts")
 
     async def test_dead_letter_calls_have_the_documented_shape(self):
         await self.start()

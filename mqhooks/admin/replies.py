@@ -89,14 +89,18 @@ class Call:
             raise Refused(400, f"{name} is not a whole number of 0 or more")
         return min(int(text), most)
 
-    def json(self) -> dict[str, Any]:
+    def json(self, *, empty: bool = False) -> dict[str, Any]:
         """
         Get the body, which has to be a JSON object.
+
+        :param empty: whether it may also be empty, like an object without members.
 
         :raises Refused: when it is anything else.
         """
         content = self.request.content
         body = b"" if content is None else content.read()
+        if empty and not body:
+            return {}
         try:
             value = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -93,6 +93,8 @@ def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
         Route("POST", (*webhook, "pause"), api.pause),
         Route("POST", (*webhook, "resume"), api.resume),
         Route("POST", (*webhook, "try"), api.try_now),
+        Route("POST", (*webhook, "test"), api.test),
+        Route("GET", (*webhook, "attempts"), api.attempts),
     ]
 
 

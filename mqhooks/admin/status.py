@@ -117,6 +117,7 @@ class Status:
             "url": hide_url(settings.url),
             "state": "paused" if sink.paused else "up" if sink.down_since is None else "down",
             "down_since": sink.down_since,
+            "paused_until": sink.paused_until,
             "refusing": sink.refusing,
             "next_attempt": None if probe is None or sink.paused else now + probe,
             "retrying": sink.retrying,

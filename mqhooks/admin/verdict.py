@@ -111,7 +111,9 @@ def _webhook(webhook: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[
     if used > FULL:
         waiting += f" {int(used * 100)} % of its room is used."
     if webhook["state"] == "paused":
-        yield _warn(f"{name} is paused", f"Nothing is sent until somebody resumes it. {waiting}", link)
+        until = webhook["paused_until"]
+        end = "until somebody resumes it" if until is None else f"for another {span(until - now)}"
+        yield _warn(f"{name} is paused", f"Nothing is sent {end}. {waiting}", link)
     elif webhook["state"] == "down":
         since = "" if webhook["down_since"] is None else f" for {span(now - webhook['down_since'])}"
         error = webhook["last_error"]

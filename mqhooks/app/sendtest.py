@@ -84,9 +84,29 @@ def send_test(config: str, name: str | None, event: str | None) -> Iterator[str]
     yield from _described(ended[0], settings.url, milliseconds)
 
 
+def make_test(settings: WebhookSettings) -> tuple[Delivery, Request]:
+    """
+    Make a delivery of an event that a webhook has a rule for, and its request.
+
+    :raises mqhooks.errors.MqhooksError: see :func:`make_request`.
+    """
+    delivery = make_delivery(settings, _rule(settings, None))
+    return delivery, RequestMaker(settings, time).make([delivery])
+
+
 def make_request(settings: WebhookSettings, rule: Rule) -> Request:
     """
     Make the request that a made-up event would cause now.
+
+    :param rule: it is made for every topic.
+    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
+    """
+    return RequestMaker(settings, time).make([make_delivery(settings, rule)])
+
+
+def make_delivery(settings: WebhookSettings, rule: Rule) -> Delivery:
+    """
+    Make the delivery that a made-up event would cause now.
 
     :param rule: it is made for every topic.
     :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
@@ -102,8 +122,7 @@ def make_request(settings: WebhookSettings, rule: Rule) -> Request:
             raise MqhooksError(f"send-test: the made-up event cannot be sent: {variation.problem}")
     else:
         (body, *_) = Rules(only.bodies).bodies(made)
-    delivery = Delivery(id_, CLIENT, int(now * 1e9), body, int(now * 1000), variation=variation)
-    return RequestMaker(settings, time).make([delivery])
+    return Delivery(id_, CLIENT, int(now * 1e9), body, int(now * 1000), variation=variation)
 
 
 def _webhook(webhooks: tuple[WebhookSettings, ...], config: str, name: str | None) -> WebhookSettings:

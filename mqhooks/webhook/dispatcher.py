@@ -269,16 +269,16 @@ class Dispatcher:
         self._go_on()
 
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
+        counters, now, seconds = self._counters, self._now(), self._seconds() - since
+        counters.note(now, seconds, deliveries, self._settings.url, response)
         if not isinstance(response, Response):
             self._not_delivered(deliveries, response, settle)
             return
-        counters = self._counters
-        counters.answers.observe(self._seconds() - since)
+        counters.answers.observe(seconds)
         if not 200 <= response.status < 300:
             self._not_delivered(deliveries, response, settle)
             return
         counters.attempts += len(deliveries)
-        now = self._now()
         for delivery in deliveries:
             counters.ages.observe(now - delivery.timestamp * 1e-9)
         self.outbox.acknowledge(deliveries)
