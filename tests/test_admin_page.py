@@ -18,6 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from twisted.web.static import Data
 
+from mqhooks import __version__
 from mqhooks.testing import make_event
 from tests.browser import Browser, missing
 from tests.endpoints import Endpoint
@@ -222,7 +223,7 @@ class Showing(Page):
 
     async def test_which_bridge_and_whose_time(self):
         await self.start()
-        await self.title(f"mqhooks on {socket.gethostname()}")
+        await self.title(f"mqhooks on {socket.gethostname()} · {__version__} · ")
         head = await self.browser.text(".top")
         self.assertIn(f" on {socket.gethostname()}", head)
         zone = await self.browser.run("return Intl.DateTimeFormat().resolvedOptions().timeZone")
@@ -448,6 +449,19 @@ class Looks(Page):
             self.assertEqual(await self.browser.run(BARRIERS), [], look)
         await self.assert_clean()
 
+    async def test_reading_without_javascript(self):
+        await self.show_much()
+        await self.browser.disable_scripts()
+        await self.browser.open(self.origin)
+        async for look in self.each_look():
+            text = await self.browser.run("return document.body.innerText")
+            self.assertTrue(text.startswith("billing is failing, 2 dead letters"), text)
+            self.assertIn("come back on Monday", text)
+            self.assertNotIn("Asking mqhooks", text)
+            wide, shown = await self.browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+            self.assertLessEqual(wide, shown, look)
+        await self.assert_clean()
+
     if missing_node():
         test_axe_finds_nothing.skip = missing_node()
 
@@ -607,6 +621,110 @@ class Pressing(Page):
         await self.browser.click("#letters-more")
         await self.letters(25)
         self.assertEqual(await self.browser.run("return document.getElementById('letters-more').hidden"), True)
+
+    async def test_it_is_paused_until_a_time(self):
+        await self.start()
+        await self.browser.click("[data-verb=until]")
+        self.assertIn("Pause billing until", await self.browser.text("#confirm-text"))
+        await self.browser.click("#confirm button[value=no]")
+        await self.browser.run("return new Promise((done) => setTimeout(done))")
+        self.assertNotIn("paused", await self.browser.text(".webhook .state"))
+        await self.browser.click("[data-verb=until]")
+        await self.browser.click("#confirm-yes")
+        await self.headline("billing is paused")
+        await self.browser.until(
+            "/Nothing is sent for another (59|60) min/.test(document.getElementById('problems').innerText)"
+        )
+        self.assertRegex(await self.browser.text(".webhook .said"), r"^Paused by hand until (.* )?\d\d:\d\d:00\.")
+        await self.browser.click("[data-verb=until]")
+        await self.browser.run("document.getElementById('confirm-time').value = '2020-01-01T00:00'")
+        await self.browser.click("#confirm-yes")
+        await self.toast("is over")
+        await self.browser.click(".webhook header button")
+        await self.headline("All is well")
+        await self.browser.complaints()
+
+    async def test_a_test_and_the_last_attempts(self):
+        await self.start()
+        self.endpoint.answer = lambda request: request.connection.reply(422, b"no <b>such</b>\r\nmeter")
+        await self.browser.click(".attempts summary")
+        await self.attempts("None since the start.")
+        self.publish(1, client_id=HOSTILE)
+        await self.attempts(f"ms  {HOSTILE}  no <b>such</b> meter")
+        self.endpoint.answer = lambda request: request.connection.reply(202, b"thanks")
+        await self.browser.click("[data-verb=test]")
+        await self.toast("Test of billing: ")
+        self.assertRegex(await self.browser.text("#toast"), r": \d\d:\d\d:\d\d 202 [\d,]+ ms mqhooks-test thanks$")
+        await self.attempts("mqhooks-test  thanks\n")
+        self.assertEqual((await self.browser.text(".attempts pre")).count("\n"), 1)
+        await self.assert_clean()
+
+    async def attempts(self, text):
+        await self.browser.until("document.querySelector('.attempts pre').innerText.includes(arguments[0])", text)
+
+    async def toast(self, text):
+        await self.browser.until("document.getElementById('toast').innerText.includes(arguments[0])", text)
+
+
+class Linking(Page):
+    async def go(self, place):
+        await self.browser.open("about:blank")
+        await self.browser.open(f"{self.origin}/#{place}")
+        await self.live()
+
+    async def test_to_a_webhook(self):
+        await self.start(names=NAMES)
+        await self.browser.look(width=360, height=740)
+        await self.live()
+        await self.browser.click("#webhook-1 a")
+        self.assertTrue((await self.browser.run("return location.href")).endswith("/#webhook:audit"))
+        for place in ("webhook:audit", "webhook%3Aaudit"):
+            await self.go(place)
+            await self.browser.until("document.activeElement.id === 'webhook:audit'")
+            top = await self.browser.run("return document.activeElement.getBoundingClientRect().top")
+            self.assertLess(abs(top), 100)
+        await self.go("%zz")
+        await self.assert_clean()
+
+    async def test_to_a_dead_letter(self):
+        await self.start()
+        self.endpoint.answer = lambda request: request.connection.reply(422)
+        self.publish(9)
+        await self.headline("9 dead letters")
+        self.endpoint.answer = lambda request: request.connection.reply()
+        await self.go("letter-7")
+        await self.browser.until("document.querySelector('[data-letter]')?.dataset.letter === '7'")
+        await self.browser.until("document.querySelector('#letters pre.request')?.checkVisibility()")
+        # Those that are alike are one line; this one stands above them.
+        await self.browser.until("document.querySelector('#letters [data-group] .open')?.innerText.startsWith('8')")
+        await self.letters(1)
+        await self.browser.click("#letters [data-letter] button[aria-label^=Replay]")
+        await self.letters(0)
+        await self.browser.until("document.querySelector('#letters [data-group] .open')?.innerText.startsWith('8')")
+        await self.assert_clean()
+        await self.browser.run("location.hash = 'letter-7'; dispatchEvent(new HashChangeEvent('hashchange'))")
+        await self.browser.until("document.getElementById('toast').innerText.includes('there is no dead letter 7')")
+
+    async def test_to_a_time(self):
+        await self.start(names=NAMES)
+        await self.bury(2)
+        at = "2026-01-01T00:00:00Z"
+        await self.go(f"time-{at}")
+        await self.letters(0)
+        since = "return [document.getElementById('letters-since').value, document.getElementById('letters-until').value]"
+        self.assertEqual(await self.browser.run(since), ["2025-12-31T23:55:00Z", "2026-01-01T00:05:00Z"])
+        await self.browser.until("document.querySelector('.readout').innerText.startsWith('15 min')")
+        now = await self.browser.run("return new Date(Date.now() - 60000).toISOString()")
+        await self.go(f"time-{now}")
+        await self.letters(2)
+        both = (
+            "[...document.querySelectorAll('.readout')].filter((text) => /^\\d\\d:\\d\\d:\\d\\d: /.test(text.innerText)).length"
+        )
+        await self.browser.until(f"{both} === 2")
+        await self.browser.run("document.querySelector('.chart svg').focus()")
+        await self.browser.type(".chart svg", "\ue011\ue007")
+        await self.browser.until("/#time-.*Z$/.test(location.href) && !location.href.endsWith(arguments[0])", now)
+        await self.assert_clean()
 
 
 class Strangers(Page):

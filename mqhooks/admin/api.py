@@ -8,19 +8,15 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
-
+from mqhooks.admin.attempts import shown_attempt
 from mqhooks.admin.deadletters import DeadLetters
 from mqhooks.admin.health import ready
 from mqhooks.admin.plain import plain
 from mqhooks.admin.replies import Call, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
-from mqhooks.delivery import address
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import ANY, Filter, status_range
-from mqhooks.support.redact import hide
 from mqhooks.support.times import moment, written
-from mqhooks.webhook.counters import Attempt
 from mqhooks.webhook.sink import WebhookSink
 
 PAGE = 50
@@ -40,13 +36,13 @@ class Api:
     Handles calls.
 
     :param status: the state of the bridge.
-    :param clock: long work yields to the reactor through it.
+    :param letters: its dead letters.
     """
 
-    def __init__(self, status: Status, clock: IReactorTime) -> None:
+    def __init__(self, status: Status, letters: DeadLetters) -> None:
         self._status = status
         self._bridge = status.bridge
-        self._letters = DeadLetters(status.bridge, clock)
+        self._letters = letters
 
     def health(self, call: Call) -> Reply:
         """Liveness: the reactor runs."""
@@ -138,12 +134,12 @@ class Api:
             delivery, request = make_test(sink.settings)
         except MqhooksError as error:
             raise Refused(409, str(error)) from None
-        return json_reply({"name": name, "attempt": _attempt(await sink.send_test(delivery, request))})
+        return json_reply({"name": name, "attempt": shown_attempt(await sink.send_test(delivery, request))})
 
     def attempts(self, call: Call) -> Reply:
         """List a webhook's last attempts, the newest first."""
         sink = self._sink(call)
-        return json_reply({"name": sink.settings.name, "attempts": [*map(_attempt, reversed(sink.counters.tried))]})
+        return json_reply({"name": sink.settings.name, "attempts": [*map(shown_attempt, reversed(sink.counters.tried))]})
 
     def _sink(self, call: Call) -> WebhookSink:
         (name,) = call.arguments
@@ -177,22 +173,6 @@ def _until(call: Call) -> float | None:
         what = "is over" if at <= now else "is more than a year away"
         raise Refused(400, f"until: {written(int(at * 1e9))} {what}: give a time to come, in seconds or like 2h")
     return at
-
-
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    """Show an attempt, without what may be a credential in its URL."""
-    text = attempt.said.decode("utf-8", "replace")
-    for secret in (attempt.url, attempt.path and address(attempt.url, attempt.path)):
-        text = hide(text, secret) if secret else text
-    return {
-        "at": attempt.at,
-        "seconds": round(attempt.seconds, 4),
-        "id": attempt.id,
-        "client": attempt.client.rpartition("\0")[2],
-        "together": attempt.together,
-        "status": attempt.status,
-        "said": text,
-    }
 
 
 def _number(call: Call) -> int:

@@ -56,10 +56,12 @@ class Call:
 
     :param request: Twisted's.
     :param arguments: the variable parts of the path.
+    :param trusted: whether the caller may see the bridge's state, also where the route needs no token.
     """
 
     request: Request
     arguments: tuple[str, ...]
+    trusted: bool = False
 
     def query(self, name: str) -> str | None:
         """

@@ -62,6 +62,29 @@ export class Letters {
     }
   }
 
+  /** Show one on top, opened, wherever it stands in the list. */
+  async reveal(id) {
+    try {
+      const letter = await get(`/api/dead-letters/${encodeURIComponent(id)}`);
+      this.pinned = this.rows.get(letter.id) ?? new Row(letter, this);
+      this.pinned.fill(letter);
+      this.pinned.expand(true);
+      this.arrange();
+      this.pinned.line.scrollIntoView({ block: "center" });
+      this.pinned.open.focus();
+    } catch (error) {
+      this.tell(error.message);
+    }
+  }
+
+  /** Show those that were given up within five minutes of a time, in seconds since 1970. */
+  around(time) {
+    const at = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 19) + "Z";
+    this.texts.since.value = at(time - 300);
+    this.texts.until.value = at(time + 300);
+    this.refresh();
+  }
+
   filter() {
     const filter = {};
     if (this.webhook.value) filter.webhook = this.webhook.value;
@@ -73,12 +96,13 @@ export class Letters {
     if (anew) {
       const here = new Set(letters.map((letter) => letter.id));
       for (const id of this.rows.keys()) if (!here.has(id)) this.rows.delete(id);
+      const id = this.pinned?.letter.id;
+      if (!here.has(id) && (next === null || id <= next)) this.pinned = null;
     }
-    for (const letter of letters) if (!this.rows.has(letter.id)) this.rows.set(letter.id, new Row(letter, this));
+    for (const letter of letters) if (!this.rows.has(letter.id)) this.rows.set(letter.id, this.pinned?.letter.id === letter.id ? this.pinned : new Row(letter, this));
     this.next = next;
     this.total = total;
     this.arrange();
-    byId("letters").hidden = this.rows.size === 0;
     const filtered = Object.keys(this.filter()).length > 0;
     const what = filtered ? `these ${count(total)}` : `all ${count(total)}`;
     for (const [verb, button] of Object.entries(this.all)) {
@@ -90,7 +114,10 @@ export class Letters {
 
   /** Put the rows in place, those that are alike below one line; returns whether there were enough of them. */
   arrange() {
-    const alike = Map.groupBy(this.rows.values(), ({ letter }) => JSON.stringify([letter.webhook, letter.status, letter.reason]));
+    const pinned = this.pinned;
+    byId("letters").hidden = !this.rows.size && !pinned;
+    const others = [...this.rows.values()].filter((row) => row !== pinned);
+    const alike = Map.groupBy(others, ({ letter }) => JSON.stringify([letter.webhook, letter.status, letter.reason]));
     const groups = new Map();
     const blocks = [...alike].flatMap(([key, rows]) => {
       if (rows.length < ALIKE) return rows.map((row) => [row.letter.id, row.elements]);
@@ -101,6 +128,7 @@ export class Letters {
     });
     this.groups = groups;
     blocks.sort(([one], [other]) => one - other);
+    if (pinned) blocks.unshift([0, pinned.elements]);
     // What stays in its place keeps the focus.
     let place = this.body.firstChild;
     for (const element of blocks.slice(0, this.lines).flatMap(([, elements]) => elements)) {
@@ -163,6 +191,7 @@ class Line {
   expand(opened) {
     this.opened = opened;
     this.open.ariaExpanded = opened;
+    if (this.detail) this.detail.hidden = !opened;
   }
 }
 
@@ -200,22 +229,19 @@ class Row extends Line {
   }
 
   async toggle(letters) {
-    this.expand(!this.opened);
-    if (this.opened && !this.cell.hasChildNodes()) {
-      try {
-        this.fill(await get(`/api/dead-letters/${this.letter.id}`));
-      } catch (error) {
-        this.expand(false);
-        letters.tell(error.message);
-      }
+    try {
+      if (!this.opened && !this.cell.hasChildNodes()) this.fill(await get(`/api/dead-letters/${this.letter.id}`));
+      this.expand(!this.opened);
+    } catch (error) {
+      letters.tell(error.message);
     }
-    this.detail.hidden = !this.opened;
   }
 
   fill({ url, request, answer }) {
     const headers = request.headers.map(([name, value]) => `${name}: ${value}`).join("\n");
     const said = answer.status ? `${answer.status}\n\n${answer.body || "(empty)"}` : "None came.";
     this.cell.replaceChildren(
+      make("a", { href: `#letter-${this.letter.id}` }, "Link to this dead letter"),
       make("h3", {}, "Request"),
       make("pre", { class: "request", tabindex: "0" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
       make("h3", {}, "Answer"),

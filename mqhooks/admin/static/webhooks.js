@@ -1,5 +1,6 @@
 // Each webhook a card: its state, its numbers, its last 15 minutes.
 
+import { get } from "./api.js";
 import { byId, bytes, clock, count, draw, lines, make, plural, rate, said, span, visible, write } from "./dom.js";
 
 const WIDTH = 180;
@@ -9,18 +10,25 @@ const HEIGHT = 68;
 const LEAST = 6; // a single failure has to be seen beside a thousand deliveries
 const WORDS = { up: "up", down: "failing", paused: "paused", untried: "not tried yet" };
 
-/** The cards of all webhooks. `press(webhook, verb)` is called with "pause", "resume" or "try" and returns a promise. */
+/** The cards of all webhooks. `press(webhook, verb)` is called with a button's verb and returns a promise; `pin(time)` with a time. */
 export class Webhooks {
-  constructor(press) {
+  constructor(press, pin) {
     this.box = byId("webhooks");
-    this.press = press;
-    this.cards = null;
+    Object.assign(this, { press, cards: null, pin: (time) => pin(this.point(time)) });
+  }
+
+  /** Point at a time, in seconds since 1970, in all drawings. */
+  point(time) {
+    this.time = time;
+    for (const { chart } of this.cards.values()) chart.pin(time);
+    return time;
   }
 
   show(status) {
     const names = status.webhooks.map((webhook) => webhook.name);
     if (this.cards === null || [...this.cards.keys()].join("\n") !== names.join("\n")) {
-      this.cards = new Map(names.map((name, index) => [name, new Card(name, index, this.press)]));
+      this.cards = new Map(names.map((name, index) => [name, new Card(name, index, this)]));
+      this.point(this.time);
       const nothing = make("p", { class: "empty" }, `No webhook is configured.${status.sinks.length ? " Events go to the sinks below." : ""}`);
       this.box.replaceChildren(...(names.length ? [...this.cards.values()].map((card) => card.element) : [nothing]));
     }
@@ -29,22 +37,24 @@ export class Webhooks {
 }
 
 class Card {
-  constructor(name, index, press) {
-    const title = make("h3", { id: `webhook-${index}` }, make("bdi", {}, visible(name, 60)));
+  constructor(name, index, { press, pin }) {
+    const shown = visible(name, 60);
+    const title = make("h3", { id: `webhook-${index}` }, make("a", { href: `#${encodeURI(`webhook:${name}`)}` }, make("bdi", {}, shown)));
     this.name = name;
     this.state = make("span", { class: "state" });
-    const button = (verb) => make("button", { "data-verb": verb, onclick: (event) => this.pressed(press, event.currentTarget) });
-    this.button = button("pause");
-    this.now = button("try");
-    this.now.append("Try now");
-    this.now.ariaLabel = `Try now: ${visible(name, 60)}`;
+    const button = (verb, text) =>
+      make("button", { "data-verb": verb, "aria-label": `${text}: ${shown}`, onclick: (event) => this.pressed(press, event.currentTarget) }, text);
+    this.button = button("pause", "");
+    this.now = button("try", "Try now");
     this.url = make("p", { class: "url" });
     this.said = make("p", { class: "said" });
     this.answer = make("pre", { tabindex: "0" });
     this.answerBox = make("details", { class: "answer" }, make("summary", {}, "Its last answer"), this.answer);
+    this.attempts = make("pre", { tabindex: "0" });
+    this.attemptsBox = make("details", { class: "attempts", ontoggle: () => this.showAttempts() }, make("summary", {}, "Last attempts"), this.attempts);
     this.numbers = new Numbers(make("dl", { class: "numbers" }), ["waiting", "delivered", "failed attempts", "dead"]);
     this.rest = make("p", { class: "note rest" });
-    this.chart = new Chart();
+    this.chart = new Chart(pin);
     this.element = make(
       "article",
       { class: "card webhook", id: `webhook:${name}`, tabindex: "-1", "aria-labelledby": `webhook-${index}` },
@@ -55,7 +65,20 @@ class Card {
       this.chart.element,
       this.rest,
       this.answerBox,
+      this.attemptsBox,
+      make("p", { class: "actions" }, button("until", "Pause until …"), button("test", "Send test")),
     );
+  }
+
+  /** Read the last attempts, while they are to be seen. */
+  async showAttempts() {
+    if (!this.attemptsBox.open) return;
+    try {
+      const { attempts } = await get(`/api/webhooks/${encodeURIComponent(this.name)}/attempts`);
+      write(this.attempts, attempts.map((one) => outcome(one, this.at)).join("\n") || "None since the start.");
+    } catch (error) {
+      write(this.attempts, error.message);
+    }
   }
 
   async pressed(press, button) {
@@ -64,10 +87,12 @@ class Card {
       await press(this.name, button.dataset.verb);
     } finally {
       button.disabled = false;
+      this.showAttempts();
     }
   }
 
   show(webhook, now) {
+    this.at = now;
     const tried = Object.values(webhook.attempts).reduce((sum, number) => sum + number, 0);
     const state = webhook.state === "up" && tried === 0 ? "untried" : webhook.state;
     this.element.dataset.state = state;
@@ -97,6 +122,8 @@ class Card {
     ];
     write(this.rest, rest.filter(Boolean).join(" · "));
     this.chart.show(webhook.history);
+    if (tried !== this.tried) this.showAttempts();
+    this.tried = tried;
     const answer = webhook.last_answer;
     this.answerBox.hidden = !answer;
     if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body, 4096) || "(empty)"}`);
@@ -107,12 +134,19 @@ function sentence(webhook, now) {
   const error = webhook.last_error;
   const last = error ? `Last error ${clock(error.at, now)}: ${visible(error.reason)}.${said(webhook)}` : "";
   const retries = webhook.retrying ? `${plural(webhook.retrying, "retry waits for its time", "retries wait for their time")}. ` : "";
-  if (webhook.state === "paused") return "Paused by hand. Everything is accepted, nothing is sent.";
+  const until = webhook.paused_until === null ? "" : ` until ${clock(webhook.paused_until, now)}`;
+  if (webhook.state === "paused") return `Paused by hand${until}. Everything is accepted, nothing is sent.`;
   if (webhook.state === "up") return retries + (last || "No error since the start.");
   const since = webhook.down_since === null ? "Failing." : `Failing since ${clock(webhook.down_since, now)} (${span(now - webhook.down_since)}).`;
   const next =
     webhook.next_attempt === null || webhook.next_attempt <= now ? "Trying now." : `Next try in ${span(webhook.next_attempt - now)}.`;
   return `${since} ${next} ${last}`;
+}
+
+/** An attempt in a line: when, what came of it, after how long, whose it was, and what was said. */
+export function outcome({ at, status, seconds, client, together, said }, now) {
+  const whose = visible(client, 60) + (together > 1 ? ` and ${count(together - 1)} more` : "");
+  return `${clock(at, now)}  ${status || "no answer"}  ${count(Math.round(seconds * 1000))} ms  ${whose}  ${visible(said.replace(/\s+/g, " ").trim(), 300)}`;
 }
 
 /** Named numbers in a list of their own, each with its place from the start. */
@@ -148,7 +182,7 @@ function reach(values) {
 
 /** The last 15 minutes: what was accepted (line) and delivered (area), what failed (bars), and below what waited. */
 class Chart {
-  constructor() {
+  constructor(pin) {
     this.drawing = draw("svg", {
       viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
       preserveAspectRatio: "none",
@@ -178,19 +212,35 @@ class Chart {
       ),
     );
     this.at = null;
-    this.drawing.addEventListener("pointermove", ({ clientX }) => {
+    this.drawing.onpointermove = ({ clientX }) => {
       const { left, width } = this.drawing.getBoundingClientRect();
       this.point(Math.floor(((clientX - left) / width) * WIDTH));
-    });
-    for (const name of ["pointerleave", "blur"]) this.drawing.addEventListener(name, () => this.point(null));
-    this.drawing.addEventListener("focus", () => this.point(this.at ?? WIDTH - 1));
-    this.drawing.addEventListener("keydown", (event) => {
+    };
+    this.drawing.onclick = (event) => {
+      this.drawing.onpointermove(event);
+      pin(this.time(this.at));
+    };
+    this.drawing.onpointerleave = this.drawing.onblur = () => this.point(null);
+    this.drawing.onfocus = () => this.point(this.at ?? WIDTH - 1);
+    this.drawing.onkeydown = (event) => {
       const at = this.at ?? WIDTH;
       const to = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at - 12, PageDown: at + 12, Home: 0, End: WIDTH - 1, Escape: null }[event.key];
+      if (event.key === "Enter") pin(this.time(at));
       if (to === undefined) return;
       event.preventDefault();
       this.point(to);
-    });
+    };
+  }
+
+  /** When a step begins. */
+  time(at) {
+    return this.history.end - (WIDTH - at) * this.history.step;
+  }
+
+  /** Point at a time for as long as nothing else is pointed at. */
+  pin(time) {
+    this.pinned = time;
+    if (this.history) this.read();
   }
 
   point(at) {
@@ -219,18 +269,19 @@ class Chart {
     const flows = [series.accepted, series.delivered, series.failed].map((values) => marks(values, flow, 0));
     shape(this.cut, flows.join("") + marks(series.waiting, waiting, FLOW + 1));
     [`${rate(flow / step)}/s`, `${rate(flow / step / 2)}/s`, `${count(waiting)} waiting`].forEach((text, index) => write(this.scale[index], text));
-    this.times.forEach((text, third) => write(text, clock(end - (WIDTH - third * 60) * step).slice(0, -3)));
+    this.times.forEach((text, third) => write(text, clock(this.time(third * 60)).slice(0, -3)));
     this.read();
   }
 
   read() {
     const { accepted, delivered, failed, waiting, step, end } = this.history;
+    const pinned = Math.floor(WIDTH - (end - this.pinned) / step + 1e-3);
+    const at = this.at ?? (pinned >= 0 && pinned < WIDTH ? pinned : null);
     const whole = `15 min: at most ${rate(Math.max(...delivered) / step)}/s delivered, ${count(Math.max(...waiting))} waiting`;
-    const at = this.at;
     const text =
       at === null
         ? whole
-        : `${clock(end - (WIDTH - at) * step)}: ${rate(accepted[at] / step)}/s accepted, ${rate(delivered[at] / step)}/s delivered, ` +
+        : `${clock(this.time(at))}: ${rate(accepted[at] / step)}/s accepted, ${rate(delivered[at] / step)}/s delivered, ` +
           `${count(failed[at])} failed, ${count(waiting[at])} waiting`;
     write(this.readout, text);
     shape(this.cursor, at === null ? "" : `M${at + 0.5} 0V${HEIGHT}`);
