@@ -42,13 +42,13 @@ class Page(TestCase):
     timeout = 300
     skip = missing()
 
-    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", outbox="", options=()):
+    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", outbox="", more="", options=()):
         """Start an endpoint for each name, a bridge, a connection to it as VerneMQ makes, and the page in a browser."""
         self.options = options
         self.endpoints = {name: Endpoint() for name in names}
         hooks = "[{ event = on_message_publish }, { event = on_client_connected }]"
         blocks = "\n".join(
-            f'{name} {{ url = "{endpoint.listen(self, reactor)}", events = {hooks}, retry {{ {retry} }} }}'
+            f'{name} {{ url = "{endpoint.listen(self, reactor)}", events = {hooks}, retry {{ {retry} }} {more} }}'
             for name, endpoint in self.endpoints.items()
         )
         self.endpoint = next(iter(self.endpoints.values()), None)
@@ -483,6 +483,14 @@ class Pressing(Page):
         self.assertEqual(self.endpoint.requests[1].body, buried.body)
         await self.letters(0)
         await self.headline("All is well")
+        await self.assert_clean()
+
+    async def test_dead_letter_says_how_it_was_sent(self):
+        await self.start(more="method = PUT")
+        await self.bury()
+        await self.browser.click("#letters .open")
+        await self.browser.until("document.querySelector('#letters pre.request')?.innerText.startsWith('PUT http://')")
+        self.assertEqual(self.endpoint.requests[0].method, "PUT")
         await self.assert_clean()
 
     async def test_purging_asks_first(self):

@@ -132,7 +132,9 @@ def _webhook(webhook: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[
 
 
 def _cluster(cluster: Mapping[str, Any] | None) -> Iterator[Problem]:
-    for webhook in () if cluster is None else cluster["webhooks"]:
+    if cluster is None:
+        return
+    for webhook in cluster["webhooks"]:
         name = short(webhook["name"], NAME)
         if webhook["unowned"]:
             why = f"{plural(webhook['unowned'], 'partition')} without an owner: the bridges' logs say why."

@@ -14,13 +14,6 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Make an element of a drawing. */
-export function draw(tag, attributes = {}) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
 /** Have as many elements in a list as there are items, made by `one`; show each item by `show(element, item)`. */
 export function fit(list, items, one, show) {
   while (list.childElementCount > items.length) list.lastElementChild.remove();

@@ -3,10 +3,9 @@
 import { get, post } from "./api.js";
 import { byId, clock, count, lines, make, plural, visible, write } from "./dom.js";
 
-/** How many are read at first and at a time, how many lines are shown, and how many that are alike are one line. */
-const READ = 200;
+const READ = 200; // at first and at a time
 const LINES = 10;
-const ALIKE = 6;
+const ALIKE = 6; // make one line
 const MOST = 2 << 20;
 
 /** The table. `sure(text, verb)` asks before something is lost, `tell(text)` says what was done, or why not. */
@@ -18,12 +17,10 @@ export class Letters {
     this.groups = new Map();
     this.more = byId("letters-more");
     this.webhook = byId("letters-webhook");
-    this.texts = { reason: byId("letters-reason") };
-    const bar = byId("letters-filter");
+    this.bar = byId("letters-filter");
     const onchange = () => this.refresh();
     for (const [name, placeholder] of Object.entries({ client: "", status: "5xx", since: "2h", until: "1h" })) {
-      this.texts[name] = make("input", { id: `letters-${name}`, size: 8, placeholder, onchange });
-      bar.lastElementChild.before(make("label", {}, name, this.texts[name]));
+      this.bar.lastElementChild.before(make("label", {}, name, make("input", { id: `letters-${name}`, name, size: 8, placeholder, onchange })));
     }
     this.all = { replay: byId("letters-replay"), purge: byId("letters-purge") };
     this.more.onclick = () => {
@@ -31,11 +28,11 @@ export class Letters {
       if (!this.arrange() && this.next !== null) this.refresh(false);
     };
     this.webhook.onchange = onchange;
-    this.texts.reason.oninput = () => {
+    this.bar.reason.oninput = () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(onchange, 250);
     };
-    bar.onsubmit = (event) => onchange(event.preventDefault());
+    this.bar.onsubmit = (event) => onchange(event.preventDefault());
     for (const verb of ["replay", "purge"]) this.all[verb].onclick = () => this.many(verb);
   }
 
@@ -80,16 +77,13 @@ export class Letters {
   /** Show those that were given up within five minutes of a time, in seconds since 1970. */
   around(time) {
     const at = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 19) + "Z";
-    this.texts.since.value = at(time - 300);
-    this.texts.until.value = at(time + 300);
+    this.bar.since.value = at(time - 300);
+    this.bar.until.value = at(time + 300);
     this.refresh();
   }
 
   filter() {
-    const filter = {};
-    if (this.webhook.value) filter.webhook = this.webhook.value;
-    for (const [name, input] of Object.entries(this.texts)) if (input.value.trim()) filter[name] = input.value.trim();
-    return filter;
+    return Object.fromEntries([...new FormData(this.bar)].map(([name, text]) => [name, text.trim()]).filter(([, text]) => text));
   }
 
   show({ letters, total, next }, anew) {
@@ -104,10 +98,10 @@ export class Letters {
     this.total = total;
     this.arrange();
     const filtered = Object.keys(this.filter()).length > 0;
-    const what = filtered ? `these ${count(total)}` : `all ${count(total)}`;
+    const what = total ? `${filtered ? "these" : "all"} ${count(total)}` : "all";
     for (const [verb, button] of Object.entries(this.all)) {
       button.disabled = total === 0;
-      write(button, `${verb === "replay" ? "Replay" : "Purge"} ${total ? what : "all"}${verb === "purge" ? " …" : ""}`);
+      write(button, `${verb === "replay" ? "Replay" : "Purge"} ${what}${verb === "purge" ? " …" : ""}`);
     }
     write(byId("letters-count"), this.told(total, filtered));
   }
@@ -243,7 +237,7 @@ class Row extends Line {
     this.cell.replaceChildren(
       make("a", { href: `#letter-${this.letter.id}` }, "Link to this dead letter"),
       make("h3", {}, "Request"),
-      make("pre", { class: "request", tabindex: "0" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
+      make("pre", { class: "request", tabindex: "0" }, lines(`${request.method} ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
       make("h3", {}, "Answer"),
       make("pre", { class: "answer", tabindex: "0" }, lines(said, MOST)),
     );

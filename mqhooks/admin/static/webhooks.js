@@ -1,7 +1,7 @@
 // Each webhook a card: its state, its numbers, its last 15 minutes.
 
 import { get } from "./api.js";
-import { byId, bytes, clock, count, draw, lines, make, plural, rate, said, span, visible, write } from "./dom.js";
+import { byId, bytes, clock, count, lines, make, plural, rate, said, span, visible, write } from "./dom.js";
 
 const WIDTH = 180;
 const FLOW = 48;
@@ -38,36 +38,23 @@ export class Webhooks {
 
 class Card {
   constructor(name, index, { press, pin }) {
+    const card = byId("card").content.firstElementChild.cloneNode(true);
+    const find = (selector) => card.querySelector(selector);
     const shown = visible(name, 60);
-    const title = make("h3", { id: `webhook-${index}` }, make("a", { href: `#${encodeURI(`webhook:${name}`)}` }, make("bdi", {}, shown)));
-    this.name = name;
-    this.state = make("span", { class: "state" });
-    const button = (verb, text) =>
-      make("button", { "data-verb": verb, "aria-label": `${text}: ${shown}`, onclick: (event) => this.pressed(press, event.currentTarget) }, text);
-    this.button = button("pause", "");
-    this.now = button("try", "Try now");
-    this.url = make("p", { class: "url" });
-    this.said = make("p", { class: "said" });
-    this.answer = make("pre", { tabindex: "0" });
-    this.answerBox = make("details", { class: "answer" }, make("summary", {}, "Its last answer"), this.answer);
-    this.attempts = make("pre", { tabindex: "0" });
-    this.attemptsBox = make("details", { class: "attempts", ontoggle: () => this.showAttempts() }, make("summary", {}, "Last attempts"), this.attempts);
-    this.numbers = new Numbers(make("dl", { class: "numbers" }), ["waiting", "delivered", "failed attempts", "dead"]);
-    this.rest = make("p", { class: "note rest" });
-    this.chart = new Chart(pin);
-    this.element = make(
-      "article",
-      { class: "card webhook", id: `webhook:${name}`, tabindex: "-1", "aria-labelledby": `webhook-${index}` },
-      make("header", {}, title, this.state, this.button, this.now),
-      this.url,
-      this.said,
-      this.numbers.element,
-      this.chart.element,
-      this.rest,
-      this.answerBox,
-      this.attemptsBox,
-      make("p", { class: "actions" }, button("until", "Pause until …"), button("test", "Send test")),
-    );
+    const title = find("h3");
+    card.id = `webhook:${name}`;
+    title.id = `webhook-${index}`;
+    card.setAttribute("aria-labelledby", title.id);
+    find("a").href = `#${encodeURI(card.id)}`;
+    write(find("bdi"), shown);
+    for (const button of card.querySelectorAll("button")) {
+      button.ariaLabel = `${button.textContent}: ${shown}`;
+      button.onclick = () => this.pressed(press, button);
+    }
+    Object.assign(this, { name, find, element: card, button: find("button"), attempts: find(".attempts pre"), attemptsBox: find(".attempts") });
+    this.attemptsBox.ontoggle = () => this.showAttempts();
+    this.numbers = new Numbers(find(".numbers"), ["waiting", "delivered", "failed attempts", "dead"]);
+    this.chart = new Chart(find(".chart"), pin);
   }
 
   /** Read the last attempts, while they are to be seen. */
@@ -96,15 +83,15 @@ class Card {
     const tried = Object.values(webhook.attempts).reduce((sum, number) => sum + number, 0);
     const state = webhook.state === "up" && tried === 0 ? "untried" : webhook.state;
     this.element.dataset.state = state;
-    write(this.state, WORDS[state]);
+    write(this.find(".state"), WORDS[state]);
     const verb = webhook.state === "paused" ? "Resume" : "Pause";
     this.button.dataset.verb = verb.toLowerCase();
     write(this.button, verb);
     this.button.ariaLabel = `${verb} ${visible(this.name, 60)}`;
     // A second before its time it makes no difference.
-    this.now.hidden = state === "paused" || !(webhook.retrying || webhook.next_attempt > now + 1);
-    write(this.url, visible(webhook.url));
-    write(this.said, sentence(webhook, now));
+    this.find("[data-verb=try]").hidden = state === "paused" || !(webhook.retrying || webhook.next_attempt > now + 1);
+    write(this.find(".url"), visible(webhook.url));
+    write(this.find(".said"), sentence(webhook, now));
     const { refused, failed } = webhook.attempts;
     this.numbers.show("waiting", count(webhook.pending), webhook.pending > 0 && webhook.state === "down");
     this.numbers.show("delivered", count(webhook.delivered));
@@ -120,13 +107,13 @@ class Card {
       webhook.dropped ? `${count(webhook.dropped)} dropped` : "",
       webhook.late ? `${count(webhook.late)} late` : "",
     ];
-    write(this.rest, rest.filter(Boolean).join(" · "));
+    write(this.find(".rest"), rest.filter(Boolean).join(" · "));
     this.chart.show(webhook.history);
     if (tried !== this.tried) this.showAttempts();
     this.tried = tried;
     const answer = webhook.last_answer;
-    this.answerBox.hidden = !answer;
-    if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body, 4096) || "(empty)"}`);
+    this.find(".answer").hidden = !answer;
+    if (answer) write(this.find(".answer pre"), `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body, 4096) || "(empty)"}`);
   }
 }
 
@@ -182,36 +169,12 @@ function reach(values) {
 
 /** The last 15 minutes: what was accepted (line) and delivered (area), what failed (bars), and below what waited. */
 class Chart {
-  constructor(pin) {
-    this.drawing = draw("svg", {
-      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
-      preserveAspectRatio: "none",
-      role: "slider",
-      tabindex: "0",
-      "aria-valuemax": WIDTH - 1,
-    });
-    this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, draw("path", { class: name })]));
-    this.cut = draw("path", { class: "cut" });
-    this.cursor = draw("path", { class: "cursor" });
-    const ground = draw("path", { class: "ground", d: `${[2, FLOW / 2 + 1, FLOW, HEIGHT].map((y) => `M0 ${y}H${WIDTH}`).join("")}M60 0V${HEIGHT}M120 0V${HEIGHT}` });
-    this.drawing.append(ground, ...Object.values(this.parts), this.cut, this.cursor);
-    const key = (name) => make("span", { class: `key ${name}` }, name);
-    this.readout = make("p", { class: "note readout" });
-    this.times = Array.from("0123", () => make("span"));
-    this.scale = ["full", "half", "depth"].map((name) => make("span", { class: name }));
-    this.element = make(
-      "figure",
-      { class: "chart" },
-      make("div", { class: "plot" }, this.drawing, ...this.scale),
-      make("p", { class: "note times" }, ...this.times),
-      make(
-        "figcaption",
-        {},
-        make("span", { class: "keys" }, ...["accepted", "delivered", "failed", "waiting"].map(key)),
-        this.readout,
-      ),
-    );
-    this.at = null;
+  constructor(chart, pin) {
+    const find = (selector) => chart.querySelector(selector);
+    this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, find(`path.${name}`)]));
+    Object.assign(this, { drawing: find("svg"), cut: find(".cut"), cursor: find(".cursor"), readout: find(".readout"), at: null });
+    this.scale = chart.querySelectorAll(".plot span");
+    this.times = chart.querySelectorAll(".times span");
     this.drawing.onpointermove = ({ clientX }) => {
       const { left, width } = this.drawing.getBoundingClientRect();
       this.point(Math.floor(((clientX - left) / width) * WIDTH));
