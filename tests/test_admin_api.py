@@ -645,7 +645,10 @@ class RequestTests(AdminCase):
             self.assertGreater(len(text), 100)
 
     async def test_the_page_is_small_and_asks_nobody_else(self):
-        await self.start()
+        await self.start("billing", "audit", answer=lambda request: request.connection.reply(503, b"come back on Monday"))
+        await self.bury(2)
+        self.publish(30)
+        await until(lambda: all(sink.down_since for sink in self.sinks))
         static = [file for file in files("mqhooks.admin").joinpath("static").iterdir() if file.is_file()]
         size = 0
         for file in static:

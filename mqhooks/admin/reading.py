@@ -103,7 +103,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    names = "".join(f"<th scope=col>{name}</th>" for name in head)
+    names = "".join(f"<th>{name}</th>" for name in head)
     lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
     return f"<table><tr>{names}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 

@@ -66,8 +66,8 @@ def said(webhook: Mapping[str, Any]) -> str:
 def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
     outbox, sources = status["outbox"], status["sources"]
     for file in outbox["damaged"]:
-        take = "Take over what can be read of it: mqhooks outbox salvage, with its name."
-        yield _bad("A damaged outbox was set aside", f"{file}. {take}")
+        take = "Take over what can be read of it: mqhooks outbox salvage"
+        yield _bad("A damaged outbox was set aside", f"{take} {file}")
     if outbox["failing"] is not None:
         room = "; give its disk room" if outbox["kind"] == "sqlite" else ""
         what = f"{short(outbox['failing'], REASON)}. Nothing more is accepted{room}. It goes on by itself."
@@ -82,7 +82,11 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
             why = "This sink was stopped, or did not start. The log says why."
             yield _warn(f"{short(sink['name'], NAME)} does not run", why, "sinks-section")
     if outbox["dead"]:
-        why = "The log says why." if outbox["kind"] == "memory" else "See why, then replay or purge them."
+        why = (
+            "The log says why."
+            if outbox["kind"] == "memory"
+            else "See why, with mqhooks dead list --groups for example, then replay or purge them."
+        )
         yield _warn(plural(outbox["dead"], "dead letter"), f"Deliveries that were given up. {why}", "letters-section")
 
 

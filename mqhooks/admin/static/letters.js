@@ -36,7 +36,6 @@ export class Letters {
     for (const verb of ["replay", "purge"]) this.all[verb].onclick = () => this.many(verb);
   }
 
-  /** Offer the webhooks to filter by. */
   offer({ webhooks, outbox }) {
     this.outbox = outbox;
     const names = webhooks.map((webhook) => webhook.name);

@@ -6,7 +6,7 @@ import { Events } from "./events.js";
 import { Letters } from "./letters.js";
 import { Numbers, Webhooks, outcome } from "./webhooks.js";
 
-/** After how many seconds without news what is shown is called stale, and after how many the connection is made anew. */
+/** Seconds without news until what is shown is stale, and until the connection is made anew. */
 const STALE = 4;
 const SILENT = 10;
 const LONGEST_WAIT = 10;
@@ -54,7 +54,7 @@ async function attempt(action) {
   }
 }
 
-/** Ask before something is done; resolves to whether it is to be, or where a time is asked for to that, empty for no. */
+/** Ask before something is done; resolves to true, or the time that is asked for, or "". */
 function sure(text, verb, timed = false) {
   const dialog = byId("confirm");
   const [yes, time] = [byId("confirm-yes"), byId("confirm-time")];

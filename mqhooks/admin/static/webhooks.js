@@ -130,13 +130,13 @@ function sentence(webhook, now) {
   return `${since} ${next} ${last}`;
 }
 
-/** An attempt in a line: when, what came of it, after how long, whose it was, and what was said. */
+/** An attempt in a line. */
 export function outcome({ at, status, seconds, client, together, said }, now) {
   const whose = visible(client, 60) + (together > 1 ? ` and ${count(together - 1)} more` : "");
   return `${clock(at, now)}  ${status || "no answer"}  ${count(Math.round(seconds * 1000))} ms  ${whose}  ${visible(said.replace(/\s+/g, " ").trim(), 300)}`;
 }
 
-/** Named numbers in a list of their own, each with its place from the start. */
+/** Named numbers in a list. */
 export class Numbers {
   constructor(element, names) {
     this.element = element;
@@ -167,7 +167,7 @@ function reach(values) {
   return most > 4 * usual ? 2 * usual : most;
 }
 
-/** The last 15 minutes: what was accepted (line) and delivered (area), what failed (bars), and below what waited. */
+/** The last 15 minutes. */
 class Chart {
   constructor(chart, pin) {
     const find = (selector) => chart.querySelector(selector);
@@ -195,7 +195,6 @@ class Chart {
     };
   }
 
-  /** When a step begins. */
   time(at) {
     return this.history.end - (WIDTH - at) * this.history.step;
   }
