@@ -32,7 +32,7 @@ ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 TRIED = 100
-"""How many attempts are remembered, at most 2 KiB and a URL each."""
+"""How many attempts are remembered, at most 4 KiB and a URL each."""
 
 SHOWN = 512
 """How many characters are remembered of a client, and of why there was no answer."""
