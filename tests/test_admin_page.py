@@ -147,6 +147,18 @@ class OwnWebhooks(Page):
         await self.headline("All is well")
         await self.assert_clean()
 
+    async def test_what_each_source_brought(self):
+        await self.start(options=("--sidecar-port", "0"))
+        sidecar = await self.bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
+        broker = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", int(sidecar[1])), Protocol())
+        self.addCleanup(broker.transport.abortConnection)
+        broker.transport.write(b"".join(framed(envelope(make_event("on_publish").message)) for _ in range(3)))
+        await self.post(request() + request())
+        row = "document.querySelector('[data-hook=on_publish]')?.innerText.includes(arguments[0])"
+        await self.browser.until(row, "5 (sidecar 3, webhooks 2)")
+        self.assertEqual(len((await self.browser.text("#sources")).splitlines()), 2)
+        await self.assert_clean()
+
     async def test_events_that_are_refused(self):
         await self.start(retry="initial = 1h, max = 1h", outbox="max_size = 1MiB")
         self.endpoint.answer = lambda request: request.connection.reply(503)
