@@ -68,6 +68,19 @@ class ReadingTests(AdminCase):
         self.assertIn("They cannot be read: disk I/O error", text)
         self.assertIn("1 dead letter", text)
 
+    async def test_webhooks_that_are_replaced_while_it_is_made(self):
+        await self.start("billing", "audit")
+        await self.bury(1)
+        read = self.store.stretch_of_dead
+
+        def replaced(after):
+            self.bridge.webhooks.pop()
+            self.patch(self.store, "stretch_of_dead", read)
+            return read(after)
+
+        self.patch(self.store, "stretch_of_dead", replaced)
+        self.assertIn("audit", (await self.read()).texts)
+
     async def test_outbox_in_memory_and_other_sinks(self):
         await self.start(memory=True)
         self.bridge.sinks = {HOSTILE: LogSink(reactor, self.mktemp())}

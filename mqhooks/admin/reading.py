@@ -7,6 +7,7 @@ The status page as HTML, for whoever reads it without JavaScript.
 
 from __future__ import annotations
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -49,8 +50,11 @@ class Page:
             return self._with("mqhooks", needs)
         status = self._status.snapshot()
         title = f"mqhooks on {_text(status['host'], 80)} · {status['version']}"
-        groups = await self._groups() if status["outbox"]["kind"] == "sqlite" and status["outbox"]["dead"] else []
-        return self._with(title, "\n".join([*self._parts(status), *groups]))
+        # A reload may replace the webhooks while dead letters are read.
+        parts = list(self._parts(status))
+        if status["outbox"]["kind"] == "sqlite" and status["outbox"]["dead"]:
+            parts += await self._groups()
+        return self._with(title, "\n".join(parts))
 
     def _with(self, title: str, content: str) -> Reply:
         html = self._html.replace("<title>mqhooks<", f"<title>{title}<", 1)
@@ -75,7 +79,7 @@ class Page:
         title = "<h2>Dead letters</h2>"
         try:
             found = await self._letters.page(ANY, 0, LETTERS)
-        except OutboxError as error:
+        except (OutboxError, sqlite3.DatabaseError) as error:
             return [title, f"<p>They cannot be read: {_text(str(error))}</p>"]
         alike = defaultdict(list)
         for letter in found["letters"]:
