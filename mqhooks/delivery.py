@@ -101,10 +101,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     def address(self) -> str:
         """The URL of its request: path and query are the delivery's own, if it has some."""
         own = self.delivery.variation
-        if own is None or own.path is None:
-            return self.url
-        host = re.match(r"[^:]*://[^/?#]*", self.url)
-        return f"{host[0] if host else ''}{own.path}"
+        return self.url if own is None or own.path is None else address(self.url, own.path)
 
     @property
     def method(self) -> str:
@@ -120,6 +117,12 @@ class DeadLetter(msgspec.Struct, frozen=True):
         """
         if self.damage:
             raise OutboxError(f"dead letter {self.number} cannot be replayed ({self.damage}); it can only be purged")
+
+
+def address(url: str, path: str) -> str:
+    """Get the URL of a request whose path and query are its own."""
+    host = re.match(r"[^:]*://[^/?#]*", url)
+    return f"{host[0] if host else ''}{path}"
 
 
 class Counts(msgspec.Struct, frozen=True):

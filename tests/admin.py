@@ -18,6 +18,7 @@ from twisted.web.client import Agent
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.server import AdminService
 from mqhooks.admin.settings import AdminSettings
+from mqhooks.app.sendtest import make_test
 from mqhooks.app.settings import OutboxSettings, Settings
 from mqhooks.app.webhooks import transport_for
 from mqhooks.nanomq.settings import Rule
@@ -105,7 +106,9 @@ class AdminCase(TestCase):
         listener = SidecarService(reactor, [ANYWHERE], self.sidecar)
         outbox = OutboxSettings(kind="memory" if memory else "sqlite", path=str(self.path))
         admin = admin or AdminSettings(ANYWHERE)
-        self.bridge = Bridge(Settings(webhooks, outbox=outbox, admin=admin), [listener], self.sinks, self.store)
+        self.bridge = Bridge(
+            Settings(webhooks, outbox=outbox, admin=admin), [listener], self.sinks, self.store, make_test=make_test
+        )
         self.admin = AdminService(reactor, self.bridge, admin)
         children = [fan_out, self.admin, listener]
         self.service = OrderedService(children if memory else [self.store, *children])

@@ -150,6 +150,10 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self._tool("Emulation.setEmulatedMedia", features=[scheme])
 
+    async def disable_scripts(self):
+        """Run no scripts of pages that are opened from now on; those of tests still run."""
+        await self._tool("Emulation.setScriptExecutionDisabled", value=True)
+
     async def screenshot(self):
         """The screen as PNG."""
         return b64decode(await self._ask("GET", f"/session/{self._session}/screenshot"))

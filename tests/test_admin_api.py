@@ -103,6 +103,7 @@ class DocumentedTests(AdminCase):
         told = shape(example("api-status"))
         for part in ("last_error", "last_answer"):
             told["webhooks"][0][part] = "value"
+        told["verdict"]["problems"] = "value"
         self.assertEqual(shape(follower.heard("status")[0]), told)
 
     async def test_webhook_calls_have_the_documented_shape(self):
@@ -110,6 +111,8 @@ class DocumentedTests(AdminCase):
         self.assertEqual(await self.json("/api/webhooks/billing/pause", "POST"), example("api-pause"))
         self.assertEqual(await self.json("/api/webhooks/billing/resume", "POST"), example("api-resume"))
         await self.assert_shape("api-try", "/api/webhooks/billing/try", "POST")
+        await self.assert_shape("api-test", "/api/webhooks/billing/test", "POST")
+        await self.assert_shape("api-attempts", "/api/webhooks/billing/attempts")
 
     async def test_dead_letter_calls_have_the_documented_shape(self):
         await self.start()
@@ -642,7 +645,10 @@ class RequestTests(AdminCase):
             self.assertGreater(len(text), 100)
 
     async def test_the_page_is_small_and_asks_nobody_else(self):
-        await self.start()
+        await self.start("billing", "audit", answer=lambda request: request.connection.reply(503, b"come back on Monday"))
+        await self.bury(2)
+        self.publish(30)
+        await until(lambda: all(sink.down_since for sink in self.sinks))
         static = [file for file in files("mqhooks.admin").joinpath("static").iterdir() if file.is_file()]
         size = 0
         for file in static:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from itertools import pairwise
 from math import sin
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from twisted.web.static import Data
 
+from mqhooks import __version__
 from mqhooks.testing import make_event
 from tests.browser import Browser, missing
 from tests.endpoints import Endpoint
 from tests.frames import envelope, framed
 from tests.natscluster import Cluster
 from tests.processes import Twistd
+from tests.programs import MODULES, missing_node
 from tests.vernemq import request
 from tests.waiting import until
 
@@ -30,6 +33,7 @@ TOKEN = "correct-horse-battery-staple"
 ANYWHERE = "tcp:0:interface=127.0.0.1"
 HOSTILE = "<img src=x onerror=\"window.ran=1;alert('ran')\">"
 NAMES = ("billing", "audit")
+AXE = MODULES / "axe-core" / "axe.min.js"
 
 
 class Page(TestCase):
@@ -38,13 +42,13 @@ class Page(TestCase):
     timeout = 300
     skip = missing()
 
-    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", outbox="", options=()):
+    async def start(self, *, admin="", names=NAMES[:1], retry="", kind="sqlite", outbox="", more="", options=()):
         """Start an endpoint for each name, a bridge, a connection to it as VerneMQ makes, and the page in a browser."""
         self.options = options
         self.endpoints = {name: Endpoint() for name in names}
         hooks = "[{ event = on_message_publish }, { event = on_client_connected }]"
         blocks = "\n".join(
-            f'{name} {{ url = "{endpoint.listen(self, reactor)}", events = {hooks}, retry {{ {retry} }} }}'
+            f'{name} {{ url = "{endpoint.listen(self, reactor)}", events = {hooks}, retry {{ {retry} }} {more} }}'
             for name, endpoint in self.endpoints.items()
         )
         self.endpoint = next(iter(self.endpoints.values()), None)
@@ -143,6 +147,18 @@ class OwnWebhooks(Page):
         await self.headline("All is well")
         await self.assert_clean()
 
+    async def test_what_each_source_brought(self):
+        await self.start(options=("--sidecar-port", "0"))
+        sidecar = await self.bridge.until(r"listening for VerneMQ on 127\.0\.0\.1:(\d+)")
+        broker = await connectProtocol(HostnameEndpoint(reactor, "127.0.0.1", int(sidecar[1])), Protocol())
+        self.addCleanup(broker.transport.abortConnection)
+        broker.transport.write(b"".join(framed(envelope(make_event("on_publish").message)) for _ in range(3)))
+        await self.post(request() + request())
+        row = "document.querySelector('[data-hook=on_publish]')?.innerText.includes(arguments[0])"
+        await self.browser.until(row, "5 (sidecar 3, webhooks 2)")
+        self.assertEqual(len((await self.browser.text("#sources")).splitlines()), 2)
+        await self.assert_clean()
+
     async def test_events_that_are_refused(self):
         await self.start(retry="initial = 1h, max = 1h", outbox="max_size = 1MiB")
         self.endpoint.answer = lambda request: request.connection.reply(503)
@@ -219,7 +235,7 @@ class Showing(Page):
 
     async def test_which_bridge_and_whose_time(self):
         await self.start()
-        await self.title(f"mqhooks on {socket.gethostname()}")
+        await self.title(f"mqhooks on {socket.gethostname()} · {__version__} · ")
         head = await self.browser.text(".top")
         self.assertIn(f" on {socket.gethostname()}", head)
         zone = await self.browser.run("return Intl.DateTimeFormat().resolvedOptions().timeZone")
@@ -312,6 +328,10 @@ class Showing(Page):
         self.assertLess(earlier[:8], now[:8])
         value = "return document.querySelector('.chart svg').getAttribute(arguments[0])"
         self.assertEqual(await self.browser.run(value, "aria-valuenow"), "177")
+        times = (await self.browser.text(".chart .times")).split()
+        self.assertRegex(" ".join(times), r"^\d\d:\d\d \d\d:\d\d \d\d:\d\d \d\d:\d\d$")
+        minutes = [int(time[:2]) * 60 + int(time[3:]) for time in times]
+        self.assertEqual({(later - time) % 1440 for time, later in pairwise(minutes)}, {5})
         self.assertEqual((await self.browser.run(value, "aria-valuetext"))[8:], earlier[8:])
         await self.browser.type(".chart svg", "\ue011")
         self.assertEqual(await self.browser.run(value, "aria-valuenow"), "0")
@@ -407,6 +427,57 @@ class Showing(Page):
         await self.assert_clean()
 
 
+class Looks(Page):
+    """What holds at both widths and in both schemes, while much is to be seen."""
+
+    async def show_much(self):
+        await self.start(names=NAMES, retry="initial = 1h, max = 1h")
+        await self.bury(2, topic=f"{HOSTILE}/" + "a" * 500)
+        self.endpoint.answer = lambda request: request.connection.reply(503, b"come back on Monday")
+        self.publish(30)
+        await self.headline("billing is failing")
+        await self.browser.click("#letters .open")
+        await self.browser.until("document.querySelector('#letters pre')")
+        await self.browser.run("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+        await self.browser.until("document.getElementById('settings').rows.length > 10")
+
+    async def each_look(self):
+        for width, height in ((1180, 1000), (360, 740)):
+            for dark in (False, True):
+                await self.browser.look(width=width, height=height, dark=dark)
+                yield f"{width} pixels wide, {'dark' if dark else 'light'}"
+
+    async def test_targets_are_large_and_nothing_sticks_out(self):
+        await self.show_much()
+        async for look in self.each_look():
+            self.assertEqual(await self.browser.run(SMALL), [], look)
+            wide, shown = await self.browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+            self.assertLessEqual(wide, shown, look)
+
+    async def test_axe_finds_nothing(self):
+        await self.show_much()
+        await self.browser.run(AXE.read_text(encoding="utf-8"))
+        async for look in self.each_look():
+            self.assertEqual(await self.browser.run(BARRIERS), [], look)
+        await self.assert_clean()
+
+    async def test_reading_without_javascript(self):
+        await self.show_much()
+        await self.browser.disable_scripts()
+        await self.browser.open(self.origin)
+        async for look in self.each_look():
+            text = await self.browser.run("return document.body.innerText")
+            self.assertTrue(text.startswith("billing is failing, 2 dead letters"), text)
+            self.assertIn("come back on Monday", text)
+            self.assertNotIn("Asking mqhooks", text)
+            wide, shown = await self.browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+            self.assertLessEqual(wide, shown, look)
+        await self.assert_clean()
+
+    if missing_node():
+        test_axe_finds_nothing.skip = missing_node()
+
+
 class Pressing(Page):
     async def test_dead_letter_is_replayed(self):
         await self.start()
@@ -424,6 +495,14 @@ class Pressing(Page):
         self.assertEqual(self.endpoint.requests[1].body, buried.body)
         await self.letters(0)
         await self.headline("All is well")
+        await self.assert_clean()
+
+    async def test_dead_letter_says_how_it_was_sent(self):
+        await self.start(more="method = PUT")
+        await self.bury()
+        await self.browser.click("#letters .open")
+        await self.browser.until("document.querySelector('#letters pre.request')?.innerText.startsWith('PUT http://')")
+        self.assertEqual(self.endpoint.requests[0].method, "PUT")
         await self.assert_clean()
 
     async def test_purging_asks_first(self):
@@ -563,6 +642,110 @@ class Pressing(Page):
         await self.letters(25)
         self.assertEqual(await self.browser.run("return document.getElementById('letters-more').hidden"), True)
 
+    async def test_it_is_paused_until_a_time(self):
+        await self.start()
+        await self.browser.click("[data-verb=until]")
+        self.assertIn("Pause billing until", await self.browser.text("#confirm-text"))
+        await self.browser.click("#confirm button[value=no]")
+        await self.browser.run("return new Promise((done) => setTimeout(done))")
+        self.assertNotIn("paused", await self.browser.text(".webhook .state"))
+        await self.browser.click("[data-verb=until]")
+        await self.browser.click("#confirm-yes")
+        await self.headline("billing is paused")
+        await self.browser.until(
+            "/Nothing is sent for another (5\\d|60) min/.test(document.getElementById('problems').innerText)"
+        )
+        self.assertRegex(await self.browser.text(".webhook .said"), r"^Paused by hand until (.* )?\d\d:\d\d:00\.")
+        await self.browser.click("[data-verb=until]")
+        await self.browser.run("document.getElementById('confirm-time').value = '2020-01-01T00:00'")
+        await self.browser.click("#confirm-yes")
+        await self.toast("is over")
+        await self.browser.click(".webhook header button")
+        await self.headline("All is well")
+        await self.browser.complaints()
+
+    async def test_a_test_and_the_last_attempts(self):
+        await self.start()
+        self.endpoint.answer = lambda request: request.connection.reply(422, b"no <b>such</b>\r\nmeter")
+        await self.browser.click(".attempts summary")
+        await self.attempts("None since the start.")
+        self.publish(1, client_id=HOSTILE)
+        await self.attempts(f"ms  {HOSTILE}  no <b>such</b> meter")
+        self.endpoint.answer = lambda request: request.connection.reply(202, b"thanks")
+        await self.browser.click("[data-verb=test]")
+        await self.toast("Test of billing: ")
+        self.assertRegex(await self.browser.text("#toast"), r": \d\d:\d\d:\d\d 202 [\d,]+ ms mqhooks-test thanks$")
+        await self.attempts("mqhooks-test  thanks\n")
+        self.assertEqual((await self.browser.text(".attempts pre")).count("\n"), 1)
+        await self.assert_clean()
+
+    async def attempts(self, text):
+        await self.browser.until("document.querySelector('.attempts pre').innerText.includes(arguments[0])", text)
+
+    async def toast(self, text):
+        await self.browser.until("document.getElementById('toast').innerText.includes(arguments[0])", text)
+
+
+class Linking(Page):
+    async def go(self, place):
+        await self.browser.open("about:blank")
+        await self.browser.open(f"{self.origin}/#{place}")
+        await self.live()
+
+    async def test_to_a_webhook(self):
+        await self.start(names=NAMES)
+        await self.browser.look(width=360, height=740)
+        await self.live()
+        await self.browser.click("#webhook-1 a")
+        self.assertTrue((await self.browser.run("return location.href")).endswith("/#webhook:audit"))
+        for place in ("webhook:audit", "webhook%3Aaudit"):
+            await self.go(place)
+            await self.browser.until("document.activeElement.id === 'webhook:audit'")
+            top = await self.browser.run("return document.activeElement.getBoundingClientRect().top")
+            self.assertLess(abs(top), 100)
+        await self.go("%zz")
+        await self.assert_clean()
+
+    async def test_to_a_dead_letter(self):
+        await self.start()
+        self.endpoint.answer = lambda request: request.connection.reply(422)
+        self.publish(9)
+        await self.headline("9 dead letters")
+        self.endpoint.answer = lambda request: request.connection.reply()
+        await self.go("letter-7")
+        await self.browser.until("document.querySelector('[data-letter]')?.dataset.letter === '7'")
+        await self.browser.until("document.querySelector('#letters pre.request')?.checkVisibility()")
+        # Those that are alike are one line; this one stands above them.
+        await self.browser.until("document.querySelector('#letters [data-group] .open')?.innerText.startsWith('8')")
+        await self.letters(1)
+        await self.browser.click("#letters [data-letter] button[aria-label^=Replay]")
+        await self.letters(0)
+        await self.browser.until("document.querySelector('#letters [data-group] .open')?.innerText.startsWith('8')")
+        await self.assert_clean()
+        await self.browser.run("location.hash = 'letter-7'; dispatchEvent(new HashChangeEvent('hashchange'))")
+        await self.browser.until("document.getElementById('toast').innerText.includes('there is no dead letter 7')")
+
+    async def test_to_a_time(self):
+        await self.start(names=NAMES)
+        await self.bury(2)
+        at = "2026-01-01T00:00:00Z"
+        await self.go(f"time-{at}")
+        await self.letters(0)
+        since = "return [document.getElementById('letters-since').value, document.getElementById('letters-until').value]"
+        self.assertEqual(await self.browser.run(since), ["2025-12-31T23:55:00Z", "2026-01-01T00:05:00Z"])
+        await self.browser.until("document.querySelector('.readout').innerText.startsWith('15 min')")
+        now = await self.browser.run("return new Date(Date.now() - 60000).toISOString()")
+        await self.go(f"time-{now}")
+        await self.letters(2)
+        both = (
+            "[...document.querySelectorAll('.readout')].filter((text) => /^\\d\\d:\\d\\d:\\d\\d: /.test(text.innerText)).length"
+        )
+        await self.browser.until(f"{both} === 2")
+        await self.browser.run("document.querySelector('.chart svg').focus()")
+        await self.browser.type(".chart svg", "\ue011\ue007")
+        await self.browser.until("/#time-.*Z$/.test(location.href) && !location.href.endsWith(arguments[0])", now)
+        await self.assert_clean()
+
 
 class Strangers(Page):
     async def test_hostile_names_are_text(self):
@@ -667,6 +850,19 @@ class Screenshot(Page):
         Path(os.environ["MQHOOKS_SCREENSHOT"]).write_bytes(await self.browser.screenshot())
 
 
+SMALL = """
+const seen = [...document.querySelectorAll('a:not(.skip), button, input, select, summary, [role=slider]')].filter(
+  (element) => element.checkVisibility() && !element.closest('dialog')
+);
+const boxes = seen.map((element) => [element.outerHTML.slice(0, 200), element.getBoundingClientRect()]);
+const small = boxes.filter(([, { width, height }]) => Math.min(width, height) < 43.9);
+return small.map(([name, { width, height }]) => `${name}: ${width} by ${height}`);
+"""
+BARRIERS = """
+return axe.run(document, { rules: { 'target-size': { enabled: true } } }).then(({ violations }) =>
+  violations.map(({ id, help, nodes }) => [id, help, ...nodes.slice(0, 3).map((node) => node.html + node.failureSummary)])
+);
+"""
 TRIES = "return [...document.querySelectorAll('[data-verb=try]')].map((button) => button.hidden)"
 CHART = """
 const accepted = arguments[0];

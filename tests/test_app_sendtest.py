@@ -78,6 +78,15 @@ class SendTestTests(TestCase):
         self.assertIn("answered 404, which is not 2xx", self.stderr)
         self.assertNotIn("s3cret", text + self.stderr)
 
+    async def test_a_path_of_a_template_is_hidden(self):
+        def answer(request):
+            request.connection.reply(404, f"no {request.path}".encode(), [("x-path", request.path)])
+
+        rule = '{ event = on_message_publish, url = "/x7Kq9zzz/{{clientid}}" }'
+        text = await self.command(f'webhook {{ url = "{self.serve(answer)}", events = [{rule}] }}', status=1)
+        self.assertIn("/x7Kq9zzz/mqhooks-test", self.endpoint.requests[0].path)
+        self.assertNotIn("x7Kq9zzz", text + self.stderr)
+
     async def test_no_answer(self):
         url = self.serve(lambda request: None)
         text = await self.command(f'webhook {{ url = "{url}", cancel_timeout = 1s, events = [] }}', status=1)

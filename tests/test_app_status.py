@@ -14,12 +14,12 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin.settings import AdminSettings
-from mqhooks.app.verdict import Status, headline, judge, shown
+from mqhooks.admin.verdict import judge
+from mqhooks.app.verdict import Status, shown
 from mqhooks.errors import OutboxNoRoom
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.endpoints import Endpoint
 from tests.processes import Mqhooks
-from tests.test_project_docs import PROJECT
 from tests.test_project_docs import shown as example
 from tests.waiting import until
 
@@ -170,49 +170,9 @@ class VerdictTests(SynchronousTestCase):
     def setUp(self):
         self.plain = json.loads("\n".join(example("api-http.rst", "api-status")))
 
-    def judge(self, **webhook):
-        self.plain["webhooks"][0].update(webhook)
-        self.status = msgspec.convert(self.plain, Status)
-        return [problem.title for problem in judge(self.status)]
-
-    def test_webhooks(self):
-        up = {"state": "up", "down_since": None, "oldest_seconds": None, "pending": 0}
-        for webhook, title in (
-            ({}, "billing is failing"),
-            ({"refusing": True}, "billing refuses everything"),
-            ({"state": "paused", "refusing": False}, "billing is paused"),
-            ({**up, "oldest_seconds": 61.0}, "billing is behind"),
-            ({**up, "bytes": 900 << 20}, "billing has little room left"),
-            ({**up, "bytes": 0}, None),
-        ):
-            titles = self.judge(**webhook)
-            self.assertEqual([each for each in titles if "dead letter" not in each], [title] if title else [])
-
-    def test_outbox_and_sources(self):
-        self.plain["outbox"] |= {"failing": "disk full", "damaged": ["/x.damaged"], "dead": 0}
-        self.plain["sources"][0] |= {"connections": 0}
-        self.plain["sinks"] = [{"name": "log", "running": False}]
-        titles = self.judge(state="up", oldest_seconds=None)
-        self.assertEqual(
-            titles,
-            ["A damaged outbox was set aside", "The outbox cannot be written", "VerneMQ is not connected", "log does not run"],
-        )
-        self.assertEqual(headline(judge(self.status)), f"{titles[0]}, {titles[1]}, and 2 more")
-        self.plain["sources"][0] |= {"via": "webhooks", "events": 0}
-        self.assertIn("VerneMQ has posted nothing yet", self.judge())
-        self.plain["sources"][0] |= {"events": 1, "paused": True}
-        self.assertIn("VerneMQ's events are refused", self.judge())
-        self.plain["sources"][0] |= {"via": "sidecar", "connections": 1}
-        self.assertIn("VerneMQ is held up", self.judge())
-
-    def test_the_page_says_the_same(self):
-        page = (PROJECT / "mqhooks" / "admin" / "static" / "verdict.js").read_text()
-        source = (PROJECT / "mqhooks" / "app" / "verdict.py").read_text()
-        titles = re.findall(r'Problem\("\w+", f?"(?:\{.+?\} ?)?([^"{]+)"', source)
-        self.assertGreater(len(titles), 8)
-        for title in titles:
-            self.assertIn(title.strip(), page)
-
     def test_names_are_made_fit_for_a_terminal(self):
-        titles = self.judge(name="a\x1b[2Jb")
-        self.assertNotIn("\x1b", "\n".join([*titles, *shown(self.status, judge(self.status))]))
+        self.plain["webhooks"][0]["name"] = "a\x1b[2Jb"
+        self.plain["verdict"] = judge(self.plain)
+        lines = list(shown(msgspec.convert(self.plain, Status)))
+        self.assertIn("a\\x1b[2Jb is failing", lines[0])
+        self.assertNotIn("\x1b", "\n".join(lines))

@@ -6,6 +6,7 @@ import signal
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
+from time import time
 
 import treq
 from twisted.internet import reactor
@@ -369,13 +370,14 @@ class ReloadTests(BridgeCase):
         endpoint, url = self.endpoint()
         self.write(("a", f'url = "{url}"'))
         await self.start()
-        self.sink("a").pause()
+        end = time() + 3600
+        self.sink("a").pause(end)
         self.publish("c")
         await self.until(lambda: self.sink("a").outbox.counts.pending)
         self.write(("a", f'url = "{url}", headers.x-new = yes'))
         self.reload()
         await self.until(lambda: self.sink("a").running)
-        self.assertTrue(self.sink("a").paused)
+        self.assertEqual((self.sink("a").paused, self.sink("a").paused_until), (True, end))
         self.publish("d")
         await self.until(lambda: self.sink("a").outbox.counts.pending == 2)
         self.assertEqual(endpoint.requests, [])

@@ -1,9 +1,13 @@
 """A webhook that is paused by hand, and what is known of its endpoint."""
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from mqhooks.app.sendtest import make_test
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
+from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook.counters import failure_of
+from mqhooks.webhook.sink import WebhookSink
 from tests.webhooks import SinkMixin, publish, respond
 
 
@@ -96,6 +100,94 @@ class PauseTests(SinkCase):
         self.transport.end()
         self.successResultOf(stopped)
         self.assertEqual(self.outbox.counts.pending, 0)
+
+
+class PauseUntilTests(SinkCase):
+    def test_it_goes_on_at_its_time(self):
+        self.sink.pause(3600.0)
+        self.publish("a")
+        self.clock.advance(3599)
+        self.assertEqual((self.clients, self.sink.paused_until), ([], 3600.0))
+        self.clock.pump([1] * 61)
+        self.assertEqual((self.clients, self.sink.paused, self.sink.paused_until), (["a"], False, None))
+        self.assertEqual(self.lines()[:1], ["webhook w: paused until 1970-01-01T01:00:00Z"])
+
+    def test_time_of_day_that_is_set_meanwhile(self):
+        clock, ahead = Clock(), [0]
+        self.sink = WebhookSink(
+            clock, self.sink.settings, MemoryOutbox(), self.transport, now=lambda: clock.seconds() + ahead[0]
+        )
+        self.sink.startService()
+        self.sink.pause(3600.0)
+        ahead[0] = 3600
+        clock.advance(60)
+        self.assertFalse(self.sink.paused)
+        self.sink.pause(7200.0)
+        ahead[0] = 0
+        clock.pump([60] * 60)
+        self.assertTrue(self.sink.paused)
+
+    def test_another_pause_replaces_it_and_resuming_ends_it(self):
+        for then in (self.sink.pause, lambda: self.sink.pause(7200.0)):
+            self.sink.pause(10.0)
+            then()
+            self.clock.pump([1] * 60)
+            self.assertTrue(self.sink.paused)
+        self.sink.resume()
+        self.sink.pause()
+        self.clock.pump([60] * 240)
+        self.assertTrue(self.sink.paused)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_time_that_is_over_is_no_pause(self):
+        self.clock.advance(10)
+        self.sink.pause(5.0)
+        self.clock.advance(0)
+        self.assertFalse(self.sink.paused)
+
+    def test_stopping_ends_its_timer(self):
+        self.sink.pause(3600.0)
+        self.successResultOf(self.sink.stopService())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class AttemptTests(SinkCase):
+    def test_the_last_hundred(self):
+        for number in range(101):
+            self.publish(f"c{number}")
+            self.clock.advance(1)
+            self.transport.end(respond(200, body=b"%d" % number))
+        self.assertEqual([attempt.said for attempt in self.sink.counters.tried], [b"%d" % number for number in range(1, 101)])
+        last = self.sink.counters.tried[-1]
+        self.assertEqual((last.at, last.seconds, last.client, last.together, last.status), (101.0, 1.0, "c100", 1, 200))
+
+    def test_whatever_came_of_it(self):
+        self.publish("a", "b", "c")
+        for result in (respond(410, body=b"gone"), respond(503, body=b"busy"), DeliveryTimeout("no answer " + "x" * 10_000)):
+            self.transport.end(result)
+        tried = self.sink.counters.tried
+        self.assertEqual([attempt.status for attempt in tried], [410, 503, 0])
+        self.assertEqual([attempt.said[:9] for attempt in tried], [b"gone", b"busy", b"no answer"])
+        self.assertLessEqual(len(tried[2].said), 512)
+
+    def test_long_client_ids_are_not_kept_whole(self):
+        self.publish("c" * 60_000)
+        self.transport.end()
+        self.assertEqual(self.sink.counters.tried[0].client, "c" * 512)
+
+    def test_a_test_changes_nothing(self):
+        self.sink.pause()
+        self.publish("a")
+        delivery, request = make_test(self.sink.settings)
+        counts, counters = self.outbox.counts, self.sink.counters
+        answered = self.sink.send_test(delivery, request)
+        self.assertTrue(self.sink.testing)
+        self.transport.end(ConnectFailed("refused"))
+        attempt = self.successResultOf(answered)
+        self.assertEqual((attempt.status, attempt.said, attempt.client), (0, b"refused", "mqhooks-test"))
+        self.assertEqual((self.sink.testing, self.sink.paused, self.sink.down_since), (False, True, None))
+        self.assertEqual((self.outbox.counts, counters.attempts, counters.failed), (counts, 0, 0))
+        self.assertEqual(counters.tried, [attempt])
 
 
 class KnowledgeTests(SinkCase):

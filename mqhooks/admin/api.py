@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
-
+from mqhooks.admin.attempts import shown_attempt
 from mqhooks.admin.deadletters import DeadLetters
 from mqhooks.admin.health import ready
 from mqhooks.admin.plain import plain
 from mqhooks.admin.replies import Call, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
+from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import ANY, Filter, status_range
-from mqhooks.support.times import moment
+from mqhooks.support.times import moment, written
 from mqhooks.webhook.sink import WebhookSink
 
 PAGE = 50
@@ -24,6 +24,9 @@ PAGE = 50
 
 MOST = 1000
 """How many dead letters are listed at most."""
+
+LONGEST_PAUSE = 366 * 86_400
+"""How many seconds ahead a pause may end; more are likely to be milliseconds."""
 
 _FILTER = ("webhook", "reason", "client", "status", "since", "until")
 
@@ -33,13 +36,13 @@ class Api:
     Handles calls.
 
     :param status: the state of the bridge.
-    :param clock: long work yields to the reactor through it.
+    :param letters: its dead letters.
     """
 
-    def __init__(self, status: Status, clock: IReactorTime) -> None:
+    def __init__(self, status: Status, letters: DeadLetters) -> None:
         self._status = status
         self._bridge = status.bridge
-        self._letters = DeadLetters(status.bridge, clock)
+        self._letters = letters
 
     def health(self, call: Call) -> Reply:
         """Liveness: the reactor runs."""
@@ -101,10 +104,10 @@ class Api:
         return await self._letters.settle_all(only, replay=replay)
 
     def pause(self, call: Call) -> Reply:
-        """Pause a webhook."""
+        """Pause a webhook, until some time if one is given."""
         sink = self._sink(call)
-        sink.pause()
-        return json_reply({"name": sink.settings.name, "paused": sink.paused})
+        sink.pause(_until(call))
+        return json_reply({"name": sink.settings.name, "paused": sink.paused, "until": sink.paused_until})
 
     def resume(self, call: Call) -> Reply:
         """Resume a webhook."""
@@ -119,12 +122,57 @@ class Api:
             raise Refused(409, f"webhook {sink.settings.name!r} is paused: resume it first")
         return json_reply({"name": sink.settings.name, "trying": sink.try_now()})
 
+    async def test(self, call: Call) -> Reply:
+        """Send a made-up delivery to a webhook's endpoint, and say what came of it."""
+        sink, make_test = self._sink(call), self._bridge.make_test
+        name = sink.settings.name
+        if make_test is None:
+            raise Refused(409, f"webhook {name!r} cannot be tested here: use mqhooks send-test")
+        if sink.testing:
+            raise Refused(409, f"webhook {name!r} is being tested: wait for the answer")
+        try:
+            delivery, request = make_test(sink.settings)
+        except MqhooksError as error:
+            raise Refused(409, str(error)) from None
+        return json_reply({"name": name, "attempt": shown_attempt(await sink.send_test(delivery, request))})
+
+    def attempts(self, call: Call) -> Reply:
+        """List a webhook's last attempts, the newest first."""
+        sink = self._sink(call)
+        return json_reply({"name": sink.settings.name, "attempts": [*map(shown_attempt, reversed(sink.counters.tried))]})
+
     def _sink(self, call: Call) -> WebhookSink:
         (name,) = call.arguments
         for sink in self._bridge.webhooks:
             if sink.settings.name == name:
                 return sink
         raise Refused(404, f"there is no webhook {name!r}")
+
+
+def _until(call: Call) -> float | None:
+    """
+    Read until when a webhook is to be paused: from the query, or from the body, which may be empty.
+
+    :returns: seconds since 1970; ``None`` for no end.
+    :raises Refused: when it is no time, is over, or is far away.
+    """
+    asked, wanted = call.query("until"), call.json(empty=True)
+    if asked is not None:
+        wanted.setdefault("until", asked)
+    until = wanted.pop("until", None)
+    if wanted:
+        raise Refused(400, f"{next(iter(wanted))!r} is unknown: give until, or nothing")
+    if until is None:
+        return None
+    now = time()
+    try:
+        at = moment(f"{until:.3f}" if type(until) in (int, float) else until, now, ahead=True) / 1000
+    except (TypeError, ValueError) as error:
+        raise Refused(400, f"until: {error if isinstance(error, ValueError) else 'it is not a time'}") from None
+    if not now < at < now + LONGEST_PAUSE:
+        what = "is over" if at <= now else "is more than a year away"
+        raise Refused(400, f"until: {written(int(at * 1e9))} {what}: give a time to come, in seconds or like 2h")
+    return at
 
 
 def _number(call: Call) -> int:

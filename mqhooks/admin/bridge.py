@@ -5,15 +5,17 @@ The parts of a bridge that the admin room looks at.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mqhooks.admin.cluster import Cluster, look
+from mqhooks.delivery import Delivery, Request
 from mqhooks.events import HOOKS
 from mqhooks.interfaces import IEventSink, IEventSource
 from mqhooks.outbox.jetstream.store import JetStreamStore
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 
 
@@ -28,6 +30,8 @@ class Bridge:
     :param store: the outbox's file; ``None`` when deliveries are kept elsewhere.
     :param sinks: the other sinks, by what they are called.
     :param engine: the outbox in JetStream; ``None`` when deliveries are kept elsewhere.
+    :param make_test: makes a delivery and its request for testing a webhook; raises a
+        :class:`~mqhooks.errors.MqhooksError` when there is none. ``None`` when nothing can be tested.
     """
 
     settings: Any
@@ -36,6 +40,7 @@ class Bridge:
     store: SqliteStore | None
     sinks: Mapping[str, IEventSink] = field(default_factory=dict)
     engine: JetStreamStore | None = None
+    make_test: Callable[[WebhookSettings], tuple[Delivery, Request]] | None = None
 
     @property
     def failing(self) -> str | None:

@@ -188,9 +188,10 @@ class _Connection(ProtocolWrapper):
         super().makeConnection(transport)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        super().connectionLost(reason)
+        # Whoever waited for all to be closed goes on within that, and may answer a request.
         self._within(None)
         self._connections.closed(self)
-        super().connectionLost(reason)
 
     @property
     def watching(self) -> bool:

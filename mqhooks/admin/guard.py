@@ -70,9 +70,14 @@ class Guard:
             raise Refused(403, "requests from other sites' pages are refused")
         if request.method not in (b"GET", b"HEAD") and not request.requestHeaders.hasHeader(HEADER):
             raise Refused(403, f"a request that changes something needs the header {HEADER}: 1")
-        if self._token is not None and not public and not self._knows(request):
+        if not public and not self.trusts(request):
             challenge = {"WWW-Authenticate": 'Bearer realm="mqhooks"'}
             raise Refused(401, "the token is missing or wrong: send Authorization: Bearer and mqhooks.admin.token", challenge)
+
+    def trusts(self, request: Request) -> bool:
+        """Say whether a request carries the token, if there is one."""
+        kind, _, token = _header(request, "authorization").partition(" ")
+        return self._token is None or (kind.lower() == "bearer" and compare_digest(token.strip().encode(), self._token))
 
     def _is_here(self, netloc: str, local: Any) -> bool:
         match = _NETLOC.fullmatch(netloc)
@@ -82,10 +87,6 @@ class Guard:
         if name == "localhost" or name in self._hosts:
             return True
         return is_loopback(name) or (ip_of(name) is not None and ip_of(name) == ip_of(getattr(local, "host", "")))
-
-    def _knows(self, request: Request) -> bool:
-        kind, _, token = _header(request, "authorization").partition(" ")
-        return kind.lower() == "bearer" and compare_digest(token.strip().encode(), self._token or b"")
 
 
 def _header(request: Request, name: str) -> str:

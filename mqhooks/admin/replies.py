@@ -56,10 +56,12 @@ class Call:
 
     :param request: Twisted's.
     :param arguments: the variable parts of the path.
+    :param trusted: whether the caller may see the bridge's state, also where the route needs no token.
     """
 
     request: Request
     arguments: tuple[str, ...]
+    trusted: bool = False
 
     def query(self, name: str) -> str | None:
         """
@@ -89,14 +91,18 @@ class Call:
             raise Refused(400, f"{name} is not a whole number of 0 or more")
         return min(int(text), most)
 
-    def json(self) -> dict[str, Any]:
+    def json(self, *, empty: bool = False) -> dict[str, Any]:
         """
         Get the body, which has to be a JSON object.
+
+        :param empty: whether it may also be empty, like an object without members.
 
         :raises Refused: when it is anything else.
         """
         content = self.request.content
         body = b"" if content is None else content.read()
+        if empty and not body:
+            return {}
         try:
             value = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -21,8 +21,10 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from mqhooks.admin.api import Api
 from mqhooks.admin.connections import MAX_BODY, AdminConnections, AdminRequest
+from mqhooks.admin.deadletters import DeadLetters
 from mqhooks.admin.guard import RESPONSE_HEADERS, Guard
 from mqhooks.admin.metrics import Metrics
+from mqhooks.admin.reading import Page
 from mqhooks.admin.replies import Call, Handler, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
@@ -34,7 +36,7 @@ CONNECTIONS = 256
 VARIES = "*"
 """Stands for any text in a part of a path."""
 
-_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_TYPES = {"css": "text/css", "js": "text/javascript"}
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
     :param stream: the event stream.
     :param clock: long work yields to the reactor through it.
     """
-    api = Api(status, clock)
+    dead = DeadLetters(status.bridge, clock)
+    api = Api(status, dead)
     letters = ("api", "dead-letters")
     webhook = ("api", "webhooks", VARIES)
     return [
         *_static(),
+        Route("GET", ("",), Page(_read("page.html").decode(), status, dead), public=True),
         Route("GET", ("healthz",), api.health, public=True),
         Route("GET", ("readyz",), api.ready),
         Route("GET", ("metrics",), Metrics(status)),
@@ -93,6 +97,8 @@ def routes(status: Status, stream: Stream, clock: IReactorTime) -> list[Route]:
         Route("POST", (*webhook, "pause"), api.pause),
         Route("POST", (*webhook, "resume"), api.resume),
         Route("POST", (*webhook, "try"), api.try_now),
+        Route("POST", (*webhook, "test"), api.test),
+        Route("GET", (*webhook, "attempts"), api.attempts),
     ]
 
 
@@ -105,9 +111,13 @@ def _static() -> list[Route]:
     return found
 
 
+def _read(name: str) -> bytes:
+    return files("mqhooks.admin").joinpath("static", name).read_bytes()
+
+
 def _file(name: str, reply: Reply) -> Route:
     # They reveal nothing about this bridge, and the page is where the token is entered.
-    return Route("GET", ("",) if name == "page.html" else (name,), lambda _: reply, public=True)
+    return Route("GET", (name,), lambda _: reply, public=True)
 
 
 class Root(Resource):
@@ -154,7 +164,7 @@ class Root(Resource):
         route = next((route for route in here if route.method.encode() == method), None)
         self._guard.check(request, public=route is not None and route.public)
         if route is not None:
-            return route.handler(Call(request, route.arguments(path)))
+            return route.handler(Call(request, route.arguments(path), self._guard.trusts(request)))
         if not here:
             raise Refused(404, "there is nothing here; the API is under /api/")
         allowed = ", ".join(sorted({route.method for route in here}))

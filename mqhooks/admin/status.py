@@ -15,6 +15,7 @@ import mqhooks
 from mqhooks.admin.bridge import Bridge
 from mqhooks.admin.history import History
 from mqhooks.admin.sinks import shown_sinks
+from mqhooks.admin.verdict import judge
 from mqhooks.events import HOOKS
 from mqhooks.interfaces import IEventSource
 from mqhooks.sources.counters import SourceCounters
@@ -48,7 +49,7 @@ class Status:
         """
         now = self._now()
         uptime = self._clock.seconds() - self._began
-        return {
+        status: dict[str, Any] = {
             "version": mqhooks.__version__,
             "host": self._host,
             "now": now,
@@ -62,6 +63,7 @@ class Status:
             "outbox": self._outbox(),
             "cluster": self._cluster(),
         }
+        return status | {"verdict": judge(status)}
 
     def age(self, accepted: int | None) -> float | None:
         """Get the age in seconds of what was accepted at some time in milliseconds since 1970."""
@@ -115,6 +117,7 @@ class Status:
             "url": hide_url(settings.url),
             "state": "paused" if sink.paused else "up" if sink.down_since is None else "down",
             "down_since": sink.down_since,
+            "paused_until": sink.paused_until,
             "refusing": sink.refusing,
             "next_attempt": None if probe is None or sink.paused else now + probe,
             "retrying": sink.retrying,

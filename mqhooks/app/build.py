@@ -24,6 +24,7 @@ from mqhooks.admin.sinks import shown_description
 from mqhooks.app.group import WebhookGroup
 from mqhooks.app.notify import Notifier
 from mqhooks.app.reload import Reloader
+from mqhooks.app.sendtest import make_test
 from mqhooks.app.settings import SIDECAR_PORT as SIDECAR_PORT
 from mqhooks.app.settings import OutboxSettings, Settings, SidecarListening, SourcesSettings
 from mqhooks.app.summary import SummaryService
@@ -177,7 +178,7 @@ def build(
 
     file = store if isinstance(store, SqliteStore) else None
     engine = store if isinstance(store, JetStreamStore) else None
-    bridge = Bridge(settings, listening, webhooks.sinks, file, _named(sinks, descriptions), engine)
+    bridge = Bridge(settings, listening, webhooks.sinks, file, _named(sinks, descriptions), engine, make_test)
     notifier = Notifier(reactor, bridge, settings.notify)
     limit(settings)
     admin = _admin(settings, reactor, bridge, errors)

@@ -236,7 +236,7 @@ class _Slot:
         old, self.sink, self.version = self.sink, sink, version
         if old is not None:
             if old.paused:
-                sink.pause()
+                sink.pause(old.paused_until)
             self._retire(old)
         elif self._running and self._retiring is None:
             self._begin(sink)

@@ -19,7 +19,7 @@ from mqhooks.app.parser import Parser
 from mqhooks.app.reactor import install
 from mqhooks.app.sample import HIDDEN, SHOWN
 from mqhooks.app.webhooks import transport_for
-from mqhooks.delivery import Delivery, Request, Response
+from mqhooks.delivery import Delivery, Request, Response, address
 from mqhooks.errors import DeliveryError, MqhooksError
 from mqhooks.events import HOOKS
 from mqhooks.nanomq.block import suggest
@@ -82,12 +82,33 @@ def send_test(config: str, name: str | None, event: str | None) -> Iterator[str]
     milliseconds = (reactor.seconds() - since) * 1000
     if not ended:
         raise MqhooksError("send-test: stopped before an answer came")
-    yield from _described(ended[0], settings.url, milliseconds)
+    own = settings.url if request.path is None else address(settings.url, request.path)
+    yield from _described(ended[0], settings.url, own, milliseconds)
+
+
+def make_test(settings: WebhookSettings) -> tuple[Delivery, Request]:
+    """
+    Make a delivery of an event that a webhook has a rule for, and its request.
+
+    :raises mqhooks.errors.MqhooksError: see :func:`make_request`.
+    """
+    delivery = make_delivery(settings, _rule(settings, None))
+    return delivery, RequestMaker(settings, time).make([delivery])
 
 
 def make_request(settings: WebhookSettings, rule: Rule) -> Request:
     """
     Make the request that a made-up event would cause now.
+
+    :param rule: it is made for every topic.
+    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
+    """
+    return RequestMaker(settings, time).make([make_delivery(settings, rule)])
+
+
+def make_delivery(settings: WebhookSettings, rule: Rule) -> Delivery:
+    """
+    Make the delivery that a made-up event would cause now.
 
     :param rule: it is made for every topic.
     :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
@@ -103,8 +124,7 @@ def make_request(settings: WebhookSettings, rule: Rule) -> Request:
             raise MqhooksError(f"send-test: the made-up event cannot be sent: {variation.problem}")
     else:
         (body, *_) = Rules(only.bodies).bodies(made)
-    delivery = Delivery(id_, CLIENT, int(now * 1e9), body, int(now * 1000), variation=variation)
-    return RequestMaker(settings, time).make([delivery])
+    return Delivery(id_, CLIENT, int(now * 1e9), body, int(now * 1000), variation=variation)
 
 
 def _webhook(webhooks: tuple[WebhookSettings, ...], config: str, name: str | None) -> WebhookSettings:
@@ -128,21 +148,24 @@ def _rule(settings: WebhookSettings, event: str | None) -> Rule:
     return rules.get(wanted, Rule(wanted))
 
 
-def _described(result: Any, url: str, milliseconds: float) -> Iterator[str]:
+def _described(result: Any, url: str, own: str, milliseconds: float) -> Iterator[str]:
+    def hidden(text: str) -> str:
+        return hide(hide(text, url), own)
+
     shown = hide_url(url)
     if isinstance(result, Failure):
         error = result.value
         reason = str(error) if isinstance(error, DeliveryError) else f"{type(error).__name__}: {error}"
-        raise MqhooksError(f"send-test: no answer after {milliseconds:.0f} ms: {printable(hide(reason, url), 1000)}")
+        raise MqhooksError(f"send-test: no answer after {milliseconds:.0f} ms: {printable(hidden(reason), 1000)}")
     assert isinstance(result, Response)
     yield f"{result.status} after {milliseconds:.0f} ms"
     for name, value in result.headers:
-        text = hide(f"{name.decode('latin-1')}: {value.decode('latin-1')}", url)
+        text = hidden(f"{name.decode('latin-1')}: {value.decode('latin-1')}")
         yield f"  {printable(text, 1000)}"
     if result.body:
         more = "" if result.complete and len(result.body) == result.length else " (its beginning)"
         yield f"  body{more}:"
-        for line in hide(result.body.decode("utf-8", "backslashreplace"), url).splitlines():
+        for line in hidden(result.body.decode("utf-8", "backslashreplace")).splitlines():
             yield f"    {printable(line, 1024)}"
     if not 200 <= result.status < 300:
         raise MqhooksError(f"send-test: {shown} answered {result.status}, which is not 2xx")

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mqhooks.app.parser import Parser
-from mqhooks.app.verdict import Status, as_json, judge, shown
+from mqhooks.app.verdict import Status, shown
 from mqhooks.errors import ConfigError, MqhooksError, NoAnswer
 from mqhooks.support.printable import printable
 from mqhooks.support.redact import hide_url
@@ -218,17 +218,16 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
         ready, status = msgspec.json.decode(answer[0], type=Ready), msgspec.json.decode(answer[1], type=Status)
     except (msgspec.MsgspecError, ValueError):
         raise NoAnswer(f"{where}: what answers is not mqhooks, or of another version") from None
-    problems = judge(status)
-    well = ready.status == "ready" and (options.ready or not any(problem.level == "bad" for problem in problems))
+    well = ready.status == "ready" and (options.ready or status.verdict.level != "bad")
     if options.json:
-        told = {"verdict": as_json(problems), "ready": ready, "status": msgspec.Raw(answer[1])}
+        told = {"verdict": status.verdict, "ready": ready, "status": msgspec.Raw(answer[1])}
         return [msgspec.json.encode(told).decode()], int(not well)
     unready = [(name, check) for name, check in ready.checks.items() if not check.ok]
     readiness = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
     if options.ready and well:
         # What is wrong besides stands above, and the exit status is 0.
         readiness = ["ready: events can be received and kept"]
-    return [*shown(status, problems), *readiness], int(not well)
+    return [*shown(status), *readiness], int(not well)
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,5 @@
 """
-Times in words: RFC 3339, and durations that mean "ago".
+Times in words: RFC 3339, and durations that mean "ago" or "from now on".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:\.(\d{1,18}))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_AGO = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(ms|s|min|m|h|d|w)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(ms|s|min|m|h|d|w)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _LAST = 253_402_300_799
@@ -52,19 +52,21 @@ def read(text: str) -> int:
     return whole * 10**9 + int((fraction or "").ljust(9, "0")[:9])
 
 
-def moment(text: str, now: float) -> int:
+def moment(text: str, now: float, *, ahead: bool = False) -> int:
     """
     Read a time that a person gives: RFC 3339, seconds since 1970, or a duration like ``2h``, which means so long ago.
 
     :param now: seconds since 1970.
+    :param ahead: whether a duration means from now on instead.
     :returns: milliseconds since 1970, 0 at least.
     :raises ValueError: when it is none of them; the message says what is taken.
     """
     if _NUMBER.fullmatch(text):
         return int(float(text) * 1000)
-    ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return max(int((now - float(ago[1]) * _UNITS[ago[2]]) * 1000), 0)
+    duration = _DURATION.fullmatch(text)
+    if duration is not None:
+        seconds = float(duration[1]) * _UNITS[duration[2]]
+        return max(int((now + (seconds if ahead else -seconds)) * 1000), 0)
     try:
         return read(text) // 10**6
     except ValueError as error:

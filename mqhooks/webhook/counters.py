@@ -7,7 +7,12 @@ numbers always add up.
 
 from __future__ import annotations
 
-from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout, NotAuthenticated
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mqhooks.delivery import Delivery, Response
+from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout, NotAuthenticated
 from mqhooks.support.histogram import Histogram
 
 FAILURES = ("status", "timeout", "connect", "broken", "answer")
@@ -24,6 +29,37 @@ AGES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.
 
 ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """The bounds of :attr:`WebhookCounters.answers`, in seconds."""
+
+
+TRIED = 100
+"""How many attempts are remembered, at most 4 KiB and a URL each."""
+
+SHOWN = 512
+"""How many characters are remembered of a client, and of why there was no answer."""
+
+
+class Attempt(NamedTuple):
+    """
+    One request and what came of it. What it holds may have secrets, to be hidden when it is shown.
+
+    :param at: when it ended, in seconds since 1970.
+    :param seconds: how long it took.
+    :param id: of its delivery, or of the first of a batch; likewise ``client``.
+    :param together: how many deliveries shared the request.
+    :param url: where it went; ``path`` in place of the URL's, if it had one of its own.
+    :param status: the answer's status; 0 when none came.
+    :param said: the first KiB of the answer's body; why there was none when none came.
+    """
+
+    at: float
+    seconds: float
+    id: str
+    client: str
+    together: int
+    url: str
+    path: str | None
+    status: int
+    said: bytes
 
 
 class LastFailure:
@@ -76,6 +112,30 @@ class WebhookCounters:
         self.answers = Histogram(ANSWERS)
         self.failure: LastFailure | None = None
         self.refusal: LastFailure | None = None
+        # Plain tuples: making each of them an Attempt would cost a hundredth of a delivery.
+        self._tried: deque[tuple[float, float, str, str, int, str, str | None, int, bytes]] = deque(maxlen=TRIED)
+
+    def note(
+        self, at: float, seconds: float, deliveries: Sequence[Delivery], url: str, result: Response | DeliveryError
+    ) -> None:
+        """
+        Remember an attempt.
+
+        :param deliveries: what shared the request; for the others see :class:`Attempt`.
+        :param result: the answer, or why there is none.
+        """
+        first = deliveries[0]
+        path = None if first.variation is None else first.variation.path
+        if isinstance(result, Response):
+            status, said = result.status, result.body
+        else:
+            status, said = 0, str(result)[:SHOWN].encode()
+        self._tried.append((at, seconds, first.id, first.client[-SHOWN:], len(deliveries), url, path, status, said))
+
+    @property
+    def tried(self) -> list[Attempt]:
+        """The last :data:`TRIED` attempts, tests among them, oldest first."""
+        return [Attempt(*values) for values in self._tried]
 
     @property
     def matched(self) -> int:

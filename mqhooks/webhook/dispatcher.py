@@ -17,7 +17,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from mqhooks.delivery import Delivery, Response
+from mqhooks.delivery import Delivery, Response, address
 from mqhooks.errors import DeliveryError, NotAuthenticated
 from mqhooks.interfaces import IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
@@ -269,16 +269,16 @@ class Dispatcher:
         self._go_on()
 
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
+        counters, now, seconds = self._counters, self._now(), self._seconds() - since
+        counters.note(now, seconds, deliveries, self._settings.url, response)
         if not isinstance(response, Response):
             self._not_delivered(deliveries, response, settle)
             return
-        counters = self._counters
-        counters.answers.observe(self._seconds() - since)
+        counters.answers.observe(seconds)
         if not 200 <= response.status < 300:
             self._not_delivered(deliveries, response, settle)
             return
         counters.attempts += len(deliveries)
-        now = self._now()
         for delivery in deliveries:
             counters.ages.observe(now - delivery.timestamp * 1e-9)
         self.outbox.acknowledge(deliveries)
@@ -322,7 +322,7 @@ class Dispatcher:
     def _carry_out(self, outcome: Outcome, deliveries: Sequence[Delivery], result: Response | DeliveryError) -> None:
         reason = f"{self._settings.url} answered {result.status}" if isinstance(result, Response) else str(result)
         now = self._now()
-        self._note(result, reason, now)
+        self._note(deliveries[0], result, reason, now)
         if self._rate is not None and isinstance(result, Response) and not self._outcomes.refused(result):
             self._obey(self._rate, result, reason, now)
         if outcome.closed:
@@ -356,12 +356,14 @@ class Dispatcher:
             rate.hold(self._seconds() + pause)
             self._complain(f"{reason}, Retry-After", "nothing more is sent for {delay:.0f} s", delay=pause)
 
-    def _note(self, result: Response | DeliveryError, reason: str, now: float) -> None:
+    def _note(self, delivery: Delivery, result: Response | DeliveryError, reason: str, now: float) -> None:
         # A reload may change the URL: what may not be shown of this one is hidden now.
         reason = hide(reason, self._settings.url)
         if isinstance(result, Response):
-            body = hide(result.body.decode("utf-8", "replace"), self._settings.url).encode()
-            self._counters.failure = self._counters.refusal = LastFailure(now, reason, result.status, body)
+            body = hide(result.body.decode("utf-8", "replace"), self._settings.url)
+            if delivery.variation is not None and delivery.variation.path is not None:
+                body = hide(body, address(self._settings.url, delivery.variation.path))
+            self._counters.failure = self._counters.refusal = LastFailure(now, reason, result.status, body.encode())
         else:
             self._counters.failure = LastFailure(now, reason, 0, b"")
 

@@ -18,19 +18,25 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Request, Response
+from mqhooks.errors import DeliveryError
 from mqhooks.events import Event
 from mqhooks.interfaces import IBoundedSink, IOutbox, IWebhookTransport
 from mqhooks.nanomq.rules import Rules
 from mqhooks.shapes.rules import ShapedRules
+from mqhooks.support.times import written
 from mqhooks.webhook.budget import Budget
-from mqhooks.webhook.counters import AUTH, LastFailure, WebhookCounters
+from mqhooks.webhook.counters import AUTH, Attempt, LastFailure, WebhookCounters
 from mqhooks.webhook.dispatcher import Dispatcher
 from mqhooks.webhook.settings import WebhookSettings
+from mqhooks.webhook.submit import submitter
+
+PAUSE_LOOK = 60.0
+"""How many seconds at most until the time of day is looked at again, while it is paused until some time."""
 
 APPENDED_BYTES = 1 << 20
 """About how many bytes of bodies are made before they go into the outbox."""
@@ -52,6 +58,8 @@ class WebhookSink(Service):
     :param random: the source of jitter.
     :param now: the time of day, in seconds since 1970; the clock may count from elsewhere.
     :param delivers: whether it does, or only puts events into the outbox, for other processes.
+    :ivar paused_until: when it is resumed by itself, in seconds since 1970; ``None`` when it is not.
+    :ivar testing: whether a test has no answer yet.
     """
 
     log = Logger()
@@ -98,8 +106,12 @@ class WebhookSink(Service):
             random=random or Random(),
             now=now,
         )
+        self._submit = submitter(transport, settings.name, settings.url, self.log)
         self._drained: Deferred[None] | None = None
         self._retired = False
+        self._pause_timer: IDelayedCall | None = None
+        self.paused_until: float | None = None
+        self.testing = False
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
@@ -186,18 +198,38 @@ class WebhookSink(Service):
         self._dispatcher.stop_sending()
         return self._end()
 
-    def pause(self) -> None:
+    def pause(self, until: float | None = None) -> None:
         """
         Send nothing more until :meth:`resume`. Events are still accepted, and what is in flight goes on.
 
         A new process is not paused.
+
+        :param until: when it is resumed by itself, in seconds since 1970; ``None`` for never. A later call replaces it.
         """
-        if not self._dispatcher.paused:
-            self._dispatcher.pause()
-            self.log.info("webhook {name}: paused", name=self.settings.name)
+        if not self._dispatcher.paused or until != self.paused_until:
+            end = "" if until is None else f" until {written(int(until * 1e9))}"
+            self.log.info("webhook {name}: paused{end}", name=self.settings.name, end=end)
+        self._dispatcher.pause()
+        self._pause_until(until)
+
+    def _pause_until(self, until: float | None) -> None:
+        self.paused_until = until
+        if self._pause_timer is not None and self._pause_timer.active():
+            self._pause_timer.cancel()
+        if until is not None:
+            left = until - self._now()
+            # The time of day may be set meanwhile.
+            self._pause_timer = self._clock.callLater(min(max(left, 0), PAUSE_LOOK), self._look_at_pause, until)
+
+    def _look_at_pause(self, until: float) -> None:
+        if self._now() >= until:
+            self.resume()
+        else:
+            self._pause_until(until)
 
     def resume(self) -> None:
         """Send again."""
+        self._pause_until(None)
         if self._dispatcher.paused:
             self.log.info(
                 "webhook {name}: resumed, {pending} deliveries are waiting",
@@ -217,7 +249,29 @@ class WebhookSink(Service):
             self.log.info("webhook {name}: the next attempts are made now", name=self.settings.name)
         return tried
 
+    def send_test(self, delivery: Delivery, request: Request) -> Deferred[Attempt]:
+        """
+        Send a request around the outbox, whether it is paused, down or has a limit or not. It changes none of that and is not
+        counted.
+
+        :param delivery: what it carries, made for this.
+        :param request: made of it.
+        :returns: a ``Deferred`` that fires with what came of it; one test at a time.
+        """
+        answered: Deferred[Attempt] = Deferred()
+        since = self._clock.seconds()
+        self.testing = True
+
+        def ended(result: Response | DeliveryError) -> None:
+            self.testing = False
+            self.counters.note(self._now(), self._clock.seconds() - since, [delivery], self.settings.url, result)
+            answered.callback(self.counters.tried[-1])
+
+        self._submit(request, ended)
+        return answered
+
     def _end(self) -> Deferred[None]:
+        self._pause_until(None)
         ended: Deferred[None] = Deferred()
         if self._drained is None:
             self._drained = Deferred()

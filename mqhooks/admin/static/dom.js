@@ -14,13 +14,6 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Make an element of a drawing. */
-export function draw(tag, attributes = {}) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
 /** Have as many elements in a list as there are items, made by `one`; show each item by `show(element, item)`. */
 export function fit(list, items, one, show) {
   while (list.childElementCount > items.length) list.lastElementChild.remove();
@@ -28,7 +21,7 @@ export function fit(list, items, one, show) {
   items.forEach((item, index) => show(list.children[index], item));
 }
 
-/** Write a text, and leave the document alone when it stands there already. */
+/** Write a text, unless it stands there already. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -36,13 +29,12 @@ export function write(element, text) {
 // Control characters, and those that turn or hide what follows them.
 const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
 
-/** Show what a text from outside would hide, but for the characters `kept`; bounded, because a topic may have 65,535 bytes. */
+/** Show what a text from outside would hide, but for the characters `kept`. */
 export function visible(text, most = 300, kept = "") {
   const cut = text.length > most ? `${text.slice(0, most)}…` : text;
   return cut.replace(UNSEEN, (character) => (kept.includes(character) ? character : `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`));
 }
 
-/** The same for a text of several lines. */
 export const lines = (text, most) => visible(text.replace(/\r\n?/g, "\n"), most, "\n\t");
 
 /** What an endpoint said with its last error, in a line; nothing when that was no answer. */
@@ -80,7 +72,7 @@ export function span(seconds) {
   return hours % 24 ? `${Math.floor(hours / 24)} d ${hours % 24} h` : `${hours / 24} d`;
 }
 
-/** A time in seconds since 1970: the time of day, and the day unless it is that of `now`. */
+/** A time of day, with the day unless it is that of `now`. */
 export function clock(seconds, now = seconds) {
   const [date, today] = [new Date(seconds * 1000), new Date(now * 1000)];
   const time = TIME.format(date);

@@ -3,10 +3,9 @@
 import { get, post } from "./api.js";
 import { byId, clock, count, lines, make, plural, visible, write } from "./dom.js";
 
-/** How many are read at first and at a time, how many lines are shown, and how many that are alike are one line. */
-const READ = 200;
+const READ = 200; // at first and at a time
 const LINES = 10;
-const ALIKE = 6;
+const ALIKE = 6; // make one line
 const MOST = 2 << 20;
 
 /** The table. `sure(text, verb)` asks before something is lost, `tell(text)` says what was done, or why not. */
@@ -18,12 +17,10 @@ export class Letters {
     this.groups = new Map();
     this.more = byId("letters-more");
     this.webhook = byId("letters-webhook");
-    this.texts = { reason: byId("letters-reason") };
-    const bar = byId("letters-filter");
+    this.bar = byId("letters-filter");
     const onchange = () => this.refresh();
     for (const [name, placeholder] of Object.entries({ client: "", status: "5xx", since: "2h", until: "1h" })) {
-      this.texts[name] = make("input", { id: `letters-${name}`, size: 8, placeholder, onchange });
-      bar.lastElementChild.before(make("label", {}, name, this.texts[name]));
+      this.bar.lastElementChild.before(make("label", {}, name, make("input", { id: `letters-${name}`, name, size: 8, placeholder, onchange })));
     }
     this.all = { replay: byId("letters-replay"), purge: byId("letters-purge") };
     this.more.onclick = () => {
@@ -31,15 +28,14 @@ export class Letters {
       if (!this.arrange() && this.next !== null) this.refresh(false);
     };
     this.webhook.onchange = onchange;
-    this.texts.reason.oninput = () => {
+    this.bar.reason.oninput = () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(onchange, 250);
     };
-    bar.onsubmit = (event) => onchange(event.preventDefault());
+    this.bar.onsubmit = (event) => onchange(event.preventDefault());
     for (const verb of ["replay", "purge"]) this.all[verb].onclick = () => this.many(verb);
   }
 
-  /** Offer the webhooks to filter by. */
   offer({ webhooks, outbox }) {
     this.outbox = outbox;
     const names = webhooks.map((webhook) => webhook.name);
@@ -62,35 +58,59 @@ export class Letters {
     }
   }
 
+  /** Show one on top, opened, wherever it stands in the list. */
+  async reveal(id) {
+    try {
+      const letter = await get(`/api/dead-letters/${encodeURIComponent(id)}`);
+      this.pinned = this.rows.get(letter.id) ?? new Row(letter, this);
+      this.pinned.fill(letter);
+      this.pinned.expand(true);
+      this.arrange();
+      this.pinned.line.scrollIntoView({ block: "center" });
+      this.pinned.open.focus();
+    } catch (error) {
+      this.tell(error.message);
+    }
+  }
+
+  /** Show those that were given up within five minutes of a time, in seconds since 1970. */
+  around(time) {
+    const at = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 19) + "Z";
+    this.bar.since.value = at(time - 300);
+    this.bar.until.value = at(time + 300);
+    this.refresh();
+  }
+
   filter() {
-    const filter = {};
-    if (this.webhook.value) filter.webhook = this.webhook.value;
-    for (const [name, input] of Object.entries(this.texts)) if (input.value.trim()) filter[name] = input.value.trim();
-    return filter;
+    return Object.fromEntries([...new FormData(this.bar)].map(([name, text]) => [name, text.trim()]).filter(([, text]) => text));
   }
 
   show({ letters, total, next }, anew) {
     if (anew) {
       const here = new Set(letters.map((letter) => letter.id));
       for (const id of this.rows.keys()) if (!here.has(id)) this.rows.delete(id);
+      const id = this.pinned?.letter.id;
+      if (!here.has(id) && (next === null || id <= next)) this.pinned = null;
     }
-    for (const letter of letters) if (!this.rows.has(letter.id)) this.rows.set(letter.id, new Row(letter, this));
+    for (const letter of letters) if (!this.rows.has(letter.id)) this.rows.set(letter.id, this.pinned?.letter.id === letter.id ? this.pinned : new Row(letter, this));
     this.next = next;
     this.total = total;
     this.arrange();
-    byId("letters").hidden = this.rows.size === 0;
     const filtered = Object.keys(this.filter()).length > 0;
-    const what = filtered ? `these ${count(total)}` : `all ${count(total)}`;
+    const what = total ? `${filtered ? "these" : "all"} ${count(total)}` : "all";
     for (const [verb, button] of Object.entries(this.all)) {
       button.disabled = total === 0;
-      write(button, `${verb === "replay" ? "Replay" : "Purge"} ${total ? what : "all"}${verb === "purge" ? " …" : ""}`);
+      write(button, `${verb === "replay" ? "Replay" : "Purge"} ${what}${verb === "purge" ? " …" : ""}`);
     }
     write(byId("letters-count"), this.told(total, filtered));
   }
 
   /** Put the rows in place, those that are alike below one line; returns whether there were enough of them. */
   arrange() {
-    const alike = Map.groupBy(this.rows.values(), ({ letter }) => JSON.stringify([letter.webhook, letter.status, letter.reason]));
+    const pinned = this.pinned;
+    byId("letters").hidden = !this.rows.size && !pinned;
+    const others = [...this.rows.values()].filter((row) => row !== pinned);
+    const alike = Map.groupBy(others, ({ letter }) => JSON.stringify([letter.webhook, letter.status, letter.reason]));
     const groups = new Map();
     const blocks = [...alike].flatMap(([key, rows]) => {
       if (rows.length < ALIKE) return rows.map((row) => [row.letter.id, row.elements]);
@@ -101,6 +121,7 @@ export class Letters {
     });
     this.groups = groups;
     blocks.sort(([one], [other]) => one - other);
+    if (pinned) blocks.unshift([0, pinned.elements]);
     // What stays in its place keeps the focus.
     let place = this.body.firstChild;
     for (const element of blocks.slice(0, this.lines).flatMap(([, elements]) => elements)) {
@@ -163,6 +184,7 @@ class Line {
   expand(opened) {
     this.opened = opened;
     this.open.ariaExpanded = opened;
+    if (this.detail) this.detail.hidden = !opened;
   }
 }
 
@@ -200,26 +222,23 @@ class Row extends Line {
   }
 
   async toggle(letters) {
-    this.expand(!this.opened);
-    if (this.opened && !this.cell.hasChildNodes()) {
-      try {
-        this.fill(await get(`/api/dead-letters/${this.letter.id}`));
-      } catch (error) {
-        this.expand(false);
-        letters.tell(error.message);
-      }
+    try {
+      if (!this.opened && !this.cell.hasChildNodes()) this.fill(await get(`/api/dead-letters/${this.letter.id}`));
+      this.expand(!this.opened);
+    } catch (error) {
+      letters.tell(error.message);
     }
-    this.detail.hidden = !this.opened;
   }
 
   fill({ url, request, answer }) {
     const headers = request.headers.map(([name, value]) => `${name}: ${value}`).join("\n");
     const said = answer.status ? `${answer.status}\n\n${answer.body || "(empty)"}` : "None came.";
     this.cell.replaceChildren(
-      make("h4", {}, "Request"),
-      make("pre", { class: "request" }, lines(`POST ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
-      make("h4", {}, "Answer"),
-      make("pre", { class: "answer" }, lines(said, MOST)),
+      make("a", { href: `#letter-${this.letter.id}` }, "Link to this dead letter"),
+      make("h3", {}, "Request"),
+      make("pre", { class: "request", tabindex: "0" }, lines(`${request.method} ${url}\n${headers}\n\n${request.body}${request.truncated ? " … (cut)" : ""}`, MOST)),
+      make("h3", {}, "Answer"),
+      make("pre", { class: "answer", tabindex: "0" }, lines(said, MOST)),
     );
   }
 }

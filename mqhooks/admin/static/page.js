@@ -4,10 +4,9 @@ import { Refused, follow, get, post, token } from "./api.js";
 import { byId, clock, count, fit, make, plural, rate, span, visible, write } from "./dom.js";
 import { Events } from "./events.js";
 import { Letters } from "./letters.js";
-import { absent, judge } from "./verdict.js";
-import { Numbers, Webhooks } from "./webhooks.js";
+import { Numbers, Webhooks, outcome } from "./webhooks.js";
 
-/** After how many seconds without news what is shown is called stale, and after how many the connection is made anew. */
+/** Seconds without news until what is shown is stale, and until the connection is made anew. */
 const STALE = 4;
 const SILENT = 10;
 const LONGEST_WAIT = 10;
@@ -18,10 +17,10 @@ let deadSeen = null;
 let refusal = null;
 let stream = null;
 
-const webhooks = new Webhooks(async (name, verb) => {
-  const done = await attempt(() => post(`/api/webhooks/${encodeURIComponent(name)}/${verb}`));
-  if (done && verb === "try") tell(done.trying ? `${visible(name, 60)} is being tried.` : "Nothing waited for its time.");
-});
+const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
+const offset = zone.formatToParts().find((part) => part.type === "timeZoneName").value;
+
+const webhooks = new Webhooks(press, (time) => history.replaceState(null, "", `#time-${new Date(time * 1000).toISOString()}`));
 const events = new Events(() => stream?.abort());
 const letters = new Letters(sure, tell);
 const sidecar = new Numbers(byId("sidecar"), ["connections", "events/s", "events", "left out"]);
@@ -36,6 +35,16 @@ function tell(text) {
   toastTimer = setTimeout(() => toast.classList.remove("shown"), 6000);
 }
 
+async function press(name, verb) {
+  const shown = visible(name, 60);
+  const until = verb === "until" && (await sure(`Pause ${shown} until`, "Pause", true));
+  if (until === "") return;
+  const path = `/api/webhooks/${encodeURIComponent(name)}/${until ? "pause" : verb}`;
+  const done = await attempt(() => post(path, until ? { until: Date.parse(until) / 1000 } : undefined));
+  if (done && verb === "try") tell(done.trying ? `${shown} is being tried.` : "Nothing waited for its time.");
+  if (done && verb === "test") tell(`Test of ${shown}: ${outcome(done.attempt)}`);
+}
+
 async function attempt(action) {
   try {
     return await action();
@@ -45,13 +54,21 @@ async function attempt(action) {
   }
 }
 
-function sure(text, verb) {
+/** Ask before something is done; resolves to true, or the time that is asked for, or "". */
+function sure(text, verb, timed = false) {
   const dialog = byId("confirm");
+  const [yes, time] = [byId("confirm-yes"), byId("confirm-time")];
   write(byId("confirm-text"), text);
-  write(byId("confirm-yes"), verb);
+  write(yes, verb);
+  yes.classList.toggle("danger", !timed);
+  time.hidden = time.disabled = !timed;
+  const soon = new Date(Date.now() + 3600000);
+  time.value = new Date(soon - soon.getTimezoneOffset() * 60000).toISOString().slice(0, 16);
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) => (dialog.onclose = () => resolve(dialog.returnValue === "yes")));
+  return new Promise((resolve) => {
+    dialog.onclose = () => resolve(dialog.returnValue !== "yes" ? "" : timed ? time.value : true);
+  });
 }
 
 function login(wrong) {
@@ -67,6 +84,7 @@ byId("login-form").onsubmit = () => {
 };
 
 function showStatus(news) {
+  const first = status === null;
   status = news;
   write(byId("version"), `${status.version} on ${visible(status.host, 80)}`);
   webhooks.show(status);
@@ -80,10 +98,31 @@ function showStatus(news) {
     deadSeen = seen;
     letters.refresh();
   }
+  if (first) go();
+}
+
+/** Show what the address names: a webhook, a dead letter, a time, or a part of the page. */
+function go() {
+  let place;
+  try {
+    place = decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return;
+  }
+  const [, kind, what] = /^(letter|time)-(.+)$/.exec(place) ?? [];
+  const time = kind === "time" ? Date.parse(what) / 1000 : NaN;
+  if (kind === "letter") letters.reveal(what);
+  if (!Number.isNaN(time)) {
+    webhooks.point(time);
+    letters.around(time);
+  }
+  byId(place)?.scrollIntoView();
+  byId(place)?.focus();
 }
 
 function showVerdict() {
-  const { level, headline, summary, problems } = judge(status);
+  const { level, summary, problems } = status.verdict;
+  const headline = visible(status.verdict.headline);
   byId("verdict").dataset.level = level;
   write(byId("headline"), headline);
   write(byId("summary"), summary);
@@ -94,16 +133,16 @@ function showVerdict() {
   fit(list, problems, one, (item, problem) => {
     const [title, text, link] = item.children;
     item.dataset.level = problem.level;
-    write(title, problem.title);
-    write(text, problem.text);
+    write(title, visible(problem.title));
+    write(text, visible(problem.text, 2000));
     link.hidden = !problem.link;
-    if (problem.link) link.href = `#${problem.link}`;
-    link.ariaLabel = `Look at: ${problem.title}`;
+    link.href = `#${encodeURI(problem.link)}`;
+    link.ariaLabel = `Look at: ${title.textContent}`;
   });
 }
 
 function showTitle(problem) {
-  document.title = `${problem}mqhooks${status ? ` on ${visible(status.host, 80)}` : ""}`;
+  document.title = `${problem}mqhooks${status ? ` on ${visible(status.host, 80)} · ${status.version} · ${offset}` : ""}`;
 }
 
 function showSinks() {
@@ -138,7 +177,7 @@ function showSidecar() {
   const { hooks, rates, sources, sidecar: { unknown, empty } } = status;
   const sum = (name) => sources.reduce((all, one) => all + one[name], 0);
   const lost = sum("malformed") + sum("refused");
-  sidecar.show("connections", count(sum("connections")), sources.some(absent));
+  sidecar.show("connections", count(sum("connections")), status.verdict.problems.some(({ link }) => link === "sidecar-title"));
   sidecar.show("events/s", rate(status.rate));
   sidecar.show("events", count(sum("events")));
   sidecar.show("left out", count(lost + unknown + empty), lost > 0);
@@ -158,7 +197,8 @@ function showSidecar() {
     write(name, hook);
     write(now, rate(rates[hook]));
     share.firstChild.style.width = `${((rates[hook] / most) * 100).toFixed(1)}%`;
-    write(all, count(hooks[hook]));
+    const brought = sources.map((one) => `${one.via} ${count(one.hooks[hook])}`).join(", ");
+    write(all, count(hooks[hook]) + (sources.length > 1 ? ` (${brought})` : ""));
   });
   byId("hooks").hidden = active.length === 0;
   const quiet = Object.keys(hooks).length - active.length;
@@ -236,8 +276,7 @@ async function run() {
   }
 }
 
-const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
-const offset = zone.formatToParts().find((part) => part.type === "timeZoneName").value;
+window.onhashchange = () => status && go();
 write(byId("zone"), `· times in ${zone.resolvedOptions().timeZone} (${offset})`);
 byId("config").ontoggle = () => byId("config").open && showConfiguration();
 setInterval(showLive, 1000);

@@ -1,6 +1,7 @@
 // Each webhook a card: its state, its numbers, its last 15 minutes.
 
-import { byId, bytes, clock, count, draw, lines, make, plural, rate, said, span, visible, write } from "./dom.js";
+import { get } from "./api.js";
+import { byId, bytes, clock, count, lines, make, plural, rate, said, span, visible, write } from "./dom.js";
 
 const WIDTH = 180;
 const FLOW = 48;
@@ -9,18 +10,25 @@ const HEIGHT = 68;
 const LEAST = 6; // a single failure has to be seen beside a thousand deliveries
 const WORDS = { up: "up", down: "failing", paused: "paused", untried: "not tried yet" };
 
-/** The cards of all webhooks. `press(webhook, verb)` is called with "pause", "resume" or "try" and returns a promise. */
+/** The cards of all webhooks. `press(webhook, verb)` is called with a button's verb and returns a promise; `pin(time)` with a time. */
 export class Webhooks {
-  constructor(press) {
+  constructor(press, pin) {
     this.box = byId("webhooks");
-    this.press = press;
-    this.cards = null;
+    Object.assign(this, { press, cards: null, pin: (time) => pin(this.point(time)) });
+  }
+
+  /** Point at a time, in seconds since 1970, in all drawings. */
+  point(time) {
+    this.time = time;
+    for (const { chart } of this.cards.values()) chart.pin(time);
+    return time;
   }
 
   show(status) {
     const names = status.webhooks.map((webhook) => webhook.name);
     if (this.cards === null || [...this.cards.keys()].join("\n") !== names.join("\n")) {
-      this.cards = new Map(names.map((name, index) => [name, new Card(name, index, this.press)]));
+      this.cards = new Map(names.map((name, index) => [name, new Card(name, index, this)]));
+      this.point(this.time);
       const nothing = make("p", { class: "empty" }, `No webhook is configured.${status.sinks.length ? " Events go to the sinks below." : ""}`);
       this.box.replaceChildren(...(names.length ? [...this.cards.values()].map((card) => card.element) : [nothing]));
     }
@@ -29,33 +37,35 @@ export class Webhooks {
 }
 
 class Card {
-  constructor(name, index, press) {
-    const title = make("h3", { id: `webhook-${index}`, tabindex: "-1" }, make("bdi", {}, visible(name, 60)));
-    this.name = name;
-    this.state = make("span", { class: "state" });
-    const button = (verb) => make("button", { "data-verb": verb, onclick: (event) => this.pressed(press, event.currentTarget) });
-    this.button = button("pause");
-    this.now = button("try");
-    this.now.append("Try now");
-    this.now.ariaLabel = `Try ${visible(name, 60)} now`;
-    this.url = make("p", { class: "url" });
-    this.said = make("p", { class: "said" });
-    this.answer = make("pre");
-    this.answerBox = make("details", { class: "answer" }, make("summary", {}, "Its last answer"), this.answer);
-    this.numbers = new Numbers(make("dl", { class: "numbers" }), ["waiting", "delivered", "failed attempts", "dead"]);
-    this.rest = make("p", { class: "note rest" });
-    this.chart = new Chart();
-    this.element = make(
-      "article",
-      { class: "card webhook", "aria-labelledby": `webhook-${index}` },
-      make("header", {}, title, this.state, this.button, this.now),
-      this.url,
-      this.said,
-      this.numbers.element,
-      this.chart.element,
-      this.rest,
-      this.answerBox,
-    );
+  constructor(name, index, { press, pin }) {
+    const card = byId("card").content.firstElementChild.cloneNode(true);
+    const find = (selector) => card.querySelector(selector);
+    const shown = visible(name, 60);
+    const title = find("h3");
+    card.id = `webhook:${name}`;
+    title.id = `webhook-${index}`;
+    card.setAttribute("aria-labelledby", title.id);
+    find("a").href = `#${encodeURI(card.id)}`;
+    write(find("bdi"), shown);
+    for (const button of card.querySelectorAll("button")) {
+      button.ariaLabel = `${button.textContent}: ${shown}`;
+      button.onclick = () => this.pressed(press, button);
+    }
+    Object.assign(this, { name, find, element: card, button: find("button"), attempts: find(".attempts pre"), attemptsBox: find(".attempts") });
+    this.attemptsBox.ontoggle = () => this.showAttempts();
+    this.numbers = new Numbers(find(".numbers"), ["waiting", "delivered", "failed attempts", "dead"]);
+    this.chart = new Chart(find(".chart"), pin);
+  }
+
+  /** Read the last attempts, while they are to be seen. */
+  async showAttempts() {
+    if (!this.attemptsBox.open) return;
+    try {
+      const { attempts } = await get(`/api/webhooks/${encodeURIComponent(this.name)}/attempts`);
+      write(this.attempts, attempts.map((one) => outcome(one, this.at)).join("\n") || "None since the start.");
+    } catch (error) {
+      write(this.attempts, error.message);
+    }
   }
 
   async pressed(press, button) {
@@ -64,22 +74,24 @@ class Card {
       await press(this.name, button.dataset.verb);
     } finally {
       button.disabled = false;
+      this.showAttempts();
     }
   }
 
   show(webhook, now) {
+    this.at = now;
     const tried = Object.values(webhook.attempts).reduce((sum, number) => sum + number, 0);
     const state = webhook.state === "up" && tried === 0 ? "untried" : webhook.state;
     this.element.dataset.state = state;
-    write(this.state, WORDS[state]);
+    write(this.find(".state"), WORDS[state]);
     const verb = webhook.state === "paused" ? "Resume" : "Pause";
     this.button.dataset.verb = verb.toLowerCase();
     write(this.button, verb);
     this.button.ariaLabel = `${verb} ${visible(this.name, 60)}`;
     // A second before its time it makes no difference.
-    this.now.hidden = state === "paused" || !(webhook.retrying || webhook.next_attempt > now + 1);
-    write(this.url, visible(webhook.url));
-    write(this.said, sentence(webhook, now));
+    this.find("[data-verb=try]").hidden = state === "paused" || !(webhook.retrying || webhook.next_attempt > now + 1);
+    write(this.find(".url"), visible(webhook.url));
+    write(this.find(".said"), sentence(webhook, now));
     const { refused, failed } = webhook.attempts;
     this.numbers.show("waiting", count(webhook.pending), webhook.pending > 0 && webhook.state === "down");
     this.numbers.show("delivered", count(webhook.delivered));
@@ -95,11 +107,13 @@ class Card {
       webhook.dropped ? `${count(webhook.dropped)} dropped` : "",
       webhook.late ? `${count(webhook.late)} late` : "",
     ];
-    write(this.rest, rest.filter(Boolean).join(" · "));
+    write(this.find(".rest"), rest.filter(Boolean).join(" · "));
     this.chart.show(webhook.history);
+    if (tried !== this.tried) this.showAttempts();
+    this.tried = tried;
     const answer = webhook.last_answer;
-    this.answerBox.hidden = !answer;
-    if (answer) write(this.answer, `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body, 4096) || "(empty)"}`);
+    this.find(".answer").hidden = !answer;
+    if (answer) write(this.find(".answer pre"), `${clock(answer.at, now)}  ${answer.status}\n${lines(answer.body, 4096) || "(empty)"}`);
   }
 }
 
@@ -107,7 +121,8 @@ function sentence(webhook, now) {
   const error = webhook.last_error;
   const last = error ? `Last error ${clock(error.at, now)}: ${visible(error.reason)}.${said(webhook)}` : "";
   const retries = webhook.retrying ? `${plural(webhook.retrying, "retry waits for its time", "retries wait for their time")}. ` : "";
-  if (webhook.state === "paused") return "Paused by hand. Everything is accepted, nothing is sent.";
+  const until = webhook.paused_until === null ? "" : ` until ${clock(webhook.paused_until, now)}`;
+  if (webhook.state === "paused") return `Paused by hand${until}. Everything is accepted, nothing is sent.`;
   if (webhook.state === "up") return retries + (last || "No error since the start.");
   const since = webhook.down_since === null ? "Failing." : `Failing since ${clock(webhook.down_since, now)} (${span(now - webhook.down_since)}).`;
   const next =
@@ -115,7 +130,13 @@ function sentence(webhook, now) {
   return `${since} ${next} ${last}`;
 }
 
-/** Named numbers in a list of their own, each with its place from the start. */
+/** An attempt in a line. */
+export function outcome({ at, status, seconds, client, together, said }, now) {
+  const whose = visible(client, 60) + (together > 1 ? ` and ${count(together - 1)} more` : "");
+  return `${clock(at, now)}  ${status || "no answer"}  ${count(Math.round(seconds * 1000))} ms  ${whose}  ${visible(said.replace(/\s+/g, " ").trim(), 300)}`;
+}
+
+/** Named numbers in a list. */
 export class Numbers {
   constructor(element, names) {
     this.element = element;
@@ -146,50 +167,42 @@ function reach(values) {
   return most > 4 * usual ? 2 * usual : most;
 }
 
-/** The last 15 minutes: what was accepted (line) and delivered (area), what failed (bars), and below what waited. */
+/** The last 15 minutes. */
 class Chart {
-  constructor() {
-    this.drawing = draw("svg", {
-      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
-      preserveAspectRatio: "none",
-      role: "slider",
-      tabindex: "0",
-      "aria-valuemax": WIDTH - 1,
-    });
-    this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, draw("path", { class: name })]));
-    this.cut = draw("path", { class: "cut" });
-    this.cursor = draw("path", { class: "cursor" });
-    const ground = draw("path", { class: "ground", d: [2, FLOW / 2 + 1, FLOW, HEIGHT].map((y) => `M0 ${y}H${WIDTH}`).join("") });
-    this.drawing.append(ground, ...Object.values(this.parts), this.cut, this.cursor);
-    const key = (name) => make("span", { class: `key ${name}` }, name);
-    this.readout = make("p", { class: "note readout" });
-    this.scale = ["full", "half", "depth"].map((name) => make("span", { class: name }));
-    this.element = make(
-      "figure",
-      { class: "chart" },
-      make("div", { class: "plot" }, this.drawing, ...this.scale),
-      make("p", { class: "note times" }, ...["15 min ago", "10", "5", "now"].map((text) => make("span", {}, text))),
-      make(
-        "figcaption",
-        {},
-        make("span", { class: "keys" }, ...["accepted", "delivered", "failed", "waiting"].map(key)),
-        this.readout,
-      ),
-    );
-    this.at = null;
-    this.drawing.addEventListener("pointermove", ({ clientX }) => {
+  constructor(chart, pin) {
+    const find = (selector) => chart.querySelector(selector);
+    this.parts = Object.fromEntries(["delivered", "failed", "accepted", "waiting"].map((name) => [name, find(`path.${name}`)]));
+    Object.assign(this, { drawing: find("svg"), cut: find(".cut"), cursor: find(".cursor"), readout: find(".readout"), at: null });
+    this.scale = chart.querySelectorAll(".plot span");
+    this.times = chart.querySelectorAll(".times span");
+    this.drawing.onpointermove = ({ clientX }) => {
       const { left, width } = this.drawing.getBoundingClientRect();
       this.point(Math.floor(((clientX - left) / width) * WIDTH));
-    });
-    for (const name of ["pointerleave", "blur"]) this.drawing.addEventListener(name, () => this.point(null));
-    this.drawing.addEventListener("focus", () => this.point(this.at ?? WIDTH - 1));
-    this.drawing.addEventListener("keydown", (event) => {
+    };
+    this.drawing.onclick = (event) => {
+      this.drawing.onpointermove(event);
+      pin(this.time(this.at));
+    };
+    this.drawing.onpointerleave = this.drawing.onblur = () => this.point(null);
+    this.drawing.onfocus = () => this.point(this.at ?? WIDTH - 1);
+    this.drawing.onkeydown = (event) => {
       const at = this.at ?? WIDTH;
       const to = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at - 12, PageDown: at + 12, Home: 0, End: WIDTH - 1, Escape: null }[event.key];
+      if (event.key === "Enter") pin(this.time(at));
       if (to === undefined) return;
       event.preventDefault();
       this.point(to);
-    });
+    };
+  }
+
+  time(at) {
+    return this.history.end - (WIDTH - at) * this.history.step;
+  }
+
+  /** Point at a time for as long as nothing else is pointed at. */
+  pin(time) {
+    this.pinned = time;
+    if (this.history) this.read();
   }
 
   point(at) {
@@ -218,17 +231,19 @@ class Chart {
     const flows = [series.accepted, series.delivered, series.failed].map((values) => marks(values, flow, 0));
     shape(this.cut, flows.join("") + marks(series.waiting, waiting, FLOW + 1));
     [`${rate(flow / step)}/s`, `${rate(flow / step / 2)}/s`, `${count(waiting)} waiting`].forEach((text, index) => write(this.scale[index], text));
+    this.times.forEach((text, third) => write(text, clock(this.time(third * 60)).slice(0, -3)));
     this.read();
   }
 
   read() {
     const { accepted, delivered, failed, waiting, step, end } = this.history;
+    const pinned = Math.floor(WIDTH - (end - this.pinned) / step + 1e-3);
+    const at = this.at ?? (pinned >= 0 && pinned < WIDTH ? pinned : null);
     const whole = `15 min: at most ${rate(Math.max(...delivered) / step)}/s delivered, ${count(Math.max(...waiting))} waiting`;
-    const at = this.at;
     const text =
       at === null
         ? whole
-        : `${clock(end - (WIDTH - at) * step)}: ${rate(accepted[at] / step)}/s accepted, ${rate(delivered[at] / step)}/s delivered, ` +
+        : `${clock(this.time(at))}: ${rate(accepted[at] / step)}/s accepted, ${rate(delivered[at] / step)}/s delivered, ` +
           `${count(failed[at])} failed, ${count(waiting[at])} waiting`;
     write(this.readout, text);
     shape(this.cursor, at === null ? "" : `M${at + 0.5} 0V${HEIGHT}`);
