@@ -370,7 +370,10 @@ class _Composer:
         if "cycles" not in message and names and names[0] in self._references:
             return _not_set(*self._references[names[0]])
         told = " and ".join(f"${{{self._named(name)}}}" for name in names)
-        return ConfigError(f"{told} refer to each other or to nothing", self._path)
+        return ConfigError(
+            f"cannot resolve {told}: references must not refer to each other in a circle, or to a key that is not there",
+            self._path,
+        )
 
     def _named(self, text: str) -> str:
         named = _NUMBERED.sub(lambda match: ".".join(self._keys.get(key, key) for key in match[0].split(".")), text)
