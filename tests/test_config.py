@@ -194,7 +194,7 @@ class WholeFileTests(ConfigCase):
             ("", "servers: is missing: kind = jetstream needs it: write servers = "),
             ("servers = []", "servers: is empty: name at least one server"),
             ("servers = [[a]]", "servers: ['a'] is not a server's address"),
-            ('servers = ["http://a"]', "servers: http://a is no server of NATS"),
+            ('servers = ["http://a"]', "servers: http://a is not a NATS server"),
             ("servers = a, replicas = 2", "replicas: 2 is not 1, 3 or 5"),
             ("servers = a, replicas = 7", "replicas: 7 is not"),
             ("servers = a, partitions = 0", "partitions: 0 is not"),
@@ -227,6 +227,8 @@ class WholeFileTests(ConfigCase):
             "max_size = 1KiB": "max_size: '1KiB' is not a size of 1048576 bytes or more, like 512KiB or 16MiB",
         }.items():
             self.assertEqual(self.mistake(f"mqhooks.outbox {{ {setting} }}"), "mqhooks.outbox." + mistake)
+        (warning,) = self.load("mqhooks.outbox { kind = memory, sync = full }").warnings
+        self.assertTrue(warning.endswith("mqhooks.outbox.sync: applies only to kind = sqlite, and is ignored here"), warning)
 
     def test_notify(self):
         self.assertEqual(self.load("").notify.url, "")
@@ -403,7 +405,7 @@ class SyntaxTests(ConfigCase):
 
     def test_include_that_is_missing(self):
         (warning,) = self.load('include "nowhere.conf"').warnings
-        self.assertIn("nowhere.conf: does not exist", warning)
+        self.assertIn("nowhere.conf: does not exist, so its settings are missing", warning)
         error = self.assertRaises(ConfigError, self.load, 'include required("nowhere.conf")')
         self.assertIn("nowhere.conf: cannot be read: No such file", str(error))
 
