@@ -327,7 +327,7 @@ class IncludeTests(SpellingCase):
         self.write(f'\n\ninclude "nowhere.conf"\n{WEBHOOK}', "more.conf")
         self.webhook('include "more.conf"')
         (warning,) = self.warnings
-        told = "nowhere.conf: does not exist, so the settings it was to provide are missing; more.conf:3 includes it"
+        told = "nowhere.conf: does not exist, so its settings are missing; more.conf:3 includes it"
         self.assertEqual(warning.replace(f"{self.directory}/", ""), told)
         self.write("= 1", "more.conf")
         self.assertNotIn("includes it", self.mistake('include "more.conf"'))

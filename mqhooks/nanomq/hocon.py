@@ -142,7 +142,7 @@ class _Files:
         except ConfigError as error:
             raise ConfigError(f"{error.message}{from_}", error.where) from None
         except (FileNotFoundError, NotADirectoryError):
-            self._warnings.append(f"{path}: does not exist, so the settings it was to provide are missing{from_}")
+            self._warnings.append(f"{path}: does not exist, so its settings are missing{from_}")
             return
         try:
             entries = file.scanner.members(lambda key: foreign or key.lower() in OURS)
