@@ -52,7 +52,7 @@ class SettingsTests(SynchronousTestCase):
     def test_hosts_that_never_match(self):
         for host in ("mqhooks.example:8891", "10.0.0.1:80", "[fd00::1]:8891"):
             error = self.assertRaises(ConfigError, self.load, f'mqhooks.admin.hosts = ["{host}"]')
-            self.assertEqual(error.message, f"'{host}' has a port, and any will do: leave it out")
+            self.assertEqual(error.message, f"'{host}' has a port: leave it out, since any port is accepted")
         for host in (".", "http://x/", "a b", "a:b", "*", "[x]", "é.example"):
             error = self.assertRaises(ConfigError, self.load, f'mqhooks.admin.hosts = ["{host}"]')
             self.assertEqual(error.message, f"'{host}' is not a host's name, like mqhooks.example")

@@ -223,7 +223,7 @@ TYPICAL = {
     "a URL without scheme": ("webhook {\n url = 'h:80' }", "a.conf:2: webhook.url: "),
     "no URL": (
         "webhook {\n events = [] }",
-        'a.conf:1: webhook.url: is missing: where are the events to be sent? For example url = "',
+        'a.conf:1: webhook.url: is missing: set where to send events, for example url = "',
     ),
     "text with = and without quotes": (f"webhook {{ {GOOD}\n headers.x = a=b=c }}", 'goes into quotes: x = "a=b"'),
     "a bad secret": (f"webhook {{ {GOOD}\n secret = s3cret }}", "a.conf:2: webhook.secret: does not begin with whsec_"),
@@ -241,7 +241,7 @@ TYPICAL = {
     ),
     "a rule without event": (
         'webhook { url = "http://h/"\n events = [ { topic = a } ] }',
-        'a.conf:2: webhook.events[0].event: is missing: which event? For example event = "',
+        'a.conf:2: webhook.events[0].event: is missing: name the event, for example event = "',
     ),
     "a bad topic filter": (
         'webhook { url = "http://h/"\n events = [ { event = on_publish, topic = "a/#/b" } ] }',
@@ -280,7 +280,7 @@ TYPICAL = {
         "mqhooks.sources.sidecar.listen = 8890",
         'a.conf:1: mqhooks.sources.sidecar.listen: 8890 is not a listening endpoint: write "tcp:8890"',
     ),
-    "one port twice": ('mqhooks.admin.listen = "tcp:8890"', "has this port already: give each one of its own"),
+    "one port twice": ('mqhooks.admin.listen = "tcp:8890"', "already uses this port: give each its own"),
     "NanoMQ's old format": (
         "web.hook.url=http://h/",
         "a.conf: web.hook.… is NanoMQ's old format, which is not read: write webhook {",
@@ -316,7 +316,7 @@ class TypicalMistakesTests(CheckCase):
             ([good, "--url", "h:80"], "mqhooks: --url: 'h:80' is not a URL like http://host:8080/path"),
             (
                 [good, "--sidecar-port", "8891"],
-                "tcp:8891: mqhooks.admin.listen has this port already",
+                "tcp:8891: mqhooks.admin.listen already uses this port",
             ),
         ):
             status, _, told = self.run_command("check", *words)

@@ -90,7 +90,7 @@ class CommandLineTests(SynchronousTestCase):
         program = "import sys; sys.modules['shtab'] = None; from mqhooks.app.command import main; "
         program += "main(['--print-completion', 'bash'])"
         done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True)
-        told = "mqhooks: --print-completion needs shtab, which is not installed: install it with pip install shtab"
+        told = "mqhooks: --print-completion needs shtab, which is not installed: run pip install shtab"
         self.assertEqual((done.returncode, done.stdout, done.stderr.partition(";")[0]), (2, "", told))
 
     def test_completion_is_good_bash(self):

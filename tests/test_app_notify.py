@@ -196,9 +196,10 @@ class NotifierTests(SinkMixin, SynchronousTestCase):
         self.clock.pump([1] * 100)
         self.assertEqual(self.chat.in_flight, [])
         self.assertEqual(len(ids), 1)
-        (line,) = [line for line in self.lines() if "nobody was told" in line]
+        (line,) = [line for line in self.lines() if "could not send" in line]
         self.assertEqual(
-            line, "notify: nobody was told that webhook w is down: https://chat.example/hooks/…: connection refused"
+            line,
+            "notify: could not send the 'down' notification for webhook w: https://chat.example/hooks/…: connection refused",
         )
 
     def test_what_is_refused_is_not_tried_again(self):
@@ -219,7 +220,7 @@ class NotifierTests(SinkMixin, SynchronousTestCase):
             self.sink.receive([publish("c", 1)])
             self.clock.advance(61)
         self.assertEqual(len(self.chat.in_flight), 3)
-        self.assertIn("3 others are under way", "".join(self.lines()))
+        self.assertIn("3 other notifications are still being sent", "".join(self.lines()))
         self.assertEqual(self.successResultOf(self.notifier.stopService()), None)
         self.assertTrue(self.chat.closed)
 

@@ -185,7 +185,7 @@ class NothingPassedTests(SynchronousTestCase):
         for place in (by_name("mqhooks"), "unix:/run/mqhooks/s"):
             two = Settings(sources=SourcesSettings(webhooks=WebhooksSettings(listen=(place,))), admin=AdminSettings(place))
             error = self.assertRaises(ConfigError, build, two, MemoryReactorClock(), sinks=[RecordingSink()])
-            self.assertIn(f"{place}: mqhooks.admin.listen has this port already", str(error))
+            self.assertIn(f"{place}: mqhooks.admin.listen already uses this port", str(error))
         build(settings, MemoryReactorClock(), sinks=[RecordingSink()])
 
 

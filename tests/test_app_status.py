@@ -107,11 +107,20 @@ class StatusTests(AdminCase):
 
     async def test_where_it_cannot_ask(self):
         await self.start()
+        off, free = Path(self.mktemp()), Path(self.mktemp())
+        off.write_text("mqhooks.admin.listen = off")
+        free.write_text('mqhooks.admin.listen = "tcp:0"')
         for words, url, problem in (
-            ([], "http://127.0.0.1:1", "http://127.0.0.1:1: Connection refused: does mqhooks run there?"),
+            ([], "http://127.0.0.1:1", "http://127.0.0.1:1: Connection refused: is mqhooks running there?"),
             ([], "nonsense", "--url: 'nonsense' is not an address like http://127.0.0.1:8891"),
             (["--token-file=/nowhere"], None, "--token-file: /nowhere cannot be read: No such file or directory"),
             (["--config=/nowhere.conf"], "", "/nowhere.conf: cannot be read: No such file or directory"),
+            (
+                ["--config", off],
+                "",
+                f"{off}: mqhooks.admin.listen: is off, so there is no API to ask: set it to an address like",
+            ),
+            (["--config", free], "", f"{free}: mqhooks.admin.listen: tcp:0 has no fixed port: give --url instead of --config"),
             (["--cacertfile=/dev/null"], "https://localhost:1", "--cacertfile: /dev/null cannot be used: "),
         ):
             self.assertIn(problem, await self.refused_verdict(*words, url=url))
@@ -138,7 +147,7 @@ class StatusTests(AdminCase):
     async def test_another_program_is_no_bridge(self):
         endpoint = Endpoint(lambda request: request.connection.reply(200, b'{"status": "ok"}'))
         url = re.match(r"http://[^/]+", endpoint.listen(self, reactor))[0]
-        self.assertIn("what answers is not mqhooks", await self.refused_verdict(url=url))
+        self.assertIn("the answer is not from mqhooks", await self.refused_verdict(url=url))
 
     async def test_over_a_socket_in_the_file_system(self):
         # The path of a socket has a hundred characters at most.

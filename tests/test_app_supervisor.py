@@ -135,12 +135,12 @@ class ProcessTests(TestCase):
 
     async def test_nobody_listens(self):
         twistd = self.start("/nowhere/notify")
-        await twistd.until(r"cannot tell the supervisor on /nowhere/notify.*: No such file or directory")
+        await twistd.until(r"cannot notify the supervisor on /nowhere/notify.*: No such file or directory")
         await twistd.until("listening for VerneMQ")
         twistd.process.signalProcess("TERM")
         ended = await twistd.ended
         self.assertEqual(ended.signal, signal.SIGTERM)
-        self.assertEqual(twistd.stdout.count("cannot tell the supervisor"), 1)
+        self.assertEqual(twistd.stdout.count("cannot notify the supervisor"), 1)
         self.assertNotIn("Traceback", twistd.stdout + twistd.stderr)
 
 
@@ -232,7 +232,7 @@ class SupervisorTests(SynchronousTestCase):
             self.make(WATCHDOG_USEC="30 s")
         self.assertEqual(
             [formatEvent(event) for event in logged],
-            ["WATCHDOG_USEC is '30 s' and not a number of microseconds: no watchdog is told"],
+            ["WATCHDOG_USEC is '30 s', not a number of microseconds: watchdog notifications are off"],
         )
         self.clock.advance(100)
         self.assertEqual(self.told(), [])

@@ -194,7 +194,7 @@ class WholeFileTests(ConfigCase):
             ("", "servers: is missing: kind = jetstream needs it: write servers = "),
             ("servers = []", "servers: is empty: name at least one server"),
             ("servers = [[a]]", "servers: ['a'] is not a server's address"),
-            ('servers = ["http://a"]', "servers: http://a is no server of NATS"),
+            ('servers = ["http://a"]', "servers: http://a is not a NATS server"),
             ("servers = a, replicas = 2", "replicas: 2 is not 1, 3 or 5"),
             ("servers = a, replicas = 7", "replicas: 7 is not"),
             ("servers = a, partitions = 0", "partitions: 0 is not"),
@@ -214,7 +214,7 @@ class WholeFileTests(ConfigCase):
         warnings = self.load('mqhooks.outbox { servers = ["nats://a"], replicas = 3 }').warnings
         self.assertEqual(
             [warning.split(": ", 1)[1] for warning in warnings],
-            [f"mqhooks.outbox.{key}: is for kind = jetstream, and does nothing here" for key in ("servers", "replicas")],
+            [f"mqhooks.outbox.{key}: applies only to kind = jetstream, and is ignored here" for key in ("servers", "replicas")],
         )
 
     def test_outbox_wrong(self):
@@ -222,11 +222,13 @@ class WholeFileTests(ConfigCase):
             "sync = none": "sync: 'none' is not one of normal, full",
             "on_full = drop": "on_full: 'drop' is not one of pause, drop_oldest",
             "dead_max = -1": "dead_max: -1 is not a whole number of 0 or more",
-            'path = ""': "path: is empty: which file is it?",
-            'path = "a\0b"': "path: has a NUL character, which no path has",
+            'path = ""': "path: is empty: name a file",
+            'path = "a\0b"': "path: has a NUL character, which a path must not have",
             "max_size = 1KiB": "max_size: '1KiB' is not a size of 1048576 bytes or more, like 512KiB or 16MiB",
         }.items():
             self.assertEqual(self.mistake(f"mqhooks.outbox {{ {setting} }}"), "mqhooks.outbox." + mistake)
+        (warning,) = self.load("mqhooks.outbox { kind = memory, sync = full }").warnings
+        self.assertTrue(warning.endswith("mqhooks.outbox.sync: applies only to kind = sqlite, and is ignored here"), warning)
 
     def test_notify(self):
         self.assertEqual(self.load("").notify.url, "")
@@ -244,10 +246,10 @@ class WholeFileTests(ConfigCase):
         for hidden in (SECRET, "S3cretToken"):
             self.assertNotIn(hidden, shown)
         for text, problem in (
-            ("{ }", "url: is missing: who is to be told?"),
+            ("{ }", "url: is missing: set where notifications go, for example url = "),
             ("{ on = [down] }", "url: is missing"),
             ("{ url = nonsense }", "url: 'nonsense' is not a URL"),
-            ('{ url = "http://h/", on = [] }', "on: is empty: nobody would be told anything"),
+            ('{ url = "http://h/", on = [] }', "on: is empty, so no notification would be sent: choose from down, "),
             (
                 '{ url = "http://h/", on = [dwn] }',
                 "on: 'dwn' is not one of down, up, held, dead, full, forgotten; did you mean 'down'?",
@@ -403,7 +405,7 @@ class SyntaxTests(ConfigCase):
 
     def test_include_that_is_missing(self):
         (warning,) = self.load('include "nowhere.conf"').warnings
-        self.assertIn("nowhere.conf: does not exist", warning)
+        self.assertIn("nowhere.conf: does not exist, so its settings are missing", warning)
         error = self.assertRaises(ConfigError, self.load, 'include required("nowhere.conf")')
         self.assertIn("nowhere.conf: cannot be read: No such file", str(error))
 
@@ -745,11 +747,12 @@ class RetryTests(ConfigCase):
         lines = [line.strip() for line in describe(loaded, [], []).splitlines()]
         self.assertIn("tried for 90 s, 5 times at most, with waits of 1 s to 1 s; again after no answer, 429, 5xx", lines)
         self.assertIn("in no particular order", lines)
-        self.assertIn("at most 32 connections of treq, 5 s for a request, payload as plain", lines)
+        self.assertIn("at most 32 connections (treq), 5 s for a request, payload as plain", lines)
         self.assertIn("tried for 72 h, with waits of 1 s to 5 min; again after no answer", lines)
         self.assertIn("each client's events in the order they are read", lines)
         self.assertIn(
-            "outbox  box, sync normal, at most 1024 MiB for each webhook; when it is full no more is read; 100000 dead letters",
+            "outbox  box, sync normal, at most 1024 MiB for each webhook; when it is full, mqhooks stops reading events; "
+            "100000 dead letters",
             lines,
         )
 
@@ -895,7 +898,7 @@ class AuthTests(ConfigCase):
             "auth.basic.username = a": 'auth.basic.password: is missing: an empty one is written as ""',
             "auth.basic.password = s3cret": 'auth.basic.username: is missing: an empty one is written as ""',
             "auth.basic { user = me, password = s3cret }": (
-                """auth.basic.username: is missing ('user' is unknown: is that it?): an empty one is written as \"\""""
+                """auth.basic.username: is missing ('user' is unknown: a misspelling?): an empty one is written as \"\""""
             ),
             "auth { token = s3cret }": f"auth: has none of basic, bearer and oauth2: write for example {example}",
             "auth { bearer = s3cret }": "auth.bearer: what is given is not a block in braces, like bearer { … }",
@@ -903,7 +906,7 @@ class AuthTests(ConfigCase):
                 "auth.basic.username: has a colon, where the password would begin: RFC 7617 allows none"
             ),
             'auth.basic { username = a, password = "s3\\ncret" }': (
-                "auth.basic.password: has a line break or another control character, which neither may have"
+                "auth.basic.password: has a line break or another control character: remove it"
             ),
             "auth.bearer { }": "auth.bearer.token: is missing: write token = …, or token_file = …",
             "auth.bearer { token = s3cret, token_file = f }": "auth.bearer.token_file: and token are both given: keep one",
@@ -919,7 +922,7 @@ class AuthTests(ConfigCase):
             ),
             "auth.bearer.token { s3cret = 1 }": "auth.bearer.token: what is given is not text",
             "headers.Authorization = x, auth.bearer.token = s3cret": (
-                "headers.Authorization: is what auth sets, too: remove one of the two"
+                "headers.Authorization: is also set by auth: remove one of the two"
             ),
         }.items():
             told = self.webhook_mistake(text)
@@ -927,7 +930,7 @@ class AuthTests(ConfigCase):
             self.assertNotIn("s3", told)
         shared = f'mqhooks.auth.bearer.token = t\nwebhook {{ url = "http://h/", {RULE}, headers.authorization = x }}'
         remedy = "remove one of the two, or write auth { enable = false } in this webhook"
-        self.assertEqual(self.mistake(shared), f"webhook.headers.authorization: is what mqhooks.auth sets, too: {remedy}")
+        self.assertEqual(self.mistake(shared), f"webhook.headers.authorization: is also set by mqhooks.auth: {remedy}")
 
     def test_a_file_may_come_later(self):
         self.assertEqual(self.webhook('auth.bearer.token_file = "/none/token"').auth, BearerSettings(token_file="/none/token"))
@@ -967,12 +970,14 @@ class ProxyTests(ConfigCase):
 
     def test_wrong(self):
         form = "http://proxy:3128 or http://user:password@proxy:3128"
-        no_url = f"proxy: is not a proxy's URL: write it like {form}, percent-encoding what is not plain in them"
+        no_url = (
+            f"proxy: is not a proxy's URL: write it like {form}, with special characters in user and password percent-encoded"
+        )
         for text, mistake in {
             '"socks5://me:s3cret@proxy:1080"': "proxy: is a proxy of the kind socks5://: only http:// can be used",
             '"https://me:s3cret@proxy:3128"': "proxy: is a proxy of the kind https://: only http:// can be used",
             '"http://me:s3cret@proxy"': (
-                "proxy: names no port, and programs differ in which they take: write it, as in http://proxy:3128"
+                "proxy: names no port, and there is no common default: add one, as in http://proxy:3128"
             ),
             '""': no_url,
             '"http://"': no_url,
@@ -1108,7 +1113,7 @@ class TLSTests(ConfigCase):
             "tls.cacertfile: /nowhere.pem does not exist",
         )
         for key in ("cacertfile", "certfile", "keyfile"):
-            for path, reason in (("", "is empty: which file is it?"), ("a\0b", "has a NUL character, which no path has")):
+            for path, reason in (("", "is empty: name a file"), ("a\0b", "has a NUL character, which a path must not have")):
                 self.assertEqual(self.webhook_mistake(f'tls {{ {key} = "{path}" }}', url=self.https), f"tls.{key}: {reason}")
         self.assertEqual(
             self.webhook_mistake(f'ssl {{ certfile = "{pem}" }}', url=self.https), "ssl.keyfile: is missing: certfile needs it"

@@ -49,7 +49,7 @@ class TemplateTests(Case):
         self.assertEqual(self.entry('url = "/a/{{topic}}"').shape.url, "/a/{{topic}}")
         for host in ("http://{{clientid}}/", "http://{{clientid}}.h/", "http://h:{{qos}}/", "http://{{clientid}}"):
             told = self.webhook_mistake("", url=f'url = "{host}"')
-            self.assertIn("has a placeholder in the host, which no event may choose", told)
+            self.assertIn("has a placeholder in the host: write placeholders only in the path or the query", told)
         for url in ("http://other/{{clientid}}", "//other/{{clientid}}", "x"):
             self.assertIn("url: is not a path that begins with one slash", self.entry_mistake(f'url = "{url}"'))
 
@@ -137,9 +137,9 @@ class TemplateTests(Case):
     def test_what_cannot_share_a_request(self):
         for text, key in (("method = PUT", "method"), ('headers.x = "{{qos}}"', "headers"), ('body = """[{{qos}}]"""', "body")):
             self.assertTrue(self.webhook_mistake(f"{text}\nbatch {{}}").startswith(f"{key}: "))
-        self.assertIn("url: is an event's own", self.webhook_mistake("batch {}", url='url = "http://h/{{qos}}"'))
+        self.assertIn("url: does not work with batch", self.webhook_mistake("batch {}", url='url = "http://h/{{qos}}"'))
         rules = 'events = [ { event = on_publish, url = "/own" } ]'
-        self.assertIn("events[0].url: is an event's own", self.webhook_mistake("batch {}", rules=rules))
+        self.assertIn("events[0].url: does not work with batch", self.webhook_mistake("batch {}", rules=rules))
         self.webhook('batch {}\nbody { a = "{{qos}}" }')
 
     def test_usernames_are_remembered_where_a_template_names_them(self):
@@ -179,7 +179,7 @@ class CloudEventsTests(Case):
         self.assertEqual(self.webhook("format = cloudevents, mode = batch").batch, BatchSettings())
         self.assertEqual(self.webhook("format = cloudevents, mode = batch, batch.size = 5").batch, BatchSettings(size=5))
         self.webhook("mode = binary")
-        self.assertIn("webhook.mode: is for format = cloudevents", self.warnings[0])
+        self.assertIn("webhook.mode: applies only to format = cloudevents", self.warnings[0])
 
     def test_content_type(self):
         for mode, kind in (("structured", "cloudevents+json"), ("batch", "cloudevents-batch+json")):
@@ -202,4 +202,4 @@ class CloudEventsTests(Case):
             self.assertIn(told, self.webhook_mistake(text))
         text = "format = cloudevents, cloudevents.handshake = true"
         told = self.webhook_mistake(text, url='url = "http://h/{{clientid}}"')
-        self.assertIn("cloudevents.handshake: asks at the webhook's URL alone", told)
+        self.assertIn("cloudevents.handshake: covers only the webhook's own URL", told)

@@ -327,7 +327,7 @@ class IncludeTests(SpellingCase):
         self.write(f'\n\ninclude "nowhere.conf"\n{WEBHOOK}', "more.conf")
         self.webhook('include "more.conf"')
         (warning,) = self.warnings
-        told = "nowhere.conf: does not exist, so the settings it was to provide are missing; more.conf:3 includes it"
+        told = "nowhere.conf: does not exist, so its settings are missing; more.conf:3 includes it"
         self.assertEqual(warning.replace(f"{self.directory}/", ""), told)
         self.write("= 1", "more.conf")
         self.assertNotIn("includes it", self.mistake('include "more.conf"'))
@@ -383,6 +383,7 @@ class RemedyTests(SpellingCase):
             'webhook { events = [ { event = "on_publish" ] }': "this bracket closes nothing",
             "webhook { events = [ } ] }": "this bracket closes nothing",
             webhook % "= 5": "no key is before it: write key = value",
+            webhook % "retry..max = 1s": "remove the dot at the beginning or end of this key, or the second of two dots",
             webhook % "{ url = x }": "no key is before it: write key = value, or name { … }",
             f"{{ {webhook % ''} }}\nx = y": "the brace that begins the file was closed before it",
             'webhook = "https://hooks.slack.com/services/T0"': "webhook: what is given is not a block in braces",

@@ -89,11 +89,11 @@ class Settings(SynchronousTestCase):
         for content in (b"", b"\x00\xff" * 1000, "hello", token.partition("*****")[0], NKey(ACCOUNT).seed):
             path = self.file(content)
             self.assertIn(f"outbox.auth.credsfile: {path} holds no user JWT", self.mistake(credsfile=path))
-            self.assertIn(f"outbox.auth.seedfile: {path}: this is no nkey seed", self.mistake(seedfile=path))
+            self.assertIn(f"outbox.auth.seedfile: {path}: this is not an nkey seed", self.mistake(seedfile=path))
         path = self.file(token)
-        self.assertIn(f"credsfile: {path}: this is no nkey seed", self.mistake(credsfile=path))
+        self.assertIn(f"credsfile: {path}: this is not an nkey seed", self.mistake(credsfile=path))
         self.assertIn("credsfile: /nowhere cannot be read: No such file", self.mistake(credsfile="/nowhere"))
-        self.assertIn("seed: this is no nkey seed", self.mistake(seed="hello"))
+        self.assertIn("seed: this is not an nkey seed", self.mistake(seed="hello"))
 
     def test_servers(self):
         for url, expected in (
@@ -126,5 +126,5 @@ class Settings(SynchronousTestCase):
         ):
             error = self.assertRaises(ConfigError, server, url, "m.conf", "outbox.servers")
             self.assertIn("m.conf: outbox.servers: ", str(error))
-            self.assertIn("is no server of NATS: write it like nats://host:4222", str(error))
+            self.assertIn("is not a NATS server: write it like nats://host:4222", str(error))
             self.assertNotIn("s3cret", str(error))

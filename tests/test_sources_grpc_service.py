@@ -322,7 +322,7 @@ class ConfigurationTests(SynchronousTestCase):
                 self.patch_module(name)
         sys.modules["h2"] = None
         line = self.made("--grpc-port", "0", "--url", "http://h/")
-        self.assertIn("gRPC needs h2, which is not installed: install it with pip install h2", line)
+        self.assertIn("gRPC needs h2, which is not installed: run pip install h2", line)
         self.assertNotIn("grpc", self.made("--url", "http://h/"))
 
     def patch_module(self, name):

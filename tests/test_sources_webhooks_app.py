@@ -81,7 +81,10 @@ class ConfigTests(ConfigCase):
             ('webhooks { user = a, password = "" }', "webhooks.password: is empty"),
             ('webhooks { token = "${X}" }', "webhooks.token: nothing is substituted within quotes"),
             ('webhooks { listen = "tcp:1:interface=0.0.0.0" }', "webhooks.listen: tcp:1:interface=0.0.0.0 can be reached"),
-            ("sidecar { max_frame = 1MiB }", "sidecar.max_frame: stands elsewhere: mqhooks { sidecar { max_frame"),
+            (
+                "sidecar { max_frame = 1MiB }",
+                "sidecar.max_frame: does not belong here: write it in mqhooks { sidecar { max_frame",
+            ),
         ):
             (line,) = self.mistakes(text)
             self.assertTrue(line.startswith(mistake), (line, mistake))
@@ -108,7 +111,7 @@ class ConfigTests(ConfigCase):
         self.assertEqual(len(self.mistakes("grcp { }, webhoook { }, webhooks { path = x }")), 3)
         for name in ("source", "sorces", "input"):
             error = self.assertRaises(ConfigError, self.load, f'mqhooks {{ {name} {{ webhooks {{ listen = "tcp:1" }} }} }}')
-            self.assertIn(f"mqhooks.{name}: is unknown, and sources are in it: write mqhooks {{ sources {{", str(error))
+            self.assertIn(f"mqhooks.{name}: is unknown, but has sources in it: write mqhooks {{ sources {{", str(error))
 
     def test_a_block_in_the_wrong_place(self):
         self.assertIn("belongs in the mqhooks block", self.load("sources { webhooks { } }").warnings[0])
@@ -122,7 +125,7 @@ class ConfigTests(ConfigCase):
             self.assertTrue(warning.startswith(f"{self.path}: mqhooks.{key}: unknown, ignored; "), warning)
             self.assertIn(f"mqhooks {{ sources {{ {place} {{ listen = … }} }} }}", warning)
         (warning,) = self.load("mqhooks { webhook { } }").warnings
-        self.assertIn("stands beside mqhooks { … }", warning)
+        self.assertIn("belongs beside mqhooks { … }", warning)
         error = str(self.assertRaises(ConfigError, self.load, 'webhooks { listen = "tcp:1" }'))
         self.assertIn("webhooks.listen: 'tcp:1' is not a block in braces; ", error)
         self.assertIn("mqhooks { sources { webhooks { listen = … } } }", error)
@@ -133,7 +136,7 @@ class ConfigTests(ConfigCase):
             ("webhooks { enable = false }", "write listen = off"),
             ("sidecar { port = 1 }", "write listen = tcp:PORT"),
             ("grpc { interface = x }", "write listen ="),
-            ("grpc { token = x }", "authenticates in no way"),
+            ("grpc { token = x }", "cannot authenticate"),
         ):
             self.sources(text)
             (warning,) = self.warnings
@@ -217,20 +220,19 @@ class OptionTests(OptionsCase, SynchronousTestCase):
     def test_each_has_an_address_of_its_own(self):
         everywhere = 'grpc { listen = "tcp:1:interface=0.0.0.0", insecure = on }'
         path = self.file(f'mqhooks {{ sources {{ webhooks {{ listen = "tcp:1" }}, {everywhere} }} }}')
-        expected = (
-            f"{path}:1: mqhooks.sources.grpc.listen: tcp:1:interface=0.0.0.0: mqhooks.sources.webhooks.listen has this port"
-        )
-        self.assertEqual(self.refused("-c", path), f"mqhooks: {expected} already: give each one of its own")
+        problem = "already uses this port: give each its own"
+        expected = f"{path}:1: mqhooks.sources.grpc.listen: tcp:1:interface=0.0.0.0: mqhooks.sources.webhooks.listen {problem}"
+        self.assertEqual(self.refused("-c", path), f"mqhooks: {expected}")
         for options, expected in (
-            (("--webhooks-port", "1", "--grpc-port", "1"), "--grpc-port: tcp:1: --webhooks-port has"),
-            (("--webhooks-port", "1", "--sidecar-port", "1"), "--webhooks-port: tcp:1: --sidecar-port or --sidecar has"),
-            (("--webhooks-port", "1", "--admin-port", "1"), "--webhooks-port: tcp:1: --admin-port has"),
-            (("--webhooks-port", "8891"), "--webhooks-port: tcp:8891: mqhooks.admin.listen has"),
-            (("--sidecar", "tcp:8891"), "--sidecar-port or --sidecar: tcp:8891: mqhooks.admin.listen has"),
-            (("-c", path, "--grpc-port", "2", "--sidecar-port", "2"), "--grpc-port: tcp:2: --sidecar-port or --sidecar has"),
+            (("--webhooks-port", "1", "--grpc-port", "1"), "--grpc-port: tcp:1: --webhooks-port"),
+            (("--webhooks-port", "1", "--sidecar-port", "1"), "--webhooks-port: tcp:1: --sidecar-port or --sidecar"),
+            (("--webhooks-port", "1", "--admin-port", "1"), "--webhooks-port: tcp:1: --admin-port"),
+            (("--webhooks-port", "8891"), "--webhooks-port: tcp:8891: mqhooks.admin.listen"),
+            (("--sidecar", "tcp:8891"), "--sidecar-port or --sidecar: tcp:8891: mqhooks.admin.listen"),
+            (("-c", path, "--grpc-port", "2", "--sidecar-port", "2"), "--grpc-port: tcp:2: --sidecar-port or --sidecar"),
         ):
             line = self.refused(*options)
-            self.assertTrue(line.startswith(f"mqhooks: {expected} this port already"), line)
+            self.assertTrue(line.startswith(f"mqhooks: {expected} {problem}"), line)
         self.checked("--webhooks-port", "0", "--grpc-port", "0", "--sidecar", "unix:/a", "--sidecar", "unix:/b")
         apart = 'sidecar { listen = "tcp:1:interface=127.0.0.1" }, webhooks { listen = "tcp:1:interface=127.0.0.2" }'
         self.checked("-c", self.file(f"mqhooks {{ sources {{ {apart} }} }}"), "--sink", "log")

@@ -184,7 +184,7 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             """
         )
         text = self.checked("-c", path, "--sink", "log")
-        full = "when it is full no more is read; 100000 dead letters"
+        full = "when it is full, mqhooks stops reading events; 100000 dead letters"
         everything = (
             "on_register,on_register_m5,on_register_failed,on_publish,on_publish_m5,on_subscribe,on_subscribe_m5,on_unsubscribe,"
             "on_unsubscribe_m5,on_deliver,on_deliver_m5,on_delivery_complete,on_delivery_complete_m5,on_offline_message,"
@@ -199,13 +199,13 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
                 "webhook webhook: POST http://h/",
                 "        at most 32 connections, 5 s for a request, payload as plain",
                 "        tried for 72 h, with waits of 1 s to 5 min",
-                "        each client's events in order, 50 ms for those that come late",
+                "        each client's events in order, waiting up to 50 ms for late ones",
                 "        headers authorization",
                 "        on_publish on a/#",
                 "webhook other: POST http://g/",
                 "        at most 32 connections, 5 s for a request, payload as plain",
                 "        tried for 72 h, with waits of 1 s to 5 min",
-                "        each client's events in order, 50 ms for those that come late",
+                "        each client's events in order, waiting up to 50 ms for late ones",
                 "        on_client_connack",
                 f"outbox  mqhooks-outbox, sync normal, at most 1024 MiB for each webhook; {full}",
                 "sink    log",
@@ -230,13 +230,15 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             return self.checked("--config", self.file(text % role), *args)
 
         accepting = lines("accept")
-        self.assertIn("role    accept: takes events, and leaves deliveries to others; no endpoint is connected to", accepting)
+        self.assertIn(
+            "role    accept: takes events, leaves deliveries to other bridges, and connects to no endpoint", accepting
+        )
         self.assertIn("plugins.vmq_webhooks", accepting)
         delivering = lines("deliver", "--sidecar", "tcp:8890", "--sink", "log:path=x")
-        self.assertIn("role    deliver: takes no events, delivers what others accept", delivering)
+        self.assertIn("role    deliver: takes no events, delivers what other bridges accept", delivering)
         for port in (8890, 8892):
             self.assertRegex(delivering, f" left out: .*tcp:{port}:interface=127.0.0.1")
-        self.assertIn("        left out: sink log:path=x, since no event comes\n", delivering)
+        self.assertIn("        left out: sink log:path=x, since this bridge takes no events\n", delivering)
         for left_out in ("listen  ", "vmq_", "sink    "):
             self.assertNotIn(left_out, delivering)
         self.assertNotIn("role ", lines("both"))

@@ -410,7 +410,7 @@ class SenderPoolTests(SynchronousTestCase):
         self.assertLess(attempts, 60)
         self.assertEqual(
             self.log("warn"),
-            ["no connection to the sidecar (An error occurred while connecting: nobody listens.); retrying"],
+            ["no connection to the sidecar (An error occurred while connecting: nobody listens); retrying"],
         )
         self.reactor.advance(12)
         self.connect(len(self.reactor.tcpClients) - 1)

@@ -219,7 +219,7 @@ def _grpc(
         from mqhooks.sources.grpc.listener import GrpcService
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
-        problem = f"gRPC needs {library}, which is not installed: install it with pip install {library}"
+        problem = f"gRPC needs {library}, which is not installed: run pip install {library}"
         errors.append(ConfigError(problem, key="mqhooks.sources.grpc.listen"))
         return None
     make = partial(GrpcService, reactor, sources.grpc, GrpcFactory(reactor, sink, sessions=sessions))
@@ -239,7 +239,7 @@ def _check_apart(places: Sequence[tuple[str, str]], errors: list[ConfigError]) -
     """Check that no two of these keys and addresses want the same port or socket."""
     for (first, taken), (second, wanted) in combinations(places, 2):
         if same_place(taken, wanted):
-            problem = f"{wanted}: {first} has this port already: give each one of its own"
+            problem = f"{wanted}: {first} already uses this port: give each its own"
             errors.append(ConfigError(problem, key=second))
 
 

@@ -27,9 +27,9 @@ _COMMANDS = {
     "run": ("run.add_run", "run a bridge in the foreground, as twistd -n mqhooks does"),
     "check": ("check.add", "check a configuration, and print what vernemq.conf needs for it"),
     "schema": ("check.add_schema", "print the JSON Schema of the configuration, for editors"),
-    "status": ("state.add", "ask a running bridge how it is"),
-    "dead": ("letters.add", "look after dead letters: deliveries that were given up"),
-    "outbox": ("outboxes.add", "look after the outbox itself"),
+    "status": ("state.add", "show the state of a running bridge, and what is wrong"),
+    "dead": ("letters.add", "list, replay, export or purge dead letters: deliveries that mqhooks gave up"),
+    "outbox": ("outboxes.add", "salvage, move or repartition an outbox"),
     "send-test": ("sendtest.add", "send one made-up delivery to a webhook's endpoint, and show what comes back"),
     "capture": ("run.add_capture", "record the events that VerneMQ sends"),
     "replay": ("run.add_replay", "send recorded events, as VerneMQ did"),
@@ -71,7 +71,7 @@ def parser(words: Sequence[str] | None = None) -> Parser:
 
     :param words: the command line: only the options of the commands that it names are added. ``None`` for all of them.
     """
-    made = Parser("mqhooks", description="VerneMQ's events as webhooks: run a bridge, and look after it.")
+    made = Parser("mqhooks", description="VerneMQ's events as webhooks: run a bridge, and manage it.")
     made.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
     completion = "print what makes this shell complete mqhooks' commands and options (needs shtab)"
     made.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=_SHELLS, help=completion)
@@ -90,7 +90,7 @@ class _PrintCompletion(Action):
         try:
             import shtab
         except ModuleNotFoundError:
-            parser.error("--print-completion needs shtab, which is not installed: install it with pip install shtab")
+            parser.error("--print-completion needs shtab, which is not installed: run pip install shtab")
         sys.stdout.write(f"{shtab.complete(parser, values)}\n")
         parser.exit()
 

@@ -37,11 +37,11 @@ from mqhooks.support.listening import interface_of
 from mqhooks.support.tls import client_context
 from mqhooks.webhook.settings import SharedSettings, WebhookSettings, check_url
 
-_IN_SOURCES = "where mqhooks listens is mqhooks {{ sources {{ {} }} }}"
+_IN_SOURCES = "set where mqhooks listens in mqhooks {{ sources {{ {} }} }}"
 
 _MISPLACED = {
     **{key: f"; {_IN_SOURCES.format(f'{key} {{ listen = … }}')}" for key in ("webhooks", "grpc")},
-    "webhook": "; where events go stands beside mqhooks { … }, not in it",
+    "webhook": "; the webhook block belongs beside mqhooks { … }, not inside it",
     "listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}",
 }
 """What stands elsewhere than in the ``mqhooks`` block."""
@@ -143,13 +143,13 @@ def admin_access(file: str) -> tuple[str, str | None]:
         if "${" in str(block.tree(key)):
             raise block.error(key, "set the environment variable that it refers to")
     if listen == "off":
-        raise block.error("listen", "is off: there is nobody to ask")
+        raise block.error("listen", "is off, so there is no API to ask: set it to an address like tcp:8891")
     kind, interface, port = interface_of(listen)
     if kind == "unix":
         path = re.split(r"(?<!\\):", listen)[1].removeprefix("address=")
         return f"unix:{path}", block.secret("token")
     if not port:
-        raise block.error("listen", f"{listen} does not say which port: give --url")
+        raise block.error("listen", f"{listen} has no fixed port: give --url instead of --config")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(interface, interface)
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if kind == 'ssl' else 'http'}://{host}:{port}", block.secret("token")
@@ -181,7 +181,7 @@ def compose(root: Block) -> Settings:
     sidecar.close({"listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}"})
     for key in ours.unread:
         if any(ours.holds(key, source) for source in SOURCES):
-            ours.fail(ours.error(key, "is unknown, and sources are in it: write mqhooks { sources { … } }"))
+            ours.fail(ours.error(key, "is unknown, but has sources in it: write mqhooks { sources { … } }"))
     ours.close(_MISPLACED)
     return settings
 
@@ -201,7 +201,7 @@ def _outbox(block: Block) -> OutboxSettings:
     unused = {"memory": ("path", "sync", "on_full"), "jetstream": ("on_full",)}
     for key in unused.get(kind, ()):
         if key in block:
-            block.warn(key, "is for kind = sqlite, and does nothing here")
+            block.warn(key, "applies only to kind = sqlite, and is ignored here")
     block.close()
     return settings
 
@@ -225,7 +225,7 @@ def _notify(ours: Block, block: Block) -> NotifySettings:
     defaults = NotifySettings()
     url = block.string("url", None)
     if "notify" in ours and not url and not block.replaced:
-        block.fail(block.missing("url", 'who is to be told? For example url = "https://chat.example/hooks/ops"'))
+        block.fail(block.missing("url", 'set where notifications go, for example url = "https://chat.example/hooks/ops"'))
     on = tuple(_kinds(block)) if "on" in block else defaults.on
     block.entries("on")
     secrets = read_secrets(block)
@@ -241,7 +241,7 @@ def _kinds(block: Block) -> Iterator[Kind]:
     kinds = get_args(Kind)
     entries = block.entries("on") or []
     if not entries:
-        block.fail(block.error("on", f"is empty: nobody would be told anything; choose of {', '.join(kinds)}"))
+        block.fail(block.error("on", f"is empty, so no notification would be sent: choose from {', '.join(kinds)}"))
     for entry in entries:
         name = str(entry).lower()
         if name not in kinds:
@@ -265,7 +265,7 @@ def _host(block: Block, host: object) -> str:
         # Written as browsers write it; otherwise it would never match.
         return str(ip_address(host.strip("[]")))
     if re.fullmatch(r".*:\d+", host):
-        raise block.error("hosts", f"{host[:80]!r} has a port, and any will do: leave it out")
+        raise block.error("hosts", f"{host[:80]!r} has a port: leave it out, since any port is accepted")
     if not re.fullmatch(r"[\w.-]*\w\.?", host, re.ASCII):
         raise block.error("hosts", f"{host[:80]!r} is not a host's name, like mqhooks.example")
     return host.removesuffix(".").lower()
@@ -280,7 +280,9 @@ def for_url(url: str) -> Settings:
     try:
         checked = check_url(url, "webhook.auth in a file, with --config,")
         if "{{" in url:
-            raise ConfigError("has a placeholder, and not every event has each: write a webhook block into a file")
+            raise ConfigError(
+                "has a placeholder, which not every event has a value for: write a webhook block in a file, and give --config"
+            )
     except ConfigError as error:
         raise ConfigError(error.message, "--url") from None
     return Settings(webhooks=(WebhookSettings("webhook", checked, tuple(Rule(event) for event in NANOMQ_EVENTS)),))

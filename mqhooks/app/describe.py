@@ -41,14 +41,14 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
     if role == "deliver":
         sources = settings.sources
         left = [*descriptions, *sources.webhooks.listen, *sources.grpc.listen]
-        yield "role    deliver: takes no events, delivers what others accept"
+        yield "role    deliver: takes no events, delivers what other bridges accept"
         yield f"        left out: {', '.join(map(complete, left))}" if left else "        left out: nothing"
         settings, descriptions = replace(settings, sources=SourcesSettings(SidecarListening(()))), ()
         for sink in sinks:
-            yield f"        left out: sink {hide_urls(sink)}, since no event comes"
+            yield f"        left out: sink {hide_urls(sink)}, since this bridge takes no events"
         sinks = ()
     elif role == "accept":
-        yield "role    accept: takes events, and leaves deliveries to others; no endpoint is connected to"
+        yield "role    accept: takes events, leaves deliveries to other bridges, and connects to no endpoint"
     for description in descriptions:
         yield f"listen  {complete(description)}"
     webhooks = settings.sources.webhooks
@@ -113,7 +113,7 @@ def _sidecar(descriptions: Sequence[str], wanted: set[str]) -> Iterator[str]:
 def _webhook(webhook: WebhookSettings) -> Iterator[str]:
     yield f"webhook {webhook.name}: POST {hide_url(webhook.url)}"
     yield (
-        f"        at most {webhook.pool_size} connections{' of treq' if webhook.transport == 'treq' else ''}, "
+        f"        at most {webhook.pool_size} connections{' (treq)' if webhook.transport == 'treq' else ''}, "
         f"{webhook.cancel_timeout:g} s for a request, "
         f"payload as {webhook.encoding}{', with details' if webhook.details else ''}"
     )
@@ -121,7 +121,7 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
     if webhook.ordering == "none":
         yield "        in no particular order"
     elif webhook.merge_window:
-        yield f"        each client's events in order, {webhook.merge_window * 1000:g} ms for those that come late"
+        yield f"        each client's events in order, waiting up to {webhook.merge_window * 1000:g} ms for late ones"
     else:
         yield "        each client's events in the order they are read"
     if webhook.limit is not None:
@@ -179,15 +179,15 @@ def _outbox(outbox: OutboxSettings) -> str:
         shared = f"{outbox.jetstream.partitions} partitions, {outbox.jetstream.replicas} replicas"
         spill = "no spill" if outbox.jetstream.spill == "none" else f"spill {outbox.path}{SPILL}"
         return f"outbox  in JetStream at {servers}, {shared}, {size}; {spill}; {outbox.dead_max} dead letters"
-    full = "no more is read" if outbox.on_full == "pause" else "the oldest is dropped"
-    return f"outbox  {outbox.path}, sync {outbox.sync}, {size}; when it is full {full}; {outbox.dead_max} dead letters"
+    full = "mqhooks stops reading events" if outbox.on_full == "pause" else "the oldest delivery is dropped"
+    return f"outbox  {outbox.path}, sync {outbox.sync}, {size}; when it is full, {full}; {outbox.dead_max} dead letters"
 
 
 def _grpc_lines(description: str) -> Iterator[str]:
     """Say what VerneMQ is told, if it can be."""
     kind, host, port = interface_of(description)
     if kind not in ("tcp", "tcp6", "systemd"):
-        yield "        # VerneMQ cannot connect to it: it knows TCP only"
+        yield "        # VerneMQ cannot connect to it: its gRPC client supports only TCP"
         return
     address = host if is_local(description) else "the address of this machine"
     yield f"        vmq_events_sidecar.grpc_endpoint = {address}"

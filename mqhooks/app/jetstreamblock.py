@@ -57,7 +57,7 @@ def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     if not wanted:
         for key in KEYS:
             if key in block:
-                block.warn(key, "is for kind = jetstream, and does nothing here")
+                block.warn(key, "applies only to kind = jetstream, and is ignored here")
         return None
     if replicas % 2 == 0:
         block.fail(block.error("replicas", f"{replicas} is not 1, 3 or 5: an even number survives no more failures"))

@@ -40,10 +40,10 @@ def add(parser: Parser) -> None:
     for name, command, description in (
         ("list", _list, "list dead letters, oldest first"),
         ("show", _show, "show dead letters whole, with the request and the last answer"),
-        ("replay", _ask, "deliver dead letters again, behind what waits"),
+        ("replay", _ask, "deliver dead letters again, after the deliveries that already wait"),
         ("purge", _ask, "remove dead letters for good"),
         ("export", _export, "write dead letters to a file as JSON lines, whole, with all secrets"),
-        ("import", _import, "deliver what an exported file has, behind what waits"),
+        ("import", _import, "deliver the contents of an exported file, after the deliveries that already wait"),
     ):
         action = parser.command(name, description, metavar="ACTION")
         add_outbox(action)
@@ -74,7 +74,7 @@ def _add_filter(action: Parser) -> None:
     action.add_argument(
         "--status", metavar="STATUS", type=_status, help="only after this status, like 503 or 5xx; 0: no answer"
     )
-    time_ = "a time like 2026-01-31T12:00:00Z, or so long ago: 90s, 2h, 3d"
+    time_ = "a time like 2026-01-31T12:00:00Z, or an age like 90s, 2h or 3d"
     action.add_argument("--since", metavar="TIME", type=_moment, help=f"only those given up since then: {time_}")
     action.add_argument("--until", metavar="TIME", type=_moment, help="only those given up before then")
 
@@ -205,9 +205,9 @@ def _chosen(letters: Letters | EngineLetters, options: Namespace) -> Iterator[De
     action, numbers = options.action, options.number
     everything = getattr(options, "all", False)
     if everything and numbers:
-        raise MqhooksError(f"{action}: all of them or these? Give --all or numbers, not both")
+        raise MqhooksError(f"{action}: give --all or numbers, not both")
     if numbers and only != Filter():
-        raise MqhooksError(f"{action}: these, or those that fit? Give numbers or a filter such as --reason, not both")
+        raise MqhooksError(f"{action}: give numbers or a filter such as --reason, not both")
     if numbers:
         return map(letters.get, numbers)
     if not (everything or only.narrow or (action == "show" and only.webhook)):

@@ -43,8 +43,8 @@ def move(source: str, target: str) -> Iterator[str]:
     """
     Move all that one outbox holds into another one, while no mqhooks uses either.
 
-    :param source: the configuration of the outbox that is to be left.
-    :param target: the configuration of the one that is to be used from now on.
+    :param source: the configuration with the outbox to move from.
+    :param target: the configuration with the outbox to move to.
     :returns: lines for a terminal.
     :raises mqhooks.errors.MqhooksError: when one of them cannot be used.
     """

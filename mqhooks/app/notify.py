@@ -169,7 +169,7 @@ class Notifier(Service):
                     self._tell(kind, name, sink.outbox.counts.pending, **values)
             except Exception:
                 # A LoopingCall that fails is over.
-                self.log.failure("the state of webhook {name} cannot be told", name=name)
+                self.log.failure("cannot notify of changes of webhook {name}", name=name)
 
     def _changes(self, sink: WebhookSink, told: _Told) -> Iterator[tuple[Kind, dict[str, Any]]]:
         counts = sink.outbox.counts
@@ -252,7 +252,7 @@ class Notifier(Service):
         if count is not None:
             body["count"] = count
         if self._under_way >= MOST:
-            self._drop(kind, webhook, f"{MOST} others are under way")
+            self._drop(kind, webhook, f"{MOST} other notifications are still being sent")
             return
         self._under_way += 1
         delivery = Delivery(f"notify_{token_hex(12)}", webhook, int(now * 1e9), _encode(body), int(now * 1000))
@@ -300,7 +300,7 @@ class Notifier(Service):
         held = self._complaints.allow(reason)
         if held is not None:
             self.log.warn(
-                "notify: nobody was told that webhook {name} is {kind}: {reason}{_more}",
+                "notify: could not send the '{kind}' notification for webhook {name}: {reason}{_more}",
                 name=webhook,
                 kind=kind,
                 reason=reason,

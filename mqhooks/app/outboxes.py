@@ -19,14 +19,14 @@ from mqhooks.outbox.salvage import salvage
 def add(parser: Parser) -> None:
     """Add the commands of ``mqhooks outbox``."""
     action = parser.command(
-        "salvage", "hand what a damaged outbox file still holds to the outbox that replaced it", metavar="ACTION"
+        "salvage", "recover what a damaged outbox file still holds into the outbox that replaced it", metavar="ACTION"
     )
     add_outbox(action)
     action.add_argument("file", metavar="FILE", help=f"the damaged file, like mqhooks-outbox{ASIDE}20260131T120000")
     action.set_defaults(command=_salvage)
-    action = parser.command("move", "take all that an outbox holds into another one, while no mqhooks uses either")
-    action.add_argument("source", metavar="OLD", help="the configuration of the outbox that is to be left")
-    action.add_argument("target", metavar="NEW", help="the configuration of the one that is to be used from now on")
+    action = parser.command("move", "move everything in one outbox to another, while no mqhooks uses either")
+    action.add_argument("source", metavar="OLD", help="the configuration with the outbox to move from")
+    action.add_argument("target", metavar="NEW", help="the configuration with the outbox to move to")
     action.set_defaults(command=_move)
     action = parser.command("repartition", "divide webhooks in JetStream into as many partitions as the configuration says")
     action.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")

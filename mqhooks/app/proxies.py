@@ -38,9 +38,10 @@ def read_proxy(text: str) -> ProxySettings:
     except (ConfigError, ValueError):
         # None of it may be shown.
         form = "http://proxy:3128 or http://user:password@proxy:3128"
-        raise ConfigError(f"is not a proxy's URL: write it like {form}, percent-encoding what is not plain in them") from None
+        encoded = "with special characters in user and password percent-encoded"
+        raise ConfigError(f"is not a proxy's URL: write it like {form}, {encoded}") from None
     if port is None:
-        raise ConfigError("names no port, and programs differ in which they take: write it, as in http://proxy:3128")
+        raise ConfigError("names no port, and there is no common default: add one, as in http://proxy:3128")
     return ProxySettings(host, port, name, password)
 
 

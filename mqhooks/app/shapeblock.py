@@ -66,7 +66,7 @@ def webhook_url(url: str) -> tuple[str, str | None]:
         return url, None
     host, path = match.groups()
     if "{{" in host:
-        raise ConfigError(f"{hide_url(url)!r} has a placeholder in the host, which no event may choose: write it behind that")
+        raise ConfigError(f"{hide_url(url)!r} has a placeholder in the host: write placeholders only in the path or the query")
     return host + PLACEHOLDER.sub("x", path), path if path.startswith("/") else f"/{path}"
 
 
@@ -139,7 +139,7 @@ def check(
     told: set[str] = set()
     if cloudevents is not None and cloudevents.handshake and (whole.url or any(own.url for _, own in rules)):
         remedy = "remove it, or the URLs with placeholders and those of rules"
-        whole.block.fail(whole.block.error("cloudevents.handshake", f"asks at the webhook's URL alone: {remedy}"))
+        whole.block.fail(whole.block.error("cloudevents.handshake", f"covers only the webhook's own URL: {remedy}"))
     for rule, own in rules:
         if not isinstance(rule.shape, Shape) or rule.event not in RULE_EVENTS:
             continue
@@ -161,10 +161,12 @@ def check(
         key = next((key for key, differs in different if differs), None)
         if key is not None:
             block = _blame(key, whole, own)
-            block.fail(block.error(key, "is an event's own, and with batch events share a request: remove one of the two"))
+            problem = "does not work with batch, in which events share a request: remove one of the two, or the placeholders"
+            block.fail(block.error(key, problem))
         elif shape.body is not None and not maker.members and cloudevents is None:
             block = _blame("body", whole, own)
-            block.fail(block.error("body", "is no JSON object with members, to which batch adds webhook_id: write a block"))
+            problem = "is not a JSON object with members, and batch adds webhook_id to each: write a block"
+            block.fail(block.error("body", problem))
 
 
 def cloud_events(block: Block, batch: BatchSettings | None) -> CloudEventsSettings | None:
@@ -187,7 +189,7 @@ def cloud_events(block: Block, batch: BatchSettings | None) -> CloudEventsSettin
     if not wanted:
         for key in ("mode", "cloudevents"):
             if key in block:
-                block.warn(key, "is for format = cloudevents, and does nothing here")
+                block.warn(key, "applies only to format = cloudevents, and is ignored here")
         return None
     if batch is not None and mode != "batch":
         block.fail(block.error("mode", f"is {mode}, and with batch events share requests: write mode = batch, or remove batch"))

@@ -42,7 +42,7 @@ def sources(block: Block) -> SourcesSettings:
     )
     for key in ("max_frame", "max_sessions", "max_sessions_size", "gather"):
         if key in sidecar:
-            sidecar.fail(sidecar.error(key, f"stands elsewhere: mqhooks {{ sidecar {{ {key} = … }} }}"))
+            sidecar.fail(sidecar.error(key, f"does not belong here: write it in mqhooks {{ sidecar {{ {key} = … }} }}"))
     sidecar.close(_HINTS)
     # Ignoring it would open other ports than those that are meant.
     for key in block.unread:
@@ -67,9 +67,9 @@ def _webhooks(block: Block, listen: tuple[str, ...]) -> WebhooksSettings:
         if one in block and other not in block:
             block.fail(block.missing(other, f"{one} needs it"))
     if settings.user is not None and (not settings.user or ":" in settings.user):
-        block.fail(block.error("user", "is empty or has a colon in it, which no user of Basic authentication has"))
+        block.fail(block.error("user", "is empty or has a colon, which Basic authentication does not allow in a user name"))
     if settings.password == "":
-        block.fail(block.error("password", "is empty: anybody could guess it"))
+        block.fail(block.error("password", "is empty: set one that nobody can guess"))
     # A secret that could not be read is a mistake of its own.
     if not any(key in block for key in ("token", "user")):
         try:
@@ -82,7 +82,7 @@ def _webhooks(block: Block, listen: tuple[str, ...]) -> WebhooksSettings:
 
 def _grpc(block: Block, listen: tuple[str, ...]) -> GrpcSettings:
     settings = GrpcSettings(_listen(block, listen, GRPC_PORT) or (), block.boolean("insecure", default=False))
-    unlocked = "; VerneMQ's gRPC client authenticates in no way"
+    unlocked = "; VerneMQ's gRPC client cannot authenticate"
     block.close({**_HINTS, "token": unlocked, "user": unlocked, "password": unlocked})
     return settings
 

@@ -68,7 +68,7 @@ def add(parser: Parser) -> None:
     parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=timeout)
     parser.add_argument("--ready", action="store_true", help="judge only whether events can be received and kept")
     parser.add_argument("--json", action="store_true", help="write the verdict and the whole state as a JSON object")
-    watch = f"ask again after so many seconds, until Ctrl-C [default: {INTERVAL:g}]"
+    watch = f"ask again every SECONDS seconds, until Ctrl-C [default: {INTERVAL:g}]"
     parser.add_argument("--watch", metavar="SECONDS", nargs="?", type=_seconds, const=INTERVAL, help=watch)
     parser.epilog = "Exit status: 0 all is well, 1 not ready or in trouble, 2 no answer."
     parser.set_defaults(command=_status)
@@ -153,7 +153,7 @@ class _Bridge:
         if answer.status == 403:
             raise NoAnswer("the host's name is refused: ask by its address, or add the name to mqhooks.admin.hosts")
         if answer.status not in (200, 503):
-            raise NoAnswer(f"{path} is answered with {answer.status}: another program has this port")
+            raise NoAnswer(f"{path} was answered with {answer.status}: another program uses this port")
         return body
 
     def give_up(self) -> None:
@@ -210,14 +210,14 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     where = bridge.where
     if not answers or isinstance(answers[0], TimeoutError):
         bridge.give_up()
-        raise NoAnswer(f"{where}: no answer within {options.timeout:g} s: it hangs, or another program has its port")
+        raise NoAnswer(f"{where}: no answer within {options.timeout:g} s: mqhooks hangs, or another program uses its port")
     answer = answers[0]
     if isinstance(answer, Exception):
         raise NoAnswer(f"{where}: {_reason(answer)}")
     try:
         ready, status = msgspec.json.decode(answer[0], type=Ready), msgspec.json.decode(answer[1], type=Status)
     except (msgspec.MsgspecError, ValueError):
-        raise NoAnswer(f"{where}: what answers is not mqhooks, or of another version") from None
+        raise NoAnswer(f"{where}: the answer is not from mqhooks, or from another version: check the address") from None
     well = ready.status == "ready" and (options.ready or status.verdict.level != "bad")
     if options.json:
         told = {"verdict": status.verdict, "ready": ready, "status": msgspec.Raw(answer[1])}
@@ -236,7 +236,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message}): give --cacertfile, and --url with the name in it"
     reason = printable(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200)
-    return f"{reason}: does mqhooks run there? Say where with --config or --url"
+    return f"{reason}: is mqhooks running there? Give its address with --config or --url"
 
 
 class _UnixConnection(HTTPConnection):

@@ -119,7 +119,7 @@ class Supervisor(Service):
         if self._environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not text:
             return 0
         if not (text.isascii() and text.isdigit()):
-            self.log.warn("WATCHDOG_USEC is {text!r} and not a number of microseconds: no watchdog is told", text=text)
+            self.log.warn("WATCHDOG_USEC is {text!r}, not a number of microseconds: watchdog notifications are off", text=text)
             return 0
         return int(text) / 1e6
 
@@ -167,7 +167,7 @@ class Supervisor(Service):
             if self._heard:
                 reason = getattr(error, "strerror", None) or error
                 self.log.warn(
-                    "cannot tell the supervisor on {place}, which NOTIFY_SOCKET names: {reason}; it may take mqhooks for hung",
+                    "cannot notify the supervisor on {place}, which NOTIFY_SOCKET names: {reason}; it may restart mqhooks",
                     place=self._place,
                     reason=str(reason),
                 )

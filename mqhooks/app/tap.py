@@ -200,7 +200,7 @@ def looked_at(settings: Settings, options: Options) -> Settings:
 
 def _make(reactor: Any, options: Options) -> IService:
     if options["sample"] and not options["check"]:
-        raise ConfigError("prints what --check does: give both", "--sample")
+        raise ConfigError("works only with --check: give both", "--sample")
     log = Logger()
     twistd: Mapping[str, Any] = options.parent or {}
     planned = plan(reactor, options, [])

@@ -228,7 +228,7 @@ def _basic(block: Block, *, given: bool) -> AuthSettings:
             if value is None and key not in block:
                 block.fail(block.missing(key, 'an empty one is written as ""'))
             elif value is not None and not value.isprintable():
-                block.fail(block.error(key, "has a line break or another control character, which neither may have"))
+                block.fail(block.error(key, "has a line break or another control character: remove it"))
         if username is not None and ":" in username:
             block.fail(block.error("username", "has a colon, where the password would begin: RFC 7617 allows none"))
     return BasicSettings(username or "", password or "")
@@ -290,7 +290,7 @@ def _check_auth(block: Block, settings: WebhookSettings) -> None:
         return
     shared = "auth" not in block
     remedy = "remove one of the two" + (", or write auth { enable = false } in this webhook" if shared else "")
-    block.fail(block.error(f"headers.{written}", f"is what {'mqhooks.auth' if shared else 'auth'} sets, too: {remedy}"))
+    block.fail(block.error(f"headers.{written}", f"is also set by {'mqhooks.auth' if shared else 'auth'}: {remedy}"))
 
 
 def _body(block: Block, whole: shapeblock.Parts) -> Block:
@@ -309,7 +309,7 @@ def _url(block: Block) -> tuple[str, str | None]:
             block.fail(block.error(inner, f"is a webhook within a webhook: write webhooks {{ {inner} {{ … }} }}"))
         elif "url" not in block:
             example = 'url = "http://127.0.0.1:8080/hook"'
-            block.fail(block.missing("url", f"where are the events to be sent? For example {example}"))
+            block.fail(block.missing("url", f"set where to send events, for example {example}"))
         return "", None
     try:
         whole, path = shapeblock.webhook_url(url)
@@ -366,7 +366,7 @@ def _rules(block: Block) -> list[tuple[Rule, Block]]:
         name = entry.string("event", None)
         if name is None:
             if "event" not in entry:
-                entry.fail(entry.missing("event", 'which event? For example event = "on_message_publish"'))
+                entry.fail(entry.missing("event", 'name the event, for example event = "on_message_publish"'))
             continue
         event = name.lower()
         if event not in RULE_EVENTS:

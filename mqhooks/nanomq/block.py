@@ -165,7 +165,7 @@ class Block:
     def missing(self, key: str, remedy: str) -> ConfigError:
         """Make the error of a key that is not there, perhaps because it is misspelt."""
         nearest = get_close_matches(key, [name for name in self._values if name not in self._known], 1)
-        guess = f" ({nearest[0]!r} is unknown: is that it?)" if nearest else ""
+        guess = f" ({nearest[0]!r} is unknown: a misspelling?)" if nearest else ""
         return self.error(key, f"is missing{guess}: {remedy}")
 
     def fail(self, error: ConfigError) -> None:
@@ -192,10 +192,10 @@ class Block:
         """Read the path of a file."""
         path = self.string(key, default)
         if path == "":
-            self.fail(self.error(key, "is empty: which file is it?"))
+            self.fail(self.error(key, "is empty: name a file"))
             return default
         if isinstance(path, str) and "\0" in path:
-            self.fail(self.error(key, "has a NUL character, which no path has"))
+            self.fail(self.error(key, "has a NUL character, which a path must not have"))
             return default
         return path
 

@@ -142,7 +142,7 @@ class _Files:
         except ConfigError as error:
             raise ConfigError(f"{error.message}{from_}", error.where) from None
         except (FileNotFoundError, NotADirectoryError):
-            self._warnings.append(f"{path}: does not exist, so the settings it was to provide are missing{from_}")
+            self._warnings.append(f"{path}: does not exist, so its settings are missing{from_}")
             return
         try:
             entries = file.scanner.members(lambda key: foreign or key.lower() in OURS)
@@ -370,7 +370,10 @@ class _Composer:
         if "cycles" not in message and names and names[0] in self._references:
             return _not_set(*self._references[names[0]])
         told = " and ".join(f"${{{self._named(name)}}}" for name in names)
-        return ConfigError(f"{told} refer to each other or to nothing", self._path)
+        return ConfigError(
+            f"cannot resolve {told}: references must not refer to each other in a circle, or to a key that is not there",
+            self._path,
+        )
 
     def _named(self, text: str) -> str:
         named = _NUMBERED.sub(lambda match: ".".join(self._keys.get(key, key) for key in match[0].split(".")), text)

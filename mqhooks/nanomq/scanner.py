@@ -274,7 +274,7 @@ class Scanner:
             raise self._error(self._at, _BRACKET if self._text[self._at] in "}]" else _NO_KEY)
         path = tuple(part.strip() for part in name.split("."))
         if not all(path):
-            raise self._error(start, "; there is nothing before or behind a dot of this key")
+            raise self._error(start, "; remove the dot at the beginning or end of this key, or the second of two dots")
         return path
 
     def _value(self, *, keep: bool, within_list: bool) -> Iterator[Part]:

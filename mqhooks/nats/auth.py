@@ -122,7 +122,7 @@ def read_seed(seed: str) -> Ed25519PrivateKey:
         raw = b""
     # Five bits say that it is a seed, eight whose, and three are left.
     if len(raw) != 36 or raw[0] & 0xF8 != _SEED or (raw[0] & 7) << 5 | raw[1] >> 3 != _USER:
-        raise ValueError("this is no nkey seed of a user: it begins with SU and has 58 characters")
+        raise ValueError("this is not an nkey seed of a user: it begins with SU and has 58 characters")
     if crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
         raise ValueError("this nkey seed is mistyped or cut off: its checksum is wrong")
     return Ed25519PrivateKey.from_private_bytes(raw[2:34])

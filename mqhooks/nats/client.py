@@ -109,7 +109,7 @@ class NATSClient:
         random: Random | None = None,
     ) -> None:
         if not settings.servers:
-            raise ConfigError("no server of NATS is named")
+            raise ConfigError("no NATS server is given")
         settings.auth.check()
         if settings.tls is not None:
             Verifier(settings.tls)

@@ -98,7 +98,7 @@ def server(url: str, where: str = "", key: str = "") -> Server:
             raise ValueError
     except ValueError:
         shown = hide_url(url) if "://" in url else hide_url(f"nats://{url}")
-        raise ConfigError(f"{shown} is no server of NATS: write it like nats://host:{PORT} or tls://host", where, key) from None
+        raise ConfigError(f"{shown} is not a NATS server: write it like nats://host:{PORT} or tls://host", where, key) from None
     auth = None
     if parts.username is not None:
         user, password = unquote(parts.username), parts.password

@@ -225,7 +225,7 @@ def _problems(value: _Line, known: set[str]) -> Iterator[str]:
     if not (value.status == 0 or 100 <= value.status <= 999):
         yield f"status: {value.status} is neither a status nor 0"
     if not 0 <= value.attempts < 1 << 31:
-        yield f"attempts: {value.attempts} is no number of attempts"
+        yield f"attempts: {value.attempts} is not a number of attempts"
     variation = value.variation
     if variation is not None:
         if variation.method is not None and not _TOKEN.fullmatch(variation.method):

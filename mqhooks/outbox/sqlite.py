@@ -223,7 +223,7 @@ class SqliteStore(Service):
             raise OutboxError(f"{self.path}: is damaged ({error}) and cannot be set aside ({problem}); {remedy}") from None
         self.log.critical(
             "{path}: is damaged ({error}): set aside as {aside}, and an empty one begun; "
-            "mqhooks outbox salvage {aside} takes over what can be read of it",
+            "mqhooks outbox salvage {aside} recovers what can still be read",
             path=self.path,
             error=error,
             aside=name,

@@ -43,9 +43,9 @@ def read(text: str) -> int:
         # A leap second is the one behind it.
         at = datetime.fromisoformat(f"{date}T{minute}:00{'+00:00' if zone in 'Zz' else zone}")
     except ValueError:
-        raise ValueError(f"{text[:80]!r} is no time: there is no such day, hour, minute or zone") from None
+        raise ValueError(f"{text[:80]!r} is not a time: there is no such day, hour, minute or zone") from None
     if int(second) > 60:
-        raise ValueError(f"{text[:80]!r} is no time: a minute has 60 seconds")
+        raise ValueError(f"{text[:80]!r} is not a time: a minute has 60 seconds")
     whole = (at - _BEGIN) // timedelta(seconds=1) + int(second)
     if whole < 0:
         raise ValueError(f"{text[:80]!r} is before 1970")

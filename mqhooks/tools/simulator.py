@@ -237,7 +237,7 @@ def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Poo
     try:
         from mqhooks.tools.grpccalls import connections
     except ImportError:
-        raise ConfigError("needs h2, which is not installed: install it with pip install h2", "--via grpc") from None
+        raise ConfigError("needs h2, which is not installed: run pip install h2", "--via grpc") from None
     return SenderPool(reactor, endpoint, target, size, random, connections(reactor, size))
 
 

@@ -26,7 +26,7 @@ PATIENCE = 5.0
 """How many seconds connecting may take."""
 
 UNSYNCED = (
-    "unless the servers of NATS have sync_interval: always, a power failure can undo what they have acknowledged; "
+    "unless the NATS servers have sync_interval: always, a power failure can undo what they have acknowledged; "
     "when they have it, say sync = full"
 )
 """What is said unless the operator has declared it."""

@@ -39,7 +39,7 @@ PIPELINED = 64
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _TOO_LONG = problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the request's head has more than {MAX_HEAD} bytes")
-_NOT_HTTP = problem(HTTPStatus.BAD_REQUEST, "this is no HTTP request that can be read")
+_NOT_HTTP = problem(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP request")
 _UPGRADE = problem(HTTPStatus.BAD_REQUEST, "there is nothing to upgrade to: send a plain HTTP/1.1 request")
 _NO_HOOK = problem(HTTPStatus.BAD_REQUEST, "the header vernemq-hook is missing: requests of VerneMQ's vmq_webhooks have it")
 _LATE = problem(HTTPStatus.REQUEST_TIMEOUT, "the request did not come in time")
@@ -250,7 +250,7 @@ class WebhooksProtocol(BaseProtocol):
             if isinstance(error.__context__, _RefusedHeadError):
                 self._fail(_TOO_LONG, f"a request's head has more than {MAX_HEAD} bytes")
             else:
-                self._fail(_NOT_HTTP, "this is no HTTP request")
+                self._fail(_NOT_HTTP, "this is not an HTTP request")
         if self.began is None or self.closing:
             return
         if before == (self._begun, self._came):
@@ -297,7 +297,7 @@ class WebhooksProtocol(BaseProtocol):
         if self._parser.should_upgrade():
             self._refuse(_UPGRADE, "invalid", "a request wants another protocol")
         elif self._parser.get_method() != b"POST":
-            self._refuse(guard.not_posted, "invalid", "a request is no POST")
+            self._refuse(guard.not_posted, "invalid", "a request is not a POST")
         elif not guard.here(self._url):
             self._refuse(guard.elsewhere, "invalid", "a request is for another path")
         elif not guard.allows(self._url, self._authorization):
