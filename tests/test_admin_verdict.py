@@ -51,7 +51,7 @@ class VerdictTests(SynchronousTestCase):
         self.make_well()
         self.webhook |= {"state": "paused"}
         self.assertEqual(
-            self.problem()[1:3], ("billing is paused", "Nothing is sent until somebody resumes it. Nothing waits.")
+            self.problem()[1:3], ("billing is paused", "Nothing is sent until someone resumes it. Nothing waits.")
         )
         self.webhook |= {"state": "up", "oldest_seconds": 61, "pending": 3}
         self.assertIn("the oldest delivery has waited for 61 s. 3 deliveries wait on disk.", self.problem()[2])

@@ -66,10 +66,10 @@ def said(webhook: Mapping[str, Any]) -> str:
 def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
     outbox, sources = status["outbox"], status["sources"]
     for file in outbox["damaged"]:
-        take = "Take over what can be read of it: mqhooks outbox salvage"
+        take = "Recover what can still be read: mqhooks outbox salvage"
         yield _bad("A damaged outbox was set aside", f"{take} {file}")
     if outbox["failing"] is not None:
-        room = "; give its disk room" if outbox["kind"] == "sqlite" else ""
+        room = "; free some disk space" if outbox["kind"] == "sqlite" else ""
         what = f"{short(outbox['failing'], REASON)}. Nothing more is accepted{room}. It goes on by itself."
         yield _bad("The outbox cannot be written", what)
     # The same may be said of two.
@@ -103,7 +103,7 @@ def _source(source: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> 
             yield _bad("VerneMQ is not connected", f"{what} {back}", "sidecar-title")
         title, text = "VerneMQ is held up", "Its connections are not read"
     if source["paused"] and not absent(source, sources):
-        why = "because the outbox has no room. See which webhook does not get rid of its deliveries."
+        why = "because the outbox has no room. See which webhook cannot deliver fast enough."
         yield _bad(title, f"{text}, {why}", "webhooks-title")
 
 
@@ -116,7 +116,7 @@ def _webhook(webhook: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[
         waiting += f" {int(used * 100)} % of its room is used."
     if webhook["state"] == "paused":
         until = webhook["paused_until"]
-        end = "until somebody resumes it" if until is None else f"for another {span(until - now)}"
+        end = "until someone resumes it" if until is None else f"for another {span(until - now)}"
         yield _warn(f"{name} is paused", f"Nothing is sent {end}. {waiting}", link)
     elif webhook["state"] == "down":
         since = "" if webhook["down_since"] is None else f" for {span(now - webhook['down_since'])}"
@@ -126,7 +126,7 @@ def _webhook(webhook: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[
             what = f"Its endpoint has refused every delivery{since}{why} Check its URL, token and routes."
             yield _bad(f"{name} refuses everything", f"{what} {waiting} None becomes a dead letter meanwhile.", link)
         else:
-            again = "It is tried again by itself, or by Try now."
+            again = "mqhooks keeps trying; Try now tries at once."
             yield _bad(f"{name} is failing", f"Its endpoint has failed{since}{why} {waiting} {again}", link)
     elif (webhook["oldest_seconds"] or 0) > LATE:
         oldest = f"the oldest delivery has waited for {span(webhook['oldest_seconds'])}"
