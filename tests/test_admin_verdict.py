@@ -50,9 +50,7 @@ class VerdictTests(SynchronousTestCase):
     def test_webhook_that_is_paused_behind_or_nearly_full(self):
         self.make_well()
         self.webhook |= {"state": "paused"}
-        self.assertEqual(
-            self.problem()[1:3], ("billing is paused", "Nothing is sent until someone resumes it. Nothing waits.")
-        )
+        self.assertEqual(self.problem()[1:3], ("billing is paused", "Nothing is sent until someone resumes it. Nothing waits."))
         self.webhook |= {"state": "up", "oldest_seconds": 61, "pending": 3}
         self.assertIn("the oldest delivery has waited for 61 s. 3 deliveries wait on disk.", self.problem()[2])
         self.webhook |= {"oldest_seconds": 1, "bytes": 90, "max_size": 100}

@@ -208,7 +208,7 @@ class AddressTests(SynchronousTestCase):
 
     def test_a_session_takes_what_is_told(self):
         text = (Path(__file__).parent.parent / "docs" / "sizing.rst").read_text()
-        more, alone = map(int, re.search(r"about (\d+) bytes more for each, and about (\d+) for", text).groups())
+        more, alone = map(int, re.search(r"about\s+(\d+) bytes more for each session, and about (\d+) for", text).groups())
         taken = {}
         for addresses in (False, True):
             for username in ("u" * 20, ""):

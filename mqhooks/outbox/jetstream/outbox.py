@@ -216,6 +216,7 @@ class JetStreamOutbox:
         self._abandoned = False
         self._running = self.started = False
         self._timers: set[IDelayedCall] = set()
+        self._ended = False
         self._recalled: tuple[tuple[Partition, int] | None, Sequence[Delivery]] = (None, ())
         self._monotonic = monotonic
         self._former: list[_Former] = []
@@ -278,6 +279,7 @@ class JetStreamOutbox:
         :param letters: how many dead letters are kept.
         """
         self._running = self.started = True
+        self._ended = False
         self._letters = letters
         self._members.start(self._share)
 
@@ -503,6 +505,7 @@ class JetStreamOutbox:
             partition.abort()
 
     def _end(self) -> None:
+        self._ended = True
         for acceptor in self._acceptors:
             acceptor.stop()
         for going_on in (self._moving, self._advancing):
@@ -965,6 +968,9 @@ class JetStreamOutbox:
 
         def failed(failure: Any) -> None:
             failure.trap(NATSError)
+            if self._ended:
+                # The delivery is not settled, and its next owner buries it.
+                return
             self.complain("letter", failure.getErrorMessage())
 
             def again() -> None:
