@@ -127,11 +127,11 @@ class Browser:
 
     async def click(self, selector):
         """Click on an element as a person does: it has to be seen, and nothing may lie over it."""
-        await self._command(f"element/{await self._find(selector)}/click", {})
+        await self._act(selector, "click", {})
 
     async def type(self, selector, text):
         """Type into an element."""
-        await self._command(f"element/{await self._find(selector)}/value", {"text": text})
+        await self._act(selector, "value", {"text": text})
 
     async def complaints(self):
         """What the console has got since the last time: errors, refused requests, violations of the content's policy."""
@@ -157,6 +157,19 @@ class Browser:
     async def screenshot(self):
         """The screen as PNG."""
         return b64decode(await self._ask("GET", f"/session/{self._session}/screenshot"))
+
+    async def _act(self, selector, action, what):
+        """Act on an element; once more when the page has just replaced or moved it. The test case's timeout bounds it."""
+        while True:
+            try:
+                return await self._command(f"element/{await self._find(selector)}/{action}", what)
+            except LookupError:
+                # It was replaced since it was found.
+                pass
+            except AssertionError as error:
+                if "element click intercepted" not in str(error) and "element not interactable" not in str(error):
+                    raise
+            await deferLater(self._reactor, 0.1)
 
     async def _find(self, selector):
         await self.until("document.querySelector(arguments[0])", selector)
