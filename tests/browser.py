@@ -75,16 +75,15 @@ class Browser:
         self._case = case
         self._reactor = reactor
         self._agent = Agent(reactor)
-        self._driver = Driver()
+        self._driver = self._process = None
         self._session = None
 
     async def start(self):
         """Open the window."""
         profile = Path(self._case.mktemp()).resolve()
         profile.mkdir(parents=True)
-        self._process = self._reactor.spawnProcess(self._driver, which("chromedriver"), ["chromedriver", "--port=0"], env=None)
         self._case.addCleanup(self.stop)
-        self._base = f"http://127.0.0.1:{await self._driver.port}"
+        self._base = f"http://127.0.0.1:{await self._drive()}"
         wanted = {
             "browserName": "chrome",
             "goog:chromeOptions": {"binary": which("chromium"), "args": [*FLAGS, f"--user-data-dir={profile}"]},
@@ -93,6 +92,20 @@ class Browser:
         }
         opened = await self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = opened["sessionId"]
+
+    async def _drive(self):
+        """Start the driver. It wants one port of both families, and ends when another has one of them just then."""
+        left = 5
+        while True:
+            left -= 1
+            self._driver = Driver()
+            command = ["chromedriver", "--port=0"]
+            self._process = self._reactor.spawnProcess(self._driver, which("chromedriver"), command, env=None)
+            try:
+                return await self._driver.port
+            except AssertionError as error:
+                if not left or "Address already in use" not in str(error):
+                    raise
 
     @inlineCallbacks
     def stop(self):
