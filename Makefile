@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
-JOBS := 2
+JOBS := 4
 SECONDS :=
 BENCH :=
 

@@ -120,10 +120,18 @@ class StatusTests(AdminCase):
                 "",
                 f"{off}: mqhooks.admin.listen: is off, so there is no API to ask: set it to an address like",
             ),
-            (["--config", free], "", f"{free}: mqhooks.admin.listen: tcp:0 has no fixed port: give --url instead of --config"),
+            (["--config", free], "", f"{free}: mqhooks.admin.listen: tcp:0 has no fixed port: give --url, too"),
             (["--cacertfile=/dev/null"], "https://localhost:1", "--cacertfile: /dev/null cannot be used: "),
         ):
             self.assertIn(problem, await self.refused_verdict(*words, url=url))
+
+    async def test_an_address_that_is_given_goes_before_the_configuration(self):
+        await self.start()
+        for listen in ("off", '"tcp:0"', "${NOBODY_SETS_THIS}"):
+            path = Path(self.mktemp())
+            path.write_text(f"mqhooks.admin.listen = {listen}")
+            problem = await self.refused_verdict("--config", path, url="http://127.0.0.1:1")
+            self.assertIn("http://127.0.0.1:1: Connection refused", problem)
 
     async def test_what_hangs_is_given_up(self):
         for protocol in (Protocol, Dripping):

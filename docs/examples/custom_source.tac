@@ -10,7 +10,6 @@ import os
 import time
 
 from twisted.application.service import Application
-from twisted.internet.protocol import Protocol
 
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.app.build import build
@@ -18,59 +17,36 @@ from mqhooks.app.reactor import install
 from mqhooks.app.settings import Settings
 from mqhooks.events import Event, Publish
 from mqhooks.nanomq.settings import Rule
-from mqhooks.sources.connections import SourceFactory
+from mqhooks.sources.connections import SourceFactory, SourceProtocol
 from mqhooks.sources.counters import SourceCounters
 from mqhooks.sources.listening import SourceService
 from mqhooks.webhook.settings import WebhookSettings
 
-LONGEST = 1 << 20
 
-
-def parse(line):
-    told = json.loads(line)
-    return str(told["client"]), str(told["topic"]), str(told["payload"]).encode()
-
-
-def event(client, topic, payload):
-    # Lines come in their order, so it needs no merge window.
-    now = time.time_ns()
-    return Event("on_publish", Publish(now, client_id=client, topic=topic, payload=payload), now, "", client, "", window=False)
-
-
-class Lines(Protocol):
-    """One connection. What one read has brought is one batch; the next read waits until it is on disk and there is room."""
-
+class Lines(SourceProtocol):
     rest = b""
-
-    def connectionMade(self):
-        self.factory.joined(self)
-
-    def connectionLost(self, reason):
-        self.factory.left(self)
-
-    def close(self):
-        self.transport.loseConnection()
-
-    def abort(self):
-        self.transport.abortConnection()
 
     def dataReceived(self, data):
         *lines, self.rest = (self.rest + data).split(b"\n")
-        if len(self.rest) > LONGEST:
+        if len(self.rest) > 1 << 20:
             self.abort()
-        accepted = self.factory.handover.receive(list(self.events(lines)))
+        # What one read has brought is one batch. The next read waits until it is on disk, and there is room for more.
+        accepted = self.factory.handover.receive([event for line in lines for event in self.read(line)])
         if accepted is not None:
             self.transport.pauseProducing()
             accepted.addCallback(lambda _: self.transport.resumeProducing())
 
-    def events(self, lines):
-        for line in lines:
-            try:
-                told = parse(line)
-            except (ValueError, LookupError, TypeError):
-                self.factory.counters.malformed += 1
-            else:
-                yield event(*told)
+    def read(self, line):
+        try:
+            told = json.loads(line)
+            client, topic, payload = str(told["client"]), str(told["topic"]), str(told["payload"]).encode()
+        except (ValueError, LookupError, TypeError):
+            self.factory.counters.malformed += 1
+            return
+        now = time.time_ns()
+        message = Publish(now, client_id=client, topic=topic, payload=payload)
+        # Lines come in their order, so they need no merge window.
+        yield Event("on_publish", message, now, "", client, "", window=False)
 
 
 class LineCounters(SourceCounters):
@@ -82,18 +58,13 @@ class LineFactory(SourceFactory):
 
 
 class LineService(SourceService):
-    """Listens; the base counts, shows it on the status page, and closes connections at the end."""
-
-    via = "lines"
-    awaited = "lines"
+    via = awaited = "lines"
 
 
 # Instead of "from twisted.internet import reactor": timers that ignore changes of the system clock.
 reactor = install()
-
 url = os.environ.get("MQHOOKS_URL", "http://127.0.0.1:8080/hook")
 listen = os.environ.get("MQHOOKS_LISTEN", "tcp:8899:interface=127.0.0.1")
-
 webhook = WebhookSettings("webhook", url, (Rule("on_message_publish"),))
 settings = Settings(webhooks=(webhook,), admin=AdminSettings(os.environ.get("MQHOOKS_ADMIN")))
 

@@ -130,18 +130,21 @@ def outbox_path(path: str) -> str:
     return outbox
 
 
-def admin_access(file: str) -> tuple[str, str | None]:
+def admin_access(file: str, given: str | None = None) -> tuple[str, str | None]:
     """
     Read where the admin API is and its token, and nothing else, so that variables with other secrets need not be set.
 
+    :param given: where it is, if that is known; ``None`` for what the file says.
     :returns: a URL, or ``unix:`` and a path; the token.
     :raises mqhooks.errors.ConfigError: when the file cannot be read, there is no admin API, or nobody can say where it is.
     """
     block = Block(read(file, required=False).values, file, "", []).block("mqhooks").block("admin")
     listen = block.string("listen", ADMIN_LISTEN)
-    for key in ("listen", "token"):
+    for key in ("listen", "token") if given is None else ("token",):
         if "${" in str(block.tree(key)):
             raise block.error(key, "set the environment variable that it refers to")
+    if given is not None:
+        return given, block.secret("token")
     if listen == "off":
         raise block.error("listen", "is off, so there is no API to ask: set it to an address like tcp:8891")
     kind, interface, port = interface_of(listen)
@@ -149,7 +152,7 @@ def admin_access(file: str) -> tuple[str, str | None]:
         path = re.split(r"(?<!\\):", listen)[1].removeprefix("address=")
         return f"unix:{path}", block.secret("token")
     if not port:
-        raise block.error("listen", f"{listen} has no fixed port: give --url instead of --config")
+        raise block.error("listen", f"{listen} has no fixed port: give --url, too")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(interface, interface)
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if kind == 'ssl' else 'http'}://{host}:{port}", block.secret("token")

@@ -4,17 +4,17 @@ Reads what ``outbox {}`` says of NATS JetStream.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import cast, get_args
 
+from mqhooks.app.tlsblock import read_tls
 from mqhooks.errors import ConfigError
 from mqhooks.nanomq.block import Block
 from mqhooks.nats.auth import Auth
 from mqhooks.nats.settings import NATSSettings, Server, server
 from mqhooks.outbox.jetstream.layout import PREFIX
 from mqhooks.outbox.jetstream.store import JetStreamSettings, Role, Spill
-from mqhooks.support.tls import TLSSettings, client_context
+from mqhooks.support.tls import client_context
 
 KEYS = (
     "servers",
@@ -47,7 +47,8 @@ def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     """
     servers = _servers(block)
     auth = _auth(block)
-    tls = _tls(block)
+    own = block.block("tls")
+    tls = read_tls(own, used=own.boolean("enable", default=True) and "tls" in block)
     replicas = block.integer("replicas", 3, least=1, most=5)
     partitions = block.integer("partitions", 16, least=1, most=MOST_PARTITIONS)
     prefix = block.string("prefix", "MQ")
@@ -105,21 +106,3 @@ def _auth(block: Block) -> Auth:
         where=block.where,
         path=block.path("user").rpartition(".")[0],
     )
-
-
-def _tls(block: Block) -> TLSSettings | None:
-    tls = block.block("tls")
-    enabled = tls.boolean("enable", default=True)
-    files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}
-    password = tls.secret("key_password")
-    tls.close()
-    if "tls" not in block or not enabled:
-        return None
-    for key, path in files.items():
-        if path is not None and not os.access(path, os.R_OK):
-            problem = "may not be read by this user" if os.path.exists(path) else "does not exist"
-            tls.fail(tls.error(key, f"{path} {problem}"))
-    for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
-        if files[one] is not None and files[other] is None:
-            tls.fail(tls.error(other, f"is missing: {one} needs it"))
-    return TLSSettings(**files, key_password=password, where=tls.where, path=block.path("tls"))

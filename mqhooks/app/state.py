@@ -108,7 +108,7 @@ def _bridge(options: Namespace) -> _Bridge:
         from mqhooks.app.configuration import admin_access
 
         try:
-            url, own = admin_access(options.config)
+            url, own = admin_access(options.config, options.url)
         except ConfigError as error:
             raise NoAnswer(error.told) from None
         token = own or token

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 from mqhooks.app import shapeblock
 from mqhooks.app.proxies import from_environment, read_proxy
+from mqhooks.app.tlsblock import read_tls
 from mqhooks.errors import ConfigError
 from mqhooks.http.proxy import ProxySettings
 from mqhooks.nanomq.block import Block, suggest
@@ -491,17 +492,7 @@ def _tls(block: Block, url: str) -> TLSSettings | None:
     if not given or not spellings[given[0]].boolean("enable", default=True):
         return None
     tls = spellings[given[0]]
-    files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}
-    password = tls.secret("key_password")
-    tls.close()
-    if not url.lower().startswith("https:"):
+    encrypted = url.lower().startswith("https:")
+    if not encrypted:
         tls.warn("enable", "the url is http, so nothing is encrypted and this block is not used")
-        return None
-    for key, path in files.items():
-        if path is not None and not os.access(path, os.R_OK):
-            problem = "may not be read by this user" if os.path.exists(path) else "does not exist"
-            tls.fail(tls.error(key, f"{path} {problem}"))
-    for one, other in (("certfile", "keyfile"), ("keyfile", "certfile")):
-        if files[one] is not None and files[other] is None:
-            tls.fail(tls.missing(other, f"{one} needs it"))
-    return TLSSettings(**files, key_password=password, where=tls.where, path=block.path(given[0]))
+    return read_tls(tls, used=encrypted)

@@ -26,9 +26,6 @@ STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 JSON = "application/json"
 
-OFTEN = 64
-"""Up to how many characters a value has whose header is made once and remembered."""
-
 _encode = msgspec.json.Encoder().encode
 _SOURCE = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 # The HTTP binding, section 3.1.3.2: whatever is not printable, and these.
@@ -113,9 +110,9 @@ class CloudEvents:
         if time:
             headers.append(("ce-time", time))
         if subject:
-            headers.append(_header("ce-subject", subject))
+            headers.append(("ce-subject", percent(subject)))
         if client:
-            headers.append(_header("ce-partitionkey", client))
+            headers.append(("ce-partitionkey", percent(client)))
         return tuple(headers)
 
     def _fixed(self, mountpoint: str) -> dict[str, str]:
@@ -123,22 +120,12 @@ class CloudEvents:
         return fixed | ({"mountpoint": mountpoint} if mountpoint else {})
 
     def _fixed_headers(self, mountpoint: str) -> tuple[tuple[str, str], ...]:
-        return tuple(_header(f"ce-{name}", value) for name, value in self._fixed(mountpoint).items())
+        return tuple((f"ce-{name}", percent(value)) for name, value in self._fixed(mountpoint).items())
 
 
 def percent(value: str) -> str:
     """Write an attribute's value as a header has it."""
     return value if _plain(value) else _encoded(_percent, value)
-
-
-def _header(name: str, value: str) -> tuple[str, str]:
-    return _header_often(name, value) if len(value) <= OFTEN else (name, percent(value))
-
-
-# Clients and their topics come again and again.
-@lru_cache(1 << 12)
-def _header_often(name: str, value: str) -> tuple[str, str]:
-    return name, percent(value)
 
 
 def _percent(match: re.Match[str]) -> str:

@@ -149,21 +149,14 @@ def header_maker(template: str, event: str, encoding: Encoding = "json") -> Call
         fixed = "".join(pieces)
         return lambda _event, _item: fixed
 
-    only = fields[0] if pieces == ["", ""] else None
-
     def make(event: Event, item: Any) -> str:
-        if only is not None:
-            header: str = only.text(event, item)
-            if header is None:
-                raise Unsendable(f"{{{{{only.name}}}}} is missing")
-        else:
-            values = []
-            for part in fields:
-                value = part.text(event, item)
-                if value is None:
-                    raise Unsendable(f"{{{{{part.name}}}}} is missing")
-                values.append(value)
-            header = form % tuple(values)
+        values = []
+        for part in fields:
+            value = part.text(event, item)
+            if value is None:
+                raise Unsendable(f"{{{{{part.name}}}}} is missing")
+            values.append(value)
+        header = form % tuple(values)
         if len(header) > LONGEST:
             raise Unsendable(f"it is longer than {LONGEST} characters")
         if not (header.isprintable() and header.strip() == header) and _not_for_headers(header):

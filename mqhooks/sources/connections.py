@@ -7,11 +7,36 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ServerFactory
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
+from twisted.python.failure import Failure
 
 from mqhooks.interfaces import IEventSink
 from mqhooks.sources.counters import SourceCounters
 from mqhooks.sources.handover import Handover, Watcher
+
+
+class SourceProtocol(Protocol):
+    """One connection of a source; what it reads is for ``dataReceived`` to hand over."""
+
+    factory: SourceFactory
+
+    def connectionMade(self) -> None:
+        """Note a new connection."""
+        self.factory.joined(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Note that it ended."""
+        self.factory.left(self)
+
+    def close(self) -> None:
+        """Close the connection in order."""
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
 
 
 class SourceFactory(ServerFactory):
@@ -19,7 +44,7 @@ class SourceFactory(ServerFactory):
     Makes the protocols of a source's connections, and knows which are open.
 
     A protocol calls :meth:`joined` and :meth:`left`, and hands events to the factory's ``handover``. It has ``close()``, which
-    closes the connection in order, and ``abort()``.
+    closes the connection in order, and ``abort()``, as :class:`SourceProtocol` has.
 
     :param sink: gets the events. It is not started or stopped here.
     :param counters: the source's.

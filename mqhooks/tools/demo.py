@@ -13,9 +13,10 @@ import sys
 import sysconfig
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mqhooks.tools.ports import free_port
 
@@ -98,7 +99,7 @@ class ReceiverProcess(Child):
         """Print a webhook."""
         if _WEBHOOK.match(line):
             self.arrived += 1
-            _say(line)
+            say(line)
 
 
 class SimulatorProcess(Child):
@@ -148,17 +149,17 @@ async def demonstrate(seconds: float | None) -> int:
         "a stand-in for VerneMQ",
         [*twistd, "mqhooks-simulate", f"--target=tcp:127.0.0.1:{events}", "--clients=5", "--rate=2", "--payload-size=0"],
     )
-    _say("Three processes, in the order in which events pass through them:\n")
+    say("Three processes, in the order in which events pass through them:\n")
     for child in (simulator, bridge, receiver):
-        _say(f"  {child.title}:\n    {shlex.join(child.command)}")
-    _say(f"\nThe bridge's status page: http://127.0.0.1:{page}/")
-    _say(f"Each line below is a webhook received at {url}")
-    _say("Press Ctrl-C to stop.\n" if seconds is None else f"It stops after {seconds:g} seconds, or with Ctrl-C.\n")
+        say(f"  {child.title}:\n    {shlex.join(child.command)}")
+    say(f"\nThe bridge's status page: http://127.0.0.1:{page}/")
+    say(f"Each line below is a webhook received at {url}")
+    say("Press Ctrl-C to stop.\n" if seconds is None else f"It stops after {seconds:g} seconds, or with Ctrl-C.\n")
     with directory:
         status = await run([receiver, bridge, simulator], seconds)
     if status == 0:
-        _say(f"\nThe simulator sent {simulator.sent} events, the endpoint received {receiver.arrived} webhooks.")
-        _say("An event makes none, one or several webhooks: see docs/events.rst. All three processes have stopped.")
+        say(f"\nThe simulator sent {simulator.sent} events, the endpoint received {receiver.arrived} webhooks.")
+        say("An event makes none, one or several webhooks: see docs/events.rst. All three processes have stopped.")
     return status
 
 
@@ -182,7 +183,7 @@ async def run(children: Sequence[Child], seconds: float | None) -> int:
     for child in reversed(children):
         await child.stop()
     for child in failed:
-        _complain(f"\n{shlex.join(child.command)} ended with status {ended[child].result()}. Its last lines:", *child.last)
+        complain(f"\n{shlex.join(child.command)} ended with status {ended[child].result()}. Its last lines:", *child.last)
     return 1 if failed else 0
 
 
@@ -190,7 +191,8 @@ def _shortest(path: Path) -> str:
     return min(str(path), os.path.relpath(path), key=len)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Write a line to standard output."""
     try:
         print(line, flush=True)  # noqa: T201 - its purpose
     except BrokenPipeError:
@@ -199,27 +201,31 @@ def _say(line: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _complain(*lines: str) -> None:
+def complain(*lines: str) -> None:
+    """Write lines to standard error, all but the first indented."""
     print(*lines, sep="\n    ", file=sys.stderr)  # noqa: T201
 
 
-def main() -> int:
+def main(name: str, demonstrate: Callable[[float | None], Coroutine[Any, Any, int]], *, example: int = 10) -> int:
     """
-    Run the demo with the arguments of the command line.
+    Run a demo with the arguments of the command line: for how many seconds, if that is not until Ctrl-C.
 
+    :param name: what it is called in messages.
+    :param demonstrate: runs it; returns the exit status.
+    :param example: a good number of seconds.
     :returns: the exit status.
     """
     try:
         (seconds,) = (float(text) for text in sys.argv[1:]) if sys.argv[1:] else (None,)
     except ValueError:
-        _complain(f"demo: {' '.join(sys.argv[1:])!r} is not a number of seconds; write it like 10")
+        complain(f"{name}: {' '.join(sys.argv[1:])!r} is not a number of seconds; write it like {example}")
         return 2
     try:
         return asyncio.run(demonstrate(seconds))
     except OSError as error:
-        _complain(f"demo: cannot start: {error}")
+        complain(f"{name}: cannot start: {error}")
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("demo", demonstrate))

@@ -350,7 +350,7 @@ class Intake:
             return
         held = [delivery for delivery in claimed if delivery.window]
         if len(held) < len(claimed):
-            held, passing = self._behind(claimed, {delivery.client for delivery in held}, self._merge)
+            held, passing = self._behind(claimed, {delivery.client for delivery in held} | self._merge.clients)
             self._push(self._fitting(passing))
         # A backlog was accepted at different times: each delivery waits for the window from its own acceptance on.
         now, wall = self._seconds(), int(self._now() * 1000)
@@ -360,15 +360,17 @@ class Intake:
             self._last_arrival = arrival = max(arrival, self._last_arrival)
             self._merge.push(list(map(self._shelve, group)) if self._full else self._fitting(group), arrival)
 
-    def _behind(
-        self, claimed: Sequence[Delivery], clients: set[str], merge: MergeWindow
-    ) -> tuple[list[Delivery], list[Delivery]]:
-        """Have what need not wait in the window wait there all the same, where its client's earlier deliveries still do."""
+    def _behind(self, claimed: Sequence[Delivery], clients: set[str]) -> tuple[list[Delivery], list[Delivery]]:
+        """
+        Have what need not wait in the window wait there all the same, where its client's earlier deliveries do.
+
+        :param clients: whose do.
+        """
         held: list[Delivery] = []
         passing: list[Delivery] = []
         leaving = bool(self._due or self._recalling)
         for delivery in claimed:
-            waits = delivery.window or leaving or delivery.client in clients or delivery.client in merge
+            waits = delivery.window or leaving or delivery.client in clients
             (held if waits else passing).append(delivery)
         return held, passing
 

@@ -42,8 +42,6 @@ class MergeWindow:
         self.size = 0
         self._window = window
         self._held = 0
-        # How many of each client are held.
-        self._clients: dict[str, int] = {}
         # What came together: when, and a delivery for each, or its client where that is mixed up.
         self._arrivals: deque[tuple[float, list[Held | str]]] = deque()
         self._mixed: dict[str, _Mixed] = {}
@@ -53,8 +51,10 @@ class MergeWindow:
     def __len__(self) -> int:
         return self._held
 
-    def __contains__(self, client: str) -> bool:
-        return client in self._clients
+    @property
+    def clients(self) -> set[str]:
+        """Whose deliveries are held."""
+        return {slot if isinstance(slot, str) else slot.client for _, slots in self._arrivals for slot in slots}
 
     def push(self, deliveries: Sequence[Held], now: float) -> None:
         """
@@ -66,12 +66,10 @@ class MergeWindow:
             return
         slots: list[Held | str] = list(deliveries)
         newest, older = self._newest.recent, self._newest.older
-        clients = self._clients
         size = 0
         for index, delivery in enumerate(deliveries):
             client, timestamp = delivery.client, delivery.timestamp
             size += len(delivery.body)
-            clients[client] = clients.get(client, 0) + 1
             before = newest.get(client)
             if before is None:
                 before = older.get(client, timestamp)
@@ -139,13 +137,6 @@ class MergeWindow:
                 size += len(delivery.body)
                 recent[delivery.client] = delivery.timestamp
         self.size -= size
-        clients = self._clients
-        for delivery in found:
-            left = clients[delivery.client] - 1
-            if left:
-                clients[delivery.client] = left
-            else:
-                del clients[delivery.client]
         return found
 
     def _first(self, slot: Held | str) -> Held:
