@@ -107,9 +107,8 @@ class WordsTests(SynchronousTestCase):
     def test_words(self):
         self.assertEqual([plural(number, "letter") for number in (0, 1, 2000)], ["0 letters", "1 letter", "2,000 letters"])
         self.assertEqual([rate(number) for number in (0, 0.04, 12.34, 4000)], ["0", "0.0", "12.3", "4,000"])
-        self.assertEqual(
-            [size(number) for number in (1, 1023, 1536, 5 << 40, 5 << 60)][:4], ["1 byte", "1,023 bytes", "1.5 KiB", "5.0 TiB"]
-        )
+        sizes = {1: "1 byte", 1023: "1,023 bytes", 1536: "1.5 KiB", 5 << 40: "5.0 TiB", 5 << 50: "5120.0 TiB"}
+        self.assertEqual({number: size(number) for number in sizes}, sizes)
         spans = {
             -1: "0 s",
             119.4: "119 s",

@@ -272,13 +272,18 @@ class PooledContract(TransportContract):
     async def test_no_timer_stays_when_nothing_is_under_way(self):
         transport = self.start(timeout=0.1)
         await self.result(transport)
-        # The one that is left is trial's own.
+        # The latest is trial's own.
+        *ours, _ = sorted(call.getTime() - reactor.seconds() for call in reactor.getDelayedCalls())
+        later = []
+        self.clock.callLater = lambda delay, *what: later.append(delay) or reactor.callLater(delay, *what)
         await until(lambda: len(reactor.getDelayedCalls()) == 1)
+        # By the timers' own times: a busy machine may be late for each.
+        self.assertLess(max(ours, default=0.0) + sum(later), 1.0)
 
     async def test_server_of_the_standard_library(self):
         await super().test_server_of_the_standard_library()
-        # Without an acknowledgement at once each request takes 44 ms; a busy machine holds up some.
-        self.assertLess(sorted(self.took)[5], 0.03)
+        # Without an acknowledgement at once each request takes 44 ms; a busy machine does not hold up each ten of them.
+        self.assertLess(min(self.elapsed), 0.22)
 
 
 class PlainTests(PooledContract, TestCase):

@@ -85,19 +85,18 @@ class WebhooksServiceTests(TestCase):
 
         def ask(connection, times):
             head, _, body = request().partition(b"\r\n\r\n")
-            took = []
+            since = time.monotonic()
             for _ in range(times):
-                since = time.monotonic()
                 connection.sendall(head + b"\r\n\r\n")
                 connection.sendall(body)
                 self.assertEqual(answers(connection), NEXT)
-                took.append(time.monotonic() - since)
-            return sorted(took)
+            return (time.monotonic() - since) / times
 
         service = self.listen("tcp:0")
-        took = await deferToThread(ask, self.connect(service), 60)
-        # A busy machine holds up some, a delayed acknowledgement nearly all.
-        self.assertLess(took[20], 0.03)
+        connection = self.connect(service)
+        # A delayed acknowledgement holds up nearly all; a busy machine not all of these rounds.
+        each = [await deferToThread(ask, connection, 50) for _ in range(3)]
+        self.assertLess(min(each), 0.02)
 
     async def test_a_thousand_connections(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -296,11 +296,12 @@ class TransportContract:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/hook"
         transport = self.connect(url)
-        self.took = []
-        for number in range(20):
+        self.elapsed = []
+        for _ in range(3):
             begun = reactor.seconds()
-            response = await self.result(transport, b"%d" % number, head=Head("POST", url, ()))
-            self.took.append(reactor.seconds() - begun)
-            self.assertEqual((response.status, response.body), (200, b"ok"))
-        self.assertEqual(bodies, [b"%d" % number for number in range(20)])
+            for number in range(10):
+                response = await self.result(transport, b"%d" % number, head=Head("POST", url, ()))
+                self.assertEqual((response.status, response.body), (200, b"ok"))
+            self.elapsed.append(reactor.seconds() - begun)
+        self.assertEqual(bodies, [b"%d" % number for number in range(10)] * 3)
         await transport.close()
