@@ -59,8 +59,10 @@ class GrpcioTests(TestCase):
     async def test_recorded_calls(self):
         stub = self.listen()
         self.assertEqual(self.service.addresses[0].host, "127.0.0.1")
+        # The time below is for the answer: the connection is there.
+        self.assertEqual((await stub.call(b"", path=CHECK))[0], 0)
         for call in golden_calls():
-            self.assertEqual(await stub.call(call.message[5:]), (0, ""), call.type)
+            self.assertEqual(await stub.call(call.message[5:], timeout=0.5), (0, ""), call.type)
         self.assertEqual(self.factory.counters.events, 13)
 
     async def test_a_hundred_in_flight_on_several_connections(self):
@@ -127,7 +129,7 @@ class GrpcioTests(TestCase):
         self.assertEqual(set(await gatherResults(calls)), {(0, "")})
         await stopped
         self.assertEqual(self.factory.counters.connections, 0)
-        self.assertEqual((await stub.call(request(publish(1))))[0], 14)
+        self.assertEqual((await stub.call(request(publish(1)), timeout=1))[0], 14)
 
     async def test_a_stop_does_not_wait_for_ever(self):
         stub = self.listen()

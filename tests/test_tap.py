@@ -460,6 +460,7 @@ class ProcessTests(OptionsCase, TestCase):
         bridge.process.signalProcess(signal)
         # It reads no more, so it is stopping, and goes on to wait for the answers.
         self.assertEqual(await deferToThread(self.connection.recv, 1), b"")
+        await deferLater(reactor, 0.3)
         self.assertFalse(bridge.ended.called)
         self.endpoint.answer = lambda request: request.connection.reply()
         for connection in held:

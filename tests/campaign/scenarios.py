@@ -128,12 +128,13 @@ async def down(reactor, seed, *, times=2, length=1.5):
 
 async def one_of_two(reactor, seed, *, length=1.0):
     """Two webhooks; the endpoint of one is down, the other must not be held up."""
-    async with staged(reactor, seed, webhooks=("one", "two"), rate=800) as stage:
+    rate = 800
+    async with staged(reactor, seed, webhooks=("one", "two"), rate=rate) as stage:
         await stage.start()
         await stage.wait(0.3)
         await stage.endpoints["one"].close()
         await stage.wait(length)
-        await stage.goes_on("two", "the other webhook is not held up")
+        await stage.keeps_up("two", rate / 2, "the other webhook is not held up")
         await stage.kill()
         await stage.start()
         await stage.wait(0.3)
@@ -342,9 +343,10 @@ time.time = jumping
 
 async def clock(reactor, seed, *, jumps=(3600.0, -3600.0), restart=False):
     """The time of day jumps; no timer may stop, none may end at once."""
+    rate = 600
     async with staged(reactor, seed) as home:
         path = os.path.join(home.mktemp(), "offset")
-        async with staged(reactor, seed, before=_CLOCK.format(path=path), rate=600) as stage:
+        async with staged(reactor, seed, before=_CLOCK.format(path=path), rate=rate) as stage:
             await stage.start()
             for jump in jumps:
                 stage.endpoint.behave = stage.endpoint.shares(stage.random, {500: 0.1})
@@ -356,7 +358,7 @@ async def clock(reactor, seed, *, jumps=(3600.0, -3600.0), restart=False):
                     await stage.kill()
                     await stage.start()
                 await stage.wait(1.0)
-                await stage.goes_on("hook", f"deliveries go on after a jump to {jump:+g} s")
+                await stage.keeps_up("hook", rate * 0.75, f"deliveries keep up after a jump to {jump:+g} s")
                 stage.endpoint.behave = stage.endpoint.accept
             times = "once" if len(jumps) == 1 else f"{len(jumps)} times"
             return await stage.finish(f"the clock jumps by an hour and more, {times}{', SIGKILL meanwhile' * restart}")
