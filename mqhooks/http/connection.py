@@ -98,7 +98,6 @@ class HTTPConnection:
         self.idle_since = now
         self.exchange: Exchange | None = None
         self._owner = owner
-        self._send = channel.send
         self._parser = HttpResponseParser(self)
         self._used = False
         # How many bytes of the current answer have come, interim ones included; and those that read_head() may need.
@@ -117,7 +116,7 @@ class HTTPConnection:
     def start(self, exchange: Exchange) -> None:
         """Send a request. The connection must be free."""
         self.exchange = exchange
-        self._send(exchange.request)
+        self.channel.send(exchange.request)
 
     def abandon(self, error: DeliveryError) -> None:
         """Give up the exchange without waiting for the rest of its answer, and close the connection."""

@@ -286,9 +286,7 @@ class Dispatcher:
         if not breaker.well or breaker.failing:
             self._note_arrival(deliveries)
         settle(ARRIVED)
-        # While a claim waits, what comes wakes the pump by itself.
-        if self.settled is not None or not self._intake.waits:
-            self._go_on()
+        self._go_on()
 
     def _note_arrival(self, deliveries: list[Delivery]) -> None:
         if self._outcomes.arrived(deliveries):

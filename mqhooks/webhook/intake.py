@@ -131,11 +131,6 @@ class Intake:
         self._pumping = False
         self._running = False
 
-    @property
-    def waits(self) -> bool:
-        """Whether there is nothing to do until the outbox has something new."""
-        return self._claim is not None and not self._due
-
     def start(self) -> None:
         """Begin, first of all with what the outbox holds."""
         self._running = True
@@ -160,10 +155,14 @@ class Intake:
 
     def go_on(self) -> None:
         """Note that something was settled."""
-        if self._lanes.load > self._low:
-            self._check_room()
-        elif not self.waits:
+        if self._claim is not None and not self._due:
+            # There is nothing to do until the outbox has something new.
+            return
+        lanes = self._lanes
+        if lanes.load <= self._low:
             self.pump()
+        elif 2 * lanes.in_flight <= lanes.limit or self._crowded_since is not None:
+            self._check_room()
 
     def pump(self) -> None:
         """Push what may go into the lanes, and claim what there is room for."""
