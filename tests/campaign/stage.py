@@ -432,6 +432,9 @@ def out_of_order(arrivals):
     seen, done = set(), set()
     wrong = []
     for arrival in arrivals:
+        if arrival.status == 410:
+            # Refused for good: if a kill undoes that, it comes again, and late.
+            done.add(arrival.id)
         for last, known, counts in ((tried, seen, True), (delivered, done, 200 <= arrival.status < 300)):
             if counts and arrival.id not in known:
                 known.add(arrival.id)
