@@ -29,7 +29,8 @@ class IEventSink(IService):
         Accept events.
 
         A sink never raises or fails because of an event: it takes what it is given, and counts what it cannot use. The caller
-        may pass further batches before an earlier one is accepted; it stops reading its source while too much is unaccepted.
+        may pass further batches before an earlier one is accepted; it stops reading its source while too much is unaccepted,
+        unless the sink holds it (:class:`IHolding`).
 
         :param events: a batch, usually what one turn of the reactor has read, in the order read. It may be empty. The sink must
             not change it.
@@ -54,6 +55,19 @@ class IBoundedSink(IEventSink):
         :param events: as for ``receive``.
         :returns: ``None`` when they are committed already, else a ``Deferred`` that fires with ``None`` once they are.
         """
+
+
+class IHolding(Interface):
+    """
+    A sink or an outbox that may hold for a while, in memory, what cannot be committed.
+
+    It holds a bounded amount. What it holds is not accepted, so a kill loses it.
+    """
+
+    holds: bool = Attribute(
+        "Whether it does so now, and has memory for more: sources that cannot refuse events go on reading, however much is not "
+        "accepted yet."
+    )
 
 
 class IEventSource(IService):

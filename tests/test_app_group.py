@@ -2,8 +2,10 @@
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import alsoProvides
 
 from mqhooks.app.group import LONG_PAYLOAD, WebhookGroup
+from mqhooks.interfaces import IHolding
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryStore
 from mqhooks.testing import make_event
@@ -53,6 +55,21 @@ class LongPayloadTests(SynchronousTestCase):
         sizes = [[len(each.body) > LONG_PAYLOAD for each in outbox.claim(10, 1 << 30)] for outbox in self.outboxes]
         self.assertEqual(sizes, [[True, False, True]] * 3)
         self.assertIsNone(group.receive([publish("c", 3)]))
+
+    def test_what_comes_meanwhile_is_not_held_by_outboxes(self):
+        group = self.make(2)
+        self.assertFalse(group.holds)
+        for outbox in self.outboxes:
+            alsoProvides(outbox, IHolding)
+            outbox.holds = True
+        self.assertTrue(group.holds)
+        group.receive([self.long()])
+        self.assertFalse(group.holds)
+        self.clock.pump([0] * 10)
+        self.assertTrue(group.holds)
+        for outbox in self.outboxes:
+            outbox.holds = False
+        self.assertFalse(group.holds)
 
     def test_a_full_outbox_is_waited_for(self):
         group = self.make(2, max_size=LONG_PAYLOAD)

@@ -18,7 +18,7 @@ from zope.interface.verify import verifyObject
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event
-from mqhooks.interfaces import IEventSink
+from mqhooks.interfaces import IEventSink, IHolding
 from mqhooks.sinks import FanOut, FilterSink, SampleSink
 from mqhooks.testing import RecordingSink, make_event, verify_sink
 
@@ -45,6 +45,44 @@ class SlowSink(Service):
 
     def receive(self, events: Sequence[Event]) -> None:
         return None
+
+
+@implementer(IHolding)
+class HoldingSink(RecordingSink):
+    """Holds what it does not accept."""
+
+    holds = True
+
+
+class HoldingTests(SynchronousTestCase):
+    """What a sink holds need not stop its source, unless another sink waits."""
+
+    def setUp(self) -> None:
+        self.holding, self.other = HoldingSink(), RecordingSink()
+        self.sink = FanOut([self.holding, self.other])
+        verifyObject(IHolding, self.sink)
+
+    def test_a_sink_that_holds_speaks_for_those_that_have_accepted_all(self) -> None:
+        self.assertTrue(self.sink.holds)
+        self.other.hold()
+        self.sink.receive([make_event("on_publish")])
+        self.assertFalse(self.sink.holds)
+        self.other.release()
+        self.assertTrue(self.sink.holds)
+        self.holding.holds = False
+        self.assertFalse(self.sink.holds)
+
+    def test_a_sink_that_fails_does_not_wait(self) -> None:
+        self.other.hold()
+        self.sink.receive([make_event("on_publish")])
+        self.other.waiting[0].errback(RuntimeError("no"))
+        self.assertTrue(self.sink.holds)
+        self.flushLoggedErrors(RuntimeError)
+
+    def test_a_filter_asks_its_sink(self) -> None:
+        self.assertTrue(FilterSink(self.sink).holds)
+        self.assertFalse(FilterSink(self.other).holds)
+        verifyObject(IHolding, FilterSink(self.sink))
 
 
 class FanOutTests(SynchronousTestCase):

@@ -21,7 +21,7 @@ from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.messages import MESSAGES
 from mqhooks.sources.sidecar.pieces import MANY, NAMES, PIECE, divide
 from tests.frames import TYPE_URL, AnyMessage, envelope, framed
-from tests.test_sources_sidecar_protocol import ProtocolCase, publish
+from tests.test_sources_sidecar_protocol import HoldingSink, ProtocolCase, publish
 
 
 def subscribe(client, count, **fields):
@@ -206,6 +206,8 @@ class DivideTests(SynchronousTestCase):
 class PiecesTests(ProtocolCase):
     """They have a turn each."""
 
+    sink_class = HoldingSink
+
     def setUp(self):
         super().setUp()
         self.factory.max_frame = 1 << 20
@@ -326,6 +328,14 @@ class PiecesTests(ProtocolCase):
         self.turns()
         self.assertFalse(self.factory.braked)
         self.assertEqual(self.connection.transport.producerState, "producing")
+
+    def test_many_short_frames_are_not_what_a_sink_holds(self):
+        self.patch(protocol, "SHORT_LIMIT", 50_000)
+        self.sink.held, self.sink.holds = [], True
+        while not self.factory.braked:
+            self.feed(self.connection, framed(envelope(subscribe("c", 2 * MANY))))
+        self.clock.advance(protocol.PATIENCE)
+        self.assertEqual((self.factory.braked, self.counters.paused), (True, True))
 
     def test_many_long_frames_hold_up_only_long_ones(self):
         self.patch(protocol, "LONG", 200)

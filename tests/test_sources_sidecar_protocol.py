@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from mqhooks.events import HOOKS
-from mqhooks.interfaces import IEventSink
+from mqhooks.interfaces import IEventSink, IHolding
 from mqhooks.pb.on_publish_pb2 import OnPublish
 from mqhooks.sources.sidecar import protocol as protocol_module
 from mqhooks.sources.sidecar.decode import decode
@@ -44,6 +44,13 @@ class Sink(Service):
         return [event for batch in self.batches for event in batch]
 
 
+@implementer(IHolding)
+class HoldingSink(Sink):
+    """Holds what it has not accepted, if told to."""
+
+    holds = False
+
+
 def publish(number, size=0):
     return framed(envelope(OnPublish(client_id=f"c{number}", payload=b"x" * size)))
 
@@ -60,8 +67,10 @@ def bytes_missing(stream):
 
 
 class ProtocolCase(SynchronousTestCase):
+    sink_class = Sink
+
     def setUp(self):
-        self.sink = Sink()
+        self.sink = self.sink_class()
         self.clock = Clock()
         self.logged = []
         globalLogPublisher.addObserver(self.logged.append)
@@ -370,9 +379,7 @@ class ChunkingTests(ProtocolCase):
         self.assert_identity()
 
 
-class BackpressureTests(ProtocolCase):
-    """The connections stop being read while too much is unaccepted, and only then."""
-
+class BackpressureCase(ProtocolCase):
     def setUp(self):
         super().setUp()
         self.factory.max_frame = UNACCEPTED_LIMIT * 2
@@ -381,6 +388,44 @@ class BackpressureTests(ProtocolCase):
 
     def states(self):
         return [protocol.transport.producerState for protocol in self.protocols]
+
+
+class HeldTests(BackpressureCase):
+    """What the sink holds does not stop them."""
+
+    sink_class = HoldingSink
+
+    def test_much_that_is_held_stops_nothing(self):
+        self.sink.holds = True
+        for number in range(5):
+            self.feed(self.protocols[0], publish(number, UNACCEPTED_LIMIT))
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.states(), ["producing", "producing"])
+        self.assertEqual((self.counters.pauses, self.clock.getDelayedCalls()), (0, []))
+        # There is no memory for more.
+        self.sink.holds = False
+        self.feed(self.protocols[0], publish(5))
+        self.assertEqual(self.states(), ["paused", "paused"])
+        self.clock.advance(PATIENCE)
+        self.assertEqual((self.counters.pauses, self.counters.paused), (1, True))
+        for accepted in self.sink.held[:5]:
+            self.assertEqual(self.states(), ["paused", "paused"])
+            accepted.callback(None)
+        self.assertEqual(self.states(), ["producing", "producing"])
+        self.assertFalse(self.counters.paused)
+
+    def test_what_turns_out_to_be_held_is_not_worth_a_word(self):
+        self.feed(self.protocols[0], publish(1, UNACCEPTED_LIMIT))
+        self.assertEqual(self.states(), ["paused", "paused"])
+        self.sink.holds = True
+        self.clock.advance(PATIENCE / 2)
+        self.assertEqual(self.states(), ["producing", "producing"])
+        self.clock.advance(PATIENCE)
+        self.assertEqual((self.counters.pauses, self.warnings(), self.clock.getDelayedCalls()), (0, [], []))
+
+
+class BackpressureTests(BackpressureCase):
+    """The connections stop being read while too much is unaccepted, and only then."""
 
     def test_little_may_wait(self):
         self.feed(self.protocols[0], publish(1))

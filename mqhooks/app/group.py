@@ -94,6 +94,11 @@ class WebhookGroup(FanOut):
             return super().receive(events)
         return self._pass_in_turn(events, room=True)
 
+    @property
+    def holds(self) -> bool:
+        """Whether outboxes hold what cannot be committed; what waits here behind a long payload none of them has."""
+        return not self._passing and super().holds
+
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass a batch on as :meth:`receive` does; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
         if not self._passing and (len(self._current) < 2 or not _long(events)):

@@ -18,11 +18,11 @@ from zope.interface import implementer
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event
-from mqhooks.interfaces import IBoundedSink, IEventSink, IShownSink
+from mqhooks.interfaces import IBoundedSink, IEventSink, IHolding, IShownSink
 from mqhooks.nanomq.topics import compile_filter
 
 
-@implementer(IShownSink, IBoundedSink)
+@implementer(IShownSink, IBoundedSink, IHolding)
 class FanOut(MultiService):
     """
     Passes each batch to several sinks; it is accepted once all have accepted it. They stop concurrently.
@@ -41,6 +41,8 @@ class FanOut(MultiService):
         for sink in self._sinks:
             sink.setServiceParent(self)
         self.failures = 0
+        # Batches that sinks which never hold anything have not accepted.
+        self._lagging = 0
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass the batch on; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
@@ -49,7 +51,12 @@ class FanOut(MultiService):
     @property
     def full(self) -> bool:
         """Whether one of the sinks has no room."""
-        return any(IBoundedSink.providedBy(sink) and sink.full for sink in self._sinks)
+        return any(_full(sink) for sink in self._sinks)
+
+    @property
+    def holds(self) -> bool:
+        """Whether a sink holds what it cannot accept yet, and those that never hold anything have accepted all."""
+        return not self._lagging and any(map(_holds, self._sinks))
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass the batch on; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
@@ -73,10 +80,19 @@ class FanOut(MultiService):
         """Pass a batch on to one sink, and wait for room as well if asked to. An error is counted, not raised."""
         try:
             accepted = sink.receive(events) if room or not IBoundedSink.providedBy(sink) else sink.store(events)
-            return None if accepted is None else accepted.addErrback(self._failed, sink, len(events))
+            if accepted is None:
+                return None
+            accepted.addErrback(self._failed, sink, len(events))
+            if not IHolding.providedBy(sink):
+                self._lagging += 1
+                accepted.addCallback(self._caught_up)
+            return accepted
         except Exception:
             self._failed(Failure(), sink, len(events))
             return None
+
+    def _caught_up(self, _: None) -> None:
+        self._lagging -= 1
 
     def _failed(self, failure: Failure, sink: IEventSink, count: int) -> None:
         self.failures += 1
@@ -94,7 +110,15 @@ def _nothing(_: object) -> None:
     return None
 
 
-@implementer(IShownSink, IBoundedSink)
+def _full(sink: IEventSink) -> bool:
+    return IBoundedSink.providedBy(sink) and bool(sink.full)
+
+
+def _holds(sink: IEventSink) -> bool:
+    return IHolding.providedBy(sink) and bool(sink.holds)
+
+
+@implementer(IShownSink, IBoundedSink, IHolding)
 class _Selection(MultiService):
     """
     Passes on the events that pass a test, and counts the others in :attr:`filtered`.
@@ -115,7 +139,12 @@ class _Selection(MultiService):
     @property
     def full(self) -> bool:
         """Whether the other sink has no room."""
-        return IBoundedSink.providedBy(self._sink) and bool(self._sink.full)
+        return _full(self._sink)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the other sink holds what it cannot accept yet."""
+        return _holds(self._sink)
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass on what passes the test; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mqhooks.events import Event
-from mqhooks.interfaces import IBoundedSink, IEventSink
+from mqhooks.interfaces import IBoundedSink, IEventSink, IHolding
 from mqhooks.sources.counters import SourceCounters
 
 Watcher = Callable[[Sequence[Event]], object]
@@ -34,12 +34,18 @@ class Handover:
         self.watcher: Watcher | None = None
         self._sink = sink
         self._bounded: IBoundedSink | None = sink if IBoundedSink.providedBy(sink) else None
+        self._holding: IHolding | None = sink if IHolding.providedBy(sink) else None
         self._counters = counters
 
     @property
     def full(self) -> bool:
         """Whether the sink has no room: sources that can refuse events do so."""
         return self._bounded is not None and self._bounded.full
+
+    @property
+    def holds(self) -> bool:
+        """Whether the sink holds what it cannot accept yet: sources that cannot refuse events go on reading."""
+        return self._holding is not None and self._holding.holds
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """

@@ -25,7 +25,7 @@ from zope.interface import implementer
 from mqhooks.delivery import Delivery, Request, Response
 from mqhooks.errors import DeliveryError
 from mqhooks.events import Event
-from mqhooks.interfaces import IBoundedSink, IOutbox, IWebhookTransport
+from mqhooks.interfaces import IBoundedSink, IHolding, IOutbox, IWebhookTransport
 from mqhooks.nanomq.rules import Rules
 from mqhooks.shapes.rules import ShapedRules
 from mqhooks.support.times import written
@@ -42,7 +42,7 @@ APPENDED_BYTES = 1 << 20
 """About how many bytes of bodies are made before they go into the outbox."""
 
 
-@implementer(IBoundedSink)
+@implementer(IBoundedSink, IHolding)
 class WebhookSink(Service):
     """
     Sends what the rules want to one endpoint, each client's events in the order in which they happened.
@@ -121,6 +121,11 @@ class WebhookSink(Service):
     def full(self) -> bool:
         """Whether the outbox has no room."""
         return self.outbox.full
+
+    @property
+    def holds(self) -> bool:
+        """Whether the outbox holds what it cannot commit yet; see :class:`mqhooks.interfaces.IHolding`."""
+        return IHolding.providedBy(self.outbox) and self.outbox.holds
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""

@@ -8,7 +8,8 @@ Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever se
   behind each.
 - A bad frame costs only itself: closing a connection would cost all that VerneMQ has queued for it. It is closed only for an
   impossible length, since then there is no telling where the next frame begins.
-- Backpressure: while more than a mebibyte of frames waits to be accepted, no connection is read.
+- Backpressure: while more than a mebibyte of frames waits to be accepted, no connection is read, unless the sink holds it: an
+  outbox whose servers elect a leader does.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ PATIENCE = 1.0
 
 GATHERED = 1 << 16
 """How many bytes of frames are handed over as a batch without waiting for the end of the reactor's turn."""
+
+LOOK = 0.25
+"""How many seconds lie between two looks whether what waits is held meanwhile, until that warning."""
 
 
 class _ShortFrames(Int32StringReceiver):
@@ -347,6 +351,7 @@ class SidecarFactory(SourceFactory):
         self.pieces = Pieces(reactor, self._hand_over_piece, self._undecodable, self._pieces_changed)
         self._clock = reactor
         self._pause_warning: IDelayedCall | None = None
+        self._warn_at = 0.0
         self._unaccepted = 0
         self._gathered: list[Event] = []
         self._gathered_size = 0
@@ -431,7 +436,8 @@ class SidecarFactory(SourceFactory):
 
     def _hand_over(self, events: list[Event], size: int, frames: int) -> Deferred[None] | None:
         """
-        Hand a batch to the sink. While more than :data:`UNACCEPTED_LIMIT` bytes are not accepted, pause all connections.
+        Hand a batch to the sink. While more than :data:`UNACCEPTED_LIMIT` bytes are neither accepted nor held, pause all
+        connections.
 
         Events are counted here rather than when they are read, so that these counters and the sinks' always agree.
 
@@ -465,7 +471,8 @@ class SidecarFactory(SourceFactory):
     def _regulate(self) -> None:
         """Pause all connections, or go on with them."""
         pieces, unaccepted = self.pieces, self._unaccepted
-        if not self.braked and (unaccepted > UNACCEPTED_LIMIT or pieces.short > SHORT_LIMIT):
+        unbearable = unaccepted > UNACCEPTED_LIMIT and not self.handover.holds
+        if not self.braked and (unbearable or pieces.short > SHORT_LIMIT):
             self._schedule_pause_warning()
             self._brake(braked=True)
         elif self.braked and unaccepted <= UNACCEPTED_LIMIT // 2 and pieces.short <= SHORT_LIMIT // 2:
@@ -484,15 +491,24 @@ class SidecarFactory(SourceFactory):
 
     def _schedule_pause_warning(self) -> None:
         if self._pause_warning is None and not self.counters.paused:
-            self._pause_warning = self._clock.callLater(PATIENCE, self._warn_of_pause)
+            self._warn_at = self._clock.seconds() + PATIENCE
+            self._pause_warning = self._clock.callLater(LOOK, self._look_at_pause)
 
     def _cancel_pause_warning(self) -> None:
         if self._pause_warning is not None:
             self._pause_warning.cancel()
             self._pause_warning = None
 
-    def _warn_of_pause(self) -> None:
+    def _look_at_pause(self) -> None:
         self._pause_warning = None
+        if self.pieces.short <= SHORT_LIMIT and self.handover.holds:
+            self._brake(braked=False)
+        elif self._clock.seconds() < self._warn_at:
+            self._pause_warning = self._clock.callLater(LOOK, self._look_at_pause)
+        else:
+            self._warn_of_pause()
+
+    def _warn_of_pause(self) -> None:
         self.counters.pauses += 1
         self.counters.paused = True
         self.log.warn("backpressure: VerneMQ is not being read, the sinks are full")
