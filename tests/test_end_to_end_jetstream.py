@@ -74,9 +74,10 @@ class EndToEndTests(TestCase):
         match = await bridge.until(r"listening for VerneMQ on (127\.0\.0\.1:\d+)")
         return bridge, f"tcp:{match[1]}"
 
-    def simulate(self, target, count, rate=0):
+    def simulate(self, target, count, rate=0, size=100):
         options = ("--mix", "on_publish=1", "--connections", "1", "--clients", str(CLIENTS), "--seed", "7")
-        simulator = Twistd(self, "mqhooks-simulate", "--target", target, "--rate", str(rate), "--count", str(count), *options)
+        options += ("--rate", str(rate), "--count", str(count), "--payload-size", str(size))
+        simulator = Twistd(self, "mqhooks-simulate", "--target", target, *options)
         return simulator.until(f"sent {count} events")
 
     def check_order(self, count):
@@ -104,6 +105,34 @@ class EndToEndTests(TestCase):
         await until(lambda: self.tally.distinct >= 8000 - CLIENTS)
         self.check_order(8000 - CLIENTS)
         self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)
+
+    async def test_without_a_majority_for_some_seconds_vernemq_is_read(self):
+        page = kept_port(self)
+        bridge, target = await self.start(page=page)
+        await bridge.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        sent = self.simulate(target, 8000, rate=1000, size=2000)
+        await until(lambda: self.tally.distinct >= 500)
+
+        async def sidecar(name):
+            return (await read_metrics(reactor, f"http://127.0.0.1:{page}"))[f"mqhooks_source_{name}_total", "sidecar"]
+
+        before = await sidecar("pauses")
+        for number in (0, 1):
+            self.nodes.stop(number)
+        # That is six times as much as may wait otherwise.
+        enough = await sidecar("events") + 3000
+
+        async def read():
+            return await sidecar("events") >= enough
+
+        await until(read)
+        self.assertEqual(await sidecar("pauses"), before)
+        for number in (0, 1):
+            self.nodes.go_on(number)
+        await sent
+        await until(lambda: self.tally.distinct >= 8000 - CLIENTS)
+        self.check_order(8000 - CLIENTS)
+        self.assertNotIn("Traceback", bridge.stdout + bridge.stderr)
 
     async def test_restart_resumes_what_is_pending_in_order(self):
         behaviour = Away()

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from msgspec import structs
@@ -38,11 +40,28 @@ TIMEOUT = 1.0
 REMEMBERED = 60.0
 """After how many seconds a message is looked for before it is sent again: half of what JetStream remembers."""
 
+LATE = 0.25
+"""After how many seconds without an acknowledgement it seems that a leader is being elected."""
+
+EACH = 768
+"""About how many bytes of memory a waiting delivery takes besides its body and its client."""
+
 PASSED = 8 << 20
 """About how many bytes are read from the local file in one turn of the reactor, when only their ids matter."""
 
 NO_ROOM = frozenset({10047, 10077})
 """JetStream's errors for a stream or a server without room."""
+
+
+@dataclass
+class Held:
+    """
+    What waits in memory until JetStream or the file has it, over all webhooks.
+
+    :ivar size: how many bytes it takes, about.
+    """
+
+    size: int = 0
 
 
 class Accepting(Protocol):
@@ -80,9 +99,9 @@ class Acceptor:
     :param failed: called with what keeps a message from being stored, whenever it is tried in vain.
     :param refused: called with a delivery that can never be stored, why, and what to call once it is a dead letter.
     :param last: asks for the id of the last delivery in the log that an acceptor of this name has stored.
+    :param held: what it has in memory is added there.
     :ivar subject: of the log.
     :ivar since: when the oldest delivery that is neither acknowledged nor in the file was appended, in the reactor's seconds.
-    :ivar size: how many bytes of bodies wait in memory.
     :ivar refused: whether the last attempt found no room.
     :ivar failing: whether it failed for another reason.
     :ivar held: whether nothing may be sent, because the partition's owner has said that it has no room.
@@ -103,9 +122,9 @@ class Acceptor:
         failed: Callable[[NATSError], object],
         refused: Callable[[Delivery, str, Callable[[], object]], object],
         last: Callable[[str], Awaitable[str | None]],
+        held: Held,
     ) -> None:
         self.since: float | None = None
-        self.size = 0
         self.refused = self.failing = self.held = self.begun = self.spilling = False
         self.spill: SqliteOutbox | None = None
         self.name = name
@@ -116,12 +135,14 @@ class Acceptor:
         self._failed = failed
         self._refused = refused
         self._last = last
+        self._held = held
         self._waiting: deque[_Part] = deque()
         # The message without an acknowledgement: its content, and what it was made of.
         self._flying: tuple[bytes, list[_Part]] | None = None
         # Whether it may be stored, under its id, already; since when; and how many may be in the next one.
         self._sent = False
         self._first_sent = 0.0
+        self._failed_at = -inf
         self._most = BATCH
         self._next = 0.0
         self._timer: IDelayedCall | None = None
@@ -143,18 +164,31 @@ class Acceptor:
             return self.spill is not None and self.spill.full
         return self.refused or self.held or (self.spill is None and not self.begun)
 
+    @property
+    def unstored(self) -> int:
+        """How many deliveries are only in memory: neither acknowledged nor given to the file."""
+        return len(self._waiting) + (0 if self._flying is None else len(self._flying[1]))
+
+    def late(self, since: float) -> bool:
+        """
+        Say whether JetStream is slow to acknowledge, as while it elects a leader, or has not acknowledged something.
+
+        :param since: it failed at this time or later, in the reactor's seconds.
+        """
+        return self._failed_at >= since or (self._flying is not None and self._reactor.seconds() - self._first_sent > LATE)
+
     def put(self, deliveries: list[Delivery], accepting: Accepting) -> None:
         """Append some; the caller has checked that each can be stored."""
         now = self._reactor.seconds()
         parts: list[_Part] = [(delivery, None, now) for delivery in deliveries[:-1]]
         parts.append((deliveries[-1], accepting, now))
+        self._held.size += _size(parts)
         if self.spilling:
             self._keep(parts)
             return
         if self.since is None:
             self.since = now
         self._waiting.extend(parts)
-        self.size += sum([len(delivery.body) for delivery in deliveries])
         self.go_on()
 
     def begin(self) -> None:
@@ -187,7 +221,7 @@ class Acceptor:
             data = encode([delivery for delivery, _, _ in batch])
         self._most = BATCH
         if not batch:
-            self.size -= size
+            self.since = waiting[0][2] if waiting else None
             self.go_on()
             return
         self._sent = False
@@ -197,6 +231,7 @@ class Acceptor:
 
     def _without_unstorable(self, batch: list[_Part]) -> list[_Part]:
         kept: list[_Part] = []
+        size = _size(batch)
         for part in batch:
             delivery, accepting, _ = part
             problem = encodable(delivery)
@@ -209,6 +244,7 @@ class Acceptor:
                 kept[-1] = before, _Both(whose, accepting), at
             else:
                 self._refuse(part, problem)
+        self._held.size -= size - _size(kept)
         return kept
 
     def _refuse(self, part: _Part, problem: str) -> None:
@@ -258,7 +294,7 @@ class Acceptor:
             return
         self._flying = None
         self.refused = self.failing = False
-        self.size -= sum([len(delivery.body) for delivery, _, _ in flying[1]])
+        self._held.size -= _size(flying[1])
         self.since = self._waiting[0][2] if self._waiting else None
         self._acknowledged(0 if ack is None else ack.seq, [whose for _, whose, _ in flying[1] if whose is not None])
         self.go_on()
@@ -281,6 +317,8 @@ class Acceptor:
     def _note(self, error: NATSError) -> None:
         self.refused = isinstance(error, JetStreamError) and error.err_code in NO_ROOM
         self.failing = not self.refused
+        if self.failing:
+            self._failed_at = self._reactor.seconds()
 
     def _look(self) -> None:
         """Look for a message whose id JetStream may have forgotten, before it is sent again."""
@@ -307,7 +345,7 @@ class Acceptor:
         """Send fewer at once: clients' names, headers and paths may be long too."""
         self._flying = None
         if len(batch) == 1:
-            self.size -= len(batch[0][0].body)
+            self._held.size -= _size(batch)
             self._refuse(batch[0], problem)
         else:
             self._waiting.extendleft(reversed(batch))
@@ -338,7 +376,7 @@ class Acceptor:
         self._sent_before = len(parts) if self._sent else 0
         parts += self._waiting
         self._waiting.clear()
-        self.since, self.size = None, 0
+        self.since = None
         if parts:
             self._keep(parts)
 
@@ -351,6 +389,7 @@ class Acceptor:
 
         def committed(_: None) -> None:
             self._uncommitted -= 1
+            self._held.size -= _size(kept)
             for whose in [accepting for _, accepting, _ in kept if accepting is not None]:
                 whose.landed()
 
@@ -450,6 +489,10 @@ class Acceptor:
             else:
                 self.refused = self.failing = False
                 return
+
+
+def _size(parts: list[_Part]) -> int:
+    return sum([len(delivery.body) + len(delivery.client) + EACH for delivery, _, _ in parts])
 
 
 def _nothing() -> None:

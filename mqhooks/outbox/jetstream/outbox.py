@@ -24,10 +24,10 @@ from zope.interface import implementer
 
 from mqhooks.delivery import Counts, DeadLetter, Delivery
 from mqhooks.errors import JetStreamError, NATSError, OutboxError
-from mqhooks.interfaces import IGate, IOutbox
+from mqhooks.interfaces import IGate, IHolding, IOutbox
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, Ack, JetStream
-from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor
+from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor, Held
 from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, OVERHEAD, Names, decode_batch, encode_letter, partition_of
 from mqhooks.outbox.jetstream.members import GONE, Members, Share
 from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
@@ -55,7 +55,7 @@ ELECTION = 10.0
 """How many seconds a delivery waits for JetStream before the local file takes it: electing a leader takes some 4 to 9."""
 
 HELD = 64 << 20
-"""How many bytes of bodies wait that long."""
+"""How many bytes of memory deliveries take that wait, of all webhooks: the file takes them when it is more."""
 
 STALE = 4096
 """For how many messages it is remembered under which numbers they were handed out before: their answers may still come."""
@@ -143,7 +143,7 @@ class _Former:
             await gatherResults([partition.stop() for partition in self.partitions])
 
 
-@implementer(IOutbox, IGate)
+@implementer(IOutbox, IGate, IHolding)
 class JetStreamOutbox:
     """
     What one webhook has accepted and not settled, in JetStream.
@@ -160,9 +160,11 @@ class JetStreamOutbox:
     :param now: tells the time in milliseconds since 1970.
     :param monotonic: a clock that nobody sets, in seconds.
     :param away: says whether nothing can be accepted because JetStream is out of reach.
+    :param held: what all outboxes of the store have in memory.
     :param delivers: whether this process owns partitions; otherwise it only accepts.
     :ivar started: whether it ever was.
     :ivar buried: how many dead letters it has stored.
+    :ivar burying: how many are not stored yet.
     """
 
     durable = True
@@ -183,11 +185,13 @@ class JetStreamOutbox:
         monotonic: Callable[[], float],
         *,
         away: Callable[[], bool],
+        held: Held,
         delivers: bool = True,
     ) -> None:
         self.name = name
         self._delivers = delivers
         self._away = away
+        self._held = held
         self.me = me
         self.gate = self
         self.names = names
@@ -209,7 +213,7 @@ class JetStreamOutbox:
             self._forgotten
         ) = 0
         self._letters = 0
-        self._burying = self.buried = 0
+        self.burying = self.buried = 0
         self._spill: SqliteStore | None = None
         self._spilled = False
         self._unaccepted: list[Deferred[None]] = []
@@ -235,6 +239,7 @@ class JetStreamOutbox:
                 self._not_stored,
                 self._unstorable,
                 self._last_of(number),
+                held,
             )
             for number in range(partitions)
         ]
@@ -365,13 +370,12 @@ class JetStreamOutbox:
     def tend(self) -> None:
         """Look after what JetStream does not take. Called each second."""
         now, away = self._reactor.seconds(), self._away()
-        held = sum([acceptor.size for acceptor in self._acceptors])
         for acceptor in self._acceptors:
             lost = acceptor.failing if acceptor.begun else away
             if acceptor.spilling:
                 if not (away or self._leftover):
                     acceptor.drain()
-            elif acceptor.since is not None and lost and (now - acceptor.since > ELECTION or held > HELD):
+            elif acceptor.since is not None and lost and (now - acceptor.since > ELECTION or self._held.size > HELD):
                 self._divert(acceptor)
         if self._former and self._running and self._advancing is None and not away:
             self._advancing = advancing = ensureDeferred(self._advance())
@@ -486,7 +490,12 @@ class JetStreamOutbox:
     @property
     def settled(self) -> bool:
         """Whether everything appended is stored, and every dead letter."""
-        return not self._burying and not any(acceptor.busy for acceptor in self._acceptors)
+        return not self.burying and not any(acceptor.busy for acceptor in self._acceptors)
+
+    @property
+    def unstored(self) -> int:
+        """How many deliveries are only in memory."""
+        return sum([acceptor.unstored for acceptor in self._acceptors])
 
     def stop(self) -> Deferred[None]:
         """Give all partitions up."""
@@ -588,7 +597,7 @@ class JetStreamOutbox:
     @property
     def letters(self) -> int:
         """How many dead letters are kept, by all processes."""
-        return self._letters + self._burying
+        return self._letters + self.burying
 
     @property
     def full(self) -> bool:
@@ -602,6 +611,20 @@ class JetStreamOutbox:
             return False
         owned = len(self._owned)
         return not owned or self.used <= self._limits.max_size * owned // len(self.partitions)
+
+    @property
+    def holds(self) -> bool:
+        """Whether JetStream elects a leader or is away, for a moment so far, and there is memory for what comes meanwhile."""
+        if self._held.size > HELD or self._unaccepted or not self._has_room:
+            return False
+        now, since = self._reactor.seconds(), self.waiting_since
+        if self._spill is not None:
+            if self._spill.failing is not None:
+                return False
+        elif since is not None and now - since > ELECTION:
+            return False
+        away, lately = self._away(), now - ELECTION
+        return any(acceptor.since is not None and (away or acceptor.late(lately)) for acceptor in self._acceptors)
 
     # IOutbox
 
@@ -949,14 +972,14 @@ class JetStreamOutbox:
                 raise ValueError("it is too long for a message of NATS")
         except UNENCODABLE as error:
             data = encode_letter(without_body(letter, f"{letter.reason}; {error}"))
-        self._burying += 1
+        self.burying += 1
         # If we die before that is in a checkpoint, another process buries the same one again.
         again = f"{self.name}/{letter.delivery.id}/{letter.delivery.accepted}".encode(errors="replace")
         self._write_letter(data, f"dead/{blake2b(again, digest_size=16).hexdigest()}", stored)
 
     def _write_letter(self, data: bytes, message_id: str, stored: Callable[[], object]) -> None:
         def done(ack: Ack) -> None:
-            self._burying -= 1
+            self.burying -= 1
             self.buried += 1
             if ack.duplicate:
                 pass

@@ -24,6 +24,7 @@ from mqhooks.errors import NATSError, OutboxError
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import JetStream
 from mqhooks.nats.settings import NATSSettings
+from mqhooks.outbox.jetstream.acceptor import Held
 from mqhooks.outbox.jetstream.examination import UNSYNCED
 from mqhooks.outbox.jetstream.generations import close, ensure, generations, partitions_of
 from mqhooks.outbox.jetstream.layout import HEADROOM, Names, letters_config, log_config
@@ -118,6 +119,7 @@ class JetStreamStore(Service):
         self._js = JetStream(self._client, timeout=1.0)
         self.letters = SharedLetters(self._js, settings.prefix, lambda: int(self._now() * 1000))
         self._outboxes: dict[str, JetStreamOutbox] = {}
+        self._held = Held()
         self._spill = None if spill is None or settings.role == "deliver" else self._file(spill)
         self._acceptor = self._me
         self._digests: Mapping[str, str] = {}
@@ -146,6 +148,7 @@ class JetStreamStore(Service):
                 lambda: int(self._now() * 1000),
                 self._clock,
                 away=lambda: self.away,
+                held=self._held,
                 delivers=self.settings.role != "accept",
             )
             self._outboxes[name].configure(self._digests.get(name, ""))
@@ -254,7 +257,7 @@ class JetStreamStore(Service):
         end = self._reactor.seconds() + CLOSING_TIME
         while not all(outbox.settled for outbox in outboxes):
             if self._reactor.seconds() > end:
-                self.log.critical("outbox: stopped before everything was stored; what was not yet accepted is lost")
+                self._tell_unstored(outboxes)
                 break
             if self._spill is not None and (self.away or self._reactor.seconds() > end - CLOSING_TIME / 2):
                 for outbox in outboxes:
@@ -265,6 +268,15 @@ class JetStreamStore(Service):
         await self._client.drain(1.0)
         if self._spill is not None and self._spill.running:
             await self._spill.stopService()
+
+    def _tell_unstored(self, outboxes: Iterable[JetStreamOutbox]) -> None:
+        # What the file has been given it commits, or tells that it could not.
+        count, letters = sum([each.unstored for each in outboxes]), sum([each.burying for each in outboxes])
+        if count:
+            what = f"{count} deliveries that were not yet accepted are lost"
+            self.log.critical("outbox: stopped before everything was stored; {what}", what=what)
+        if letters:
+            self.log.critical("outbox: stopped before {letters} dead letters were stored", letters=letters)
 
     def abort(self) -> Deferred[None]:
         """End as a crash would: give nothing up, close the connection."""
