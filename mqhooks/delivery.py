@@ -131,7 +131,7 @@ class Counts(msgspec.Struct, frozen=True):
     ``accepted = delivered + dead + dropped + handed + pending`` at every moment.
 
     :param appended: made of events.
-    :param resumed: left by an earlier process.
+    :param resumed: left by an earlier process, or accepted by another one.
     :param replayed: dead letters that were put back.
     :param delivered: those that have arrived.
     :param dead: those that became dead letters, counted each time.

@@ -192,6 +192,8 @@ class SharingTests(TestCase):
         await until(lambda: two.counts.pending == 0)
         counts = two.counts
         self.assertEqual(counts.accepted, counts.delivered + counts.dead + counts.dropped + counts.handed)
+        # Each was made of an event once, whoever had its partition at that time.
+        self.assertEqual(one.counts.appended + counts.appended, self.made)
         self.assertEqual(two.used, 0)
 
     async def test_what_is_given_up_is_taken_at_once(self):

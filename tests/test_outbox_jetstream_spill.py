@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from twisted.internet import reactor
+from twisted.internet.task import LoopingCall
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
-from mqhooks.delivery import Delivery
+from mqhooks.delivery import Delivery, Variation
 from mqhooks.errors import OutboxError
 from mqhooks.nats.settings import NATSSettings, Server
 from mqhooks.outbox.jetstream import acceptor, outbox
@@ -41,6 +42,36 @@ class SpillTests(JetStreamMixin, TestCase):
         consumer = Consumer(outbox, self.arrived)
         self.addCleanup(setattr, consumer, "running", False)
 
+    def watch(self, *outboxes):
+        """Look at counts all the time: they add up, and none but what waits goes back."""
+        before = {}
+        wrong = []
+
+        def look():
+            for each in outboxes:
+                counts = each.counts
+                settled = counts.delivered + counts.dead + counts.dropped + counts.handed
+                now = counts.appended, counts.resumed, counts.delivered, counts.handed
+                if counts.accepted != settled + counts.pending or counts.pending < 0:
+                    wrong.append(counts)
+                if any(new < old for new, old in zip(now, before.get(each, now), strict=True)):
+                    wrong.append((before[each], now))
+                before[each] = now
+
+        looking = LoopingCall(look)
+        looking.start(0.001)
+        self.addCleanup(lambda: self.assertEqual(wrong, []))
+        self.addCleanup(looking.stop)
+
+    async def accepted(self, count, *outboxes):
+        """Wait until nothing is pending; checks that so many were accepted, each by one of these, and that none was lost."""
+        await until(lambda: not any(each.counts.pending for each in outboxes))
+        every = [each.counts for each in outboxes]
+        self.assertEqual(sum(each.appended for each in every), count)
+        self.assertEqual(sum(each.delivered for each in every), count)
+        self.assertEqual(sum(each.handed for each in every), sum(each.resumed for each in every))
+        self.assertEqual([(each.dropped, each.dead) for each in every], [(0, 0)] * len(every))
+
     async def in_order(self, count):
         """Wait until so many have arrived; checks that each came once, each client's in order."""
         await until(lambda: len(self.arrived) >= count)
@@ -51,6 +82,7 @@ class SpillTests(JetStreamMixin, TestCase):
     async def test_what_comes_while_it_is_away_follows_when_it_is_back(self):
         await self.begin()
         store, one = self.spilling(partitions=2)
+        self.watch(one)
         await self.ready(one)
         self.consume(one)
         await one.append(make(10))
@@ -67,10 +99,39 @@ class SpillTests(JetStreamMixin, TestCase):
         await until(lambda: "webhook w: all that was kept locally is in JetStream" in self.lines())
         await one.append(make(10, 110))
         await self.in_order(120)
+        await self.accepted(120, one)
+        self.assertEqual(one.counts.accepted, 120)
+
+    async def test_who_accepts_counts_what_another_delivers(self):
+        await self.begin()
+        _, other = self.store(partitions=2, role="deliver")
+        _, one = self.spilling(partitions=2, role="accept")
+        self.watch(one, other)
+        await self.ready(other)
+        self.consume(other)
+        await one.append(make(10))
+        self.assertEqual((one.counts.appended, one.counts.handed), (10, 10))
+        self.link.break_off()
+        await one.append(make(50, 10))
+        self.link.cut = False
+        await self.in_order(60)
+        await one.append(make(10, 60))
+        await self.in_order(70)
+        await self.accepted(70, one, other)
+
+    async def test_too_long_for_a_message_it_is_counted_once(self):
+        await self.begin(more="max_payload: 10000")
+        _, one = self.spilling()
+        await self.ready(one)
+        self.consume(one)
+        self.link.break_off()
+        too_long = Variation(None, "/", (("x", "y" * 10_000),))
+        await one.append([*make(1, 10, variation=too_long), *make(10)])
+        self.link.cut = False
+        await self.in_order(10)
         await until(lambda: one.counts.pending == 0)
         counts = one.counts
-        self.assertEqual(counts.accepted, counts.delivered + counts.dead + counts.dropped + counts.handed)
-        self.assertEqual((counts.dropped, counts.dead, counts.delivered), (0, 0, 120))
+        self.assertEqual((counts.accepted, counts.appended, counts.delivered, counts.dead), (11, 11, 10, 1))
 
     async def test_restarts_while_it_is_away(self):
         await self.begin()
@@ -124,6 +185,7 @@ class SpillTests(JetStreamMixin, TestCase):
         self.link.cut = False
         self.consume(one)
         await self.in_order(15)
+        self.assertEqual(one.counts.appended, 15)
 
     async def test_stored_without_an_acknowledgement_it_is_stored_once_after_a_restart(self):
         await self.begin()

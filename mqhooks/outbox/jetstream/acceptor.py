@@ -5,6 +5,8 @@ Puts deliveries into the log of one partition.
 - It is repeated under the same id until it is acknowledged, so a lost acknowledgement stores nothing twice. JetStream forgets
   ids after two minutes: what takes longer is looked for in the log before it is repeated.
 - While JetStream is away, all goes through a local file, if there is one: behind what waits there already, until it is empty.
+- A delivery is counted as made of an event once, by the process that accepts it, when the log or the file has it. Whoever owns
+  the partition counts it as taken over, unless that is this very process.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Protocol
 
@@ -74,6 +77,31 @@ class Accepting(Protocol):
 _Part = tuple[Delivery, Accepting | None, float]
 
 
+class _Flight:
+    """
+    A message that may be in the log, until that is known.
+
+    :ivar kept: whether its deliveries are in the local file, too.
+    :ivar counted: whether this process has counted it, as the owner of the partition.
+    """
+
+    __slots__ = ("counted", "kept")
+
+    def __init__(self, *, kept: bool) -> None:
+        self.kept = kept
+        self.counted = False
+
+
+class _Landing:
+    """Calls back when a message is counted, or is another process's to count."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._then = then
+
+    def landed(self) -> None:
+        self._then()
+
+
 class _Both:
     """Two that are accepted together."""
 
@@ -108,6 +136,9 @@ class Acceptor:
     :ivar begun: whether the stream is known to be there.
     :ivar spill: the local file's part for this partition; ``None`` for none.
     :ivar spilling: whether all goes through the file.
+    :ivar handed: how many deliveries are in the log without having been in the file, and are another process's to count.
+    :ivar doubled: how many deliveries that are or were in the file are counted here twice: as in the log, or as dead letters.
+    :ivar left: how many of these are in the file no more.
     """
 
     log = Logger()
@@ -125,6 +156,7 @@ class Acceptor:
         held: Held,
     ) -> None:
         self.since: float | None = None
+        self.handed = self.doubled = self.left = 0
         self.refused = self.failing = self.held = self.begun = self.spilling = False
         self.spill: SqliteOutbox | None = None
         self.name = name
@@ -139,6 +171,8 @@ class Acceptor:
         self._waiting: deque[_Part] = deque()
         # The message without an acknowledgement: its content, and what it was made of.
         self._flying: tuple[bytes, list[_Part]] | None = None
+        # What may be in the log, by the id of the last delivery in it.
+        self._flights: dict[str, _Flight] = {}
         # Whether it may be stored, under its id, already; since when; and how many may be in the next one.
         self._sent = False
         self._first_sent = 0.0
@@ -227,7 +261,28 @@ class Acceptor:
         self._sent = False
         self._first_sent = now
         self._flying = data, batch
+        self._flights[batch[-1][0].id] = _Flight(kept=False)
         self._fly()
+
+    def counts(self, last: str, count: int) -> bool:
+        """
+        Say whether a message that is counted now in the partition, which is ours, was made of events here.
+
+        :param last: the id of the last delivery in it.
+        :param count: how many it has.
+        """
+        flight = self._flights.get(last)
+        if flight is None or flight.counted:
+            return False
+        flight.counted = True
+        if flight.kept:
+            self.doubled += count
+        return True
+
+    def _landed(self, last: str, count: int) -> None:
+        flight = self._flights.pop(last, None)
+        if flight is not None and not flight.counted:
+            self.handed += count
 
     def _without_unstorable(self, batch: list[_Part]) -> list[_Part]:
         kept: list[_Part] = []
@@ -296,7 +351,10 @@ class Acceptor:
         self.refused = self.failing = False
         self._held.size -= _size(flying[1])
         self.since = self._waiting[0][2] if self._waiting else None
-        self._acknowledged(0 if ack is None else ack.seq, [whose for _, whose, _ in flying[1] if whose is not None])
+        batch = flying[1]
+        landing = _Landing(lambda: self._landed(batch[-1][0].id, len(batch)))
+        whose = [whose for _, whose, _ in batch if whose is not None]
+        self._acknowledged(0 if ack is None else ack.seq, [landing, *whose])
         self.go_on()
 
     def _missed(self, failure: Any, flying: tuple[bytes, list[_Part]]) -> None:
@@ -344,6 +402,7 @@ class Acceptor:
     def _divide(self, batch: list[_Part], problem: str) -> None:
         """Send fewer at once: clients' names, headers and paths may be long too."""
         self._flying = None
+        self._flights.pop(batch[-1][0].id, None)
         if len(batch) == 1:
             self._held.size -= _size(batch)
             self._refuse(batch[0], problem)
@@ -377,10 +436,15 @@ class Acceptor:
         parts += self._waiting
         self._waiting.clear()
         self.since = None
+        flight = None if flying is None else self._flights.get(flying[1][-1][0].id)
+        doubled = 0
+        if flying is not None and flight is not None:
+            flight.kept = True
+            doubled = len(flying[1]) if flight.counted else 0
         if parts:
-            self._keep(parts)
+            self._keep(parts, doubled)
 
-    def _keep(self, parts: list[_Part]) -> None:
+    def _keep(self, parts: list[_Part], doubled: int = 0) -> None:
         if self.spill is None:
             return
         kept = self._without_unstorable(parts)
@@ -389,6 +453,7 @@ class Acceptor:
 
         def committed(_: None) -> None:
             self._uncommitted -= 1
+            self.doubled += doubled
             self._held.size -= _size(kept)
             for whose in [accepting for _, accepting, _ in kept if accepting is not None]:
                 whose.landed()
@@ -425,7 +490,7 @@ class Acceptor:
         first = 0 if passed else self._sent_before
         while passed:
             claimed = await self._claim(spill, passed, PASSED)
-            spill.acknowledge(claimed)
+            self.forget(spill, claimed)
             passed -= len(claimed)
         while spill.counts.pending or self._uncommitted:
             if not spill.counts.pending:
@@ -435,9 +500,16 @@ class Acceptor:
             claimed = await self._claim(spill, first or BATCH, 1 << 62 if first else BATCH_BYTES)
             first = 0
             await self.put_away(claimed)
-            spill.acknowledge(claimed)
+            self.forget(spill, claimed)
             self._sent_before = 0
         self.spilling = False
+
+    def forget(self, spill: SqliteOutbox, deliveries: list[Delivery]) -> None:
+        """Take deliveries that are in the log, all of this partition, out of a file's part."""
+        spill.acknowledge(deliveries)
+        self.left += min(len(deliveries), self.doubled - self.left)
+        for delivery in deliveries:
+            self._flights.pop(delivery.id, None)
 
     async def _place_of(self, spill: SqliteOutbox, last: str | None) -> int:
         """Say how many deliveries at the head of the file JetStream has already."""
@@ -463,6 +535,8 @@ class Acceptor:
         # Their places are those in the file.
         data = encode([structs.replace(delivery, place=0, attempts=0) for delivery in deliveries])
         began, sent = self._reactor.seconds(), False
+        # It may have been sent, and counted, before the file had it.
+        self._flights.setdefault(deliveries[-1].id, _Flight(kept=True))
         while True:
             if self.held:
                 await deferLater(self._reactor, AGAIN)
@@ -472,13 +546,15 @@ class Acceptor:
                     return
                 began = self._reactor.seconds()
             try:
-                await self._publish(data, deliveries)
+                ack = await self._publish(data, deliveries)
             except NATSTooLong as error:
+                del self._flights[deliveries[-1].id]
                 if len(deliveries) > 1:
                     half = len(deliveries) // 2
                     await self.put_away(deliveries[:half])
                     await self.put_away(deliveries[half:])
                 else:
+                    self.doubled += 1
                     self._refused(deliveries[0], str(error), _nothing)
                 return
             except NATSError as error:
@@ -488,6 +564,9 @@ class Acceptor:
                 await deferLater(self._reactor, AGAIN)
             else:
                 self.refused = self.failing = False
+                counted: Deferred[None] = Deferred()
+                self._acknowledged(ack.seq, [_Landing(partial(counted.callback, None))])
+                await counted
                 return
 
 

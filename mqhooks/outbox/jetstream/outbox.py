@@ -1,7 +1,8 @@
 """
 The :class:`~mqhooks.interfaces.IOutbox` of one webhook, as one of several processes that share it.
 
-- Accepted is what JetStream has acknowledged, whoever owns its partition. Each process counts the partitions that it owns.
+- Accepted is what JetStream has acknowledged, whoever owns its partition. Each process counts what it accepts itself, and the
+  partitions that it owns.
 - Before a delivery is sent, its partition's lease is checked. What may not be sent is dropped by the lanes; whoever owns the
   partition then hands it out.
 """
@@ -286,6 +287,8 @@ class JetStreamOutbox:
         self._running = self.started = True
         self._ended = False
         self._letters = letters
+        for partition, acceptor in zip(self.partitions, self._acceptors, strict=True):
+            partition.made_here = acceptor.counts
         self._members.start(self._share)
 
     def _share(self) -> None:
@@ -400,7 +403,7 @@ class JetStreamOutbox:
                     groups[partition_of(delivery.client, len(self._acceptors))].append(delivery)
                 for number, group in groups.items():
                     await self._acceptors[number].put_away(group)
-                spill.acknowledge(deliveries)
+                    self._acceptors[number].forget(spill, group)
             # It has no part in the counts any more.
             counts = spill.counts
             self._appended += counts.appended
@@ -545,19 +548,22 @@ class JetStreamOutbox:
 
     @property
     def counts(self) -> Counts:
-        """What was accepted in the partitions that are ours, while they are, and what became of it."""
+        """What was accepted here, and in the partitions that are ours, while they are, and what became of it."""
         pending = sum([partition.pending for partition in self._owned])
         kept = [each.counts for each in self._spills]
+        handed = sum([acceptor.handed for acceptor in self._acceptors])
+        doubled = sum([acceptor.doubled for acceptor in self._acceptors])
+        left = sum([acceptor.left for acceptor in self._acceptors])
         return Counts(
-            self._appended + sum([each.appended for each in kept]),
+            self._appended + handed + sum([each.appended for each in kept]) - doubled,
             self._resumed + sum([each.resumed for each in kept]),
             self._replayed,
             self._delivered,
             self._dead,
             self._dropped + sum([each.dropped for each in kept]),
-            pending + sum([each.pending for each in kept]),
+            pending + sum([each.pending for each in kept]) - (doubled - left),
             self._forgotten,
-            self._handed + sum([each.delivered for each in kept]),
+            self._handed + handed + sum([each.delivered for each in kept]) - left,
         )
 
     @property

@@ -122,7 +122,7 @@ class Owner(Protocol):
         """Forget what was handed out of a message."""
 
     def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
-        """Count deliveries that are accepted; whether an earlier process had them, or else they were dead letters."""
+        """Count deliveries that are accepted; whether another process has counted them, or else they were dead letters."""
 
     def lost(self, partition: Partition, count: int) -> None:
         """Count deliveries that cannot be read."""
@@ -158,6 +158,8 @@ class Partition:
     :ivar flying: places of deliveries that are being sent.
     :ivar leader: the server that leads its stream; empty when that is not known.
     :ivar replicas: how many servers have all of it; 0 when that is not known.
+    :ivar made_here: says of the id of a message's last delivery, and of how many it has, whether this process has sent it, and
+        counts it by that.
     """
 
     log = Logger()
@@ -176,6 +178,7 @@ class Partition:
         self.mine = self.leaving = False
         self.pending = self.size = 0
         self.flying: set[int] = set()
+        self.made_here: Callable[[str, int], bool] = lambda _last, _count: False
         self.leader = ""
         self.replicas = 0
         self.rows: dict[int, Row] = {}
@@ -688,7 +691,8 @@ class Partition:
                 del self._accepted[next(iter(self._accepted))]
         self.pending += count
         self.size += len(payload)
-        self._owner.counted(count, resumed=self._resuming, replayed=REPLAYED in headers)
+        resumed = self._resuming if stored is None else not self.made_here(stored[1], count)
+        self._owner.counted(count, resumed=resumed, replayed=REPLAYED in headers)
         if not behind and not self._suspended and not self.leaving and self._owner.room():
             self._hand_out(Row(self, seq), payload, count)
         if self._resuming and seq >= self._wanted:
