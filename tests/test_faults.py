@@ -76,7 +76,13 @@ class FaultTests(TestCase):
         await self.play(scenarios.clock)
 
     async def test_a_cluster_of_bridges_and_servers(self):
-        kinds = ("a bridge killed, 3 s", "a server of NATS killed, 3 s", "the endpoint away; all that waits counted")
+        kinds = (
+            "a deliverer killed, 3 s",
+            "a server of NATS killed, 3 s",
+            "the clock of an acceptor jumps by an hour, and back",
+            "an acceptor killed, 3 s",
+            "the endpoint away; all that waits counted",
+        )
         row = await self.play(cluster, times=len(kinds), kinds=kinds, hold=0.5)
         self.assertEqual(set(row.silences), set(kinds))
         self.assertGreater(row.dead, 0)

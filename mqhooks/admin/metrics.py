@@ -217,7 +217,7 @@ def _events(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
 
 
 def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
-    taken = "Deliveries accepted: from events, left over from an earlier process (resumed), or replayed."
+    taken = "Deliveries accepted: from events, taken over from another process (resumed), or replayed."
     accepted = CounterMetricFamily("mqhooks_deliveries_accepted", taken, labels=("webhook", "source"))
     delivered = CounterMetricFamily("mqhooks_deliveries_delivered", "Deliveries that the endpoint accepted.", labels=WEBHOOK)
     dead = CounterMetricFamily("mqhooks_deliveries_dead", "Deliveries that became dead letters.", labels=WEBHOOK)

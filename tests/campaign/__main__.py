@@ -1,5 +1,5 @@
 """
-Run the long form: ``python -m tests.campaign [--seed SEED] [--table FILE] [--faults NUMBER] [NAME …]``.
+Run the long form: ``python -m tests.campaign [--seed SEED] [--table FILE] [--faults NUMBER] [--both] [NAME …]``.
 
 The table goes to the standard output, and to the file as reStructuredText. The exit status is 1 when a promise is broken.
 """
@@ -15,7 +15,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import react
 
 from tests.campaign import scenarios
-from tests.campaign.cluster import cluster
+from tests.campaign.cluster import ROLES, cluster
 from tests.campaign.stage import Row
 
 LONG = {
@@ -79,12 +79,13 @@ def _seconds(number: float | None) -> str:
     return "the endpoint was not well" if number is None else f"{number:.1f} s"
 
 
-async def main(reactor, names, seed, path, faults):
+async def main(reactor, names, seed, path, faults, *, both):
     """Play, show, write."""
     rows = []
     for name in names:
         print(f"{name} --seed {seed}", end=" ", flush=True)  # noqa: T201
-        play = partial(cluster, times=faults, tell=_tell) if name == "cluster" else LONG[name]
+        roles = ("both", "both") if both else ROLES
+        play = partial(cluster, times=faults, roles=roles, tell=_tell) if name == "cluster" else LONG[name]
         row = await play(reactor, f"{seed}-{name}")
         if row is None:
             print("left out: no file system may be mounted here")  # noqa: T201
@@ -113,14 +114,15 @@ def run() -> None:
     parser.add_argument("--seed", default=f"{random.SystemRandom().getrandbits(32):08x}")
     parser.add_argument("--table")
     parser.add_argument("--faults", type=int, default=40, help="how many the cluster has to bear; 40")
+    parser.add_argument("--both", action="store_true", help="the cluster has two bridges, which accept and deliver")
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(LONG))
     options = parser.parse_args(sys.argv[1:])
     for name in options.names:
         if name not in LONG:
             parser.error(f"there is no {name}")
-    react(
-        lambda reactor: ensureDeferred(main(reactor, options.names or list(LONG), options.seed, options.table, options.faults))
-    )
+    play = partial(main, both=options.both)
+    names = options.names or list(LONG)
+    react(lambda reactor: ensureDeferred(play(reactor, names, options.seed, options.table, options.faults)))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class Arrival:
     retry_after: float = 0.0
     connection: Connection | None = field(default=None, repr=False)
 
+    @property
+    def settled(self):
+        """Whether it was answered for good."""
+        return self.whole and (200 <= self.status < 300 or self.status == 410)
+
 
 class Recorder:
     """

@@ -59,6 +59,11 @@ class Producer:
         """How many events were written, arrived or not."""
         return sum(self.sent.values())
 
+    @property
+    def next_life(self):
+        """The number of the connection that is made next."""
+        return self.first + len(self.sent)
+
     def stop(self):
         """Send nothing more and close the connections; fires when they are closed."""
         self.stopped = True
@@ -85,7 +90,7 @@ class _Link(ClientFactory):
         self.producer.reactor.connectTCP("127.0.0.1", self.producer.port, self)
 
     def buildProtocol(self, addr):
-        life = self.producer.first + len(self.producer.sent)
+        life = self.producer.next_life
         self.producer.sent[life] = 0
         line = _Poster if self.producer.webhooks else _Line
         return line(self.producer, self, life)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, closing, suppress
 
 from mqhooks.outbox.aside import damaged_files
 from mqhooks.outbox.salvage import salvage
+from tests.campaign.clock import DayTime
 from tests.campaign.stage import Stage
 
 PAGE = 4096
@@ -328,32 +329,18 @@ DAMAGES = {
 
 # The clock.
 
-_CLOCK = """
-import time
-real = time.time
-def jumping():
-    try:
-        with open({path!r}) as file:
-            return real() + float(file.read())
-    except OSError:
-        return real()
-time.time = jumping
-"""
-
 
 async def clock(reactor, seed, *, jumps=(3600.0, -3600.0), restart=False):
     """The time of day jumps; no timer may stop, none may end at once."""
     rate = 600
     async with staged(reactor, seed) as home:
-        path = os.path.join(home.mktemp(), "offset")
-        async with staged(reactor, seed, before=_CLOCK.format(path=path), rate=rate) as stage:
+        daytime = DayTime(home.mktemp())
+        async with staged(reactor, seed, before=daytime.before, rate=rate) as stage:
             await stage.start()
             for jump in jumps:
                 stage.endpoint.behave = stage.endpoint.shares(stage.random, {500: 0.1})
                 await stage.wait(0.5)
-                with open(f"{path}.new", "w") as file:
-                    file.write(str(jump))
-                os.replace(f"{path}.new", path)
+                daytime.set(jump)
                 if restart:
                     await stage.kill()
                     await stage.start()

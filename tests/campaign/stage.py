@@ -179,8 +179,8 @@ class Stage(Ground):
 
     async def keeps_up(self, name, most, what):
         """
-        Wait until an endpoint is at most so many deliveries behind what was sent. More is sent all the time, so one that is held up
-        never is; a busy machine is late now and then.
+        Wait until an endpoint is at most so many deliveries behind what was sent. More is sent all the time, so one that is
+        held up never is; a busy machine is late now and then.
         """
 
         def behind():
@@ -415,7 +415,7 @@ class Stage(Ground):
         for one, other in pairwise(attempts):
             if one.whole and one.retry_after and one.run == other.run and other.arrived < one.ended + one.retry_after - 0.02:
                 self.broken.append(f"{id_}: again {other.arrived - one.ended:.2f} s after Retry-After: {one.retry_after}")
-            if not one.whole or not (200 <= one.status < 300 or one.status == 410):
+            if not one.settled:
                 continue
             row.twice += 1
             kill = self._noted.get(one.run)
