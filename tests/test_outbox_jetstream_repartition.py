@@ -93,6 +93,8 @@ class RepartitionTests(JetStreamMixin, TestCase):
         for each in counts:
             self.assertEqual(each.accepted, each.delivered + each.dead + each.dropped + each.handed + each.pending)
         self.assertEqual(sum(each.dropped + each.dead for each in counts), 0)
+        # Also what went through the file was made of an event once.
+        self.assertEqual(sum(each.appended for each in counts), 90)
 
     async def test_a_restart_while_the_former_one_is_not_empty(self):
         await self.begin()

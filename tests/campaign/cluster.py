@@ -394,7 +394,7 @@ class ClusterStage(Ground):
             if arrival.id not in seen:
                 seen.add(arrival.id)
                 times[partition_of(arrival.client, PARTITIONS)].append(arrival.arrived)
-        for kind, most, began, ended, measured in self.faults:
+        for kind, most, began, ended, measured in sorted(self.faults, key=lambda fault: list(FAULTS).index(fault[0])):
             gaps = [
                 after - before
                 for moments in times.values()
@@ -642,7 +642,7 @@ async def small_disk(ground):
 
 
 async def cluster(reactor, seed, *, times=40, kinds=tuple(FAULTS), roles=ROLES, rate=200, hold=3.0, tell=lambda what: None):
-    """One fault after the other, of all kinds alike; in a third of them the endpoint is slow, fails now and then or is down."""
+    """One fault after the other, of all kinds alike; at each third the endpoint is slow, fails now and then, or is down."""
     ground = Ground(reactor, seed)
     try:
         async with small_disk(ground) as disk:
@@ -675,7 +675,8 @@ async def _play(stage, kinds, times, tell):
         left = left or random.sample(kinds, len(kinds))
         kind = left.pop()
         fault, most = FAULTS[kind]
-        unwell = most is None or random.random() < 1 / 3
+        # By turns, so that each kind is measured too.
+        unwell = most is None or (number // len(kinds) + kinds.index(kind)) % 3 == 0
         await stage.wait(random.uniform(0.2, 1.0))
         began = stage.reactor.seconds()
         down = None

@@ -264,7 +264,7 @@ class Acceptor:
         self._flights[batch[-1][0].id] = _Flight(kept=False)
         self._fly()
 
-    def counts(self, last: str, count: int) -> bool:
+    def made_here(self, last: str, count: int) -> bool:
         """
         Say whether a message that is counted now in the partition, which is ours, was made of events here.
 

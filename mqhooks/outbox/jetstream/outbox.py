@@ -288,7 +288,7 @@ class JetStreamOutbox:
         self._ended = False
         self._letters = letters
         for partition, acceptor in zip(self.partitions, self._acceptors, strict=True):
-            partition.made_here = acceptor.counts
+            partition.made_here = acceptor.made_here
         self._members.start(self._share)
 
     def _share(self) -> None:
