@@ -13,6 +13,7 @@ import sys
 from base64 import b32encode, urlsafe_b64encode
 from binascii import crc_hqx
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -111,6 +112,18 @@ class Cluster:
     async def ready(self, seconds=20.0):
         """Wait until all that run are well and have a leader."""
         await until(lambda: deferToThread(self._well), seconds)
+
+    def ailments(self):
+        """What those servers say that are not well."""
+        said = []
+        for number in [number for number, process in enumerate(self.processes) if process is not None]:
+            try:
+                self._ask(number, "healthz")
+            except HTTPError as error:
+                said.append(f"n{number}: {error.read().decode(errors='replace')}")
+            except OSError as error:
+                said.append(f"n{number}: {error}")
+        return said
 
     def log(self, number=0):
         """What a server has said."""

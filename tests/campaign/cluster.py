@@ -238,8 +238,12 @@ class ClusterStage(Ground):
         await self.flows()
 
     async def well(self):
-        """Wait until all servers are well."""
-        await self.nodes.ready(60)
+        """Wait until all servers are well, or note what they say."""
+        try:
+            await self.nodes.ready(60)
+        except AssertionError:
+            ailments = await deferToThread(self.nodes.ailments)
+            self.broken.append(f"all servers of NATS well: not within 60 s: {'; '.join(ailments)}")
 
     async def flows(self, what="deliveries of all partitions"):
         """Wait until what is accepted from now on arrives, of each producer and each partition."""
