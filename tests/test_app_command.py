@@ -59,7 +59,10 @@ class CommandLineTests(SynchronousTestCase):
                 "mqhooks dead show: number: 'a7' is not a dead letter's number, as ",
             ),
             (["dead", "show", "9" * 19], "mqhooks dead show: number: '9999999999999999999' is not a dead letter's number"),
-            (["dead", "show", str(1 << 70)], "mqhooks dead show: number: '1180591620717411303424' is not a dead letter's number"),
+            (
+                ["dead", "show", str(1 << 70)],
+                "mqhooks dead show: number: '1180591620717411303424' is not a dead letter's number",
+            ),
             (["run", "--sink"], "mqhooks run: --sink: expected one argument; mqhooks run --help tells more"),
             (["--print-completion", "fish"], "mqhooks: --print-completion: 'fish' is unknown; there are bash, zsh, tcsh"),
             (["send-test"], "mqhooks send-test: the following arguments are required: --config/-c; "),
