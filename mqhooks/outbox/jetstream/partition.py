@@ -775,7 +775,7 @@ class Partition:
             if not batch.messages:
                 await deferLater(self._reactor, 0.02)
             for message in batch.messages:
-                self._arrived(message.sequence, message.headers, message.payload)
+                self._arrived(start, message.sequence, message.headers, message.payload)
         if term == self._term:
             self._fetching = False
             self._balance()
@@ -790,9 +790,10 @@ class Partition:
             count += 1
         return count
 
-    def _arrived(self, seq: int, headers: Mapping[str, str], payload: bytes) -> None:
-        if self._again and not (self._suspended or self.leaving):
-            # Those before it are not there any more.
+    def _arrived(self, start: int, seq: int, headers: Mapping[str, str], payload: bytes) -> None:
+        """Take a message that was read, of those from a number on."""
+        if self._again and self._again[0].seq >= start and not (self._suspended or self.leaving):
+            # Those before it are not there any more: they were asked for, too.
             while self._again and self._again[0].seq < seq:
                 self._gone(self._again.popleft())
             if self._again and self._again[0].seq == seq:
@@ -812,6 +813,8 @@ class Partition:
             self.pending -= lost
             if lost:
                 self._owner.lost(self, lost)
+                line = "{name}: message {seq} is not there any more: {lost} deliveries are lost"
+                self.log.critical(line, name=self._name, seq=row.seq, lost=lost)
 
     def _nothing(self, start: int, following: int | None) -> None:
         """Take note that the leader has no message from some number on, or the next one is a later one."""

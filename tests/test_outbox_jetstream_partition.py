@@ -1,0 +1,91 @@
+"""One partition, without a server: what it makes of answers that come at an awkward moment."""
+
+from types import SimpleNamespace
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from mqhooks.delivery import Delivery
+from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, encode, encode_checkpoint
+from mqhooks.outbox.jetstream.partition import Partition
+
+
+class Outbox:
+    """The owner; ``full`` has it without room."""
+
+    me = "us"
+    full = True
+
+    def __init__(self):
+        self.handed_out, self.losses = [], 0
+
+    def preferred(self, partition):
+        return True
+
+    def room(self):
+        return not self.full
+
+    def ready(self, row, deliveries):
+        row.number = row.seq
+        self.handed_out.append(row.seq)
+
+    def lost(self, partition, count):
+        self.losses += count
+
+    def counted(self, count, *, resumed, replayed=False):
+        """Nobody asks."""
+
+    def changed(self):
+        """Nobody asks."""
+
+
+class Stream:
+    """A log with some messages, of which an owner has left a checkpoint; batches are answered when the test says so."""
+
+    def __init__(self, log, checkpoint):
+        self.log = {number: message(number) for number in log}
+        self.own = SimpleNamespace(sequence=max(log) + 1, payload=encode_checkpoint(checkpoint))
+        self.asked = []
+
+    def direct_last(self, stream, subject):
+        return succeed(self.own)
+
+    def last(self, stream, subject):
+        return succeed(self.own if subject == Names("MQ", "w").own(0) else self.log[max(self.log)])
+
+    def publish(self, subject, data, **more):
+        self.own = SimpleNamespace(sequence=self.own.sequence + 1, payload=data)
+        return succeed(SimpleNamespace(seq=self.own.sequence))
+
+    def direct_batch(self, stream, start, subject, *, limit, max_bytes, timeout):
+        answer = Deferred()
+        self.asked.append((start, limit, answer))
+        return answer
+
+    def answer(self):
+        start, limit, answer = self.asked.pop(0)
+        answer.callback(SimpleNamespace(messages=[self.log[each] for each in sorted(self.log) if each >= start][:limit]))
+
+
+def message(number):
+    return SimpleNamespace(sequence=number, headers={COUNT: "1"}, payload=encode([Delivery(f"msg_{number}", "c", 1, b"{}", 1)]))
+
+
+class PartitionTests(SynchronousTestCase):
+    def test_what_is_to_be_read_again_outlives_an_answer_that_begins_behind_it(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((5, 7, 8, 9), Checkpoint(upto=7, open={5: "0", 7: "0"}, tail=7, pending=2, size=2))
+        client = SimpleNamespace(subscribe=lambda subject, told: None)
+        partition = Partition(0, clock, client, stream, Names("MQ", "w"), outbox, clock.seconds)
+        partition.start()
+        clock.advance(0)
+        # There is no room to read anything again, so what follows is only counted.
+        self.assertEqual([start for start, _, _ in stream.asked], [8])
+        stream.answer()
+        self.assertEqual((partition.tail, partition.pending, outbox.handed_out), (9, 4, []))
+        outbox.full = False
+        partition.read()
+        while stream.asked:
+            stream.answer()
+        self.assertEqual((outbox.handed_out, outbox.losses, partition.pending), ([5, 7, 8, 9], 0, 4))
