@@ -13,12 +13,19 @@ from twisted.python.failure import Failure
 from mqhooks.interfaces import IEventSink
 from mqhooks.sources.counters import SourceCounters
 from mqhooks.sources.handover import Handover, Watcher
+from mqhooks.support.listening import address_name
 
 
 class SourceProtocol(Protocol):
     """One connection of a source; what it reads is for ``dataReceived`` to hand over."""
 
     factory: SourceFactory
+
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, for the log."""
+        assert self.transport is not None
+        return address_name(self.transport.getPeer())
 
     def connectionMade(self) -> None:
         """Note a new connection."""

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count, pairwise
 from operator import attrgetter
 from pathlib import Path
+from tempfile import mkdtemp
 from time import time
 
 from twisted.internet.threads import deferToThread
@@ -343,7 +344,15 @@ class ClusterStage(Ground):
                 where = log.index(word)
                 self.broken.append(f"the log says: {log[max(where - 300, 0) : where + 2000]}")
         self._silences(row)
+        if self.broken:
+            self._keep_logs()
         return row
+
+    def _keep_logs(self):
+        kept = Path(mkdtemp(prefix="mqhooks-campaign-logs-"))
+        for number, member in enumerate(self.members):
+            (kept / f"bridge-{number}.log").write_text(member.log, encoding="utf-8")
+        self.broken.append(f"the bridges' logs are in {kept}")
 
     async def letters(self):
         """The ids of the dead letters in JetStream."""

@@ -421,14 +421,13 @@ class Partition:
             await self._give_up()
             return None
         checkpoint, floor = self._checkpoint()
-        term = self._term
         began = self._monotonic()
         try:
             until = await self._write(checkpoint)
         except NATSError as error:
             if isinstance(error, JetStreamError) and error.err_code in (10047, 10077):
                 await self._more_room()
-            return await self._read_back(began, term)
+            return await self._read_back(began)
         if not self.mine:
             return None
         self._until = until
@@ -476,7 +475,7 @@ class Partition:
         if not self.leaving and self._again:
             self.read()
 
-    async def _read_back(self, began: float, term: int) -> float | None:
+    async def _read_back(self, began: float) -> float | None:
         """Find out whether a renewal without an answer was carried out, and who has the lease."""
         found = await self._js.last(self._name, self._own)
         if not self.mine:

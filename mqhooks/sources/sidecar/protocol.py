@@ -26,13 +26,12 @@ from twisted.python.failure import Failure
 from mqhooks.errors import MalformedFrame, UnknownType
 from mqhooks.events import Event
 from mqhooks.interfaces import IEventSink
-from mqhooks.sources.connections import SourceFactory
+from mqhooks.sources.connections import SourceFactory, SourceProtocol
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.counters import SidecarCounters
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.longframes import COMMON, HELD, HELD_COMMON, LONG, LongFrames
 from mqhooks.sources.sidecar.pieces import MANY, PIECE, UNDIVIDED, Divided, Pieces, divide
-from mqhooks.support.listening import address_name
 from mqhooks.support.printable import printable
 from mqhooks.support.ratelimit import RateLimit
 
@@ -118,7 +117,7 @@ class _LongFrame:
         return bytes(content)
 
 
-class SidecarProtocol(Int32StringReceiver):
+class SidecarProtocol(SourceProtocol, Int32StringReceiver):
     """
     Decodes a stream's frames into events, and hands those of each read to the factory.
 
@@ -140,19 +139,13 @@ class SidecarProtocol(Int32StringReceiver):
         self._lost = False
         self._events: list[Event] = []
 
-    @property
-    def peer(self) -> str:
-        """Who is at the other end, for the log."""
-        assert self.transport is not None
-        return address_name(self.transport.getPeer())
-
     def connectionMade(self) -> None:
         """Join the factory's connections."""
         self._short = _ShortFrames(self)
         self._turns = self.factory.long_frames
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
-        self.factory.joined(self)
+        super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Leave the factory's connections. An unfinished frame is lost."""
@@ -163,7 +156,7 @@ class SidecarProtocol(Int32StringReceiver):
         self._long = None
         self._lost = True
         self._hold()
-        self.factory.left(self)
+        super().connectionLost(reason)
 
     def dataReceived(self, data: bytes) -> None:
         """
@@ -300,16 +293,6 @@ class SidecarProtocol(Int32StringReceiver):
             self, "framing", f"a frame claims to have {length} bytes, which no event has: framing lost, connection aborted"
         )
         self.abort()
-
-    def close(self) -> None:
-        """Close the connection in order."""
-        assert self.transport is not None
-        self.transport.loseConnection()
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-        transport: Any = self.transport
-        transport.abortConnection()
 
 
 class SidecarFactory(SourceFactory):
