@@ -4,15 +4,19 @@ A headless Chromium for tests, driven through chromedriver: https://www.w3.org/T
 
 from __future__ import annotations
 
+import atexit
 import re
 from base64 import b64decode
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from shutil import which
+from subprocess import DEVNULL, STDOUT, Popen
+from tempfile import TemporaryDirectory
+from urllib.request import ProxyHandler, Request, build_opener
 
 import treq
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.web.client import Agent
 
@@ -41,31 +45,109 @@ def missing() -> str | None:
     return f"{' and '.join(absent)} not found: make programs installs them on Debian" if absent else None
 
 
-class Driver(ProcessProtocol):
-    """chromedriver, on a port that it picks."""
+class Driver:
+    """
+    A chromedriver and the browser that it drives, for all the tests of a process: to start them costs more than most tests do.
+
+    :ivar session: the address of the browser's session.
+    """
 
     def __init__(self):
-        self.port = Deferred()
-        self.ended = Deferred()
-        self.said = ""
+        self.session = None
+        self._process = None
+        self._scratch = TemporaryDirectory(ignore_cleanup_errors=True)
 
-    def outReceived(self, data):
-        self.said += data.decode("utf-8", "replace")
-        found = re.search(r"started successfully on port (\d+)", self.said)
-        if found and not self.port.called:
-            self.port.callback(int(found[1]))
+    async def start(self, reactor):
+        """Start both."""
+        base = f"http://127.0.0.1:{await self._listen(reactor)}"
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {
+                "binary": which("chromium"),
+                "args": [*FLAGS, f"--user-data-dir={Path(self._scratch.name) / 'profile'}"],
+            },
+            "goog:loggingPrefs": {"browser": "ALL"},
+            "unhandledPromptBehavior": "ignore",
+        }
+        opened = await ask(reactor, "POST", f"{base}/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"{base}/session/{opened['sessionId']}"
 
-    errReceived = outReceived
+    async def _listen(self, reactor):
+        """Start the driver on a port that it picks. It wants one of both families, and ends when one of them is in use."""
+        log = Path(self._scratch.name) / "log"
+        for _ in range(5):
+            # No process of the reactor's, since it outlives a test.
+            with log.open("wb") as output:
+                self._process = Popen([which("chromedriver"), "--port=0"], stdin=DEVNULL, stdout=output, stderr=STDOUT)
+            while True:
+                ended = self._process.poll() is not None
+                said = log.read_text(encoding="utf-8", errors="replace")
+                if found := re.search(r"started successfully on port (\d+)", said):
+                    return int(found[1])
+                if ended:
+                    break
+                await deferLater(reactor, 0.05)
+            if "Address already in use" not in said:
+                break
+        raise AssertionError(f"chromedriver ended: {said}")
 
-    def processEnded(self, reason):  # noqa: N802
-        if not self.port.called:
-            self.port.errback(AssertionError(f"chromedriver ended: {self.said}"))
-        self.ended.callback(None)
+    def stop(self):
+        """End both."""
+        if self.session is not None:
+            # There is no reactor any more.
+            with suppress(OSError):
+                build_opener(ProxyHandler({})).open(Request(self.session, method="DELETE"), timeout=10).close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._scratch.cleanup()
+
+
+class Shared:
+    """The driver of this process."""
+
+    driver = None
+
+    @classmethod
+    async def get(cls, reactor):
+        """Start it when there is none."""
+        if cls.driver is None:
+            driver = Driver()
+            try:
+                await driver.start(reactor)
+            except BaseException:
+                driver.stop()
+                raise
+            cls.driver = driver
+        return cls.driver
+
+    @classmethod
+    def end(cls):
+        """End it."""
+        driver, cls.driver = cls.driver, None
+        if driver is not None:
+            driver.stop()
+
+
+atexit.register(Shared.end)
+
+
+async def ask(reactor, method, url, what=None):
+    """Ask a driver for something; the answer's value."""
+    data = None if what is None else dumps(what).encode()
+    headers = {"content-type": "application/json"}
+    answer = await treq.request(method, url, data=data, headers=headers, agent=Agent(reactor), reactor=reactor)
+    value = (await treq.json_content(answer))["value"]
+    if answer.code == 404:
+        raise LookupError(value["message"])
+    if answer.code != 200:
+        raise AssertionError(f"{method} {url}: {value['error']}: {value['message']}")
+    return value
 
 
 class Browser:
     """
-    One window of a browser of its own, closed when the test case ends.
+    A window of the browser, closed when the test case ends.
 
     :param case: the test case.
     :param reactor: runs it.
@@ -74,49 +156,26 @@ class Browser:
     def __init__(self, case, reactor):
         self._case = case
         self._reactor = reactor
-        self._agent = Agent(reactor)
-        self._driver = self._process = None
         self._session = None
 
     async def start(self):
         """Open the window."""
-        profile = Path(self._case.mktemp()).resolve()
-        profile.mkdir(parents=True)
+        self._session = (await Shared.get(self._reactor)).session
         self._case.addCleanup(self.stop)
-        self._base = f"http://127.0.0.1:{await self._drive()}"
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": {"binary": which("chromium"), "args": [*FLAGS, f"--user-data-dir={profile}"]},
-            "goog:loggingPrefs": {"browser": "ALL"},
-            "unhandledPromptBehavior": "ignore",
-        }
-        opened = await self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._session = opened["sessionId"]
-
-    async def _drive(self):
-        """Start the driver. It wants one port of both families, and ends when another has one of them just then."""
-        left = 5
-        while True:
-            left -= 1
-            self._driver = Driver()
-            command = ["chromedriver", "--port=0"]
-            self._process = self._reactor.spawnProcess(self._driver, which("chromedriver"), command, env=None)
-            try:
-                return await self._driver.port
-            except AssertionError as error:
-                if not left or "Address already in use" not in str(error):
-                    raise
+        self._first = await self._ask("GET", "window")
+        opened = await self._command("window/new", {"type": "window"})
+        await self._command("window", {"handle": opened["handle"]})
+        await self.complaints()
 
     @inlineCallbacks
     def stop(self):
-        """Close the window and end the processes."""
+        """Close the window. If that fails, the next test has another browser."""
         try:
-            if self._session is not None:
-                yield Deferred.fromCoroutine(self._ask("DELETE", f"/session/{self._session}"))
-        finally:
-            if self._process.pid:
-                self._process.signalProcess("KILL")
-            yield self._driver.ended
+            yield Deferred.fromCoroutine(self._ask("DELETE", "window"))
+            yield Deferred.fromCoroutine(self._command("window", {"handle": self._first}))
+        except BaseException:
+            Shared.end()
+            raise
 
     async def open(self, url):
         """Go to an address and wait until it is loaded."""
@@ -153,7 +212,7 @@ class Browser:
     async def dialog(self):
         """The text of a dialog that a script opened; ``None`` when there is none."""
         try:
-            return await self._ask("GET", f"/session/{self._session}/alert/text")
+            return await self._ask("GET", "alert/text")
         except LookupError:
             return None
 
@@ -169,7 +228,7 @@ class Browser:
 
     async def screenshot(self):
         """The screen as PNG."""
-        return b64decode(await self._ask("GET", f"/session/{self._session}/screenshot"))
+        return b64decode(await self._ask("GET", "screenshot"))
 
     async def _act(self, selector, action, what):
         """Act on an element; once more when the page has just replaced or moved it. The test case's timeout bounds it."""
@@ -192,17 +251,7 @@ class Browser:
         return await self._command("goog/cdp/execute", {"cmd": name, "params": params})
 
     async def _command(self, path, what):
-        return await self._ask("POST", f"/session/{self._session}/{path}", what)
+        return await self._ask("POST", path, what)
 
     async def _ask(self, method, path, what=None):
-        data = None if what is None else dumps(what).encode()
-        headers = {"content-type": "application/json"}
-        answer = await treq.request(
-            method, self._base + path, data=data, headers=headers, agent=self._agent, reactor=self._reactor
-        )
-        value = (await treq.json_content(answer))["value"]
-        if answer.code == 404:
-            raise LookupError(value["message"])
-        if answer.code != 200:
-            raise AssertionError(f"{method} {path}: {value['error']}: {value['message']}")
-        return value
+        return await ask(self._reactor, method, f"{self._session}/{path}", what)
