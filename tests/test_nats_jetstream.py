@@ -292,6 +292,11 @@ class Answers(JetStreamCase):
         batch = await js.direct_batch("orders", 1, "o.1")
         self.assertEqual([message.sequence for message in batch.messages], [1, 3])
 
+    async def test_batch_without_its_first_message_is_empty(self):
+        js = await self.fake(self.message(3, 1), self.message(5, 3))
+        batch = await js.direct_batch("orders", 1, "o.1")
+        self.assertEqual(batch.messages, [])
+
     async def test_batch_that_stops_ends_there(self):
         js = await self.fake(self.message(1, 0), self.message(3, 1))
         batch = await js.direct_batch("orders", 1, "o.1", timeout=1.0)

@@ -316,8 +316,8 @@ class JetStream:
                 if status:
                     raise JetStreamError(request, status, 0, printable(message.description, 200))
                 before = headers.get("Nats-Last-Sequence")
-                if messages and before is not None and int(before) != messages[-1].sequence:
-                    # One is missing between; those from there on can be asked for.
+                if batch and before is not None and int(before) != (messages[-1].sequence if messages else 0):
+                    # One before it was lost on its way: the route between two servers broke. It can be asked for again.
                     return True
                 stored = Stored(
                     headers["Nats-Subject"],
