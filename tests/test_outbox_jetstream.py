@@ -5,7 +5,7 @@ import re
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from mqhooks.delivery import Delivery, Variation
@@ -406,6 +406,27 @@ class EngineTests(TestCase):
 
         await until(left)
         self.assertEqual(outbox.counts.pending, 1)
+
+    async def test_parked_message_that_somebody_deleted_is_lost_loudly(self):
+        await self.start()
+        _, outbox = self.store()
+        await until(lambda: outbox.ready_to_claim)
+        logged = []
+        globalLogPublisher.addObserver(logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, logged.append)
+        for number in range(2):
+            await outbox.append(make(1, number))
+        claimed = []
+        while len(claimed) < 2:
+            claimed += await maybeDeferred(outbox.claim, 10, 1 << 20)
+        places = [each.place for each in claimed]
+        outbox.shelve(places)
+        gone = (await self.js.direct("MQ_w_0", 1, subject="MQ.log.w.0")).sequence
+        await self.js.delete_message("MQ_w_0", gone)
+        self.assertEqual([each.place for each in await maybeDeferred(outbox.recall, places)], places[1:])
+        self.assertEqual((outbox.counts.dropped, outbox.counts.pending), (1, 1))
+        lines = [formatEvent(each) for each in logged if each["log_level"] is LogLevel.critical]
+        self.assertEqual(lines, [f"MQ_w_0: message {gone} is not there any more: a delivery of it is lost"])
 
     async def test_too_long_for_a_message_is_a_dead_letter(self):
         await self.start()

@@ -327,7 +327,7 @@ def as_json(payload: bytes) -> msgspec.Raw | None:
     """
     Take a payload for the JSON that it is; no number, key or escape in it changes.
 
-    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python's own limit, which differs from version to version.
+    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python follows; see the docs.
     """
     if payload[:1] not in _STARTS:
         return None

@@ -773,8 +773,7 @@ class JetStreamOutbox:
                 continue
             there = found.get(row, ())
             if index >= len(there):
-                if row.partition.settle(row, index):
-                    self._dropped += 1
+                row.partition.missing(row, index)
                 continue
             delivery = there[index]
             picked.append(msgspec.structs.replace(delivery, place=place))

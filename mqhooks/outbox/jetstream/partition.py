@@ -300,6 +300,13 @@ class Partition:
         if self.rows.get(row.seq) is row:
             self._finish(row)
 
+    def missing(self, row: Row, index: int) -> None:
+        """Give up a delivery whose message is not in the log any more."""
+        if self.settle(row, index):
+            self._owner.lost(self, 1)
+            line = "{name}: message {seq} is not there any more: a delivery of it is lost"
+            self.log.critical(line, name=self._name, seq=row.seq)
+
     def _finish(self, row: Row) -> None:
         self._upto = max(self._upto, row.seq)
         if row.settled.bit_count() >= row.count and not row.dying:
