@@ -1,5 +1,5 @@
 """
-Reading files that an operator names, which may be anything.
+Read files that an operator names. Such a name may lead to a FIFO, a device or a huge file.
 """
 
 from __future__ import annotations
@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 
 LIMIT = 4 << 20
-"""How many bytes a file may have: certificates have a few thousand."""
+"""Bytes read from a file at most; certificates have a few thousand."""
 
 
 def read_bounded(path: str, limit: int = LIMIT) -> bytes:
     """
-    Read a file: neither a FIFO holds it up, nor does a device fill the memory.
+    Read the beginning of a file. A FIFO does not block this, and a device does not fill the memory.
 
-    :param limit: how many bytes are read at most.
+    :param limit: bytes to read at most.
     :raises OSError: when it cannot be read.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -47,7 +47,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many observations were made."""
+        """The number of observations."""
         return sum(self.counts)
 
     def _sort(self) -> None:

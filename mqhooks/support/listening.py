@@ -1,8 +1,8 @@
 """
-Listening on an endpoint that an operator has configured.
+Listen on an endpoint that an operator has configured.
 
-A socket that systemd has opened (``systemd:``) is adopted here rather than by Twisted's endpoint, which trusts the
-description's ``domain`` and closes the descriptor: whether other machines can reach it has to be known at each reload.
+A socket that systemd has opened (``systemd:``) is adopted here. Twisted's endpoint would trust the description's ``domain`` and
+close the descriptor, but each reload has to find out whether other machines can reach the socket.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def complete(description: str) -> str:
     """
     Fill in our defaults for a listening endpoint: the loopback interface and a backlog of :data:`BACKLOG`.
 
-    :param description: for Twisted's ``serverFromString``. One with further positional arguments is returned as it is.
+    :param description: for Twisted's ``serverFromString``; returned unchanged if it has further positional arguments.
     """
     kind, *parts = re.split(r"(?<!\\):", description)
     given = {part.partition("=")[0] for part in parts if "=" in part}
@@ -84,8 +84,8 @@ class Listener:
         """
         Listen at once.
 
-        :raises mqhooks.errors.ListenError: when the address is taken, not allowed, or not one of this machine, or when systemd
-            has passed no such socket.
+        :raises mqhooks.errors.ListenError: when the address is taken, not allowed, or not one of this machine's, or when
+            systemd has passed no such socket.
         """
         if _kind(self.description) == "systemd":
             return self._adopt(factory)
@@ -133,7 +133,7 @@ class _Passed(NamedTuple):
     A socket from systemd.
 
     :param listening: whether it is a stream socket that listens.
-    :param address: as ``getsockname`` gives it.
+    :param address: as ``getsockname`` returns it.
     """
 
     descriptor: int
@@ -147,7 +147,7 @@ def _kind(description: str) -> str:
 
 
 def _well_formed(description: str) -> bool:
-    """Whether a description is one of a socket from systemd."""
+    """Return whether a description names a socket from systemd, and is written correctly."""
     parts = [part.partition("=") for part in description.split(":")[1:]]
     named = {key: value for key, _, value in parts}
     known = len(named) == len(parts) == 2 and named.get("domain") in _DOMAINS
@@ -155,11 +155,11 @@ def _well_formed(description: str) -> bool:
 
 
 def _passed(description: str) -> _Passed | None:
-    """Find the socket that a description stands for; ``None`` when systemd has not passed it, as to ``--check``."""
+    """Find the socket that a description names; ``None`` when systemd has not passed it, for example to ``--check``."""
     if not _well_formed(description):
         return None
     try:
-        # The descriptor is all that is wanted of it: no reactor is needed.
+        # No reactor: only the endpoint's descriptor is needed.
         descriptor: int = getattr(serverFromString(None, description), "fileno")  # noqa: B009 - only this kind has it
         with socket.socket(fileno=os.dup(descriptor)) as copy:
             listening = copy.type == socket.SOCK_STREAM and bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
@@ -189,7 +189,7 @@ def address_name(address: Any) -> str:
 
 def is_local(description: str) -> bool:
     """
-    Whether only this machine can connect to a listening endpoint; ``False`` for unknown kinds of endpoint.
+    Return whether only this machine can connect to a listening endpoint; ``False`` for unknown kinds of endpoint.
 
     :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
     """
@@ -199,8 +199,8 @@ def is_local(description: str) -> bool:
 
 def can_be_reached(description: str) -> bool:
     """
-    Whether other machines can connect to a listening endpoint, as far as is known. To a socket that systemd has not passed
-    nobody can: it is not listened on.
+    Return whether other machines can connect to a listening endpoint, as far as is known. Nobody can connect to a socket that
+    systemd has not passed, because nothing listens on it.
 
     :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
     """
@@ -208,13 +208,13 @@ def can_be_reached(description: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address belongs to the loopback."""
+    """Return whether a host is a loopback address."""
     address = ip_of(host)
     return address is not None and address.is_loopback
 
 
 def ip_of(host: str) -> Any:
-    """Read an IP address, one of IPv4 as such even where IPv6 carries it; ``None`` for anything else."""
+    """Read an IP address, and an IPv4-mapped IPv6 address as IPv4; ``None`` for anything else."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:
@@ -224,11 +224,11 @@ def ip_of(host: str) -> Any:
 
 def interface_of(description: str) -> tuple[str, str, int | None]:
     """
-    Take a listening endpoint apart.
+    Split a listening endpoint into kind, interface and port.
 
     :param description: for Twisted's ``serverFromString``, completed by :func:`complete`.
-    :returns: its kind, the interface (empty for all, or where there is none), and the port; ``None`` where there is none. A
-        TCP socket that systemd has passed is of kind ``tcp`` or ``tcp6``; any other is ``systemd``.
+    :returns: the kind; the interface, empty for all interfaces or if there is none; and the port, ``None`` if there is none. A
+        TCP socket that systemd has passed is of kind ``tcp`` or ``tcp6``; any other ``systemd:`` description is ``systemd``.
     """
     passed = _passed(description) if _kind(description) == "systemd" else None
     if passed is not None and passed.family in _DOMAINS.values():
@@ -241,7 +241,7 @@ def interface_of(description: str) -> tuple[str, str, int | None]:
 
 def same_place(one: str, other: str) -> bool:
     """
-    Whether two listening endpoints want the same port or the same socket.
+    Return whether two listening endpoints need the same port or the same socket.
     """
     (kind, first, port), (_, second, same) = interface_of(one), interface_of(other)
     if port:

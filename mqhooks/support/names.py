@@ -1,11 +1,11 @@
 """
 Name look-ups that cannot hold up other endpoints.
 
-- The reactor looks names up in ten shared threads, which a few dozen connections to one name whose server is silent use up.
-  Here each endpoint makes one look-up at a time, in a daemon thread of its own, and shares the result among all who wait. The
-  system's call cannot be interrupted, so waiters give up before it does.
-- Names go to the resolver as they are written. ``HostnameEndpoint`` by itself rejects names that IDNA does not allow, such as
-  ``my_consumer``, which Docker Compose gives.
+- The reactor looks names up in ten shared threads. A few dozen connections to one name whose server is silent use them all up.
+  So here each endpoint makes one look-up at a time, in its own daemon thread, and shares the result among all waiters. The
+  system call cannot be interrupted, so waiters give up before it does.
+- Names go to the resolver as written. ``HostnameEndpoint`` on its own rejects names that IDNA does not allow, such as
+  ``my_consumer``, which Docker Compose assigns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 FRESH = 1.0
-"""How many seconds a name's addresses are used without another look-up."""
+"""Seconds for which a name's addresses are used without another look-up."""
 
 LookUp = Callable[[str], Sequence[str]]
 
@@ -42,7 +42,7 @@ def look_up(host: str) -> list[str]:
     """
     Ask the system for a name's addresses. This blocks.
 
-    :raises OSError: when there is none.
+    :raises OSError: when it has none.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -52,8 +52,8 @@ def endpoint(reactor: Any, host: str, port: int, timeout: float, by: LookUp = lo
     """
     Make an endpoint that connects to the first of a host's addresses that answers.
 
-    :param timeout: how many seconds connecting may take, the look-up included.
-    :param by: looks the name up, in a thread.
+    :param timeout: seconds allowed for connecting, including the look-up.
+    :param by: looks the name up; called in a thread.
     """
     if isIPAddress(host) or isIPv6Address(host) or not IReactorThreads.providedBy(reactor):
         return HostnameEndpoint(reactor, host, port, timeout=timeout)
@@ -66,7 +66,7 @@ class _Endpoint:
 
     def __init__(self, reactor: Any, lookup: NameLookup, port: int, timeout: float) -> None:
         self._lookup = lookup
-        # The name that the endpoint is given is never looked up.
+        # This name is never looked up: the resolver uses its own.
         self._endpoint = HostnameEndpoint(_Reactor(reactor, lookup), "endpoint.invalid", port, timeout=timeout)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
@@ -99,13 +99,13 @@ class _Reactor:
 @implementer(IHostnameResolver)
 class NameLookup:
     """
-    Looks up one name, no matter which it is asked for.
+    Looks up the same name whichever one it is asked for.
 
-    :param reactor: tells the time, and takes the results over from the thread.
+    :param reactor: tells the time, and takes results from the thread.
     :param host: the name.
-    :param limit: seconds after which waiters get no address.
+    :param limit: seconds after which waiters are told that there is no address.
     :param by: looks the name up; it may block, and raise an OSError.
-    :ivar latest: the latest resolution that was asked for.
+    :ivar latest: the latest resolution requested.
     """
 
     def __init__(self, reactor: Any, host: str, limit: float, by: LookUp) -> None:
@@ -193,5 +193,5 @@ def connect_problem(error: BaseException | None, host: str) -> str:
 
 
 def in_words(error: BaseException | None) -> str:
-    """Say an error in words for within a sentence: Twisted's errors about connections end in a full stop."""
+    """Return an error's text for use in a sentence, without the full stop that ends Twisted's connection errors."""
     return str(error).removesuffix(".") or type(error).__name__

@@ -1,5 +1,5 @@
 """
-Options of twistd commands: a mistake is one line, and values are checked while they are parsed.
+Options of twistd commands: each mistake ends in one line, and values are checked while they are parsed.
 
 Each function here makes the parser of one option, for the last element of its entry in ``optParameters``.
 """
@@ -31,7 +31,7 @@ class CommandOptions(Options):
 
         :param options: the words after the command.
         :raises UsageError: when the command line is wrong.
-        :raises SystemExit: the same under twistd, which would print its whole help before the one line that matters.
+        :raises SystemExit: the same, under twistd, which would print its whole help before the one line that matters.
         """
         try:
             super().parseOptions(options)
@@ -64,10 +64,10 @@ class CommandOptions(Options):
 
 def file_hint(word: str, options: Iterable[str]) -> str:
     """
-    Suggest ``--config`` for the name of a configuration that stands by itself.
+    Suggest ``--config`` for a configuration's name that was given without it.
 
     :param options: the names of the command's options, as they are written.
-    :returns: text to append to a message; empty when it is no file, or the command has no such option.
+    :returns: text to append to a message; empty when the word does not look like a file, or the command has no such option.
     """
     meant = "--config" in options and (word.endswith((".conf", ".json", ".hocon")) or os.path.isfile(word))
     return f"; did you mean --config {quote(word)}?" if meant and word.isprintable() else ""

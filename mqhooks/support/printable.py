@@ -7,11 +7,10 @@ from __future__ import annotations
 
 def printable(text: str, limit: int) -> str:
     """
-    Make a text fit for one line of a terminal.
+    Make any text safe to print on one line of a terminal.
 
-    :param text: any text.
-    :param limit: how many characters of it are kept.
-    :returns: the text with unprintable characters escaped; ``...`` stands for what was cut off.
+    :param limit: characters to keep.
+    :returns: the text with unprintable characters escaped, and ``...`` if some of it was cut off.
     """
     shown = text[:limit]
     if not shown.isprintable():

@@ -7,7 +7,7 @@ from __future__ import annotations
 from twisted.internet.interfaces import IReactorTime
 
 KEYS = 1024
-"""How many keys are remembered; beyond that all are forgotten, and each is allowed once more."""
+"""Most keys remembered; beyond that all are forgotten, and each is allowed again."""
 
 
 class RateLimit:
@@ -25,7 +25,7 @@ class RateLimit:
 
     def allow(self, key: object) -> int | None:
         """
-        Ask whether to log something now.
+        Decide whether to log a line now.
 
         :param key: what the line is about.
         :returns: how often it was suppressed since it was last allowed; ``None`` to suppress it now.

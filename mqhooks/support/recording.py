@@ -2,7 +2,7 @@
 The file format of captures: the ``capture`` sink writes it, the simulator replays it.
 
 The first line is ``mqhooks-capture 1``; the number is the version of the format. Each further line is a record of three words
-with a space between them: the CRC-32 of the rest of the line, in eight hexadecimal digits; the time at which the event came, in
+separated by spaces: the CRC-32 of the rest of the line, in eight hexadecimal digits; the time at which the event arrived, in
 nanoseconds since 1970; and the frame, a ``google.protobuf.Any`` without its length, in base64. The first line may be repeated
 further down, so that files can be concatenated. A last line without a line end was cut off.
 """
@@ -32,7 +32,7 @@ class Record(NamedTuple):
     """
     One recorded frame.
 
-    :param time: when it came, in nanoseconds since 1970.
+    :param time: when it arrived, in nanoseconds since 1970.
     :param frame: a serialised ``google.protobuf.Any``.
     """
 
@@ -75,7 +75,7 @@ def read(file: BinaryIO, path: str, end: int | None = None) -> Iterator[Record]:
     :param file: positioned at its beginning.
     :param path: the file's name, for errors.
     :param end: the byte at which to stop; ``None`` for the end of the file.
-    :returns: the records. One that is cut off at the end of the file is left out.
+    :returns: the records, without one that is cut off at the end of the file.
     :raises mqhooks.errors.ConfigError: when it is not a capture or is damaged.
     """
     first = file.readline(64)

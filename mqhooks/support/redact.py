@@ -1,7 +1,7 @@
 """
-URLs without the secrets in them: the one place that decides what of a URL is shown.
+Hide the secrets in URLs: the one place that decides which parts of a URL are shown.
 
-Of a path, segments are shown as long as they are plain words. From the first other one on everything may be a token, as in
+A path is shown up to its first segment that is not a plain word. From there on everything may be a token, as in
 ``https://hooks.slack.com/services/T0/B0/x7Kq`` or ``/api/v1/x7Kq/telemetry``.
 """
 
@@ -18,16 +18,16 @@ _WORD = re.compile(r"[a-z]{0,12}(?:[-_][a-z]{1,12}){0,2}")
 _URL = re.compile(r"https?(?:(\\+):(?:[^\s\"':\\]|\\.)*|()://[^\s\"']*)", re.IGNORECASE)
 
 LONG = 8
-"""From how many characters on a part of a URL that is hidden is also hidden where it stands alone."""
+"""Shortest hidden part of a URL, in characters, that is also hidden where it appears alone."""
 
 
 def hide_url(url: str) -> str:
     """
-    Remove from a URL what may be a credential: user, password, query, fragment, and the path from the first segment on that is
-    not made of one to three words of at most 12 lower-case letters.
+    Remove whatever may be a credential from a URL: user, password, query, fragment, and the path from the first segment that
+    is not made of one to three words of at most 12 lower-case letters.
 
-    :param url: it need not be a good one.
-    :returns: the URL with ``…`` for what is left out.
+    :param url: it need not be well-formed.
+    :returns: the URL, with ``…`` in place of what was removed.
     """
     start, _, host, path, rest = _parts(url)
     shown = host if _AUTHORITY.fullmatch(host) else "…"
@@ -39,9 +39,9 @@ def hide_url(url: str) -> str:
 
 def hide(text: str, url: str) -> str:
     """
-    Remove from a text, such as an endpoint's answer, what :func:`hide_url` removes from a URL.
+    Remove from a text, such as an endpoint's answer, whatever :func:`hide_url` removes from a URL.
 
-    :param text: it may repeat the URL, its path, or a part of that.
+    :param text: it may repeat the URL, its path, or part of either.
     """
     shown = hide_url(url)
     if shown == url:
@@ -63,9 +63,9 @@ def hide(text: str, url: str) -> str:
 
 def hide_urls(text: str) -> str:
     r"""
-    Remove credentials from whatever URLs stand in a text.
+    Remove credentials from all URLs in a text.
 
-    :param text: one without a URL of its own, such as a sink's description, which writes ``\:`` for a colon.
+    :param text: one whose URLs are not known, such as a sink's description, which writes ``\:`` for a colon.
     """
 
     def hidden(match: re.Match[str]) -> str:
@@ -76,7 +76,7 @@ def hide_urls(text: str) -> str:
 
 
 def _parts(url: str) -> tuple[str, str, str, str, str]:
-    """Split a URL into scheme, user, authority, path, and query with fragment; none of them fails."""
+    """Split a URL into scheme, user, authority, path, and query with fragment; this works for any text."""
     match = _PARTS.fullmatch(url)
     assert match is not None
     return match[1] or "", match[2], match[3], match[4], match[5]

@@ -44,7 +44,7 @@ class OrderedService(MultiService):
             child.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
-        """Start all children's privileged part."""
+        """Start the privileged part of all children."""
         try:
             super().privilegedStartService()
         except MqhooksError as error:
@@ -59,7 +59,7 @@ class OrderedService(MultiService):
             raise error if isinstance(error, StartFailed) else StartFailed(f"mqhooks: {error}") from None
 
     def _stop_started(self) -> None:
-        # A running thread would keep the process alive. The reactor does not run, so nobody can wait for the children.
+        # A running thread would keep the process alive. The reactor is not running, so nothing can wait for the children.
         self.running = 0
         for child in reversed([child for child in self if getattr(child, "running", False)]):
             maybeDeferred(child.stopService).addErrback(self._not_stopped, child)
@@ -84,7 +84,7 @@ class OrderedService(MultiService):
 
 class DaemonService(OrderedService):
     """
-    Says on the terminal why a daemon cannot start. Of that line twistd itself passes on 100 bytes at most.
+    Says on the terminal why a daemon cannot start; twistd itself passes on at most 100 bytes of that line.
 
     :param children: see :class:`OrderedService`.
     """
@@ -95,7 +95,7 @@ class DaemonService(OrderedService):
         self._terminal: int | None = os.dup(2)
 
     def privilegedStartService(self) -> None:
-        """Start all children's privileged part."""
+        """Start the privileged part of all children."""
         with self._telling():
             super().privilegedStartService()
 

@@ -28,7 +28,7 @@ PUBLIC_PREFIX = "whpk_"
 _MAKE_SECRET = f"echo {SECRET_PREFIX}$(openssl rand -base64 24)"
 
 _SEED = 32
-"""How many bytes a private key has; a public key has as many."""
+"""Length of a private key, and of a public key, in bytes."""
 
 
 def secret_key(secret: str) -> bytes:
@@ -80,7 +80,7 @@ def public_key(text: str) -> Ed25519PublicKey:
 
 def public_form(secret: str) -> str:
     """
-    Write the public key that belongs to a private one.
+    Return the public key that belongs to a private one.
 
     :param secret: ``whsk_…``.
     :returns: ``whpk_…``.
@@ -91,9 +91,9 @@ def public_form(secret: str) -> str:
 
 def check_signing(secret: str) -> None:
     """
-    Check that something signs: a secret or a private key.
+    Check that a text can sign: it is a secret or a private key.
 
-    :raises mqhooks.errors.ConfigError: when it does not; the message does not reveal any of it.
+    :raises mqhooks.errors.ConfigError: when it cannot; the message does not reveal any of it.
     """
     if secret.startswith(PUBLIC_PREFIX):
         raise ConfigError(f"is a public key, which cannot sign: write the private one, {PRIVATE_PREFIX}…")
@@ -105,9 +105,9 @@ def check_signing(secret: str) -> None:
 
 def check_verifying(secret: str) -> None:
     """
-    Check that something verifies: a secret or a public key.
+    Check that a text can verify: it is a secret or a public key.
 
-    :raises mqhooks.errors.ConfigError: when it does not; the message does not reveal any of it.
+    :raises mqhooks.errors.ConfigError: when it cannot; the message does not reveal any of it.
     """
     if secret.startswith(PRIVATE_PREFIX):
         raise ConfigError(f"is a private key, which only the sender has: give the public one, {PUBLIC_PREFIX}…")
@@ -121,7 +121,7 @@ class Signer:
     """
     Signs with every secret, so that an endpoint may know either the old or the new one during a rotation.
 
-    :param secrets: ``whsec_…`` for a signature ``v1``, ``whsk_…`` for one ``v1a``; those come behind the others.
+    :param secrets: ``whsec_…`` for a ``v1`` signature, ``whsk_…`` for a ``v1a`` one; the ``v1a`` signatures come last.
     :raises mqhooks.errors.ConfigError: when one is neither.
     """
 
@@ -159,13 +159,13 @@ def verify(
     secrets: Iterable[str], headers: Iterable[tuple[str, str]], body: bytes, now: float, tolerance: float = 300.0
 ) -> None:
     """
-    Verify that a request comes from someone who knows one of the secrets or private keys, and is not an old one replayed.
+    Verify that a request comes from someone who knows one of the secrets or private keys, and is not a replayed old one.
 
     :param secrets: ``whsec_…``, or a public key, ``whpk_…``.
     :param headers: the request's headers, names in any case.
     :param body: the request's body, byte for byte.
     :param now: seconds since 1970.
-    :param tolerance: by how many seconds the request's time may differ.
+    :param tolerance: largest difference allowed between the request's time and ``now``, in seconds.
     :raises mqhooks.errors.BadSignature: when the signature or the time is wrong.
     :raises mqhooks.errors.ConfigError: when a secret is neither.
     """
@@ -184,7 +184,7 @@ def verify(
         raise BadSignature(f"{TIMESTAMP} differs from the time here by more than {tolerance:g} s")
     expected = Signer(shared).sign(webhook_id, int(timestamp), body).encode().split()
     given = signatures.encode().split()
-    # All are compared, however early one matches, so that the time taken reveals nothing.
+    # Compare all of them, even after a match, so that the time taken reveals nothing.
     if sum(hmac.compare_digest(one, other) for one in expected for other in given):
         return
     signed = f"{webhook_id}.{int(timestamp)}.".encode() + body if public else b""

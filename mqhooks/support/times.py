@@ -1,5 +1,5 @@
 """
-Times in words: RFC 3339, and durations that mean "ago" or "from now on".
+Read and write times as text: RFC 3339, and durations counted back or ahead from now.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _LAST = 253_402_300_799
 
 def written(nanoseconds: int, digits: int = 0) -> str:
     """
-    Write a time as RFC 3339 has it, in UTC.
+    Write a time in UTC, as in RFC 3339.
 
-    :param nanoseconds: since 1970; what lies outside the years 1970 to 9999 is written as the nearest time within them.
-    :param digits: how many there are behind the seconds, 0 to 9.
+    :param nanoseconds: since 1970; a time outside the years 1970 to 9999 is written as the nearest one within them.
+    :param digits: decimal places of the seconds, 0 to 9.
     """
     seconds, rest = divmod(min(max(nanoseconds, 0), _LAST * 10**9), 10**9)
     text = f"{_BEGIN + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
@@ -30,17 +30,17 @@ def written(nanoseconds: int, digits: int = 0) -> str:
 
 def read(text: str) -> int:
     """
-    Read a time as RFC 3339 has it.
+    Read an RFC 3339 time.
 
     :returns: nanoseconds since 1970; further digits are cut off.
-    :raises ValueError: when it is none, or lies before 1970.
+    :raises ValueError: when it is not one, or is before 1970.
     """
     match = _DATE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text[:80]!r} is not a time like 2026-01-31T12:00:00Z")
     date, minute, second, fraction, zone = match.groups()
     try:
-        # A leap second is the one behind it.
+        # A leap second counts as the second after it.
         at = datetime.fromisoformat(f"{date}T{minute}:00{'+00:00' if zone in 'Zz' else zone}")
     except ValueError:
         raise ValueError(f"{text[:80]!r} is not a time: there is no such day, hour, minute or zone") from None
@@ -54,12 +54,12 @@ def read(text: str) -> int:
 
 def moment(text: str, now: float, *, ahead: bool = False) -> int:
     """
-    Read a time that a person gives: RFC 3339, seconds since 1970, or a duration like ``2h``, which means so long ago.
+    Read a time as people give it: RFC 3339, seconds since 1970, or a duration like ``2h``, which means that long ago.
 
     :param now: seconds since 1970.
-    :param ahead: whether a duration means from now on instead.
-    :returns: milliseconds since 1970, 0 at least.
-    :raises ValueError: when it is none of them; the message says what is taken.
+    :param ahead: whether a duration counts ahead from now instead.
+    :returns: milliseconds since 1970, at least 0.
+    :raises ValueError: when it is none of these; the message says what is accepted.
     """
     if _NUMBER.fullmatch(text):
         return int(float(text) * 1000)

@@ -1,5 +1,5 @@
 """
-TLS to servers of any protocol: certificate files, the context of the standard library, and what a failure means.
+TLS to servers of any protocol: certificate files, the standard library's context, and explanations of failures.
 
 - OpenSSL itself checks the host name during the handshake, so nothing is sent to a server that it does not match.
 - A failed handshake is explained in plain words, which the troubleshooting guide repeats.
@@ -22,14 +22,14 @@ _OF_THE_CERTIFICATE = ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK")
 @dataclass(frozen=True, slots=True)
 class TLSSettings:
     """
-    How to talk TLS to a server. The host's name is always verified.
+    Settings for TLS to a server. The host's name is always verified.
 
     :param cacertfile: the PEM file of the authorities to trust instead of the system's.
     :param certfile: the PEM file of our certificate, followed by its intermediates; needs ``keyfile``.
     :param keyfile: the PEM file of its private key.
-    :param key_password: what the key is encrypted with.
-    :param where: what holds these settings, a file for example; for errors.
-    :param path: their key in there; for errors.
+    :param key_password: the password that the key is encrypted with.
+    :param where: the source of these settings, such as a file; for errors.
+    :param path: their key in it; for errors.
     """
 
     cacertfile: str | None = None
@@ -71,8 +71,8 @@ def read_certificates(settings: TLSSettings, key: str, path: str) -> list[bytes]
     Read the certificates of a PEM file.
 
     :param key: the setting that names the file.
-    :returns: each as PEM, one at least.
-    :raises mqhooks.errors.ConfigError: when there is none, or one cannot be used.
+    :returns: each as PEM; at least one.
+    :raises mqhooks.errors.ConfigError: when the file has none, or one cannot be used.
     """
     found: list[bytes] = CERTIFICATE.findall(_read(settings, key, path))
     if not found:
@@ -123,7 +123,7 @@ def _reason(error: Exception) -> str:
 
 
 def spell(reason: str) -> str:
-    """Write OpenSSL's name of a reason, ``NO_SUITABLE_KEY_SHARE``, as words."""
+    """Turn OpenSSL's name for a reason, such as ``NO_SUITABLE_KEY_SHARE``, into words."""
     return reason.replace("_", " ").lower()
 
 
@@ -142,7 +142,7 @@ VERDICTS = {
     62: "is not for {host}",
     64: "is not for {host}",
 }
-"""What is wrong with a certificate, by OpenSSL's number for it."""
+"""Explanations of bad certificates, by OpenSSL's error number."""
 
 _CLIENT_ALERTS = (
     "CERTIFICATE_REQUIRED",
@@ -159,16 +159,16 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAIL
 
 
 def certificate_problem(code: int, message: str, host: str, port: int) -> str:
-    """Explain what is wrong with an endpoint's certificate, by OpenSSL's number and text for it."""
+    """Explain what is wrong with an endpoint's certificate, given OpenSSL's error number and text."""
     verdict = VERDICTS.get(code, f"cannot be trusted: {message}")
     return f"the certificate of {host_and_port(host, port)} " + verdict.format(host=host)
 
 
 def handshake_problem(reason: str, host: str, port: int, plain: str = "http") -> str:
     """
-    Explain why a handshake failed, by OpenSSL's name of the reason.
+    Explain why a handshake failed, given OpenSSL's name for the reason.
 
-    :param plain: the scheme of what may be spoken there instead.
+    :param plain: the scheme that the port may speak instead.
     """
     reason = reason.upper().replace(" ", "_")
     peer = host_and_port(host, port)
@@ -182,13 +182,13 @@ def handshake_problem(reason: str, host: str, port: int, plain: str = "http") ->
 
 
 def is_handshake_problem(reason: str) -> bool:
-    """Say whether only a handshake fails for this reason, so that the endpoint has got nothing."""
+    """Return whether only a handshake can fail for this reason, so that the endpoint has received nothing."""
     reason = reason.upper().replace(" ", "_")
     return refuses_client(reason) or any(name in reason for name in (*_NOT_TLS, *_VERSIONS, "CERTIFICATE_VERIFY", "HANDSHAKE"))
 
 
 def no_handshake(timeout: float) -> str:
-    """Explain that the port was connected to, and nothing came of the handshake within so many seconds."""
+    """Explain that the port accepted the connection, but the handshake did not finish in time."""
     return f"no TLS handshake within {timeout:g} s: the port may be meant for http://"
 
 
@@ -198,7 +198,7 @@ def not_tls(host: str, port: int, plain: str = "http") -> str:
 
 
 def refuses_client(reason: str) -> bool:
-    """Say whether a reason is an alert about our certificate, or its absence: then the endpoint has got nothing."""
+    """Return whether a reason is an alert about our certificate or its absence: the endpoint has then received nothing."""
     return "ALERT" in reason and any(name in reason for name in _CLIENT_ALERTS)
 
 

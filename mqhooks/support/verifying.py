@@ -1,9 +1,9 @@
 """
-TLS for Twisted's transports, which refuses the same certificates as the pooled transport does.
+TLS for Twisted's transports that refuses the same certificates as the pooled transport.
 
 - Twisted's own check fails open: it catches one class of service_identity's errors and accepts the certificate on all others,
-  so one that names no host gets in. Here only a positive match passes.
-- Anything else is refused during the handshake, before any byte of ours is sent.
+  so a certificate that names no host passes. Here only a positive match passes.
+- Anything else is refused during the handshake, before any data of ours is sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Verifier:
     Makes TLS connections to one server, and remembers what went wrong with its certificate.
 
     :param settings: ``None`` for the system's authorities and no client certificate.
-    :param plain: for messages: the scheme of the same protocol without TLS.
+    :param plain: the scheme of the same protocol without TLS, for messages.
     :raises mqhooks.errors.ConfigError: when a file cannot be read or is not what it should be.
     """
 
@@ -47,12 +47,12 @@ class Verifier:
         self._begun = self._done = False
 
     def creator(self, host: str, port: int) -> IOpenSSLClientConnectionCreator:
-        """Make what wraps a connection to a host, which is what the certificate has to name."""
+        """Return the wrapper for connections to a host; the certificate has to name that host."""
         return _Creator(self, self._options.getContext(), host, port)
 
     @property
     def unanswered(self) -> bool:
-        """Whether a handshake was begun, and none has ever been completed: the endpoint got nothing."""
+        """Whether a handshake has begun and none was ever completed: the endpoint has received nothing."""
         return self._begun and not self._done
 
     def begin(self) -> None:
@@ -68,9 +68,9 @@ class Verifier:
 
     def explain(self, error: SSL.Error, host: str, port: int) -> tuple[str, bool]:
         """
-        Explain why a TLS connection failed, and say whether that proves that the endpoint got nothing.
+        Explain why a TLS connection failed, and say whether that proves that the endpoint received nothing.
 
-        :param error: pyOpenSSL's.
+        :param error: pyOpenSSL's error.
         """
         entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
         reasons = [str(entry[-1]) for entry in entries] or ["it ended too early"]
@@ -96,7 +96,7 @@ class _Creator:
         return connection
 
     def _verify(self, connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, sound: int) -> bool:
-        # Never raise here: what the library would do then is not ours to decide.
+        # Never raise here: the library would decide what happens then.
         if not sound:
             self._verifier.note(certificate_problem(code, f"OpenSSL's error {code}", self._host, self._port))
             return False
@@ -107,7 +107,7 @@ class _Creator:
 
 
 def matches_host(certificate: crypto.X509, host: str) -> bool:
-    """Say whether a certificate is for a host. Whatever is not a positive match counts as a mismatch."""
+    """Return whether a certificate is for a host. Anything but a positive match counts as a mismatch."""
     try:
         if is_address(host):
             verify_certificate_ip_address(certificate.to_cryptography(), host)
@@ -119,7 +119,7 @@ def matches_host(certificate: crypto.X509, host: str) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Say whether a host is given by its address."""
+    """Return whether a host is given as an IP address."""
     try:
         ip_address(host)
     except ValueError:
@@ -128,7 +128,7 @@ def is_address(host: str) -> bool:
 
 
 def _options(settings: TLSSettings) -> CertificateOptions:
-    # Reports every mistake in the files.
+    # Called only for its errors: it reports every mistake in the files.
     client_context(settings)
     trust_root: Any = platformTrust()
     if settings.cacertfile is not None:
