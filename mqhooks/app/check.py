@@ -1,5 +1,5 @@
 """
-``mqhooks check``: what a configuration would do, what VerneMQ needs for it, and every mistake in it.
+``mqhooks check``: print what a configuration would do and what VerneMQ needs for it, or every mistake in it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """
 Reads a configuration file: the webhooks, and the settings of mqhooks itself.
+
+- Reading goes on past mistakes, so that all of them are reported together, each with its line.
+- The commands that need only the outbox or the admin API read only that, so that other blocks' secrets need not be set.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ _MISPLACED = {
     "webhook": "; the webhook block belongs beside mqhooks { … }, not inside it",
     "listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}",
 }
-"""What stands elsewhere than in the ``mqhooks`` block."""
+"""Hints about keys that do not belong in the ``mqhooks`` block."""
 
 
 def load(path: str) -> Settings:
@@ -63,10 +66,10 @@ def load(path: str) -> Settings:
 
 def load_with(path: str, errors: list[ConfigError]) -> Settings:
     """
-    Do what :func:`load` does, past mistakes.
+    Read a file as :func:`load` does, but go on past mistakes.
 
-    :param errors: collects them.
-    :returns: the settings, without webhooks that have mistakes, and with the defaults in place of what is wrong.
+    :param errors: collects the mistakes.
+    :returns: the settings, without webhooks that have mistakes, and with defaults in place of other wrong values.
     :raises mqhooks.errors.ConfigError: when the file cannot be read at all.
     """
     document = read(path)
@@ -92,7 +95,7 @@ def load_with(path: str, errors: list[ConfigError]) -> Settings:
             continue
         if webhook.tls is not None and not any(error.key.startswith(webhook.tls.path) for error in found):
             try:
-                # Whoever starts with the good ones finds their mistakes.
+                # The files of good webhooks are checked when those are made.
                 client_context(webhook.tls)
             except ConfigError as error:
                 errors.append(error)
@@ -113,7 +116,7 @@ def _unset(value: object, path: str) -> Iterator[str]:
 
 def outbox_path(path: str) -> str:
     """
-    Read where the outbox is, and nothing else, so that variables with secrets need not be set.
+    Read the outbox's path, and nothing else, so that variables with secrets need not be set.
 
     :raises mqhooks.errors.ConfigError: when the file cannot be read, the outbox is in memory, or the path needs a variable that
         is not set.
@@ -132,11 +135,11 @@ def outbox_path(path: str) -> str:
 
 def admin_access(file: str, given: str | None = None) -> tuple[str, str | None]:
     """
-    Read where the admin API is and its token, and nothing else, so that variables with other secrets need not be set.
+    Read the admin API's address and token, and nothing else, so that variables with other secrets need not be set.
 
-    :param given: where it is, if that is known; ``None`` for what the file says.
-    :returns: a URL, or ``unix:`` and a path; the token.
-    :raises mqhooks.errors.ConfigError: when the file cannot be read, there is no admin API, or nobody can say where it is.
+    :param given: the address, if it is known; ``None`` to read it from the file.
+    :returns: a URL, or ``unix:`` and a path; and the token.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, there is no admin API, or its address is not fixed.
     """
     block = Block(read(file, required=False).values, file, "", []).block("mqhooks").block("admin")
     listen = block.string("listen", ADMIN_LISTEN)
@@ -162,7 +165,7 @@ def compose(root: Block) -> Settings:
     """
     Make settings from a whole file.
 
-    :raises mqhooks.errors.ConfigError: when that is not possible; other mistakes are noted with ``root``.
+    :raises mqhooks.errors.ConfigError: when that is impossible; other mistakes are noted with ``root``.
     """
     ours = root.block("mqhooks")
     enabled = tuple(webhooks(root, shared(ours, SharedSettings())))

@@ -1,7 +1,7 @@
 """
-The ``mqhooks`` command's way to an outbox in JetStream.
+The ``mqhooks`` command's access to an outbox in JetStream.
 
-The commands wait for each answer, while the reactor runs in a thread of its own.
+The commands block until each answer is there, while a private reactor runs in its own thread.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from mqhooks.outbox.jetstream.letters import READ, SharedLetters
 from mqhooks.outbox.jetstream.store import JetStreamSettings
 
 PATIENCE = 10.0
-"""How many seconds a connection may take."""
+"""Seconds allowed for connecting."""
 
 PIECE = 1000
-"""How many dead letters are replayed, or lines imported, at a time."""
+"""Dead letters replayed, or lines imported, at a time."""
 
 _T = TypeVar("_T")
 
 
 def engine_settings(path: str) -> JetStreamSettings | None:
     """
-    Read where the outbox in JetStream is, and nothing else, so that variables with other secrets need not be set.
+    Read the settings of an outbox in JetStream, and nothing else, so that variables with other secrets need not be set.
 
-    :returns: ``None`` when the outbox is another one.
-    :raises mqhooks.errors.ConfigError: when the file cannot be read, or says it wrongly.
+    :returns: ``None`` when the outbox is of another kind.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, or these settings are wrong.
     """
     errors: list[ConfigError] = []
     values = read(path, required=False).values
@@ -73,7 +73,7 @@ def outbox_limits(path: str, kind: OutboxKind) -> tuple[int, int, str]:
 
 
 def examined(settings: Settings) -> Found:
-    """Look whether the outbox in JetStream can be used; it takes some seconds at most."""
+    """Check whether the outbox in JetStream can be used; this takes a few seconds at most."""
     outbox, engine = settings.outbox, settings.outbox.jetstream
     names = [webhook.name for webhook in settings.webhooks]
     return waited(lambda reactor: examine(reactor, engine, names, outbox.max_size, outbox.dead_max))
@@ -81,7 +81,7 @@ def examined(settings: Settings) -> Found:
 
 def waited(make: Callable[[Any], Awaitable[_T]]) -> _T:
     """
-    Call a coroutine function with a reactor of its own, and wait for what it returns, or raises.
+    Call a coroutine function with its own reactor, wait for it, and return its result or raise its error.
     """
     reactor = private()
     results: list[Any] = []
@@ -103,10 +103,10 @@ def waited(make: Callable[[Any], Awaitable[_T]]) -> _T:
 
 class Engine:
     """
-    A connection to JetStream for programs that wait.
+    A connection to JetStream for programs that block.
 
     :param settings: where it is.
-    :ivar stream: reads and writes; to be used in :meth:`wait` only.
+    :ivar stream: reads and writes; use it only in :meth:`wait`.
     :raises mqhooks.errors.OutboxError: when there is no connection.
     """
 
@@ -130,7 +130,7 @@ class Engine:
             raise OutboxError(str(self._client.problem or f"no connection to NATS within {PATIENCE:g} s")) from None
 
     def wait(self, make: Callable[[], Awaitable[_T]]) -> _T:
-        """Call a coroutine function in the reactor's thread, and wait for what it returns."""
+        """Call a coroutine function in the reactor's thread, wait for it, and return its result."""
         return cast(_T, blockingCallFromThread(self._reactor, lambda: ensureDeferred(_awaited(make))))
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ async def _awaited(make: Callable[[], Awaitable[Any]]) -> Any:
 
 class EngineLetters:
     """
-    The dead letters in JetStream, in place of :class:`~mqhooks.outbox.deadletters.Letters`. What is asked for is done at once.
+    The dead letters in JetStream, in place of :class:`~mqhooks.outbox.deadletters.Letters`. Requests are carried out at once.
 
     :param settings: where they are.
     :raises mqhooks.errors.MqhooksError: when JetStream cannot be used.
@@ -163,7 +163,7 @@ class EngineLetters:
         return self.of(ANY)
 
     def of(self, only: Filter) -> Iterator[DeadLetter]:
-        """Go through those that fit and are there now, oldest first."""
+        """Go through those that match and exist now, oldest first."""
         last = self._engine.wait(self._letters.last)
         after: int | None = 0
         while after is not None:
@@ -172,7 +172,7 @@ class EngineLetters:
             yield from found
 
     def groups(self, only: Filter) -> Iterator[Group]:
-        """Count those that fit by webhook, URL, status and reason, the most frequent first."""
+        """Count those that match, by webhook, URL, status and reason, the most frequent first."""
         yield from grouped(self.of(only))
 
     def webhooks(self) -> list[str]:
@@ -194,7 +194,7 @@ class EngineLetters:
         """
         Replay or purge dead letters.
 
-        :returns: how many.
+        :returns: the number of dead letters replayed or purged.
         """
         carry_out = self._letters.replay if action == "replay" else self._letters.purge
         remaining, count = iter(numbers), 0
@@ -203,7 +203,7 @@ class EngineLetters:
         return count
 
     def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
-        """Accept what lines say, as ``import_lines`` in ``mqhooks.outbox.exchange`` does."""
+        """Accept the deliveries in exported lines, as ``import_lines`` in ``mqhooks.outbox.exchange`` does."""
         with TemporaryFile() as checked:
             source = check_lines(file, name, checked, set(self.webhooks()), now, dead=dead)
             done, count = self._engine.wait(lambda: self._letters.progress(source)), 0

@@ -1,5 +1,5 @@
 """
-``mqhooks dead``: looks after dead letters.
+``mqhooks dead``: lists, shows, replays, purges, exports and imports dead letters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mqhooks.app.engine import EngineLetters
 
 NAME = 60
-"""How many characters of a name are shown in a list."""
+"""Characters of a name shown in a list."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -100,10 +100,10 @@ def _status(text: str) -> tuple[int, int]:
 
 
 def _opened(options: Namespace) -> Letters | EngineLetters:
-    """Open the outbox's dead letters, be they in a file or in JetStream."""
+    """Open the outbox's dead letters, in a file or in JetStream."""
     if options.outbox or not options.config:
         return Letters(options.outbox_path(options))
-    # It takes the reactor, which a file need not wait for.
+    # This imports the reactor, which a file does not need.
     from mqhooks.app.engine import EngineLetters, engine_settings
 
     engine = engine_settings(options.config)
@@ -182,7 +182,7 @@ def _ask(options: Namespace) -> Iterator[str]:
     with closing(_opened(options)) as letters:
         found = _chosen(letters, options)
         if options.number:
-            # With a mistake in one of the numbers nothing is done.
+            # Look at all of them first: if one number is wrong, nothing is done.
             chosen = []
             for letter in found:
                 if replay:
@@ -200,7 +200,7 @@ def _ask(options: Namespace) -> Iterator[str]:
 
 
 def _chosen(letters: Letters | EngineLetters, options: Namespace) -> Iterator[DeadLetter]:
-    """Say which dead letters are meant: those with the numbers that are given, or those that fit."""
+    """Return the dead letters that are meant: those with the given numbers, or those that match the filter."""
     only = _filter(letters, options)
     action, numbers = options.action, options.number
     everything = getattr(options, "all", False)
@@ -236,7 +236,7 @@ def _export(options: Namespace) -> Iterator[str]:
 
 
 def _write(path: str, found: Iterator[DeadLetter], left: list[int]) -> int:
-    """Write dead letters to a new file, which only its owner may read."""
+    """Write dead letters to a new file that only its owner may read."""
     count = 0
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -264,7 +264,7 @@ def _write(path: str, found: Iterator[DeadLetter], left: list[int]) -> int:
 
 
 def _import(options: Namespace) -> Iterator[str]:
-    # Whatever is wrong with the outbox is told before a file is read.
+    # Open the outbox first, so that its problems are reported before a file is read.
     with closing(_opened(options)) as letters:
         now = int(time() * 1000)
         if options.file == "-":
@@ -291,7 +291,7 @@ def _described(letter: DeadLetter, *, reveal: bool) -> Iterator[str]:
     answer = letter.answer.decode("utf-8", "backslashreplace")
     url, reason = letter.address, letter.reason
     if not reveal:
-        # The answer may repeat what was asked for.
+        # The answer may repeat the requested URL.
         url, reason, answer = hide_url(url), hide(reason, letter.url), hide(hide(answer, letter.url), url)
     yield f"dead letter {letter.number}"
     yield f"  webhook   {printable(letter.webhook, limit)}"

@@ -1,8 +1,8 @@
 """
-``mqhooks outbox move``: takes what one outbox holds into another one, of a file or of JetStream.
+``mqhooks outbox move``: moves everything from one outbox to another, in a file or in JetStream.
 
-Deliveries go in their order, with their ids, and are forgotten where they were once the other outbox has accepted them. So a
-move that is interrupted can be run again: what was under way then, a thousand deliveries at most, may be there twice.
+Deliveries keep their order and their ids, and the old outbox forgets them once the new one has accepted them. So an interrupted
+move can be run again; the deliveries that were under way, a thousand at most, may then be there twice.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.printable import printable
 
 PIECE = 1000
-"""How many deliveries, or dead letters, are moved at a time."""
+"""Deliveries, or dead letters, moved at a time."""
 
 PIECE_BYTES = 8 << 20
-"""About how many bytes of bodies they have."""
+"""Approximate size of their bodies, in bytes."""
 
 PATIENCE = 30.0
-"""How many seconds an outbox may take."""
+"""Seconds that an outbox may take to answer."""
 
 _Store = SqliteStore | JetStreamStore
 
 
 def move(source: str, target: str) -> Iterator[str]:
     """
-    Move all that one outbox holds into another one, while no mqhooks uses either.
+    Move everything in one outbox to another, while no mqhooks uses either.
 
     :param source: the configuration with the outbox to move from.
     :param target: the configuration with the outbox to move to.
@@ -62,7 +62,7 @@ def _place(config: str) -> object:
 
 
 def _store(reactor: Any, config: str) -> _Store:
-    """Make the store that a configuration names, with the limits that it has there."""
+    """Make the store that a configuration names, with the limits set there."""
     engine = engine_settings(config)
     max_size, dead_max, path = outbox_limits(config, "sqlite" if engine is None else "jetstream")
     if engine is None:
@@ -79,11 +79,11 @@ def _store(reactor: Any, config: str) -> _Store:
 
 class Mover:
     """
-    Moves from one outbox into another one.
+    Moves everything from one outbox to another.
 
-    :param reactor: it runs.
-    :param source: the configuration of one.
-    :param target: the configuration of the other.
+    :param reactor: a running reactor.
+    :param source: the configuration with the outbox to move from.
+    :param target: the configuration with the outbox to move to.
     """
 
     def __init__(self, reactor: Any, source: str, target: str) -> None:
@@ -93,9 +93,9 @@ class Mover:
 
     async def move(self) -> dict[str, tuple[int, int]]:
         """
-        Move all.
+        Move everything.
 
-        :returns: how many deliveries and dead letters of each webhook.
+        :returns: the numbers of deliveries and dead letters moved, by webhook.
         :raises mqhooks.errors.MqhooksError: when one of the outboxes cannot be used.
         """
         begun: list[_Store] = []
@@ -126,7 +126,7 @@ class Mover:
         source, target = self._source.outbox(name), self._target.outbox(name)
         if isinstance(source, JetStreamOutbox):
             await self._until(lambda: source.started, self._source)
-            # Others say twice a second that they are there.
+            # Other bridges announce themselves twice a second.
             await deferLater(self._reactor, 1.0)
             if source.others:
                 raise OutboxError("move: another mqhooks uses the outbox in JetStream: stop all of them first")

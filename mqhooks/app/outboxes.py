@@ -1,7 +1,7 @@
 """
-``mqhooks outbox``, and the options that say which outbox a command is for.
+``mqhooks outbox``, and the options that name the outbox for a command.
 
-A command needs only the path from the configuration, none of its secrets.
+These options read only the outbox's path from the configuration, and none of its secrets.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def add(parser: Parser) -> None:
 
 
 def add_outbox(parser: Parser) -> None:
-    """Add the options that name the outbox; ``outbox_path`` of what is parsed says which it is."""
+    """Add the options that name the outbox; the parsed options' ``outbox_path`` returns its path."""
     parser.add_argument("--outbox", metavar="FILE", help="the outbox")
     parser.add_argument("--config", "-c", metavar="FILE", help="the configuration that names it")
     parser.set_defaults(outbox_path=_outbox)
@@ -51,7 +51,7 @@ def _salvage(options: Namespace) -> Iterator[str]:
 
 
 def _move(options: Namespace) -> Iterator[str]:
-    # It takes the reactor, which the other commands need not wait for.
+    # This imports the reactor, which the other commands need not wait for.
     from mqhooks.app.move import move
 
     return move(options.source, options.target)

@@ -1,5 +1,5 @@
 """
-Command lines of the ``mqhooks`` command: argparse with mistakes told in a line, and with options of twistd's commands.
+Command lines of the ``mqhooks`` command: argparse, with one line for each mistake, and with the options of twistd's commands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from mqhooks.support.options import CommandOptions, file_hint
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
-"""How shtab has a shell complete the name of a file."""
+"""Each shell's completion of file names, for shtab."""
 
 _METAVARS = {
     "clients": "COUNT",
@@ -41,7 +41,7 @@ _CHOICE = re.compile(r"argument (.+?): invalid choice: '(.*?)' \(")
 
 class Parser(ArgumentParser):
     """
-    A parser of a command line, or of what follows a command.
+    A parser for a command line, or for the rest of one after a command.
 
     :ivar options: the names of its options, as they are written.
     :ivar commands: the parsers of its commands, by name.
@@ -54,7 +54,7 @@ class Parser(ArgumentParser):
         super().__init__(*args, **more)
 
     def add_argument(self, *args: Any, **more: Any) -> Action:
-        """Add an argument, as argparse does; the name of a file can be completed."""
+        """Add an argument, as argparse does, and let shells complete file names."""
         action = super().add_argument(*args, **more)
         self.options += action.option_strings
         if action.metavar == "FILE":
@@ -66,7 +66,7 @@ class Parser(ArgumentParser):
         Add a command.
 
         :param description: what it does, in a few words.
-        :param metavar: what the commands are called in the usage.
+        :param metavar: the word for the commands in the usage.
         """
         if self._below is None:
             self._below = self.add_subparsers(required=True, metavar=metavar, dest="command_name")
@@ -80,7 +80,7 @@ class Parser(ArgumentParser):
         """
         Parse a command line.
 
-        :raises SystemExit: when it is wrong, with a line on standard error; when it asks for help or the like.
+        :raises SystemExit: when it is wrong, with a line on standard error; or when it only asks for information, such as help.
         """
         options, left = self.parse_known_args(words)
         if left:
@@ -89,7 +89,7 @@ class Parser(ArgumentParser):
         return options
 
     def refuse(self, word: str) -> NoReturn:
-        """Tell that a word is not understood, and what was probably meant."""
+        """Report a word that is not understood, and suggest another."""
         name = word.partition("=")[0]
         if name.startswith("-"):
             near = get_close_matches(name, self.options, 1)
@@ -98,7 +98,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """
-        Tell a mistake in a line, without the usage.
+        Report a mistake in one line, without the usage.
 
         :raises SystemExit: with status 2.
         """
@@ -119,10 +119,10 @@ class Parser(ArgumentParser):
 
     def take_over(self, options: type[CommandOptions], *, only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
         """
-        Add the options of one of twistd's commands; :func:`words_of` makes words of them again.
+        Add the options of one of twistd's commands; :func:`words_of` turns them back into words.
 
-        :param only: their names, without dashes; all when there are none.
-        :param without: names of those that are left out.
+        :param only: their names, without dashes; empty for all.
+        :param without: names of options to leave out.
         """
         for name, short, text, flag, repeated in _described(options):
             if (only and name not in only) or name in without:
@@ -136,7 +136,7 @@ class Parser(ArgumentParser):
 
 
 def words_of(options: type[CommandOptions], given: Namespace) -> list[str]:
-    """Write what was given as words for one of twistd's commands."""
+    """Write the options that were given as words for one of twistd's commands."""
     words = []
     for name, _, _, flag, _ in _described(options):
         value = getattr(given, name.replace("-", "_"), None)
@@ -149,7 +149,7 @@ def words_of(options: type[CommandOptions], given: Namespace) -> list[str]:
 
 
 def _described(options: type[CommandOptions]) -> Iterator[tuple[str, str | None, str, bool, bool]]:
-    """Get each option's name, short name and help, and whether it is a flag, and whether it may be repeated."""
+    """Yield each option's name, short name and help, whether it is a flag, and whether it may be repeated."""
     for name, short, default, text, *_ in options.optParameters:
         shown = f"{default:g}" if isinstance(default, float) else default
         told = "" if default is None or "[default" in text else f" [default: {shown}]"
@@ -162,6 +162,6 @@ def _described(options: type[CommandOptions]) -> Iterator[tuple[str, str | None,
 
 
 def _help(text: str) -> str:
-    """Write a sentence as argparse has it."""
+    """Write a sentence the way argparse writes help."""
     text = re.sub(r"\.(?= \[|$)", "", text.strip())
     return (text if text[1:2].isupper() else text[0].lower() + text[1:]).replace("%", "%%")

@@ -1,5 +1,5 @@
 """
-Sink plugins that need several rooms: ``webhook``, with an outbox of its own, and ``capture``, which needs the encoder.
+Sink plugins that need several rooms: ``webhook``, with its own outbox, and ``capture``, which needs the encoder.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Which proxy requests go through: what ``proxy`` says, or the environment, read as curl reads it.
+Choose the proxy for requests: the one that ``proxy`` names, or the environment's, read as curl reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def read_proxy(text: str) -> ProxySettings:
     """
     Read a proxy's URL; ``http://`` may be left out.
 
-    :raises mqhooks.errors.ConfigError: when it is not one; only the message is set, without any of the URL.
+    :raises mqhooks.errors.ConfigError: when it is not one; only the message is set, and it shows none of the URL.
     """
     text = text.strip()
     if "://" not in text:
@@ -36,7 +36,7 @@ def read_proxy(text: str) -> ProxySettings:
         if ":" in name or not (name + password).isprintable() or (user and not name) or "/" in user:
             raise ValueError
     except (ConfigError, ValueError):
-        # None of it may be shown.
+        # Show none of it: any part may be a password.
         form = "http://proxy:3128 or http://user:password@proxy:3128"
         encoded = "with special characters in user and password percent-encoded"
         raise ConfigError(f"is not a proxy's URL: write it like {form}, {encoded}") from None
@@ -48,10 +48,10 @@ def read_proxy(text: str) -> ProxySettings:
 def from_environment(url: str, environ: Mapping[str, str]) -> ProxySettings | None:
     """
     Find the proxy that the environment names for a URL: ``https_proxy`` or ``http_proxy`` by the URL's scheme, unless
-    ``no_proxy`` excepts its host. Upper case counts where there is no lower case, except for ``HTTP_PROXY``, which a CGI's
-    client could set.
+    ``no_proxy`` excludes its host. An upper-case name counts if the lower-case one is not set, except for ``HTTP_PROXY``, which
+    a CGI client could set.
 
-    :raises mqhooks.errors.ConfigError: when it names something else; only the message is set.
+    :raises mqhooks.errors.ConfigError: when the variable holds something else; only the message is set.
     """
     parts = urlsplit(url)
     name = f"{parts.scheme}_proxy"
@@ -79,7 +79,7 @@ def _matches(host: str, entry: str) -> bool:
         return True
     with suppress(ValueError):
         address = ip_address(host)
-        # An address is no name that could have a domain.
+        # An address is not a name, so it has no domain.
         with suppress(ValueError):
             return address in ip_network(entry, strict=False)
         return False

@@ -31,13 +31,13 @@ else:
 class MonotonicReactor(DefaultReactor):
     """The platform's default reactor, with timers that ignore changes of the system clock."""
 
-    # The function itself, and no method around it: it is asked four times for each delivery.
+    # The function itself, without a method around it: it is called four times for each delivery.
     seconds = staticmethod(time.monotonic)
 
 
 def private() -> Any:
     """
-    Make a :class:`MonotonicReactor` that is not installed, for what is done before, or beside, the one that is.
+    Make a :class:`MonotonicReactor` without installing it, for work before or beside the installed one.
     """
     return MonotonicReactor()
 

@@ -1,8 +1,8 @@
 """
-``mqhooks outbox repartition``: divides webhooks in JetStream anew.
+``mqhooks outbox repartition``: changes the number of partitions of webhooks in JetStream.
 
-It makes the new streams and closes the former ones. The bridges empty those, and then deliver from the new ones; what comes
-meanwhile is accepted into the new ones.
+It makes the new streams and closes the old ones. The bridges drain the old ones first, then deliver from the new ones.
+Meanwhile events are accepted into the new ones.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mqhooks.support.printable import printable
 
 def repartition(config: str) -> Iterator[str]:
     """
-    Divide all webhooks that have another number of partitions than a configuration says.
+    Repartition all webhooks whose number of partitions differs from the configuration's.
 
     :param config: the configuration.
     :returns: lines for a terminal.
-    :raises mqhooks.errors.MqhooksError: when JetStream cannot be used, or has no room for further streams.
+    :raises mqhooks.errors.MqhooksError: when JetStream cannot be used, or has no room for more streams.
     """
     settings = engine_settings(config)
     if settings is None:
@@ -46,7 +46,7 @@ def repartition(config: str) -> Iterator[str]:
 async def _divide(
     stream: JetStream, settings: JetStreamSettings, name: str, numbers: list[int], max_size: int
 ) -> tuple[int, int]:
-    """Divide one webhook, or go on with that; returns how many partitions it had, and has."""
+    """Repartition one webhook, or resume that; return its number of partitions before and after."""
     latest = Names(settings.prefix, name, numbers[-1])
     before, after = await partitions_of(stream, latest), settings.partitions
     former = numbers[:-1]
@@ -54,7 +54,7 @@ async def _divide(
         former = numbers
         share = max_size // after + HEADROOM
         names = Names(settings.prefix, name, numbers[-1] + 1)
-        # The generation counts from when partition 0 is there.
+        # Partition 0 comes last: the generation takes effect once it exists.
         for number in (*range(1, after), 0):
             await ensure(stream, log_config(names, number, after, settings.replicas, share))
     for number in former:

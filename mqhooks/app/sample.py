@@ -1,7 +1,7 @@
 """
-Shows the requests that a configuration makes, for ``--check --sample``: one for each rule, of an event that it wants.
+Show the requests that a configuration makes, for ``--check --sample``: one for each rule, from an event that the rule wants.
 
-What may be secret is left out, as everywhere: the values of headers, and what of a URL is neither a plain word nor the event's.
+Whatever may be secret is hidden, as everywhere: header values, and parts of a URL that are neither plain words nor the event's.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mqhooks.webhook.request import RequestMaker
 from mqhooks.webhook.settings import WebhookSettings
 
 TIMESTAMP = 1_767_225_600_123_000_000
-"""When the events happen, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
+"""Time of the events, in nanoseconds: 2026-01-01 00:00:00.123 UTC."""
 
 SHOWN = frozenset({"content-type", "content-encoding", "user-agent", ID})
-"""The headers whose values are shown: nothing secret is in them."""
+"""Headers whose values are shown, because they hold no secrets."""
 
 HIDDEN = "…"
-"""What stands for the values of other headers."""
+"""Placeholder for the values of other headers."""
 
 _LONGEST = 4096
 _WORD = re.compile(r"[a-z]{0,12}(?:[-_][a-z]{1,12}){0,2}|v[0-9]")
@@ -93,13 +93,13 @@ def _url(webhook: WebhookSettings, shape: Shape, request: Request) -> str:
 
 def _parts(parts: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
     for part, template in zip_longest(parts, templates, fillvalue=""):
-        # What stands beside a placeholder is shown with it, unless it may be secret.
+        # Text beside a placeholder is shown with it, unless it may be secret.
         fixed = PLACEHOLDER.split(template)[::2]
         yield part if all(_WORD.fullmatch(piece.strip("=.:-_")) for piece in fixed) else HIDDEN
 
 
 def _event(rule: Rule, shape: Shape) -> Event:
-    """Make an event that has what the rule's templates ask for."""
+    """Make an event with every field that the rule's templates ask for."""
     hook = hooks_of(rule.event)[0]
     names = placeholders("".join((shape.url or "", shape.body or "", *(value for _, value in shape.headers))))
     topic = _topic(rule.topic, names)
@@ -142,7 +142,7 @@ def _payload(names: Sequence[str]) -> bytes:
 
 
 def _with(value: Any, steps: Sequence[str | int]) -> Any:
-    """Add to a JSON value what a placeholder names in it."""
+    """Add the part that a placeholder names to a JSON value."""
     if not steps:
         return 21.5 if value is None else value
     step, *rest = steps

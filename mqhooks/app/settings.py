@@ -30,18 +30,18 @@ OUTBOX_LETTERS: dict[OutboxKind, int] = {"sqlite": 100_000, "memory": 1_000, "je
 
 
 GATHER = 0.005
-"""For how many seconds events are gathered by default, at most: longer saves little more."""
+"""Longest time for which events are gathered by default, in seconds: longer saves little more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarSettings:
     """
-    How VerneMQ's stream is read.
+    Settings for reading VerneMQ's stream.
 
     :param max_frame: bytes; longer frames are skipped.
-    :param max_sessions: for how many clients the username is remembered.
-    :param max_sessions_size: how many bytes that may take.
-    :param gather: for how many seconds events are gathered before sinks get them; -1 for :attr:`Settings.gather` to decide.
+    :param max_sessions: most clients whose usernames are remembered.
+    :param max_sessions_size: most bytes that those may take.
+    :param gather: seconds for which events are gathered before sinks get them; -1 to let :attr:`Settings.gather` decide.
     """
 
     max_frame: int = 16 << 20
@@ -51,19 +51,18 @@ class SidecarSettings:
 
 
 SIDECAR_PORT = 8890
-"""Where VerneMQ's ``vmq_events_sidecar`` connects to by default."""
+"""Default port of VerneMQ's ``vmq_events_sidecar``."""
 
 SIDECAR_LISTEN = f"tcp:{SIDECAR_PORT}"
-"""The same as an endpoint."""
+"""The same, as an endpoint to listen on."""
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarListening:
     """
-    Where VerneMQ's stream is listened for.
+    Where to listen for VerneMQ's stream.
 
-    :param listen: Twisted endpoints; empty for none; ``None`` for :data:`SIDECAR_LISTEN`, unless there
-        are webhooks.
+    :param listen: Twisted endpoints; empty for none; ``None`` for :data:`SIDECAR_LISTEN`, unless events come by webhooks.
     """
 
     listen: tuple[str, ...] | None = None
@@ -72,7 +71,7 @@ class SidecarListening:
 @dataclass(frozen=True, slots=True)
 class SourcesSettings:
     """
-    Where events come in.
+    Where events come from.
 
     :param sidecar: VerneMQ's stream of frames.
     :param grpc: VerneMQ's gRPC calls.
@@ -85,7 +84,7 @@ class SourcesSettings:
 
     @property
     def sidecars(self) -> tuple[str, ...]:
-        """Where VerneMQ's stream is listened for: by default unless events come by webhooks. gRPC may bring a share."""
+        """Endpoints to listen on for VerneMQ's stream: by default one, unless events come by webhooks; gRPC changes nothing."""
         if self.sidecar.listen is not None:
             return self.sidecar.listen
         return () if self.webhooks.listen else (SIDECAR_LISTEN,)
@@ -99,10 +98,10 @@ class OutboxSettings:
     :param kind: ``sqlite`` survives the end of the process, ``memory`` does not, ``jetstream`` survives machines.
     :param path: the file of ``sqlite``.
     :param sync: ``full``: each commit of ``sqlite`` waits for the disk; ``normal``: the kernel writes it in its own time.
-    :param max_size: how many bytes may wait for each webhook.
-    :param on_full: what happens then: ``pause`` stops reading (backpressure), ``drop_oldest`` makes room.
-    :param dead_max: how many dead letters are kept for each webhook.
-    :param jetstream: which servers ``jetstream`` has, and how it uses them.
+    :param max_size: most bytes that may wait for each webhook.
+    :param on_full: what to do then: ``pause`` stops reading (backpressure), ``drop_oldest`` makes room.
+    :param dead_max: most dead letters kept for each webhook.
+    :param jetstream: the servers of ``jetstream``, and how to use them.
     """
 
     kind: OutboxKind = OUTBOX_KIND
@@ -115,19 +114,19 @@ class OutboxSettings:
 
     @property
     def role(self) -> Role:
-        """What this process does; with other outboxes than ``jetstream`` it is ``both``."""
+        """The role of this process; always ``both`` with outboxes other than ``jetstream``."""
         return "both" if self.kind != "jetstream" or self.jetstream is None else self.jetstream.role
 
 
 @dataclass(frozen=True, slots=True)
 class NotifySettings:
     """
-    Who is told when a webhook's state changes.
+    Notifications of changes in a webhook's state.
 
-    :param url: an absolute ``http`` or ``https`` URL; empty for nobody.
-    :param on: what is told: ``down``, ``up``: the endpoint is; ``held``: it refuses everything; ``dead``: there are new dead
-        letters; ``full``: the outbox is; ``forgotten``: dead letters had to make room.
-    :param secret: requests are signed with each of them.
+    :param url: an absolute ``http`` or ``https`` URL to send them to; empty for none.
+    :param on: the changes to notify of: ``down``, ``up``: the endpoint is; ``held``: it refuses everything; ``dead``: there are
+        new dead letters; ``full``: the outbox is; ``forgotten``: dead letters were removed to make room.
+    :param secret: the secrets, each of which signs the requests.
     """
 
     url: str = ""
@@ -140,12 +139,12 @@ class Settings:
     """
     All settings.
 
-    :param webhooks: those that are enabled.
-    :param sources: where events come in.
-    :param sidecar: how VerneMQ's stream is read.
-    :param shutdown_timeout: how many seconds a stop waits for deliveries.
-    :param warnings: what is odd in the file but not wrong, one line each.
-    :param places: where each key of the file is written: the file and the line.
+    :param webhooks: the enabled ones.
+    :param sources: where events come from.
+    :param sidecar: how to read VerneMQ's stream.
+    :param shutdown_timeout: seconds that a stop waits for deliveries.
+    :param warnings: oddities in the file that are not mistakes, one line each.
+    :param places: the file and line of each key in the file.
     """
 
     webhooks: tuple[WebhookSettings, ...] = ()
@@ -160,7 +159,7 @@ class Settings:
 
     @property
     def gather(self) -> float:
-        """For how many seconds events are gathered: by default a tenth of the shortest merge window, at most :data:`GATHER`."""
+        """Seconds for which events are gathered: by default a tenth of the shortest merge window, at most :data:`GATHER`."""
         if self.sidecar.gather >= 0:
             return self.sidecar.gather
         windows = [webhook.merge_window if webhook.ordering == "client" else 0.0 for webhook in self.webhooks]

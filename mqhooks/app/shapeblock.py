@@ -1,7 +1,7 @@
 """
-Reads the shapes of requests: templates, of a ``webhook {}`` block and of its rules, and what is said of CloudEvents.
+Reads the shapes of requests: the templates of a ``webhook {}`` block and of its rules, and the CloudEvents settings.
 
-Every template is compiled here for each rule that it is for, so that each mistake is told at the start.
+Every template is compiled here for each rule that uses it, so that every mistake is reported at the start.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _encode = msgspec.json.Encoder().encode
 @dataclass(frozen=True, slots=True)
 class Parts:
     """
-    What a block says of its requests' shape.
+    A block's settings for the shape of its requests.
 
     :param block: the block.
-    :param url: path and query with placeholders; ``None`` if it says nothing. Likewise ``method`` and ``body``.
-    :param headers: those with placeholders, or all of a rule.
+    :param url: path and query with placeholders; ``None`` if the block does not set them. Likewise ``method`` and ``body``.
+    :param headers: a webhook's headers with placeholders, or all of a rule's.
     """
 
     block: Block
@@ -56,9 +56,9 @@ class Parts:
 
 def webhook_url(url: str) -> tuple[str, str | None]:
     """
-    Take the URL of a webhook apart.
+    Split a webhook's URL.
 
-    :returns: the URL with its placeholders replaced by text, to be checked, and path and query if they have placeholders.
+    :returns: the URL with text in place of its placeholders, for checking; and path and query, if they have placeholders.
     :raises mqhooks.errors.ConfigError: when a placeholder is in the host; only the message is set.
     """
     match = _URL.fullmatch(normal(url))
@@ -72,10 +72,10 @@ def webhook_url(url: str) -> tuple[str, str | None]:
 
 def webhook_parts(block: Block, url: str | None, headers: Headers) -> tuple[Parts, Headers]:
     """
-    Read what a webhook's block says.
+    Read the shape settings of a webhook's block.
 
     :param url: path and query, if they have placeholders.
-    :param headers: all of the block.
+    :param headers: all headers of the block.
     :returns: the parts, and the headers that have no placeholders.
     """
     own = tuple(pair for pair in headers if "{{" in pair[1])
@@ -87,9 +87,9 @@ def webhook_parts(block: Block, url: str | None, headers: Headers) -> tuple[Part
 
 def rule_parts(entry: Block, headers: Headers) -> Parts:
     """
-    Read what a rule says.
+    Read the shape settings of a rule.
 
-    :param headers: those of the rule.
+    :param headers: the rule's headers.
     """
     for name, _ in headers:
         _check_header(entry, name)
@@ -110,9 +110,9 @@ def shaped(whole: Parts, rule: Rule, own: Parts, *, encoding: Encoding | None, c
     """
     Give a rule its shape.
 
-    :param whole: what the webhook's block says.
-    :param own: what the rule itself says, which goes before that.
-    :param encoding: what payloads become, if the configuration says so.
+    :param whole: the settings of the webhook's block.
+    :param own: the rule's own settings, which take precedence.
+    :param encoding: the encoding of payloads, if the configuration sets one.
     :param content_type: the webhook's.
     """
     headers = {name.lower(): (name, value) for name, value in (*whole.headers, *own.headers)}
@@ -135,7 +135,7 @@ def shaped(whole: Parts, rule: Rule, own: Parts, *, encoding: Encoding | None, c
 def check(
     whole: Parts, rules: Sequence[tuple[Rule, Parts]], cloudevents: CloudEventsSettings | None, batch: BatchSettings | None
 ) -> None:
-    """Compile the templates of all rules, and note what is wrong with them."""
+    """Compile the templates of all rules, and note their mistakes."""
     told: set[str] = set()
     if cloudevents is not None and cloudevents.handshake and (whole.url or any(own.url for _, own in rules)):
         remedy = "remove it, or the URLs with placeholders and those of rules"
@@ -170,7 +170,7 @@ def check(
 
 
 def cloud_events(block: Block, batch: BatchSettings | None) -> CloudEventsSettings | None:
-    """Read what a webhook's block says of CloudEvents."""
+    """Read the CloudEvents settings of a webhook's block."""
     wanted = block.choice("format", "nanomq", ("nanomq", "cloudevents")) == "cloudevents"
     mode = cast(Mode, block.choice("mode", "structured", get_args(Mode)))
     inner = block.block("cloudevents")
@@ -203,7 +203,7 @@ def _nothing(_event: Any, _item: Any) -> bytes:
 
 
 def _blame(key: str, whole: Parts, own: Parts) -> Block:
-    """Say which block has what a rule's shape is made of."""
+    """Return the block that sets a part of a rule's shape."""
     if key.startswith("headers."):
         own_names = [f"headers.{name}" for name, _ in own.headers]
         return own.block if key in own_names else whole.block
@@ -234,7 +234,7 @@ def _webhook_body(block: Block) -> str | None:
 
 
 def _template(value: Any) -> str:
-    """Write a body as JSON with placeholders in it; text stands for itself."""
+    """Write a body as JSON with placeholders in it; text is taken as it is."""
     return normal(str(value) if isinstance(value, str) else _json(value))
 
 

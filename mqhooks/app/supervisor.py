@@ -1,5 +1,5 @@
 """
-Tells systemd, or whatever else listens on ``NOTIFY_SOCKET``, how things stand: sd_notify(3) in Python.
+Reports the bridge's state to systemd, or whatever else listens on ``NOTIFY_SOCKET``: sd_notify(3) in Python.
 
 - The protocol is a datagram of ``NAME=value`` lines. The libraries for it are unmaintained (sdnotify) or need a compiler and
   systemd's headers (systemd-python), so these lines are our own.
@@ -24,26 +24,26 @@ from mqhooks.admin.bridge import Bridge
 from mqhooks.support.listening import address_name
 
 EVERY = 1.0
-"""Seconds between two looks at the state; it is told when it has changed."""
+"""Seconds between two looks at the state, which is reported when it has changed."""
 
 PATIENCE = 60.0
 """
-For how many seconds an outbox on other machines is waited for: less than systemd's 90 of ``TimeoutStartSec``, since no restart
-brings those machines back, and VerneMQ may be waiting.
+Seconds to wait for an outbox on other machines: less than the 90 of systemd's ``TimeoutStartSec``, since no restart brings
+those machines back, and VerneMQ may be waiting.
 """
 
 LONGEST = 256
-"""Characters of a status."""
+"""Most characters in a status."""
 
 
 class Supervisor(Service):
     """
-    Tells when the bridge is ready, reloads and stops, how it is, and that the reactor runs.
+    Reports that the bridge is ready, reloads or stops, its status, and that the reactor runs.
 
     :param reactor: tells the time.
-    :param bridge: what is told of.
+    :param bridge: the bridge to report on.
     :param environ: has ``NOTIFY_SOCKET``, a path or ``@`` and an abstract name, and may have ``WATCHDOG_USEC`` and
-        ``WATCHDOG_PID``. What is wrong in them is logged and left alone.
+        ``WATCHDOG_PID``. Bad values are logged and ignored.
     """
 
     log = Logger()
@@ -66,7 +66,7 @@ class Supervisor(Service):
         self._looks.clock = self._beats.clock = reactor
 
     def startService(self) -> None:
-        """Begin to tell that the reactor runs."""
+        """Begin to report that the reactor runs."""
         super().startService()
         self._ready = self._stopping = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -76,18 +76,18 @@ class Supervisor(Service):
             self._beats.start(limit / 2, now=False)
 
     def started(self) -> None:
-        """Tell that the bridge is ready, once the reactor runs and an outbox on other machines is connected."""
+        """Report that the bridge is ready, once the reactor runs and an outbox on other machines is connected."""
         self._deadline = self._reactor.seconds() + PATIENCE
         self._first = self._reactor.callLater(0, self._looks.start, EVERY)
 
     def reloading(self) -> None:
-        """A reload begins."""
+        """Report that a reload begins."""
         if self._ready and not self._stopping:
             self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, *, well: bool) -> None:
         """
-        A reload has ended.
+        Report that a reload has ended.
 
         :param well: whether the new configuration is in use.
         """
@@ -96,7 +96,7 @@ class Supervisor(Service):
             self._tell_ready()
 
     def stopping(self) -> None:
-        """The stop begins."""
+        """Report that the bridge begins to stop."""
         self._stopping = True
         if self._first is not None and self._first.active():
             self._first.cancel()
@@ -105,7 +105,7 @@ class Supervisor(Service):
         self._tell("STOPPING=1", "STATUS=waiting for what is in flight")
 
     def stopService(self) -> None:
-        """Everything else has stopped."""
+        """Fall silent, once everything else has stopped."""
         super().stopService()
         if self._beats.running:
             self._beats.stop()
@@ -114,7 +114,7 @@ class Supervisor(Service):
             self._socket = None
 
     def _watchdog(self) -> float:
-        """Read within how many seconds something has to be heard; 0 when nobody waits for it."""
+        """Return the watchdog's limit in seconds; 0 when there is no watchdog."""
         text = self._environ.get("WATCHDOG_USEC", "")
         if self._environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not text:
             return 0
@@ -132,7 +132,7 @@ class Supervisor(Service):
             self._status = status
 
     def _tell_ready(self) -> None:
-        # What did not arrive is told again at the next look.
+        # If this does not arrive, the next look sends it again.
         self._status = self._describe()
         self._ready = self._tell("READY=1", f"STATUS={self._status}")
 
@@ -157,7 +157,7 @@ class Supervisor(Service):
         return " ".join("; ".join(parts).split())[:LONGEST]
 
     def _tell(self, *lines: str) -> bool:
-        """Send lines; gives whether the supervisor got them."""
+        """Send lines, and return whether the supervisor got them."""
         if self._socket is None:
             return False
         place = f"\0{self._place[1:]}" if self._place.startswith("@") else self._place

@@ -1,5 +1,9 @@
 """
 ``twistd mqhooks``: its options, and the service they ask for.
+
+- :func:`plan` collects every mistake, in the options and in the file, and opens nothing. So a start, ``--check`` and
+  ``mqhooks check`` report the same.
+- Options win over the file, and they still do after a reload.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ _INSTEAD = {
     "mqhooks.sources.webhooks.listen": "webhooks-port",
     "mqhooks.sources.grpc.listen": "grpc-port",
 }
-"""The options that stand before a key."""
+"""Options that override a key."""
 
 
 class Options(CommandOptions):
@@ -128,9 +132,9 @@ def makeService(options: Options) -> IService:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """
-    What a command line asks for.
+    The bridge that a command line asks for.
 
-    :param sidecars: where to listen for VerneMQ's stream.
+    :param sidecars: the endpoints to listen on for VerneMQ's stream.
     :param sinks: the sinks other than webhooks.
     :param service: the whole bridge, not started.
     """
@@ -145,8 +149,8 @@ def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
     """
     Read the configuration and put everything together; nothing is opened.
 
-    :param warnings: collects what is odd, even when something else is wrong.
-    :raises mqhooks.errors.ConfigError: when something is wrong: all of it, each with its file or option.
+    :param warnings: collects the warnings, even when there are mistakes.
+    :raises mqhooks.errors.ConfigError: when there are mistakes: all of them, each with its file or option.
     """
     twistd: Mapping[str, Any] = options.parent or {}
     directory = _directory(twistd)
@@ -165,7 +169,7 @@ def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
             errors.append(error)
     reload = None
     if options["config"] is not None:
-        # At the time of a reload the process may run in another directory.
+        # By the time of a reload the process may have changed its directory.
         reload = partial(_settings, options, os.path.abspath(options["config"]), directory)
     elif errors or (not settings.webhooks and not sinks):
         sinks.append(LogSink(reactor))
@@ -173,7 +177,7 @@ def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
     try:
         service = build(settings, reactor, sidecars=given or None, sinks=sinks, descriptions=options["sink"], load=reload)
     except ConfigError as error:
-        # What is wrong in the file may be missing here.
+        # A setting that was wrong in the file may be missing here: report it once.
         told_of = {each.key for each in errors}
         errors += [each for each in error.mistakes if not each.key or each.key not in told_of]
     if errors:
@@ -183,9 +187,9 @@ def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
 
 def looked_at(settings: Settings, options: Options) -> Settings:
     """
-    Look at the outbox in JetStream, if that is where it is.
+    Examine the outbox, if it is in JetStream.
 
-    :returns: the settings, with what is odd there among their warnings.
+    :returns: the settings, with the outbox's oddities added to their warnings.
     :raises mqhooks.errors.ConfigError: when it cannot be used.
     """
     if not settings.webhooks or settings.outbox.jetstream is None:
@@ -222,7 +226,7 @@ def _make(reactor: Any, options: Options) -> IService:
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
     observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
     if twistd and not signal.getsignal(signal.SIGUSR1):
-        # Without a log file to rotate, it would end the process.
+        # Without a log file to rotate, the signal would end the process.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     observer = observer or text_file_observer_for(reactor, options.parent)
     top: IService = DaemonService([service]) if daemon else service
@@ -230,7 +234,7 @@ def _make(reactor: Any, options: Options) -> IService:
 
 
 def _located(error: ConfigError, options: Options, places: Mapping[str, str]) -> ConfigError:
-    """Say where a setting comes from: an option that was given, or the file and the line."""
+    """Add to a mistake where the setting comes from: the option that was given, or the file and the line."""
     message, key = error.message, error.key
     if not key or error.place or error.where not in ("", options["config"]):
         return error
@@ -262,7 +266,7 @@ def _settings(options: Options, config: str | None, directory: str) -> Settings:
 
 
 def _settings_with(options: Options, config: str | None, directory: str, errors: list[ConfigError]) -> Settings:
-    """Read the settings past mistakes, which are collected."""
+    """Read the settings, and collect mistakes instead of stopping at them."""
     settings = Settings()
     try:
         settings = settings if config is None else load_with(config, errors)
@@ -297,7 +301,7 @@ def _settings_with(options: Options, config: str | None, directory: str, errors:
 
 
 def _directory(twistd: Mapping[str, Any]) -> str:
-    """Say what relative paths are relative to: where twistd is going to run, "" for the current directory."""
+    """Return the base of relative paths: the directory in which twistd is going to run, or "" for the current one."""
     directory = twistd.get("rundir") or "."
     if directory == ".":
         return "/" if twistd.get("chroot") else ""

@@ -12,10 +12,10 @@ from mqhooks.support.tls import TLSSettings
 
 def read_tls(tls: Block, *, used: bool) -> TLSSettings | None:
     """
-    Read whom to trust, and how to prove who we are.
+    Read which authorities to trust, and our own certificate and key.
 
-    :param tls: the block; what is unknown in it is a warning.
-    :param used: whether it takes effect; without that, files need not be there.
+    :param tls: the block; an unknown key in it is a warning.
+    :param used: whether it takes effect; if not, the files need not exist.
     :returns: ``None`` when it takes no effect.
     """
     files = {key: tls.file(key, None) for key in ("cacertfile", "certfile", "keyfile")}

@@ -1,5 +1,7 @@
 """
 Reads ``webhook {}`` blocks.
+
+A block that takes notes collects all mistakes, and reading goes on; otherwise the first mistake is raised.
 """
 
 from __future__ import annotations
@@ -66,11 +68,11 @@ _OURS = frozenset(
 
 def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]:
     """
-    Read ``webhook {}`` and what ``webhooks {}`` holds; those that are not enabled are left out.
+    Read ``webhook {}`` and the blocks in ``webhooks {}``, except those that are not enabled.
 
     :param root: the whole file.
     :param defaults: used where a block doesn't say otherwise.
-    :raises mqhooks.errors.ConfigError: when there is no block in a block's place; other mistakes are noted with ``root``, if it
+    :raises mqhooks.errors.ConfigError: when something else is in a block's place; other mistakes are noted with ``root``, if it
         takes notes.
     """
     single = root.block("webhook", "; several webhooks have a name each: webhooks { billing { … }, audit { … } }")
@@ -295,14 +297,14 @@ def _check_auth(block: Block, settings: WebhookSettings) -> None:
 
 
 def _body(block: Block, whole: shapeblock.Parts) -> Block:
-    """Open the block of the body's encoding; an empty one where text is the body."""
+    """Return the block with the body's encoding; an empty one when the body is text."""
     if isinstance(block.tree("body"), str) and whole.body is not None:
         return Block({}, block.where, block.path("body"), [])
     return block.block("body")
 
 
 def _url(block: Block) -> tuple[str, str | None]:
-    """Read where requests go, and path and query by themselves if they have placeholders."""
+    """Read the URL, and also its path and query if they have placeholders."""
     url = block.string("url", None)
     if url is None:
         inner = next((name for name in block.names() if block.holds(name, "url")), None)
@@ -343,7 +345,7 @@ def _headers(block: Block, batch: BatchSettings | None, cloudevents: CloudEvents
 
 
 def _replaced(batch: BatchSettings | None, cloudevents: CloudEventsSettings | None) -> str | None:
-    """Say what is sent in place of a content-type of JSON, and why."""
+    """Return the warning that another content-type replaces JSON's, and why; ``None`` if none does."""
     if cloudevents is not None and cloudevents.mode != "binary":
         return f"{BATCH if cloudevents.mode == 'batch' else STRUCTURED} is sent instead, since format is cloudevents"
     if batch is not None and batch.format == "ndjson":
