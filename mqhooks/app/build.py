@@ -58,7 +58,7 @@ class BridgeService(OrderedService):
     :ivar bridge: its parts, for the status page.
     :ivar reloader: reloads the configuration.
     :ivar admin: the status page; ``None`` when there is none.
-    :ivar supervisor: tells systemd how things stand; ``None`` when nobody asks.
+    :ivar supervisor: reports to systemd; ``None`` when nothing listens for that.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class BridgeService(OrderedService):
         self.admin = admin
 
     def privilegedStartService(self) -> None:
-        """Log what starts, and where it sends what; then start all children's privileged part."""
+        """Log the version, and each webhook with its URL; then start the privileged part of all children."""
         settings = self.bridge.settings
         webhooks = [(webhook.name, hide_url(webhook.url)) for webhook in settings.webhooks]
         self.log.info(
@@ -117,16 +117,16 @@ def build(
     :param settings: the webhooks, the outbox, the status page.
     :param reactor: for all parts; :func:`mqhooks.app.reactor.install` returns one whose timers ignore changes of the clock.
     :param sidecars: where to listen for VerneMQ's stream: Twisted endpoint strings, on the loopback interface unless they name
-        another. ``None`` for what the settings say: by default ``tcp:8890``, unless there are webhooks.
+        another. ``None`` to follow the settings: by default ``tcp:8890``, unless events come by webhooks.
     :param sinks: sinks that get every event, besides the webhooks.
-    :param descriptions: how ``--sink`` described the first of them; the others go by their service's name, or by their class.
+    :param descriptions: the ``--sink`` descriptions of the first of them; the others go by their service's name or their class.
     :param sources: makers of further sources, each called with the sink that gets its events.
-    :param outbox: gives each webhook's outbox, by the webhook's name, instead of the one in the settings.
+    :param outbox: returns the outbox for a webhook's name, in place of the one in the settings.
     :param load: reads the settings again at SIGHUP; ``None`` when they cannot change.
     :raises mqhooks.errors.ConfigError: when a setting is wrong.
     """
     role = settings.outbox.role if outbox is None else "both"
-    # Whoever only delivers needs no broker.
+    # A bridge that only delivers needs no broker.
     heard = settings.sources if role != "deliver" else SourcesSettings(SidecarListening(()))
     if role == "deliver":
         sidecars, sources = None, ()
@@ -195,7 +195,8 @@ def build(
     supervisor = _supervisor(reactor, bridge)
     reloader = Reloader(reactor, load, bridge, webhooks, partial(_resize, store), admin, limit, supervisor)
     summary = SummaryService(reactor, [source.counters for source in listening], lambda: bridge.webhooks)
-    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last. The watchdog hears of it to the end.
+    # An unhandled SIGHUP ends the process, so the reloader starts first and stops last. The supervisor is next to last, so that
+    # the watchdog is fed until the end.
     parts = (reloader, supervisor, file, engine, summary, sink, notifier, admin, *listening)
     return BridgeService([part for part in parts if part is not None], bridge, reloader, admin, supervisor)
 
@@ -214,7 +215,7 @@ def _grpc(
     if not sources.grpc.listen:
         return None
     try:
-        # An extra: whoever takes no calls need not have h2.
+        # h2 is an extra: only a bridge that takes calls needs it.
         from mqhooks.sources.grpc.factory import GrpcFactory
         from mqhooks.sources.grpc.listener import GrpcService
     except ModuleNotFoundError as error:
@@ -227,7 +228,7 @@ def _grpc(
 
 
 def _keyed(key: str, make: Callable[[], T], errors: list[ConfigError]) -> T | None:
-    """Make one, or note the mistake with the key that it is in."""
+    """Make something, or note the mistake under its key."""
     try:
         return make()
     except ConfigError as error:
@@ -236,7 +237,7 @@ def _keyed(key: str, make: Callable[[], T], errors: list[ConfigError]) -> T | No
 
 
 def _check_apart(places: Sequence[tuple[str, str]], errors: list[ConfigError]) -> None:
-    """Check that no two of these keys and addresses want the same port or socket."""
+    """Check that no two of these addresses, each with its key, need the same port or socket."""
     for (first, taken), (second, wanted) in combinations(places, 2):
         if same_place(taken, wanted):
             problem = f"{wanted}: {first} already uses this port: give each its own"

@@ -1,8 +1,8 @@
 """
-The ``mqhooks`` command: runs a bridge, checks its configuration, looks after its outbox, asks how it is, and tries endpoints.
+The ``mqhooks`` command: runs a bridge, checks its configuration, manages its outbox, shows its state, and tries endpoints.
 
-A command's options are added, and what it is made of is imported, only when the command is wanted: a health check or a look at
-the dead letters need not wait for the whole program.
+A command's options are added, and its modules imported, only when the command is used: a health check or a look at the dead
+letters need not wait for the whole program.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COMMANDS = {
     "simulate": ("run.add_simulate", "stand in for VerneMQ: send made-up clients' events"),
     "receive": ("run.add_receive", "stand in for an endpoint: show the webhooks that come"),
 }
-"""The commands, each with the function that adds its options, in this package, and with what it does."""
+"""The commands, each with the function in this package that adds its options, and with its description."""
 
 _SHELLS = ("bash", "zsh", "tcsh")
 
@@ -96,7 +96,7 @@ class _PrintCompletion(Action):
 
 
 def _written(lines: Iterator[str], write: Callable[[str], object]) -> int:
-    """Write a command's lines; gives its exit status."""
+    """Write a command's lines, and return its exit status."""
     while True:
         try:
             line = next(lines)

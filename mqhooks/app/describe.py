@@ -29,7 +29,7 @@ def describe(settings: Settings, descriptions: Sequence[str], sinks: Sequence[st
     :param descriptions: where to listen for VerneMQ's stream.
     :param sinks: the descriptions of the other sinks.
     :param samples: whether to show a request for each rule of a webhook.
-    :returns: lines for a terminal, without the values of headers, passwords and secrets, and without those in URLs.
+    :returns: lines for a terminal, without header values, passwords and secrets, and without those in URLs.
     """
     return "\n".join(_lines(settings, descriptions, sinks, samples=samples))
 
@@ -184,7 +184,7 @@ def _outbox(outbox: OutboxSettings) -> str:
 
 
 def _grpc_lines(description: str) -> Iterator[str]:
-    """Say what VerneMQ is told, if it can be."""
+    """Yield VerneMQ's settings for a gRPC endpoint, or say that it cannot connect there."""
     kind, host, port = interface_of(description)
     if kind not in ("tcp", "tcp6", "systemd"):
         yield "        # VerneMQ cannot connect to it: its gRPC client supports only TCP"
@@ -193,7 +193,7 @@ def _grpc_lines(description: str) -> Iterator[str]:
     yield f"        vmq_events_sidecar.grpc_endpoint = {address}"
     unknown = "that of the socket unit" if kind == "systemd" else "the port that the log names"
     yield f"        vmq_events_sidecar.grpc_port = {port or unknown}"
-    # VerneMQ takes what stands behind a value on its line for a part of the value.
+    # VerneMQ reads whatever follows a value on its line as part of the value.
     yield "        # newer versions, at boot only"
     yield "        vmq_events_sidecar.grpc_enabled = on"
     yield "        # v4.4.0-grpc and v5.1.0-grpc: the share of events; the others go to the TCP port"

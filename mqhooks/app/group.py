@@ -2,8 +2,8 @@
 The webhooks of a configuration, which a reload adds, replaces and removes while events flow.
 
 A webhook whose settings change gets a new sink on the same outbox and counters. The new sink accepts events at once, but starts
-to deliver only when the old one has finished what is in flight, beginning with what the old one left in the outbox. So nothing
-is lost, sent twice or overtaken.
+to deliver only when the old one has finished its requests in flight, beginning with what the old one left in the outbox. So
+nothing is lost, sent twice or overtaken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mqhooks.webhook.settings import OAuth2Settings, WebhookSettings
 from mqhooks.webhook.sink import WebhookSink
 
 LONG_PAYLOAD = 1 << 20
-"""How many bytes a payload has that is passed on to all webhooks at once."""
+"""Longest payload that is passed on to all webhooks at once, in bytes."""
 
 Version = tuple[WebhookSettings, tuple[bytes, ...]]
 """What a sink was made from: its settings, and a hash of each of its certificate files."""
@@ -38,9 +38,9 @@ Version = tuple[WebhookSettings, tuple[bytes, ...]]
 @dataclass(frozen=True)
 class Plan:
     """
-    What a reload is going to change.
+    The changes that a reload is going to make.
 
-    :param names: the webhooks there will be, in the order of their settings.
+    :param names: all webhooks after the reload, in the order of their settings.
     :param sinks: the new sinks among them, each with what it was made from.
     :param changes: for the log.
     """
@@ -56,9 +56,9 @@ class WebhookGroup(FanOut):
 
     :param reactor: for the sinks.
     :param settings: the webhooks.
-    :param outbox: returns the outbox of a webhook's name, always the same one for a name.
-    :param drain_time: how many seconds stopping waits for deliveries.
-    :param delivers: whether this process delivers; otherwise it only accepts, for others.
+    :param outbox: returns the outbox for a webhook's name, always the same one for a name.
+    :param drain_time: seconds that stopping waits for deliveries.
+    :param delivers: whether this process delivers; otherwise it only accepts, and others deliver.
     :raises mqhooks.errors.ConfigError: when the certificates of a webhook cannot be used.
     """
 
@@ -85,10 +85,10 @@ class WebhookGroup(FanOut):
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """
-        Pass a batch on to all webhooks; a long payload to one after the other, each in a turn of the reactor of its own.
+        Pass a batch on to all webhooks, or, with a long payload, to one after the other, each in its own turn of the reactor.
 
-        Each webhook makes a body of it. Made all at once, forty of them would stop everything for many seconds. What comes
-        meanwhile waits behind it.
+        Each webhook makes a body from it. Made all at once, forty of them would stop everything for many seconds. Batches that
+        come meanwhile wait behind it.
         """
         if not self._passing and (len(self._current) < 2 or not _long(events)):
             return super().receive(events)
@@ -96,7 +96,7 @@ class WebhookGroup(FanOut):
 
     @property
     def holds(self) -> bool:
-        """Whether outboxes hold what cannot be committed; what waits here behind a long payload none of them has."""
+        """Whether outboxes hold what they cannot commit yet; not while batches wait here, which no outbox has."""
         return not self._passing and super().holds
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:

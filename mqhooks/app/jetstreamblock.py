@@ -1,5 +1,5 @@
 """
-Reads what ``outbox {}`` says of NATS JetStream.
+Reads the NATS JetStream settings of an ``outbox {}`` block.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ MOST_PARTITIONS = 256
 
 def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:
     """
-    Read which JetStream, and how deliveries are kept there.
+    Read which JetStream to use, and how to keep deliveries there.
 
-    :param block: ``outbox``.
-    :param wanted: whether that is the kind of outbox.
-    :returns: ``None`` when it is not, or when there is no server.
+    :param block: the ``outbox`` block.
+    :param wanted: whether the outbox is of this kind.
+    :returns: ``None`` when it is not, or when no server is named.
     """
     servers = _servers(block)
     auth = _auth(block)

@@ -57,8 +57,8 @@ def observer_for(
     :param twistd: twistd's own options: ``--logfile``, ``--syslog``, ``--logger`` and ``-n``.
     :param log_format: one of :data:`FORMATS`.
     :param stdout_taken: whether a sink writes to standard output.
-    :returns: makes the observer when the log begins; ``None`` to leave that to twistd.
-    :raises mqhooks.errors.ConfigError: when twistd's options ask for another format than JSON.
+    :returns: a function that makes the observer when the log begins; ``None`` to leave that to twistd.
+    :raises mqhooks.errors.ConfigError: when twistd is asked for a format other than JSON, or for standard output in a daemon.
     """
     options: Mapping[str, Any] = twistd or {}
     elsewhere = options.get("logfile") or options.get("syslog") or options.get("logger")
@@ -78,8 +78,8 @@ def text_file_observer_for(reactor: Any, twistd: Mapping[str, Any] | None) -> Ca
 
     :param reactor: see :func:`observer_for`.
     :param twistd: twistd's own options.
-    :returns: makes the observer when the log begins, or raises :class:`~mqhooks.errors.ConfigError`; ``None`` when the log goes
-        to no file.
+    :returns: a function that makes the observer when the log begins, or raises :class:`~mqhooks.errors.ConfigError`; ``None``
+        when the log does not go to a file.
     """
     if twistd is None or twistd.get("syslog") or twistd.get("logger") or _file_name(twistd) in (None, "-"):
         return None
@@ -111,7 +111,7 @@ class ReopenedLogFile(LogFile):
     def reopen(self) -> None:
         """Open the file's name again. If that fails, keep the file that is open."""
         try:
-            # LogFile closes the one before it opens the other.
+            # Try first: LogFile closes the old file before it opens the new one.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             os.close(os.open(self.path, flags, 0o666 if self.defaultMode is None else self.defaultMode))
         except OSError as error:
@@ -133,7 +133,7 @@ class ReopenedLogFile(LogFile):
 
 
 def _file(reactor: Any, options: Mapping[str, Any], *, stdout_taken: bool) -> IO[Any]:
-    """Open what twistd would open."""
+    """Open the file or stream that twistd would log to."""
     name = _file_name(options)
     if not name or name == "-":
         return sys.stderr if stdout_taken and not name else sys.stdout

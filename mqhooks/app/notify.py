@@ -1,10 +1,10 @@
 """
-Telling somebody when a webhook's state changes: a webhook about webhooks.
+Send notifications when a webhook's state changes: a webhook about webhooks.
 
-- Once a second the states are compared with what was told last. So it costs an event nothing, and what changes to and fro is
-  told as it is in the end.
-- Each kind is told at most once a minute for each webhook. What cannot be delivered after a few attempts is dropped: this must
-  not hold up anything, and is never about itself.
+- The states are compared once a second with those last notified. So this costs an event nothing, and a state that flips back
+  and forth is notified as it ends up.
+- Each kind is sent at most once a minute for each webhook. A notification that fails a few times is dropped: notifications
+  hold up nothing, and are never about themselves.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ EVERY = 1.0
 """Seconds between two looks at the states."""
 
 QUIET = 60.0
-"""For how many seconds a kind is told of a webhook only once."""
+"""Shortest time between two notifications of a kind for a webhook, in seconds."""
 
 MOST = 64
-"""How many notifications may be on their way."""
+"""Most notifications under way at a time."""
 
 RETRY = RetrySettings(initial=1.0, multiplier=4.0, maximum=60.0, max_attempts=4)
-"""When a notification is tried again."""
+"""The retries of a notification."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,11 +57,11 @@ _encode = msgspec.json.Encoder().encode
 @dataclass(slots=True)
 class _Told:
     """
-    What was told of a webhook.
+    The state of a webhook that was last notified.
 
-    :ivar sink: the last that was seen down.
-    :ivar delivered: how many had been delivered then.
-    :ivar since: since when, in seconds since 1970.
+    :ivar sink: the sink that was last seen down.
+    :ivar delivered: the count of delivered deliveries at that time.
+    :ivar since: when that sink went down, in seconds since 1970.
     """
 
     dead: int = 0
@@ -77,11 +77,11 @@ class _Told:
 
 class Notifier(Service):
     """
-    Tells of changes.
+    Notifies of changes.
 
     :param reactor: connects and tells the time.
-    :param bridge: its webhooks are looked at.
-    :param settings: whom to tell, and what of.
+    :param bridge: the bridge whose webhooks are watched.
+    :param settings: where to send notifications, and of which changes.
     :param transport: makes the transport.
     :param random: the source of jitter.
     :param now: the time of day, in seconds since 1970.
@@ -111,25 +111,25 @@ class Notifier(Service):
         self._told: dict[str, _Told] = {}
         self._transport: IWebhookTransport | None = None
         self._requests: RequestMaker
-        # The timers of those that wait for their next attempt, and how many there are with those that wait for an answer.
+        # The timers of notifications that wait for their next attempt; and the number of all that wait for that or an answer.
         self._retries: set[IDelayedCall] = set()
         self._under_way = 0
         self._loop = LoopingCall(self._look)
         self._loop.clock = reactor
 
     def startService(self) -> None:
-        """Look from now on."""
+        """Begin to watch."""
         super().startService()
         if self._settings.url:
             self._begin()
 
     def stopService(self) -> Deferred[None]:
-        """Look and tell no more; what is under way is dropped."""
+        """Stop watching; notifications under way are dropped."""
         super().stopService()
         return self._end()
 
     def change(self, settings: NotifySettings) -> None:
-        """Replace the settings; what is under way is dropped when they are others."""
+        """Replace the settings; if they differ, notifications under way are dropped."""
         if settings == self._settings:
             return
         self._settings = settings
@@ -158,7 +158,7 @@ class Notifier(Service):
         transport, self._transport = self._transport, None
         return succeed(None) if transport is None else transport.close()
 
-    # What changed.
+    # Changes.
 
     def _look(self) -> None:
         for sink in self._bridge.webhooks:
@@ -168,7 +168,7 @@ class Notifier(Service):
                 for kind, values in self._changes(sink, told):
                     self._tell(kind, name, sink.outbox.counts.pending, **values)
             except Exception:
-                # A LoopingCall that fails is over.
+                # An error would end the LoopingCall.
                 self.log.failure("cannot notify of changes of webhook {name}", name=name)
 
     def _changes(self, sink: WebhookSink, told: _Told) -> Iterator[tuple[Kind, dict[str, Any]]]:
@@ -216,7 +216,7 @@ class Notifier(Service):
         return "nothing more is read from VerneMQ (outbox.max_size)"
 
     def _may(self, kind: Kind, told: _Told) -> bool:
-        """Say whether a kind may be told now, and note that it is."""
+        """Return whether a kind may be sent now, and note that it is."""
         now = self._reactor.seconds()
         last = told.at.get(kind)
         if kind not in self._settings.on or (last is not None and now - last < QUIET):
@@ -224,7 +224,7 @@ class Notifier(Service):
         told.at[kind] = now
         return True
 
-    # Telling it.
+    # Sending.
 
     def _tell(
         self,
@@ -268,7 +268,7 @@ class Notifier(Service):
 
     def _ended(self, transport: IWebhookTransport, kind: Kind, delivery: Delivery, result: Response | Failure) -> None:
         if transport is not self._transport:
-            # The settings have changed meanwhile, or it is the end.
+            # The settings have changed meanwhile, or the service has stopped.
             return
         pause = 0.0
         again = True

@@ -2,7 +2,7 @@
 Reloads the configuration of a running process.
 
 - SIGHUP changes whatever can change without losing an event or one of VerneMQ's connections: the webhooks with their secrets
-  and certificates, who may see the status page or post events, who is told of changes, and the limits of the outbox and of the
+  and certificates, who may see the status page or post events, the notifications, and the limits of the outbox and of the
   sources. Everything else needs a restart, and the log says so in one line.
 - The new configuration is checked as a whole first: a wrong one changes nothing.
 """
@@ -45,14 +45,14 @@ class Reloader(Service):
     """
     Reloads the configuration at SIGHUP.
 
-    :param reactor: reloads between two of its turns.
-    :param load: reads the configuration; ``None`` when there is none, and SIGHUP is left to sinks with files.
-    :param bridge: what the status page reads; its settings and webhooks are replaced.
-    :param webhooks: its webhooks.
+    :param reactor: runs the reload, outside the signal handler.
+    :param load: reads the configuration; ``None`` when there is none, so that SIGHUP concerns only sinks with files.
+    :param bridge: the parts that the status page reads; a reload replaces the settings and webhooks in it.
+    :param webhooks: the bridge's webhooks.
     :param resize: replaces the limits of the outbox.
     :param admin: the status page; ``None`` when there is none.
     :param limit: replaces the limits of the sources.
-    :param supervisor: is told of reloads; ``None`` when nobody is.
+    :param supervisor: notified of reloads; ``None`` when there is none.
     """
 
     log = Logger()
@@ -108,7 +108,7 @@ class Reloader(Service):
             self._supervisor.reloaded(well=well)
 
     def _reload(self) -> bool:
-        """Reload; gives whether the configuration is good."""
+        """Reload, and return whether the configuration is good."""
         if self._load is None:
             self.log.info("there is no configuration file to reload")
             return True
@@ -147,7 +147,7 @@ def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[st
     """
     Merge new settings into the current ones, as far as a running process can change them.
 
-    :returns: the settings to run with, what changes besides the webhooks, and the keys that need a restart.
+    :returns: the settings to run with, the changes besides the webhooks, and the keys that need a restart.
     """
     new = replace(old, webhooks=wanted.webhooks, warnings=wanted.warnings, places=wanted.places)
     changes: list[str] = []
@@ -166,6 +166,6 @@ def merge(old: Settings, wanted: Settings) -> tuple[Settings, list[str], list[st
 
 
 def _with(settings: Any, path: str, part: object) -> Any:
-    """Replace a part of settings that a path of dots leads to."""
+    """Replace the part of settings that a dotted path names."""
     name, _, rest = path.partition(".")
     return replace(settings, **{name: _with(getattr(settings, name), rest, part) if rest else part})

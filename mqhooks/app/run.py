@@ -1,7 +1,7 @@
 """
 The commands that twistd runs: ``mqhooks run``, ``capture``, ``replay``, ``simulate`` and ``receive``.
 
-Each is a way to write ``twistd -n --pidfile= COMMAND``, in this process; whoever needs twistd's own options uses twistd.
+Each is short for ``twistd -n --pidfile= COMMAND``, in this process; for twistd's own options, run twistd.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def add_receive(parser: Parser) -> None:
 
 
 def _add_foreground(parser: Parser) -> None:
-    # Whoever is used to twistd writes it.
+    # Accepted because twistd's users type it by habit.
     parser.add_argument("-n", "--nodaemon", action="store_true", help=SUPPRESS)
 
 

@@ -1,7 +1,7 @@
 """
-``mqhooks send-test``: sends one made-up delivery to a webhook's endpoint, and says what came back.
+``mqhooks send-test``: sends one made-up delivery to a webhook's endpoint, and shows the answer.
 
-It goes around the outbox, but through the same rules, requests and transport as any other: what works here works there.
+It bypasses the outbox, but uses the same rules, requests and transport as any other delivery: what works here works there.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def add(parser: Parser) -> None:
 
 def send_test(config: str, name: str | None, event: str | None) -> Iterator[str]:
     """
-    Send one, and describe what came back.
+    Send a test delivery, and describe the answer.
 
     :param config: the configuration.
     :param name: the webhook; ``None`` for the only one.
     :param event: one of :data:`mqhooks.nanomq.events.RULE_EVENTS`; ``None`` for one that the webhook has a rule for.
     :returns: lines for a terminal.
-    :raises mqhooks.errors.MqhooksError: when nothing can be sent, or something else than 2xx came back.
+    :raises mqhooks.errors.MqhooksError: when nothing can be sent, or the answer is not 2xx.
     """
     settings = _webhook(load(config).webhooks, config, name)
     rule = _rule(settings, event)
@@ -88,7 +88,7 @@ def send_test(config: str, name: str | None, event: str | None) -> Iterator[str]
 
 def make_test(settings: WebhookSettings) -> tuple[Delivery, Request]:
     """
-    Make a delivery of an event that a webhook has a rule for, and its request.
+    Make a delivery for an event that a webhook has a rule for, and its request.
 
     :raises mqhooks.errors.MqhooksError: see :func:`make_request`.
     """
@@ -100,8 +100,8 @@ def make_request(settings: WebhookSettings, rule: Rule) -> Request:
     """
     Make the request that a made-up event would cause now.
 
-    :param rule: it is made for every topic.
-    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
+    :param rule: the rule to use, for any topic.
+    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made from that event.
     """
     return RequestMaker(settings, time).make([make_delivery(settings, rule)])
 
@@ -110,8 +110,8 @@ def make_delivery(settings: WebhookSettings, rule: Rule) -> Delivery:
     """
     Make the delivery that a made-up event would cause now.
 
-    :param rule: it is made for every topic.
-    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made of that event.
+    :param rule: the rule to use, for any topic.
+    :raises mqhooks.errors.MqhooksError: when its URL or headers cannot be made from that event.
     """
     hook = rule.event if rule.event in HOOKS else next(hook for hook, events in CAUSES.items() if rule.event in events)
     now = time()

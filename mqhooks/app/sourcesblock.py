@@ -1,5 +1,5 @@
 """
-Reads the ``sources {}`` block: where events come in besides, or instead of, the sidecar's stream.
+Reads the ``sources {}`` block: where events come from, besides or instead of the sidecar's stream.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mqhooks.sources.webhooks.settings import LISTEN, PORT, PayloadEncoding, Web
 from mqhooks.support.redact import hide_urls
 
 SOURCES = ("sidecar", "webhooks", "grpc")
-"""Their blocks."""
+"""The sources' blocks."""
 
 _HINTS = {
     "port": "; write listen = tcp:PORT",
@@ -25,7 +25,7 @@ _HINTS = {
     "url": "; write where to listen, listen = tcp:PORT",
     "enable": "; write listen = off for no such source",
 }
-"""What other blocks and other programs have, and a source does not."""
+"""Hints about keys that other blocks and other programs have, but sources do not."""
 
 
 def sources(block: Block) -> SourcesSettings:
@@ -44,7 +44,7 @@ def sources(block: Block) -> SourcesSettings:
         if key in sidecar:
             sidecar.fail(sidecar.error(key, f"does not belong here: write it in mqhooks {{ sidecar {{ {key} = … }} }}"))
     sidecar.close(_HINTS)
-    # Ignoring it would open other ports than those that are meant.
+    # Ignoring an unknown key would open the wrong ports.
     for key in block.unread:
         block.fail(block.error(key, f"there is no such source: they are sidecar, webhooks and grpc{suggest(key, SOURCES)}"))
     return settings
@@ -70,7 +70,7 @@ def _webhooks(block: Block, listen: tuple[str, ...]) -> WebhooksSettings:
         block.fail(block.error("user", "is empty or has a colon, which Basic authentication does not allow in a user name"))
     if settings.password == "":
         block.fail(block.error("password", "is empty: set one that nobody can guess"))
-    # A secret that could not be read is a mistake of its own.
+    # A secret that could not be read is already a mistake.
     if not any(key in block for key in ("token", "user")):
         try:
             check(settings)

@@ -1,7 +1,7 @@
 """
 ``mqhooks status``: the verdict on a running bridge, from its admin API.
 
-Asking is bounded as a whole, so that a bridge that hangs, or a peer that is something else, cannot hold up a health check.
+One timeout covers everything, so that a hung bridge, or another program on its port, cannot hold up a health check.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mqhooks.support.printable import printable
 from mqhooks.support.redact import hide_url
 
 URL = "http://127.0.0.1:8891"
-"""Where the admin API is by default."""
+"""Default address of the admin API."""
 
 TIMEOUT = 5.0
-"""How many seconds asking may take."""
+"""Default time limit for all requests together, in seconds."""
 
 INTERVAL = 2.0
-"""How many seconds ``--watch`` waits by default."""
+"""Default wait of ``--watch``, in seconds."""
 
 TOKEN = "MQHOOKS_ADMIN_TOKEN"
 """The environment variable that may hold the token."""
@@ -45,14 +45,14 @@ _MOST = 64 << 20
 
 
 class Check(msgspec.Struct):
-    """One of the things that make a bridge ready."""
+    """One condition of readiness."""
 
     ok: bool
     reason: str
 
 
 class Ready(msgspec.Struct):
-    """What of ``GET /readyz`` is needed."""
+    """The parts of ``GET /readyz`` that are needed."""
 
     status: str
     checks: dict[str, Check]
@@ -87,7 +87,7 @@ def _status(options: Namespace) -> Generator[str, None, int]:
             lines, _ = _asked(bridge, options)
         except NoAnswer as error:
             lines = [f"mqhooks: {error}"]
-        # Home, and away with what is below: the terminal does not flicker.
+        # Move the cursor home and erase below it, so that the terminal does not flicker.
         yield from [f"\x1b[H\x1b[J{lines[0]}", *lines[1:]] if sys.stdout.isatty() and not options.json else lines
         sys.stdout.flush()
         time.sleep(options.watch)
@@ -98,13 +98,13 @@ def _status(options: Namespace) -> Generator[str, None, int]:
 
 def _bridge(options: Namespace) -> _Bridge:
     """
-    Say who is asked.
+    Return the bridge to ask.
 
-    :raises mqhooks.errors.NoAnswer: when nobody can say where to ask, or with what.
+    :raises mqhooks.errors.NoAnswer: when its address or the token cannot be found out, or cannot be used.
     """
     url, token = URL, os.environ.get(TOKEN) or None
     if options.config is not None:
-        # It takes much of the program, which a health check need not wait for.
+        # This imports much of the program, which a health check need not wait for.
         from mqhooks.app.configuration import admin_access
 
         try:
@@ -124,9 +124,9 @@ def _bridge(options: Namespace) -> _Bridge:
 
 class _Bridge:
     """
-    Who is asked.
+    The admin API of a bridge.
 
-    :ivar where: the address, as it is shown.
+    :ivar where: its address, as it is shown.
     """
 
     def __init__(self, where: str, connect: Callable[[], HTTPConnection], headers: dict[str, str]) -> None:
@@ -137,9 +137,9 @@ class _Bridge:
 
     def ask(self, path: str) -> bytes:
         """
-        Get the body of an answer. This blocks.
+        Get a path, and return the body of the answer. This blocks.
 
-        :raises mqhooks.errors.NoAnswer: when it is not the answer of mqhooks to somebody who may ask.
+        :raises mqhooks.errors.NoAnswer: when mqhooks refuses the request, or another program answers.
         """
         connection = self._connection = self._connect()
         try:
@@ -157,7 +157,7 @@ class _Bridge:
         return body
 
     def give_up(self) -> None:
-        """End what :meth:`ask` waits for in another thread."""
+        """End an :meth:`ask` that is blocked in another thread."""
         sock = None if self._connection is None else self._connection.sock
         if sock is not None:
             with suppress(OSError):
@@ -194,7 +194,7 @@ def _connector(url: str, options: Namespace) -> Callable[[], HTTPConnection]:
 
 
 def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
-    """Ask once; gives what is shown, and the exit status."""
+    """Ask once, and return the lines to show and the exit status."""
     answers: list[Any] = []
 
     def ask_all() -> None:
@@ -225,7 +225,7 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     unready = [(name, check) for name, check in ready.checks.items() if not check.ok]
     readiness = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
     if options.ready and well:
-        # What is wrong besides stands above, and the exit status is 0.
+        # Other problems are listed above this line, and the exit status is 0.
         readiness = ["ready: events can be received and kept"]
     return [*shown(status), *readiness], int(not well)
 

@@ -1,8 +1,8 @@
 """
 Logs the events and deliveries of each minute, in one line.
 
-The numbers are those of the outboxes and counters, as ``/metrics`` and the page show them; the summary counts nothing itself
-and keeps only what they were a minute ago.
+The numbers come from the outboxes and counters, like those on ``/metrics`` and the page. The summary counts nothing itself; it
+only remembers the numbers of a minute ago.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ INTERVAL = 60.0
 """Seconds between two summaries."""
 
 NAMES = ("filtered", "delivered", "dead", "dropped", "failed")
-"""What is counted for each webhook."""
+"""The numbers of each webhook."""
 
 
 class Counted(Protocol):
-    """What the summary reads of a webhook."""
+    """The parts of a webhook that the summary reads."""
 
     settings: WebhookSettings
     counters: WebhookCounters
@@ -40,7 +40,7 @@ class SummaryService(Service):
     Logs one line about events and deliveries since the last line; nothing when there were none.
 
     :param clock: for the interval.
-    :param sources: what came in.
+    :param sources: the sources' counters.
     :param webhooks: returns the webhooks that are configured now.
     """
 
@@ -59,7 +59,7 @@ class SummaryService(Service):
         self._went: dict[str, dict[str, int]] = {}
 
     def startService(self) -> None:
-        """Start the minute."""
+        """Start the first minute."""
         super().startService()
         self._since = self._clock.seconds()
         self._loop.start(INTERVAL, now=False)

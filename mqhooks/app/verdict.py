@@ -1,5 +1,5 @@
 """
-The state of a bridge and its verdict on it, as its API answers them, for a terminal.
+Show a bridge's state and verdict, as its API returns them, on a terminal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mqhooks.support.printable import printable
 
 
 class Source(Struct):
-    """Where events come in."""
+    """A source of events."""
 
     via: str
     listening: list[str]
@@ -38,7 +38,7 @@ class Problem(Struct):
     """
     Something to look at.
 
-    :param level: ``bad`` for what needs somebody now, ``warn`` for what can wait.
+    :param level: ``bad`` if it needs somebody now, ``warn`` if it can wait.
     """
 
     level: str
@@ -47,7 +47,7 @@ class Problem(Struct):
 
 
 class Verdict(Struct):
-    """What the bridge says of itself: ``level`` is ``good``, ``warn`` or ``bad``, and the worst problems come first."""
+    """The bridge's verdict on itself: ``level`` is ``good``, ``warn`` or ``bad``, and the worst problems come first."""
 
     level: str
     headline: str
@@ -55,7 +55,7 @@ class Verdict(Struct):
 
 
 class Status(Struct):
-    """What of ``GET /api/status`` is shown."""
+    """The parts of ``GET /api/status`` that are shown."""
 
     version: str
     host: str
@@ -69,7 +69,7 @@ class Status(Struct):
 
 def shown(status: Status) -> Iterator[str]:
     """
-    Show a state and its verdict.
+    Format a state and its verdict.
 
     :returns: lines for a terminal.
     """

@@ -1,5 +1,5 @@
 """
-Makes one webhook: its transport, or a sink with an outbox of its own.
+Makes one webhook: its transport, or a sink with its own outbox.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def transport_for(reactor: Any, settings: WebhookSettings, agent: IAgent | None 
     """
     Make the transport that a webhook's settings ask for.
 
-    :param agent: sends instead of mqhooks' own connections, and through no proxy but its own; its owner closes it.
+    :param agent: sends in place of mqhooks' own connections, through no proxy but its own; its owner closes it.
     :raises mqhooks.errors.ConfigError: when requests cannot be sent to the URL, or a TLS file cannot be used.
     """
     try:
@@ -57,11 +57,11 @@ def _credentials(reactor: Any, auth: AuthSettings, name: str, agent: IAgent | No
 @implementer(IEventSink)
 class StoredWebhook(OrderedService):
     """
-    A webhook with an outbox file of its own, for compositions of sinks.
+    A webhook with its own outbox file, for compositions of sinks.
 
     :param reactor: connects, tells the time, and has threads.
     :param settings: the webhook's.
-    :param path: the outbox's file; its directory has to exist. Relative to the directory in which the service starts.
+    :param path: the outbox's file, relative to the directory in which the service starts. The file's directory has to exist.
     :param agent: see :func:`transport_for`.
     :ivar settings: the webhook's.
     :raises mqhooks.errors.ConfigError: when requests cannot be sent to the URL, or a TLS file cannot be used.
@@ -86,6 +86,6 @@ class StoredWebhook(OrderedService):
         super().startService()
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Put what the rules want into the outbox."""
+        """Put the events that the rules want into the outbox."""
         assert self._sink is not None, "a sink receives events after it was started"
         return self._sink.receive(events)
