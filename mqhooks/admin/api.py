@@ -20,13 +20,13 @@ from mqhooks.support.times import moment, written
 from mqhooks.webhook.sink import WebhookSink
 
 PAGE = 50
-"""How many dead letters are listed by default."""
+"""Dead letters listed by default."""
 
 MOST = 1000
-"""How many dead letters are listed at most."""
+"""Dead letters listed at most, and ids taken at most."""
 
 LONGEST_PAUSE = 366 * 86_400
-"""How many seconds ahead a pause may end; more are likely to be milliseconds."""
+"""Furthest end of a pause, in seconds from now; a larger number is likely to be milliseconds."""
 
 _FILTER = ("webhook", "reason", "client", "status", "since", "until")
 
@@ -45,20 +45,20 @@ class Api:
         self._letters = letters
 
     def health(self, call: Call) -> Reply:
-        """Liveness: the reactor runs."""
+        """Report liveness: the reactor runs."""
         return json_reply({"status": "ok"})
 
     def ready(self, call: Call) -> Reply:
-        """Readiness: events can be received and stored."""
+        """Report readiness: events can be received and stored."""
         good, reasons = ready(self._bridge)
         return json_reply(reasons, 200 if good else 503)
 
     def status(self, call: Call) -> Reply:
-        """Everything the status page shows."""
+        """Return everything that the status page shows."""
         return json_reply(self._status.snapshot())
 
     def config(self, call: Call) -> Reply:
-        """The configuration, without its secrets."""
+        """Return the configuration, without its secrets."""
         return json_reply(plain(self._bridge.settings))
 
     async def letters(self, call: Call) -> Reply:
@@ -104,7 +104,7 @@ class Api:
         return await self._letters.settle_all(only, replay=replay)
 
     def pause(self, call: Call) -> Reply:
-        """Pause a webhook, until some time if one is given."""
+        """Pause a webhook, until a time if one is given."""
         sink = self._sink(call)
         sink.pause(_until(call))
         return json_reply({"name": sink.settings.name, "paused": sink.paused, "until": sink.paused_until})
@@ -116,14 +116,14 @@ class Api:
         return json_reply({"name": sink.settings.name, "paused": sink.paused})
 
     def try_now(self, call: Call) -> Reply:
-        """Make a webhook's next attempts now."""
+        """Have a webhook make its next attempts now."""
         sink = self._sink(call)
         if sink.paused:
             raise Refused(409, f"webhook {sink.settings.name!r} is paused: resume it first")
         return json_reply({"name": sink.settings.name, "trying": sink.try_now()})
 
     async def test(self, call: Call) -> Reply:
-        """Send a made-up delivery to a webhook's endpoint, and say what came of it."""
+        """Send a made-up delivery to a webhook's endpoint, and return the result."""
         sink, make_test = self._sink(call), self._bridge.make_test
         name = sink.settings.name
         if make_test is None:
@@ -151,10 +151,10 @@ class Api:
 
 def _until(call: Call) -> float | None:
     """
-    Read until when a webhook is to be paused: from the query, or from the body, which may be empty.
+    Read the end of a pause from the query, or from the body, which may be empty.
 
     :returns: seconds since 1970; ``None`` for no end.
-    :raises Refused: when it is no time, is over, or is far away.
+    :raises Refused: when it is not a time, is over, or is too far away.
     """
     asked, wanted = call.query("until"), call.json(empty=True)
     if asked is not None:
@@ -184,9 +184,9 @@ def _number(call: Call) -> int:
 
 def _ids(wanted: dict[str, Any]) -> list[int]:
     """
-    Read which dead letters are wanted by their numbers.
+    Read the numbers of the dead letters that are wanted.
 
-    :raises Refused: when that is not a list of up to :data:`MOST` numbers, or something else is given too.
+    :raises Refused: when they are not a list of up to :data:`MOST` numbers, or something else is given too.
     """
     ids = wanted["ids"]
     if len(wanted) > 1:
@@ -199,7 +199,7 @@ def _ids(wanted: dict[str, Any]) -> list[int]:
 
 
 def _asked(call: Call) -> dict[str, str]:
-    """Get the filter that a query has."""
+    """Get the filter in a query."""
     return {key: value for key in _FILTER if (value := call.query(key)) is not None}
 
 
@@ -207,7 +207,7 @@ def _filter(wanted: Mapping[str, Any]) -> Filter:
     """
     Read a filter of dead letters.
 
-    :raises Refused: when a part of it is not what it should be.
+    :raises Refused: when a part of it is invalid.
     """
     values: dict[str, Any] = {}
     for key in _FILTER:

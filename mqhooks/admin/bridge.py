@@ -1,5 +1,5 @@
 """
-The parts of a bridge that the admin room looks at.
+The parts of a bridge that the admin room reads.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from mqhooks.webhook.sink import WebhookSink
 @dataclass
 class Bridge:
     """
-    The parts of a running bridge. A reload replaces them here; they are looked up at each use.
+    The parts of a running bridge. A reload replaces them here, so look them up at each use.
 
     :param settings: the configuration.
-    :param sources: where VerneMQ's events come in.
+    :param sources: the sources of VerneMQ's events.
     :param webhooks: the configured webhooks.
     :param store: the outbox's file; ``None`` when deliveries are kept elsewhere.
-    :param sinks: the other sinks, by what they are called.
+    :param sinks: the other sinks, by name.
     :param engine: the outbox in JetStream; ``None`` when deliveries are kept elsewhere.
-    :param make_test: makes a delivery and its request for testing a webhook; raises a
-        :class:`~mqhooks.errors.MqhooksError` when there is none. ``None`` when nothing can be tested.
+    :param make_test: makes a delivery and its request for testing a webhook, or raises a
+        :class:`~mqhooks.errors.MqhooksError` when it cannot. ``None`` when nothing can be tested.
     """
 
     settings: Any
@@ -44,18 +44,18 @@ class Bridge:
 
     @property
     def failing(self) -> str | None:
-        """Why the outbox accepts nothing; ``None`` when all is well."""
+        """The reason why the outbox accepts nothing; ``None`` when all is well."""
         store = self.store or self.engine
         return None if store is None else store.failing
 
     @property
     def cluster(self) -> Cluster | None:
-        """All bridges that share this one's outboxes, as it knows them; ``None`` when none could."""
+        """All bridges that share this one's outboxes, as it knows them; ``None`` when its outboxes cannot be shared."""
         return None if self.engine is None else look(self.engine, [sink.settings.name for sink in self.webhooks])
 
     @property
     def hooks(self) -> Counter[str]:
-        """How many events came in, by hook, over all sources."""
+        """The number of events received from all sources, by hook."""
         hooks: Counter[str] = Counter(dict.fromkeys(HOOKS, 0))
         for source in self.sources:
             hooks.update(source.counters.hooks)

@@ -1,10 +1,11 @@
 """
-The connections of the admin port, shared fairly: monitoring gets its answer however many others do as they like.
+The connections of the admin port, shared fairly: monitoring gets its answer, whatever other clients do.
 
-- A request has to come within a time, however its bytes are spread. When all places are taken, the connection that has gone
-  longest without a complete request makes room. On loopback and behind a proxy everybody is one peer, so peers do not count.
-- A request is answered when its connection has taken the answers before, and one request in each turn of the reactor: many that
-  are sent ahead cost neither memory nor the deliveries their time.
+- A request has to arrive within a time limit, however its bytes are spread. When all places are taken, the connection that has
+  gone longest without a complete request makes room. There is no limit for each peer, because on loopback and behind a proxy
+  all clients are one peer.
+- A request is answered once its connection has taken the previous answers, and only one request in each turn of the reactor.
+  So many requests that are sent ahead cost no memory and hold up no deliveries.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TAKEN = 60.0
 """Seconds that a client may take to read an answer, from when it no longer fits into the socket's buffers."""
 
 MOST_UNTAKEN = 32 << 20
-"""About how many bytes of answers may wait for all clients together; beyond that, who has not read for longest is cut off."""
+"""Approximate bytes of answers that may wait for all clients; beyond that, the one that has not read for longest is cut off."""
 
 MAX_BODY = 64 << 10
 """The longest body of a request, in bytes."""
@@ -71,7 +72,7 @@ class AdminConnections(ClosingFactory):
         return victim is not None
 
     def opened(self, connection: _Connection) -> None:
-        """Note a new one."""
+        """Note a new connection."""
         self._open[connection] = None
 
     def asked(self, connection: _Connection) -> None:
@@ -81,20 +82,20 @@ class AdminConnections(ClosingFactory):
             self._open[connection] = None
 
     def closed(self, connection: _Connection) -> None:
-        """Forget one."""
+        """Forget a connection."""
         self._open.pop(connection, None)
         self._full.pop(connection, None)
 
     def filled(self, connection: _Connection) -> None:
-        """Note that one does not read its answer."""
+        """Note that a client does not read its answer."""
         self._full[connection] = None
 
     def drained(self, connection: _Connection) -> None:
-        """Note that one has taken everything."""
+        """Note that a client has taken everything."""
         self._full.pop(connection, None)
 
     def written(self) -> None:
-        """Cut off who does not read, if too much waits."""
+        """Cut off clients that do not read, if too much waits."""
         while self._full and sum(connection.untaken for connection in self._full) > MOST_UNTAKEN:
             next(iter(self._full)).abort()
 
@@ -144,7 +145,7 @@ class AdminRequest(Request):
         self._connection.asked(self)
 
     def answer(self) -> None:
-        """Have it answered."""
+        """Process the request."""
         super().process()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: FBT001 - as Twisted has it
@@ -155,7 +156,7 @@ class AdminRequest(Request):
     def finish(self) -> None:
         """End the response."""
         if not self.gone:
-            # What was sent ahead is read next, and may be a complete request.
+            # Bytes sent ahead are read next, and may be a complete request.
             self._connection.answered()
         super().finish()
 
@@ -169,7 +170,7 @@ class _Connection(ProtocolWrapper):
     """
     One connection.
 
-    :ivar untaken: at least how many bytes it has not taken, while it does not read.
+    :ivar untaken: lower bound of the bytes that its client has not taken, while it does not read.
     """
 
     def __init__(self, factory: Any, protocol: Any) -> None:
@@ -189,7 +190,7 @@ class _Connection(ProtocolWrapper):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         super().connectionLost(reason)
-        # Whoever waited for all to be closed goes on within that, and may answer a request.
+        # This comes last: the call above may fire the Deferred of close(), and its callbacks may answer a request.
         self._within(None)
         self._connections.closed(self)
 
@@ -232,7 +233,7 @@ class _Connection(ProtocolWrapper):
         if not self._full:
             self._within(IDLE)
 
-    # What is sent, and whether it is taken.
+    # Answers, and whether clients take them.
 
     def write(self, data: bytes) -> None:
         self.untaken = self.untaken + len(data) if self._full else len(data)
@@ -259,7 +260,7 @@ class _Connection(ProtocolWrapper):
             self._connections.answer(held)
 
     def _within(self, seconds: float | None) -> None:
-        """Close the connection unless this is called again within a time."""
+        """Close the connection unless this is called again within so many seconds; ``None`` for no limit."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None if seconds is None else self._connections.clock.callLater(seconds, self._late)
@@ -274,7 +275,7 @@ class _Connection(ProtocolWrapper):
 
 @implementer(IPushProducer)
 class _Gate:
-    """Stands between a protocol that produces and its transport, and tells the connection what the transport says."""
+    """Stands between a producing protocol and its transport, and tells the connection when the transport pauses and resumes."""
 
     def __init__(self, producer: Any, connection: _Connection) -> None:
         self._producer = producer

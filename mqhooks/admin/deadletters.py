@@ -1,5 +1,5 @@
 """
-Listing, replaying and purging dead letters within the bridge's own process.
+List, replay and purge dead letters within the bridge's own process.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mqhooks.support.redact import hide, hide_url
 from mqhooks.webhook.request import RequestMaker
 
 CHUNK = 50
-"""How many dead letters are read, replayed or purged in one reactor turn."""
+"""Dead letters read, replayed or purged in one reactor turn."""
 
 PAGE_BYTES = 4 << 20
-"""About how many bytes of deliveries are read for one list: larger ones make it shorter."""
+"""Approximate bytes of bodies read for one list: longer bodies make the list shorter."""
 
 BODY_LIMIT = 1 << 20
-"""How many bytes of a body are shown."""
+"""Bytes of a body shown."""
 
 
 class DeadLetters:
@@ -45,11 +45,11 @@ class DeadLetters:
 
     async def page(self, only: Filter, after: int, limit: int) -> dict[str, Any]:
         """
-        List dead letters, oldest first. However few fit among however many, no reactor turn takes long.
+        List dead letters, oldest first. No reactor turn takes long, even when few of very many match.
 
-        :param only: those that fit.
+        :param only: the filter.
         :param after: only those with a higher number.
-        :param limit: how many, at most.
+        :param limit: the most to list.
         """
         shared = self._shared
         if shared is not None:
@@ -158,8 +158,8 @@ class DeadLetters:
         """
         Replay or purge all that match now, at most :data:`CHUNK` in each reactor turn. Damaged ones are not replayed.
 
-        :param only: those that fit.
-        :returns: how many.
+        :param only: the filter.
+        :returns: the number replayed or purged.
         :raises Refused: when the outbox cannot be written.
         """
         shared, store = self._shared, self._bridge.store
@@ -205,7 +205,7 @@ class DeadLetters:
         Replay or purge some by their numbers, :data:`CHUNK` in each reactor turn. Those that are gone, and damaged ones that
         would be replayed, are left out.
 
-        :returns: how many.
+        :returns: the number replayed or purged.
         :raises Refused: when the outbox cannot be written.
         """
         store, failing = self._bridge.store, self._bridge.failing
@@ -246,7 +246,7 @@ class DeadLetters:
 
 
 def _hidden(letter: DeadLetter) -> str:
-    """Get the answer, which may repeat what was asked for."""
+    """Return the answer without the URL's secrets, since it may repeat the URL."""
     return hide(hide(letter.answer.decode("utf-8", "replace"), letter.url), letter.address)
 
 

@@ -1,9 +1,9 @@
 """
-Who may make requests, and the security headers of responses.
+Admits or refuses requests, and defines the security headers of responses.
 
-Another site's page can make a browser send requests here. It must neither read a response nor change anything. So a request has
-to name this host (against DNS rebinding), and one that changes something needs a custom header, which a foreign page can set
-only after a CORS preflight, and preflights are never allowed.
+Another site's page can make a browser send requests here. That page must neither read a response nor change anything. So a
+request has to name this host (against DNS rebinding), and a request that changes something needs a custom header, which a
+foreign page can set only after a CORS preflight, and preflights are never allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mqhooks.admin.replies import Refused
 from mqhooks.support.listening import ip_of, is_loopback
 
 HEADER = "X-Mqhooks"
-"""The header that every request that changes something needs, with any value."""
+"""Required header, with any value, of every request that changes something."""
 
 RESPONSE_HEADERS = {
     "Cache-Control": "no-store",
@@ -75,7 +75,7 @@ class Guard:
             raise Refused(401, "the token is missing or wrong: send Authorization: Bearer and mqhooks.admin.token", challenge)
 
     def trusts(self, request: Request) -> bool:
-        """Say whether a request carries the token, if there is one."""
+        """Return whether a request carries the token; always ``True`` when there is none."""
         kind, _, token = _header(request, "authorization").partition(" ")
         return self._token is None or (kind.lower() == "bearer" and compare_digest(token.strip().encode(), self._token))
 
@@ -90,6 +90,6 @@ class Guard:
 
 
 def _header(request: Request, name: str) -> str:
-    """Get a header that may be given once; given more often it matches nothing."""
+    """Get a header that may be given only once; if repeated, it matches nothing."""
     values = request.requestHeaders.getRawHeaders(name.encode()) or [b""]
     return values[0].strip().decode("latin-1") if len(values) == 1 else "?"

@@ -18,14 +18,14 @@ STEP = 5.0
 """Seconds between two samples."""
 
 STEPS = 180
-"""How many samples are kept: 15 minutes of them."""
+"""Samples kept: 15 minutes of them."""
 
 SERIES = ("accepted", "delivered", "failed", "waiting")
 
 
 class History:
     """
-    Samples of the counters. :meth:`sample` is to be called every :data:`STEP` seconds.
+    Samples of the counters. Call :meth:`sample` every :data:`STEP` seconds.
 
     :param bridge: the bridge whose counters are sampled.
     :param clock: tells the time.
@@ -55,7 +55,7 @@ class History:
         Get the history of a webhook.
 
         :param now: the time of day, in seconds since 1970.
-        :returns: the length of a step in seconds, when the last step ended, and the counts of each step, oldest first.
+        :returns: the length of a step in seconds, the end of the last step, and the counts of each step, oldest first.
         """
         samples = self._webhooks.get(name) or _Samples()
         end = now - (self._clock.seconds() - self._sampled)
@@ -65,7 +65,7 @@ class History:
         """
         Get the events per second of each hook, averaged since the last sample but one.
 
-        :param sources: of which sources; ``None`` for all.
+        :param sources: the sources to count; ``None`` for all.
         """
         since, then = self._hooks[0]
         span = max(self._clock.seconds() - since, 0.001)

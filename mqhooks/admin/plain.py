@@ -1,5 +1,5 @@
 """
-Showing a configuration without its secrets.
+Show a configuration without its secrets.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any
 from mqhooks.support.redact import hide_url
 
 HIDDEN = "(hidden)"
-"""What is shown in place of a secret."""
+"""Shown in place of a secret."""
 
 _SECRET = {"key_password", "password", "secrets", "token"}
 
 
 def plain(settings: object) -> Any:
     """
-    Make plain JSON values of settings, with :data:`HIDDEN` in place of tokens, secrets, passwords and header values.
+    Turn settings into plain JSON values, with :data:`HIDDEN` in place of tokens, secrets, passwords and header values.
     """
     if is_dataclass(settings):
         return {

@@ -1,7 +1,7 @@
 """
-The status page as HTML, for whoever reads it without JavaScript.
+The status page as HTML, for reading without JavaScript.
 
-- It stands in the page's ``<noscript>``: one address for everybody, and nothing of it is shown where scripts run.
+- It is in the page's ``<noscript>``: one address for everybody, and none of it is shown where scripts run.
 - Its times are UTC, since only a script knows the reader's time zone.
 """
 
@@ -24,7 +24,7 @@ from mqhooks.support.printable import printable
 from mqhooks.support.times import written
 
 LETTERS = 200
-"""Of how many dead letters the groups are made."""
+"""Dead letters grouped at most."""
 
 _TYPE = "text/html; charset=utf-8"
 
@@ -44,7 +44,7 @@ class Page:
         self._letters = letters
 
     async def __call__(self, call: Call) -> Reply:
-        """Serve it; what it says of the bridge is only for who has the token, if there is one."""
+        """Serve the page; if there is a token, only those who send it see the bridge's state."""
         if not call.trusted:
             needs = "<p>This page needs JavaScript, or the token: send <code>Authorization: Bearer</code> and the token.</p>"
             return self._with("mqhooks", needs)
@@ -94,7 +94,7 @@ class Page:
 
 
 def _text(text: str, most: int = 300) -> str:
-    """Make a text from outside fit to be shown."""
+    """Make a text from outside safe to show."""
     return escape(printable(text, most))
 
 

@@ -19,7 +19,7 @@ _encode = msgspec.json.Encoder().encode
 @dataclass(frozen=True)
 class Reply:
     """
-    What a call is answered with.
+    The answer to a call.
 
     :param body: the response's body.
     :param type: its content type.
@@ -35,7 +35,7 @@ class Reply:
 
 class Refused(Exception):
     """
-    A call that is refused.
+    Raised to refuse a call.
 
     :param status: the HTTP status.
     :param message: why, and what to do about it.
@@ -54,9 +54,9 @@ class Call:
     """
     A request to one of the routes.
 
-    :param request: Twisted's.
+    :param request: Twisted's request.
     :param arguments: the variable parts of the path.
-    :param trusted: whether the caller may see the bridge's state, also where the route needs no token.
+    :param trusted: whether the caller may see the bridge's state, even where the route needs no token.
     """
 
     request: Request
@@ -95,7 +95,7 @@ class Call:
         """
         Get the body, which has to be a JSON object.
 
-        :param empty: whether it may also be empty, like an object without members.
+        :param empty: whether an empty body counts as an object without members.
 
         :raises Refused: when it is anything else.
         """

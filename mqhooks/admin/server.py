@@ -57,7 +57,7 @@ class AdminService(Service):
 
     def check(self, settings: AdminSettings) -> None:
         """
-        Check settings before :meth:`change`; their ``listen`` is not looked at.
+        Check settings before :meth:`change`; their ``listen`` is ignored.
 
         :raises mqhooks.errors.ConfigError: when other machines can reach the page without a token.
         """
@@ -84,7 +84,7 @@ class AdminService(Service):
         """
         Listen.
 
-        :raises mqhooks.errors.ListenError: when an address that was asked for is taken or not allowed.
+        :raises mqhooks.errors.ListenError: when an address that was configured is taken or not allowed.
         """
         self._tried = True
         try:
@@ -97,7 +97,7 @@ class AdminService(Service):
             self.log.info("the status page is on {address}", address=address_name(self._port.getHost()))
 
     def startService(self) -> None:
-        """Listen, unless that was tried with privileges already."""
+        """Listen, unless :meth:`privilegedStartService` has already tried to."""
         if not self._tried:
             self.privilegedStartService()
         super().startService()

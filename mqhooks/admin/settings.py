@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass, field
 
 ADMIN_LISTEN = "tcp:8891"
-"""Where the status page listens by default."""
+"""The default endpoint of the status page."""
 
 TOKEN = re.compile(r"[!-~]{16,}")
-"""What a token of :class:`AdminSettings` looks like: it has to fit into a header."""
+"""The form of a token in :class:`AdminSettings`: it has to fit into a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class AdminSettings:
     The status page, the API and the metrics.
 
     :param listen: a Twisted endpoint; ``off`` for none; ``None`` for :data:`ADMIN_LISTEN`, unless that address is taken.
-    :param token: what a request must present; ``None`` for no authentication.
-    :param hosts: host names the page may be called by, besides the loopback's and the address itself.
+    :param token: the token that requests must present; ``None`` for no authentication.
+    :param hosts: host names that requests may use, besides the loopback's and the address itself.
     """
 
     listen: str | None = None

@@ -39,13 +39,13 @@ def _part(part: str) -> str:
         return key + HIDDEN
     if "://" in value and "\\" not in value:
         return key + hide_url(value)
-    # What else has colons or escapes is the description of another sink.
+    # Any other value with a colon is the description of another sink.
     return key + (shown_description(value) if ":" in value else value)
 
 
 def shown_sinks(sinks: Mapping[str, IEventSink]) -> list[dict[str, Any]]:
     """
-    Say of each sink, and of those that it is made of, its name, its class, whether it runs, and what it shows of itself.
+    List each sink, and the sinks that it is made of, with name, class, whether it runs, and the values that it shows.
     """
     return [line for name, sink in sinks.items() for line in _lines(name, sink)]
 

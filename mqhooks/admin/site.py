@@ -1,5 +1,5 @@
 """
-Routes, and the way from a request to its reply.
+Routes the admin port's requests to their handlers, and sends the replies.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from mqhooks.admin.stream import Stream
 from mqhooks.errors import NATSError, OutboxError
 
 CONNECTIONS = 256
-"""How many connections may be open."""
+"""Most open connections."""
 
 VARIES = "*"
-"""Stands for any text in a part of a path."""
+"""Matches any text in a part of a path."""
 
 _TYPES = {"css": "text/css", "js": "text/javascript"}
 
@@ -56,7 +56,7 @@ class Route:
     public: bool = False
 
     def matches(self, path: tuple[str, ...]) -> bool:
-        """Whether a path matches."""
+        """Return whether a path matches."""
         return len(path) == len(self.path) and all(
             pattern in (VARIES, part) for pattern, part in zip(self.path, path, strict=True)
         )
@@ -116,7 +116,7 @@ def _read(name: str) -> bytes:
 
 
 def _file(name: str, reply: Reply) -> Route:
-    # They reveal nothing about this bridge, and the page is where the token is entered.
+    # Public: static files reveal nothing about this bridge, and the page is where the token is entered.
     return Route("GET", (name,), lambda _: reply, public=True)
 
 
@@ -209,5 +209,5 @@ class AdminFactory(AdminConnections):
         super().__init__(clock, _AdminSite(root, requestFactory=AdminRequest, reactor=clock, timeout=None))
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Make the protocol of a connection; none when too many are open and none makes room."""
+        """Make the protocol of a connection; ``None`` when too many are open and none makes room."""
         return super().buildProtocol(addr) if self.room(CONNECTIONS) else None

@@ -66,7 +66,7 @@ class Status:
         return status | {"verdict": judge(status)}
 
     def age(self, accepted: int | None) -> float | None:
-        """Get the age in seconds of what was accepted at some time in milliseconds since 1970."""
+        """Get the age in seconds of a delivery, from its time of acceptance in milliseconds since 1970."""
         return None if accepted is None else max(self._now() - accepted / 1000, 0.0)
 
     def oldest(self, sink: WebhookSink) -> float | None:
@@ -74,7 +74,7 @@ class Status:
         return self.age(sink.outbox.oldest)
 
     def _came(self, sources: Sequence[IEventSource]) -> dict[str, Any]:
-        """What these sources brought, and how fast."""
+        """Count the events from these sources by hook, with their rates."""
         hooks = dict.fromkeys(HOOKS, 0)
         for source in sources:
             for hook, count in source.counters.hooks.items():

@@ -23,22 +23,22 @@ INTERVAL = 0.25
 """Seconds between two samples of the newest events; the status goes out with every fourth."""
 
 EVENTS = 5
-"""How many events a sample holds: 20 a second."""
+"""Events in a sample: 20 a second."""
 
 WATCHERS = 32
-"""How many watchers there may be."""
+"""Most watchers at a time."""
 
 STALLED = 240
-"""After how many missed samples a watcher that does not read is cut off: a minute."""
+"""Missed samples after which a watcher that does not read is cut off: a minute."""
 
 PAYLOAD = 4096
-"""How many bytes of a payload are shown."""
+"""Bytes of a payload shown."""
 
 TEXT = 256
-"""How many characters of a client id, a username or a topic are shown."""
+"""Characters of a client id, a username or a topic shown."""
 
 TOPICS = 8
-"""How many topics of a subscription are shown."""
+"""Topics of a subscription shown."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -126,7 +126,7 @@ class Stream:
 
 @implementer(IPushProducer)
 class _Watcher:
-    """A client of the stream. It misses what comes while its connection is full."""
+    """A client of the stream. It misses messages while its connection is full."""
 
     def __init__(self, request: Request, *, payload: bool) -> None:
         self.payload = payload
@@ -160,7 +160,7 @@ class _Watcher:
 
 def describe(event: Event, *, payload: bool) -> dict[str, Any]:
     """
-    Make plain JSON values of an event, with its texts cut short.
+    Turn an event into plain JSON values, with its texts cut short.
 
     :param payload: whether to include the payload, up to :data:`PAYLOAD` bytes: as text, or in base64 when it is not text.
     """

@@ -1,7 +1,7 @@
 """
-What the numbers of a bridge mean, in words, the worst first.
+Judge a bridge by its numbers, and list its problems in words, the worst first.
 
-It is told without times of day, which depend on the reader's time zone.
+The texts have no times of day, which depend on the reader's time zone.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 from mqhooks.admin.words import plural, rate, short, size, span
 
 LATE = 60
-"""After how many seconds a delivery that still waits is worth a word, although its endpoint answers."""
+"""Seconds until a waiting delivery is reported although its endpoint answers."""
 
 FULL = 0.8
-"""Of how much of its room in the outbox a webhook is worth a word."""
+"""Used share of its room in the outbox from which a webhook is reported."""
 
 NAME = 60
-"""How many characters of a name are shown."""
+"""Characters of a name shown."""
 
 REASON = 300
-"""How many characters of an error are shown."""
+"""Characters of an error shown."""
 
 SAID = 200
-"""How many characters of an answer are shown."""
+"""Characters of an answer shown."""
 
 Problem = dict[str, Any]
 
@@ -33,7 +33,7 @@ def judge(status: Mapping[str, Any]) -> dict[str, Any]:
     """
     Judge a status.
 
-    :param status: what ``GET /api/status`` answers, but for the verdict.
+    :param status: the answer to ``GET /api/status``, except for the verdict.
     :returns: the ``level``, which is ``good``, ``warn`` or ``bad``, a ``headline``, a ``summary``, and the ``problems``, the
         worst first: each with its level, a title, a text, and the part of the page that shows it. Names and answers in them
         come from outside.
@@ -48,14 +48,14 @@ def judge(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absent(source: Mapping[str, Any], sources: Iterable[Mapping[str, Any]]) -> bool:
-    """Say whether nobody is there. VerneMQ's own webhooks close connections that they do not use."""
+    """Return whether VerneMQ is absent. Its own webhooks close connections that they do not use, so their events count too."""
     if source["via"] == "webhooks":
         return not source["connections"] and not source["events"]
     return not any(each["connections"] for each in sources if each["via"] != "webhooks")
 
 
 def said(webhook: Mapping[str, Any]) -> str:
-    """Tell in a line what the endpoint said with its last error; nothing when that was no answer."""
+    """Quote, in one line, the answer that was the endpoint's last error; empty when that error was not an answer."""
     error, answer = webhook["last_error"], webhook["last_answer"]
     if error is None or answer is None or answer["at"] != error["at"]:
         return ""
@@ -72,7 +72,7 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
         room = "; free some disk space" if outbox["kind"] == "sqlite" else ""
         what = f"{short(outbox['failing'], REASON)}. Nothing more is accepted{room}. It goes on by itself."
         yield _bad("The outbox cannot be written", what)
-    # The same may be said of two.
+    # Two sources may have the same problem.
     yield from {problem["title"]: problem for source in sources for problem in _source(source, sources)}.values()
     for webhook in status["webhooks"]:
         yield from _webhook(webhook, status)

@@ -13,7 +13,7 @@ def plural(number: int, one: str, many: str | None = None) -> str:
 
 
 def rate(number: float) -> str:
-    """Write how many there are a second, with a tenth where that matters."""
+    """Write a rate per second, with a tenth where that matters."""
     return f"{number:,.0f}" if number >= 100 or number == 0 else f"{number:.1f}"
 
 
@@ -39,5 +39,5 @@ def span(seconds: float) -> str:
 
 
 def short(text: str, most: int) -> str:
-    """Cut a text from outside; its control characters are for whoever shows it."""
+    """Shorten a text from outside; the caller has to deal with control characters in it."""
     return text if len(text) <= most else f"{text[:most]}…"
