@@ -49,7 +49,7 @@ class Api:
         return json_reply({"status": "ok"})
 
     def ready(self, call: Call) -> Reply:
-        """Report readiness: events can be received and stored."""
+        """Report readiness: events can be received and stored, and no endpoint refuses everything."""
         good, reasons = ready(self._bridge)
         return json_reply(reasons, 200 if good else 503)
 

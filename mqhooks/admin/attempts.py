@@ -12,7 +12,7 @@ from mqhooks.webhook.counters import Attempt
 
 
 def shown_attempt(attempt: Attempt) -> dict[str, Any]:
-    """Show an attempt in plain JSON values, without what may be a credential in its URL."""
+    """Show an attempt in plain JSON values, without anything in its URL that may be a credential."""
     text = attempt.said.decode("utf-8", "replace")
     for url in (attempt.url, attempt.path and address(attempt.url, attempt.path)):
         text = hide(text, url) if url else text

@@ -14,7 +14,7 @@ def ready(bridge: Bridge) -> tuple[bool, dict[str, Any]]:
     """
     Check whether events can be received and stored, and whether every endpoint accepts deliveries.
 
-    An endpoint that is down may recover by itself, so it is left to alerts. One that refuses everything needs an operator.
+    An endpoint that is down may recover on its own, so it is left to alerts. One that refuses everything needs an operator.
 
     :returns: whether all checks pass, and the checks with their reasons.
     """

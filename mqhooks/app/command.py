@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
     Run a command.
 
     :param arguments: the command line after the program's name.
-    :param write: shows a line.
+    :param write: writes a line.
     :returns: the exit status.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)

@@ -118,7 +118,7 @@ def outbox_path(path: str) -> str:
     """
     Read the outbox's path, and nothing else, so that variables with secrets need not be set.
 
-    :raises mqhooks.errors.ConfigError: when the file cannot be read, the outbox is in memory, or the path needs a variable that
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, the outbox has no file, or the path needs a variable that
         is not set.
     """
     values = read(path, required=False).values

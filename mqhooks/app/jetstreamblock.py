@@ -34,7 +34,7 @@ KEYS = (
 """The keys that only ``kind = jetstream`` knows."""
 
 MOST_PARTITIONS = 256
-"""Each is a Raft group of the engine."""
+"""Most partitions of a webhook: each is a Raft group."""
 
 
 def jetstream(block: Block, *, wanted: bool) -> JetStreamSettings | None:

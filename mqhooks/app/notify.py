@@ -1,8 +1,8 @@
 """
 Send notifications when a webhook's state changes: a webhook about webhooks.
 
-- The states are compared once a second with those last notified. So this costs an event nothing, and a state that flips back
-  and forth is notified as it ends up.
+- The states are compared once a second with those last notified. So this costs an event nothing, and when a state flips back
+  and forth, only the outcome is notified.
 - Each kind is sent at most once a minute for each webhook. A notification that fails a few times is dropped: notifications
   hold up nothing, and are never about themselves.
 """

@@ -1,7 +1,7 @@
 """
 TLS to servers of any protocol: certificate files, the standard library's context, and explanations of failures.
 
-- OpenSSL itself checks the host name during the handshake, so nothing is sent to a server that it does not match.
+- OpenSSL itself checks the host name during the handshake, so nothing is sent to a server with another name.
 - A failed handshake is explained in plain words, which the troubleshooting guide repeats.
 """
 
