@@ -84,7 +84,7 @@ class SourcesSettings:
 
     @property
     def sidecars(self) -> tuple[str, ...]:
-        """Endpoints to listen on for VerneMQ's stream: by default one, also beside gRPC, but none if events come by webhooks."""
+        """Endpoints to listen on for VerneMQ's stream: by default one, even beside gRPC, but none if webhooks bring events."""
         if self.sidecar.listen is not None:
             return self.sidecar.listen
         return () if self.webhooks.listen else (SIDECAR_LISTEN,)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 def printable(text: str, limit: int) -> str:
     """
-    Make any text safe to print on one line of a terminal.
+    Make a text safe to print on one line of a terminal.
 
+    :param text: any text.
     :param limit: characters to keep.
     :returns: the text with unprintable characters escaped, and ``...`` if some of it was cut off.
     """
