@@ -431,8 +431,11 @@ class LetterTests(AdminCase):
         self.assertEqual(await self.json(f"{purge}?client=c9", "POST", body={"all": True}), {"count": 0})
         self.assertEqual(await self.json(purge, "POST", body={"status": 410, "since": time() - 60}), {"count": 1})
         self.assertEqual(await self.json(f"{replay}?client=c0", "POST", body={"status": "422"}), {"count": 1})
-        for body in ({"status": [410]}, {"since": None, "until": "x"}, {"client": 7}, {"status": True}, {"status": ""}):
+        mistakes = ({"status": [410]}, {"since": None, "until": "x"}, {"client": 7}, {"status": True}, {"status": ""})
+        for body in (*mistakes, {"since": 10**400}, {"until": -1e300}):
             await self.refused(400, purge, "POST", body=body)
+        for until_when in (10**400, 1e300):
+            await self.refused(400, "/api/webhooks/billing/pause", "POST", body={"until": until_when})
         await self.refused(400, f"{purge}?status=410", "POST", body={"status": 422})
         await self.refused(400, f"{purge}?status=410", "POST", body={"ids": [2]})
         self.assertEqual((await self.json("/api/dead-letters"))["total"], 2)

@@ -56,8 +56,9 @@ class VerdictTests(SynchronousTestCase):
         self.webhook |= {"oldest_seconds": 1, "bytes": 90, "max_size": 100}
         self.assertEqual(self.problem()[1], "billing has little room left")
         self.assertIn("90 % of its room is used.", self.problem()[2])
-        self.status["outbox"]["kind"] = "memory"
-        self.assertIn("3 deliveries wait in memory, and would be lost", self.problem()[2])
+        for kind, where in (("memory", "in memory, and would be lost"), ("jetstream", "in JetStream.")):
+            self.status["outbox"]["kind"] = kind
+            self.assertIn(f"3 deliveries wait {where}", self.problem()[2])
 
     def test_sources_that_are_absent_or_held_up(self):
         self.make_well()

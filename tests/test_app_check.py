@@ -39,6 +39,21 @@ class CheckCase(SynchronousTestCase):
         return status, lines, stderr.getvalue().replace(f"{self.folder}/", "").splitlines()
 
 
+class DescriptionTests(CheckCase):
+    def described(self, method, other=""):
+        rules = f"{{ event = on_publish {other} }}, {{ event = on_deliver }}"
+        path = self.write(f'webhook {{ url = "http://h/", method = {method}, events = [ {rules} ] }}')
+        status, lines, _ = self.run_command("check", path)
+        self.assertEqual(status, 0)
+        return [line.strip() for line in lines if "webhook webhook: " in line or line.startswith("        on_")]
+
+    def test_methods(self):
+        self.assertEqual(self.described("post"), ["webhook webhook: POST http://h/", "on_publish", "on_deliver"])
+        self.assertEqual(self.described("put"), ["webhook webhook: PUT http://h/", "on_publish", "on_deliver"])
+        both = ["webhook webhook: PATCH and PUT http://h/", "on_publish, PATCH", "on_deliver, PUT"]
+        self.assertEqual(self.described("put", ", method = patch"), both)
+
+
 class PlacesTests(CheckCase):
     def test_every_way_to_write_a_key(self):
         self.write("webhook.pool_size = 3\nwebhook.retry {\n\n max = 1m }", "more.conf")

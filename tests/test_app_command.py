@@ -89,6 +89,7 @@ class CommandLineTests(SynchronousTestCase):
             self.assertEqual((status, told), (0, ""))
             for word in ("send-test", "salvage", "webhooks-port", "groups"):
                 self.assertIn(word, script)
+            self.assertEqual(self.run_command(f"--print-completion={shell}"), (0, script, ""))
 
     def test_completion_without_shtab(self):
         program = "import sys; sys.modules['shtab'] = None; from mqhooks.app.command import main; "

@@ -1,6 +1,8 @@
 """``mqhooks outbox move``: from a file to JetStream, and back."""
 
+import sqlite3
 import sys
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 
@@ -93,6 +95,16 @@ class MoveTests(JetStreamMixin, TestCase):
             self.check(await self.claim(outbox, 1498))
             (letter,) = file.dead_letters(name)
             self.assertEqual((letter.delivery.id, letter.reason, letter.answer), ("msg_2", "answered 410", b"gone"))
+
+    async def test_damaged_dead_letters_stay(self):
+        await self.begin()
+        await self.filled()
+        with closing(sqlite3.connect(self.directory / "outbox")) as connection, connection:
+            connection.execute("UPDATE dead SET delivery = x'c1' WHERE id = 1")
+        (*_, done) = await self.move(self.file, self.engine)
+        told = "1 dead letters are damaged, or were stored without their bodies, and stay where they are: 1"
+        self.assertEqual((done, self.errors), ("move: done", f"mqhooks: move: {told}\n"))
+        self.assertEqual([letter.number for letter in self.opened().dead_letters()], [1])
 
     async def test_what_is_too_long_stays(self):
         await self.begin()

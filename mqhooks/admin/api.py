@@ -166,13 +166,18 @@ def _until(call: Call) -> float | None:
         return None
     now = time()
     try:
-        at = moment(f"{until:.3f}" if type(until) in (int, float) else until, now, ahead=True) / 1000
+        at = moment(_written(until) if type(until) in (int, float) else until, now, ahead=True) / 1000
     except (TypeError, ValueError) as error:
         raise Refused(400, f"until: {error if isinstance(error, ValueError) else 'it is not a time'}") from None
     if not now < at < now + LONGEST_PAUSE:
         what = "is over" if at <= now else "is more than a year away"
         raise Refused(400, f"until: {written(int(at * 1e9))} {what}: give a time to come, in seconds or like 2h")
     return at
+
+
+def _written(number: int | float) -> str:
+    """Write a number of JSON as people write it in a query."""
+    return f"{number:.3f}" if isinstance(number, float) else str(number)
 
 
 def _number(call: Call) -> int:
@@ -215,7 +220,7 @@ def _filter(wanted: Mapping[str, Any]) -> Filter:
         if value is None or value == "":
             continue
         if key in _NUMBERS and type(value) in (int, float):
-            value = f"{value:.3f}" if key != "status" else str(value)
+            value = _written(value)
         if not isinstance(value, str):
             raise Refused(400, f"{key} is not text")
         try:

@@ -26,6 +26,8 @@ REASON = 300
 SAID = 200
 """Characters of an answer shown."""
 
+_PLACES = {"memory": "in memory, and would be lost if mqhooks ended", "sqlite": "on disk", "jetstream": "in JetStream"}
+
 Problem = dict[str, Any]
 
 
@@ -110,7 +112,7 @@ def _source(source: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> 
 def _webhook(webhook: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[Problem]:
     name, link = short(webhook["name"], NAME), f"webhook:{webhook['name']}"
     pending, used, now = webhook["pending"], webhook["bytes"] / max(webhook["max_size"], 1), status["now"]
-    place = "in memory, and would be lost if mqhooks ended" if status["outbox"]["kind"] == "memory" else "on disk"
+    place = _PLACES[status["outbox"]["kind"]]
     waiting = f"{plural(pending, 'delivery waits', 'deliveries wait')} {place}." if pending else "Nothing waits."
     if used > FULL:
         waiting += f" {int(used * 100)} % of its room is used."

@@ -76,7 +76,7 @@ def parser(words: Sequence[str] | None = None) -> Parser:
     completion = "print what makes this shell complete mqhooks' commands and options (needs shtab)"
     made.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=_SHELLS, help=completion)
     wanted = next((word for word in words or () if not word.startswith("-")), "")
-    everything = words is None or "--print-completion" in words
+    everything = words is None or any(word.startswith("--print-completion") for word in words)
     for name, (function, description) in _COMMANDS.items():
         command = made.command(name, description)
         if everything or name == wanted:

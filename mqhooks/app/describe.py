@@ -14,6 +14,7 @@ from mqhooks.errors import told
 from mqhooks.events import HOOKS, M5_HOOKS
 from mqhooks.nanomq.rules import hooks_for
 from mqhooks.outbox.jetstream.store import SPILL
+from mqhooks.shapes.settings import Shape
 from mqhooks.sources.webhooks.instructions import instructions
 from mqhooks.support.listening import complete, interface_of, is_local
 from mqhooks.support.redact import hide_url, hide_urls
@@ -111,7 +112,8 @@ def _sidecar(descriptions: Sequence[str], wanted: set[str]) -> Iterator[str]:
 
 
 def _webhook(webhook: WebhookSettings) -> Iterator[str]:
-    yield f"webhook {webhook.name}: POST {hide_url(webhook.url)}"
+    methods = [rule.shape.method if isinstance(rule.shape, Shape) else "POST" for rule in webhook.rules] or ["POST"]
+    yield f"webhook {webhook.name}: {' and '.join(sorted(set(methods)))} {hide_url(webhook.url)}"
     yield (
         f"        at most {webhook.pool_size} connections{' (treq)' if webhook.transport == 'treq' else ''}, "
         f"{webhook.cancel_timeout:g} s for a request, "
@@ -150,8 +152,9 @@ def _webhook(webhook: WebhookSettings) -> Iterator[str]:
         trusted = webhook.tls.cacertfile or "the system's authorities"
         ours = f", as {webhook.tls.certfile}" if webhook.tls.certfile else ""
         yield f"        trusts {trusted}{ours}"
-    for rule in webhook.rules:
-        yield f"        {rule.event}" + (f" on {rule.topic}" if rule.topic is not None else "")
+    for rule, method in zip(webhook.rules, methods, strict=False):
+        topic = f" on {rule.topic}" if rule.topic is not None else ""
+        yield f"        {rule.event}{topic}{f', {method}' if len(set(methods)) > 1 else ''}"
 
 
 def _auth(auth: AuthSettings) -> str:

@@ -8,6 +8,7 @@ move can be run again; the deliveries that were under way, a thousand at most, m
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,12 @@ def move(source: str, target: str) -> Iterator[str]:
     """
     if _place(source) == _place(target):
         raise MqhooksError(f"move: {source} and {target} name the same outbox")
-    moved = waited(lambda reactor: Mover(reactor, source, target).move())
+    left: list[int] = []
+    moved = waited(lambda reactor: Mover(reactor, source, target, left).move())
+    if left:
+        numbers = f"{', '.join(map(str, left[:20]))}{', …' if len(left) > 20 else ''}"
+        problem = "dead letters are damaged, or were stored without their bodies, and stay where they are"
+        sys.stderr.write(f"mqhooks: move: {len(left)} {problem}: {numbers}\n")
     for name, (deliveries, letters) in sorted(moved.items()):
         yield f"move: webhook {printable(name, 60)}: {deliveries} deliveries, {letters} dead letters"
     yield "move: done" if moved else "move: there was nothing to move"
@@ -84,12 +90,14 @@ class Mover:
     :param reactor: a running reactor.
     :param source: the configuration with the outbox to move from.
     :param target: the configuration with the outbox to move to.
+    :param left: gets the numbers of the dead letters that cannot be moved.
     """
 
-    def __init__(self, reactor: Any, source: str, target: str) -> None:
+    def __init__(self, reactor: Any, source: str, target: str, left: list[int]) -> None:
         self._reactor = reactor
         self._source, self._target = _store(reactor, source), _store(reactor, target)
         self._moved: dict[str, tuple[int, int]] = {}
+        self._left = left
 
     async def move(self) -> dict[str, tuple[int, int]]:
         """
@@ -164,6 +172,7 @@ class Mover:
             else:
                 letters, after = await source.letters.read(ANY, after, PIECE)
             good = [letter for letter in letters if not letter.damage]
+            self._left += [letter.number for letter in letters if letter.damage]
             await self._keep(good)
             numbers = [letter.number for letter in good]
             if isinstance(source, SqliteStore):

@@ -66,7 +66,7 @@ def add(parser: Parser) -> None:
     parser.add_argument("--cacertfile", metavar="FILE", help="the PEM file to check an https server's certificate with")
     timeout = f"how long to wait for an answer, in seconds [default: {TIMEOUT:g}]"
     parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=timeout)
-    parser.add_argument("--ready", action="store_true", help="judge only whether events can be received and kept")
+    parser.add_argument("--ready", action="store_true", help="judge only readiness, as /readyz does")
     parser.add_argument("--json", action="store_true", help="write the verdict and the whole state as a JSON object")
     watch = f"ask again every SECONDS seconds, until Ctrl-C [default: {INTERVAL:g}]"
     parser.add_argument("--watch", metavar="SECONDS", nargs="?", type=_seconds, const=INTERVAL, help=watch)

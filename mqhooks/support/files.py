@@ -4,6 +4,7 @@ Read files that an operator names. Such a name may lead to a FIFO, a device or a
 
 from __future__ import annotations
 
+import errno
 import os
 
 LIMIT = 4 << 20
@@ -12,10 +13,13 @@ LIMIT = 4 << 20
 
 def read_bounded(path: str, limit: int = LIMIT) -> bytes:
     """
-    Read the beginning of a file. A FIFO does not block this, and a device does not fill the memory.
+    Read a file. A FIFO does not block this, and a device does not fill the memory.
 
-    :param limit: bytes to read at most.
-    :raises OSError: when it cannot be read.
+    :param limit: bytes that it may have.
+    :raises OSError: when it cannot be read, or has more.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        return file.read(limit) or b""
+        data = file.read(limit + 1) or b""
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit} bytes")
+    return data

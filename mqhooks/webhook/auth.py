@@ -130,7 +130,7 @@ class TokenFile:
         self._read_at = self._seconds()
         self._value = None
         try:
-            token = read_bounded(self._path, MAX_TOKEN + 1).decode("ascii", "replace").strip()
+            token = read_bounded(self._path).decode("ascii", "replace").strip()
         except (OSError, ValueError) as error:
             self._problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
             return
