@@ -179,7 +179,7 @@ class Members:
 
     def sharing(self, digest: str) -> str | None:
         """
-        Find another member with this configuration of the webhook.
+        Find another member that delivers, with this configuration of the webhook.
 
         :returns: its name; the digest when we have not listened for long enough; ``None`` when there is no such member.
         """
