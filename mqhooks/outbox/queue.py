@@ -467,7 +467,7 @@ class SqliteOutbox:
         changes.letters += new.refused + new.letters
 
     def _count(self, changes: Changes) -> None:
-        """Work out the file's counters."""
+        """Work out the new values of the file's counters."""
         accepted, delivered, dead, dropped, size = self._planned
         new = self._writing
         if new is not None:

@@ -50,7 +50,7 @@ class SqliteStore(Service):
     """
     All outboxes of one file. Start it before they are used, and stop it after their sinks.
 
-    :param reactor: tells the time, calls back, and has threads.
+    :param reactor: for the time, timers and threads.
     :param path: the file; its directory has to exist.
     :param sync: ``normal``: a power failure may undo the last seconds, the end of the process undoes nothing. ``full``:
         accepted deliveries are on the disk; the reactor does not wait for it.

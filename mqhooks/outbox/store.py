@@ -61,7 +61,7 @@ class Store:
     """
     Commits the changes of queues.
 
-    :param reactor: tells the time, calls back, and has threads.
+    :param reactor: for the time, timers and callbacks from threads.
     :param damaged: called with the error when a transaction finds the file damaged.
     :param failed: called with the error when a transaction fails in another way.
     :ivar failing: why the last transaction failed; ``None`` when it did not.

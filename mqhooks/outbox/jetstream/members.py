@@ -74,7 +74,7 @@ class Members:
     :param client: publishes and subscribes.
     :param subject: where members announce themselves.
     :param me: this process's name.
-    :param monotonic: a clock that nobody sets, in seconds.
+    :param monotonic: a monotonic clock, in seconds.
     :param full: returns those of our partitions that have no room.
     :param others: called with those of the others that have no room.
     :param shares: returns the reports on our partitions.
@@ -153,7 +153,7 @@ class Members:
         self._retreating = False
 
     def preferred(self, partition: int) -> bool:
-        """Say whether a partition should be ours."""
+        """Return whether a partition should be ours."""
         now = self._monotonic()
         proven = [
             who

@@ -150,7 +150,7 @@ class Partition:
     :param stream: reads and writes.
     :param names: of streams and subjects.
     :param owner: the outbox.
-    :param monotonic: a clock that nobody sets, in seconds.
+    :param monotonic: a monotonic clock, in seconds.
     :ivar mine: whether we hold the lease, as far as we know.
     :ivar leaving: whether it is being given up: nothing more is sent, and requests in flight end first.
     :ivar pending: number of unsettled deliveries up to ``tail``.
@@ -301,7 +301,7 @@ class Partition:
             self._finish(row)
 
     def missing(self, row: Row, index: int) -> None:
-        """Give up a delivery whose message is not in the log any more."""
+        """Give up a delivery whose message is no longer in the log."""
         if self.settle(row, index):
             self._owner.lost(self, 1)
             line = "{name}: message {seq} is not there any more: a delivery of it is lost"
