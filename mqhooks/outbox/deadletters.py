@@ -143,7 +143,7 @@ def list_dead(reader: sqlite3.Connection, only: Filter, after: int, limit: int, 
 
 
 def _some(rows: Iterable[Sequence[Any]], limit: int) -> list[DeadLetter]:
-    """Read rows until there are enough of them, or of their bytes."""
+    """Read rows until there are enough of them, or their bodies reach :data:`CHUNK_BYTES`."""
     letters: list[DeadLetter] = []
     size = 0
     for row in islice(rows, limit):

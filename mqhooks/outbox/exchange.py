@@ -3,7 +3,7 @@ Export dead letters as JSON lines, and import such lines, perhaps edited with ``
 
 - A line holds everything, the body in base64, so that no byte of it is lost. Times are text, since ``jq`` rounds whole numbers
   of more than 53 bits.
-- All lines are checked before the first is handed over: a mistake in one, and nothing is imported. Meanwhile they wait in a
+- All lines are checked before the first is handed over: if one has a mistake, nothing is imported. Meanwhile they wait in a
   temporary file beside the outbox, so memory does not grow with their number, and a pipe can be imported too.
 - Progress is noted under a hash of the lines, in the same transactions: the same lines are imported once, and an interrupted
   import goes on where it stopped.
@@ -115,7 +115,7 @@ def exported(letter: DeadLetter) -> bytes:
 
 def import_lines(file: IO[bytes], name: str, outbox: str, now: int, *, dead: bool) -> int:
     """
-    Hand lines over to the process that owns an outbox: as deliveries, as new as if they were replayed, or as dead letters.
+    Hand lines over to the process that owns an outbox: as deliveries that are as new as replayed ones, or as dead letters.
 
     :param file: JSON lines, as :func:`exported` writes them; empty ones are skipped.
     :param name: the file's name, for reporting mistakes.

@@ -34,7 +34,7 @@ NOTED = 0.005
 """Seconds until an acknowledgement is committed, at most: a commit for each would double all other costs."""
 
 UNNOTED = 64
-"""Waiting acknowledgements, approximately, that are committed at once: this many are sent again after a kill."""
+"""Waiting acknowledgements, approximately, that cause a commit at once: this many are sent again after a kill."""
 
 # The soonest commit that acknowledge() has asked for since the last transaction.
 _NOTHING, _SOON, _NOW = range(3)

@@ -48,7 +48,7 @@ def decode_row(number: int, version: object, check: object, data: object) -> Seq
     """
     Decode the deliveries of a row.
 
-    :returns: them, with ``None`` in the places of those that were thinned out; a single ``None`` when the row is damaged.
+    :returns: the deliveries, ``None`` in the places of those that were thinned out; a single ``None`` when it is damaged.
     """
     if version != VERSION or not isinstance(data, bytes) or checksum(number, VERSION, data) != check:
         return None

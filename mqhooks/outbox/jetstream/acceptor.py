@@ -45,7 +45,7 @@ REMEMBERED = 60.0
 """Seconds after which a message is looked for before it is sent again: half of the time that JetStream remembers ids."""
 
 LATE = 0.25
-"""Seconds without an acknowledgement after which a leader is assumed to be being elected."""
+"""Seconds without an acknowledgement after which an election is assumed."""
 
 EACH = 768
 """Bytes of memory that a waiting delivery takes besides its body and its client, approximately."""
@@ -206,7 +206,7 @@ class Acceptor:
 
     def late(self, since: float) -> bool:
         """
-        Return whether JetStream is slow to acknowledge, as while it elects a leader, or an attempt has failed.
+        Return whether JetStream is slow to acknowledge, as during an election, or an attempt has failed.
 
         :param since: the earliest failure that counts, in the reactor's seconds.
         """
@@ -267,7 +267,7 @@ class Acceptor:
 
     def made_here(self, last: str, count: int) -> bool:
         """
-        Return whether this process made a message of events; it is being counted in the partition, which is ours.
+        Return whether this process made a message from events. Our partition calls this when it counts the message.
 
         :param last: the id of the last delivery in it.
         :param count: its number of deliveries.
@@ -506,7 +506,7 @@ class Acceptor:
         self.spilling = False
 
     def forget(self, spill: SqliteOutbox, deliveries: list[Delivery]) -> None:
-        """Take deliveries that are in the log, all of this partition, out of a file's part."""
+        """Remove deliveries of this partition from a file's part: they are in the log."""
         spill.acknowledge(deliveries)
         self.left += min(len(deliveries), self.doubled - self.left)
         for delivery in deliveries:

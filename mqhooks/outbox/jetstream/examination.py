@@ -29,13 +29,13 @@ UNSYNCED = (
     "unless the NATS servers have sync_interval: always, a power failure can undo what they have acknowledged; "
     "when they have it, say sync = full"
 )
-"""The warning unless the operator has declared that they have it."""
+"""The warning unless the operator has declared that the servers sync always."""
 
 
 @dataclass
 class Found:
     """
-    Findings.
+    The results of an examination.
 
     :param problems: reasons why the outbox cannot work, one line each.
     :param notes: anything else worth knowing.

@@ -30,7 +30,7 @@ async def generations(stream: JetStream, prefix: str) -> dict[str, list[int]]:
     List webhooks that have streams.
 
     :param stream: reads.
-    :param prefix: what all names begin with.
+    :param prefix: the beginning of all names.
     :returns: the generations of each, oldest first.
     """
     pattern = re.compile(rf"{re.escape(prefix)}_(.+?)(?:=g([0-9]+))?_0")

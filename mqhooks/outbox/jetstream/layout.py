@@ -80,11 +80,11 @@ class Names:
         return f"{self.prefix}_{self.token}_{partition}"
 
     def log(self, partition: int) -> str:
-        """Return the subject of its deliveries."""
+        """Return the subject of a partition's deliveries."""
         return f"{self.prefix}.log.{self.token}.{partition}"
 
     def own(self, partition: int) -> str:
-        """Return the subject of its lease and checkpoint."""
+        """Return the subject of a partition's lease and checkpoint."""
         return f"{self.prefix}.own.{self.token}.{partition}"
 
     def new(self, partition: int) -> str:

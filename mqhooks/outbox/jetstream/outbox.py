@@ -1,8 +1,8 @@
 """
 The :class:`~mqhooks.interfaces.IOutbox` of one webhook, as one of several processes that share it.
 
-- A delivery is accepted once JetStream has acknowledged it, whoever owns its partition. Each process counts the deliveries
-  that it accepts, and the partitions that it owns.
+- A delivery is accepted once JetStream has acknowledged it, or the local file has it, whoever owns its partition. Each process
+  counts the deliveries that it accepts, and the partitions that it owns.
 - Before a delivery is sent, its partition's lease is checked. The lanes forget deliveries that may not be sent; the owner of
   the partition hands them out.
 """
@@ -92,7 +92,7 @@ class _Appended:
 
 
 class _Former:
-    """A former generation of partitions, which takes no more deliveries; it stands for the outbox as their :class:`Owner`."""
+    """A former generation of partitions, which takes no more deliveries. It takes the outbox's place as their owner."""
 
     def __init__(
         self,
@@ -797,7 +797,7 @@ class JetStreamOutbox:
             self._release()
 
     def reclaim(self) -> None:
-        """Hand out claimed deliveries again."""
+        """Hand out all claimed deliveries again, before any others."""
         self._claim.cancel()
         self._abandoned = False
         for members in self._every_member:

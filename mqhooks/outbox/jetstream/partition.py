@@ -41,7 +41,7 @@ LEASE = 2.0
 """Lifetime of a lease, in seconds."""
 
 EARLY = 0.2
-"""Seconds before its end at which the owner stops sending."""
+"""Seconds before the end of its lease at which the owner stops sending."""
 
 RENEWAL = 0.5
 """Seconds between two renewals; each writes a checkpoint."""
@@ -84,7 +84,7 @@ class Row:
     :ivar size: its size in bytes.
     :ivar settled: a bit for each delivery that is settled.
     :ivar dying: a bit for each whose dead letter is not stored yet; they count as settled, but not in a checkpoint.
-    :ivar accepted: when the first delivery that was unsettled when it was read was accepted, in milliseconds since 1970.
+    :ivar accepted: acceptance time of the first delivery that was still unsettled on reading, in milliseconds since 1970.
     """
 
     __slots__ = ("accepted", "count", "dying", "number", "partition", "seq", "settled", "size")
