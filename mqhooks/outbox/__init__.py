@@ -1,1 +1,1 @@
-"""The outbox: what was accepted and is not yet settled, and dead letters."""
+"""The outbox: deliveries that are accepted and not yet settled, and dead letters."""

@@ -1,7 +1,7 @@
 """
-Setting a damaged outbox aside, so that an empty one can take its place.
+Set a damaged outbox aside, so that an empty one can take its place.
 
-The file is renamed first, then what SQLite keeps beside it: wherever this is interrupted, the next start finishes it.
+The database is renamed first, then the files that SQLite keeps beside it. If this is interrupted, the next start finishes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from glob import escape, glob
 from time import strftime
 
 ASIDE = ".damaged-"
-"""What separates the outbox's name from the time in a damaged file's name."""
+"""Separator between the outbox's name and the time in a damaged file's name."""
 
 BESIDE = ("-wal", "-shm")
 """The suffixes of the files that SQLite keeps beside a database."""
@@ -22,7 +22,7 @@ SALVAGED = ".salvaged"
 
 
 def damaged_files(path: str) -> list[str]:
-    """List the damaged files of an outbox that were not yet salvaged, oldest first."""
+    """List the damaged files of an outbox that have not been salvaged yet, oldest first."""
     found = glob(f"{escape(path + ASIDE)}*")
     return sorted(name for name in found if not name.endswith((SALVAGED, *BESIDE)))
 
@@ -31,8 +31,8 @@ def set_aside(path: str) -> str:
     """
     Rename a damaged outbox.
 
-    :returns: its name now.
-    :raises OSError: when it cannot be.
+    :returns: its new name.
+    :raises OSError: when it cannot be renamed.
     """
     aside = _free_name(path)
     os.rename(path, aside)
@@ -41,7 +41,7 @@ def set_aside(path: str) -> str:
 
 
 def finish(path: str) -> None:
-    """Rename what is left of an outbox that was set aside."""
+    """Finish setting an outbox aside: rename the files that SQLite left beside it."""
     if os.path.exists(path):
         return
     left = [suffix for suffix in BESIDE if os.path.exists(path + suffix)]
@@ -58,13 +58,13 @@ def finish(path: str) -> None:
 
 def note_salvaged(aside: str) -> str:
     """
-    Rename a damaged file that was salvaged.
+    Mark a damaged file as salvaged, by renaming it.
 
-    :returns: its name now.
-    :raises OSError: when it cannot be.
+    :returns: its new name.
+    :raises OSError: when it cannot be renamed.
     """
     salvaged = aside + SALVAGED
-    # The file first: its write-ahead log belongs to it.
+    # The database first: its write-ahead log belongs to it.
     for suffix in ("", *BESIDE):
         if os.path.exists(aside + suffix):
             os.rename(aside + suffix, salvaged + suffix)

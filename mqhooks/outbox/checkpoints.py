@@ -1,10 +1,10 @@
 """
-Moving SQLite's write-ahead log into the file, in a thread.
+Move SQLite's write-ahead log into the file, in a thread.
 
-- SQLite has to wait until the moved pages are on the disk before it starts the log over. In the reactor's thread this made
-  for a p99 latency of 4 ms at 5,000 events a second, where the median was 0.4 ms.
-- Transactions go on meanwhile, but only a log that was moved whole is started over. So when it has grown beyond 64 MiB, the
-  next transaction waits until the rest is moved, which is little.
+- Before SQLite starts the log over, it waits until the moved pages are on the disk. In the reactor's thread this made for a
+  p99 latency of 4 ms at 5,000 events a second, against a median of 0.4 ms.
+- Transactions go on meanwhile, but SQLite starts the log over only when all of it has been moved. So when the log exceeds
+  64 MiB, the next transaction waits until the rest is moved, which is little.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import PAGE, OutboxFile
 
 BEGIN = (4 << 20) // PAGE
-"""After about how many pages of transactions the log is moved."""
+"""Pages that transactions write before the log is moved, approximately."""
 
 LONG = (64 << 20) // PAGE
-"""How many pages the log may have before transactions wait."""
+"""Length of the log, in pages, beyond which transactions wait."""
 
 SCARCE = 512 << 20
-"""With fewer bytes free on the disk, the log is moved at once: how far it may grow depends on its being moved."""
+"""With fewer bytes free on the disk, the log is moved in the reactor's thread: it may have no space to grow meanwhile."""
 
 
 class Checkpoints:
     """
-    Decides when the log is moved.
+    Decides when to move the log.
 
-    :param reactor: calls back.
-    :param file: whose log it is.
-    :param space: the disk's.
-    :param threads: a single one.
+    :param reactor: calls back from the thread.
+    :param file: the file with the log.
+    :param space: the free space on its disk.
+    :param threads: a pool with a single thread.
     """
 
     def __init__(self, reactor: Any, file: OutboxFile, space: DiskSpace, threads: ThreadPool) -> None:
@@ -48,24 +48,24 @@ class Checkpoints:
         self._held = False
         self._ended = False
         self._resume: Callable[[], object] | None = None
-        # Nobody else moves it, unless that takes far too long.
+        # Commits leave the log alone, unless we are far too late.
         file.keep_log(4 * LONG)
 
     def stop(self) -> None:
-        """Move nothing more; what is being moved goes on."""
+        """Stop moving the log; a move that has begun goes on."""
         self._ended = True
 
     def wrote(self, pages: int) -> None:
-        """Note that a transaction of about so many pages was written."""
+        """Note that a transaction of about this many pages was written."""
         self._pages += pages
         if self._pages >= BEGIN and not self._moving:
             self._move()
 
     def holds(self, resume: Callable[[], object]) -> bool:
         """
-        Say whether the next transaction has to wait.
+        Return whether the next transaction has to wait.
 
-        :param resume: called when it need not wait any longer.
+        :param resume: called when it no longer has to.
         """
         if self._held:
             self._resume = resume

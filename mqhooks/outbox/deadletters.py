@@ -1,8 +1,8 @@
 """
-Reading dead letters, also from outside the process that owns the outbox.
+Read dead letters, also from outside the process that owns the outbox.
 
 - A damaged dead letter hides no other: it is listed, with its damage, so that it can be purged.
-- Another process only reads. What it wants done it writes into a table, and the owner does it: no port, no second owner.
+- Another process only reads. It writes its requests into a table, and the owner carries them out: no port, no second owner.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mqhooks.outbox.stored import CLIENT_BYTES, decode_delivery, is_client
 Action = Literal["replay", "purge"]
 
 STRETCH = 5000
-"""How many dead letters one call looks through, at half a microsecond each."""
+"""Dead letters that one call looks through, at half a microsecond each."""
 
 CHUNK_BYTES = 4 << 20
-"""About how many bytes of bodies are read at a time, unless a single one is longer."""
+"""Bytes of bodies read at a time, approximately, unless a single one is longer."""
 
 REQUESTS = 1000
-"""How many requests are written in one transaction, so that the outbox's owner never waits long for its turn."""
+"""Requests written in one transaction: few, so that the outbox's owner never waits long for its turn."""
 
 _LAST = (1 << 63) - 1
 _COLUMNS = "id, version, checksum, delivery, webhook, url, reason, status, answer, died, damage"
@@ -42,7 +42,7 @@ _FITS = (
     "AND (:least IS NULL OR status BETWEEN :least AND :most) "
     "AND (:since IS NULL OR died >= :since) AND (:until IS NULL OR died < :until) "
     "AND (:reason IS NULL OR instr(reason, :reason)) "
-    # No more of a long one is read than holds the client.
+    # Of a long delivery, only the part with the client is read.
     f"AND (:client IS NULL OR is_client(substr(delivery, 1, {CLIENT_BYTES}), :client))"
 )
 
@@ -50,14 +50,14 @@ _FITS = (
 @dataclass(frozen=True, slots=True)
 class Filter:
     """
-    Which dead letters are meant; ``None`` for any.
+    Selects dead letters; ``None`` matches any.
 
     :param webhook: those of this webhook.
-    :param reason: those with this in their reason.
-    :param client: those of this client id, or of this mountpoint, a slash, and this client id.
+    :param reason: those whose reason contains this.
+    :param client: those of this client, given as its id, or as its mountpoint, a slash, and its id.
     :param status: those whose last answer had a status from the first to the second of these; 0 stands for no answer.
-    :param since: those given up then or later, in milliseconds since 1970.
-    :param until: those given up before then.
+    :param since: those given up at this time or later, in milliseconds since 1970.
+    :param until: those given up before this time, likewise.
     """
 
     webhook: str | None = None
@@ -69,11 +69,11 @@ class Filter:
 
     @property
     def narrow(self) -> bool:
-        """Whether it names more than a webhook."""
+        """Whether it selects by more than the webhook."""
         return self != Filter(self.webhook)
 
     def wants(self, letter: DeadLetter) -> bool:
-        """Say whether a dead letter fits."""
+        """Return whether a dead letter matches."""
         client = letter.delivery.client
         return (
             self.webhook in (None, letter.webhook)
@@ -85,7 +85,7 @@ class Filter:
         )
 
     def fits(self, row: Sequence[Any]) -> bool:
-        """Say whether a row fits, its webhook aside; for where SQL cannot be asked."""
+        """Return whether a row matches, its webhook aside; for when SQL cannot be used."""
         data, reason, status, died = (row[index] for index in _ASKED)
         numbers = [value if isinstance(value, int) else 0 for value in (status, died)]
         return (
@@ -97,7 +97,7 @@ class Filter:
         )
 
     def values(self, after: int, upto: int | None) -> dict[str, Any]:
-        """Get the values that the SQL takes, for letters with numbers above ``after`` and up to ``upto``."""
+        """Get the SQL's parameters, for letters with numbers above ``after`` and up to ``upto``."""
         least, most = (None, None) if self.status is None else self.status
         asked = {
             "webhook": self.webhook,
@@ -115,9 +115,9 @@ ANY = Filter()
 
 def status_range(text: str) -> tuple[int, int]:
     """
-    Read a status as a person gives it: ``503``, ``5xx``, or 0 for no answer.
+    Parse a status as a person writes it: ``503``, ``5xx``, or 0 for no answer.
 
-    :raises ValueError: when it is none of them.
+    :raises ValueError: when it is none of these.
     """
     if re.fullmatch("[1-9]xx", text, re.ASCII | re.IGNORECASE):
         return int(text[0]) * 100, int(text[0]) * 100 + 99
@@ -143,7 +143,7 @@ def list_dead(reader: sqlite3.Connection, only: Filter, after: int, limit: int, 
 
 
 def _some(rows: Iterable[Sequence[Any]], limit: int) -> list[DeadLetter]:
-    """Read rows until there are enough of them, or of their bytes."""
+    """Read rows until there are enough of them, or their bodies reach :data:`CHUNK_BYTES`."""
     letters: list[DeadLetter] = []
     size = 0
     for row in islice(rows, limit):
@@ -166,12 +166,12 @@ def count_dead(reader: sqlite3.Connection, only: Filter, after: int = 0, upto: i
 
 
 def stretch(reader: sqlite3.Connection, after: int) -> int | None:
-    """Say how far one look goes, as :meth:`mqhooks.outbox.sqlite.SqliteStore.stretch_of_dead` does."""
+    """Return how far one call should look, as :meth:`mqhooks.outbox.sqlite.SqliteStore.stretch_of_dead` does."""
     return _highest(reader, "SELECT max(id) FROM (SELECT id FROM dead %s WHERE id > ? ORDER BY id LIMIT ?)", after, STRETCH)
 
 
 def _highest(reader: sqlite3.Connection, question: str, *values: int) -> int | None:
-    """Ask for a number, of the index if the table is damaged."""
+    """Query a number, through the index if the table is damaged."""
     with _ours():
         try:
             (found,) = reader.execute(question % "", values).fetchone()
@@ -191,7 +191,7 @@ def _ours() -> Iterator[None]:
 
 
 def _one_by_one(reader: sqlite3.Connection, only: Filter, after: int, upto: int | None) -> Iterator[Sequence[Any]]:
-    """Go through dead letters by their index, so that an unreadable one hides no other."""
+    """Iterate over dead letters by their index, so that an unreadable one hides no other."""
     question = (
         "SELECT id, webhook FROM dead INDEXED BY dead_webhook "
         "WHERE id > :after AND id <= :upto AND (:webhook IS NULL OR webhook = :webhook) ORDER BY id"
@@ -226,7 +226,7 @@ class Group(NamedTuple):
     """
     Dead letters that are alike.
 
-    :param letters: how many.
+    :param letters: the number of them.
     :param first: when the first of them was given up, in milliseconds since 1970; likewise ``last``.
     """
 
@@ -240,7 +240,7 @@ class Group(NamedTuple):
 
 
 def grouped(letters: Iterable[DeadLetter]) -> list[Group]:
-    """Count those that are alike, the most frequent first."""
+    """Group dead letters that are alike, the largest group first."""
     alike: dict[tuple[str, str, int, str], Group] = {}
     for letter in letters:
         key = letter.webhook, letter.url, letter.status, letter.reason
@@ -253,11 +253,11 @@ class Letters:
     """
     The dead letters in a file that another process may be using.
 
-    Requests are carried out by that process within a second, or by the next one that opens the file.
+    That process carries out requests within a second, or else the next one that opens the file does.
 
     :param path: the outbox.
-    :ivar reader: a connection to it.
-    :ivar done: when what was asked for is done, for a sentence.
+    :ivar reader: a connection to the file.
+    :ivar done: when a request takes effect, as part of a sentence.
     :raises mqhooks.errors.OutboxError: when there is no outbox, or it cannot be read.
     """
 
@@ -274,12 +274,12 @@ class Letters:
             raise OutboxError(f"{path}: cannot be read ({error})") from None
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        """Go through all of them, oldest first."""
+        """Iterate over all of them, oldest first."""
         return self.of(ANY)
 
     def of(self, only: Filter) -> Iterator[DeadLetter]:
-        """Go through those that fit and are there now, oldest first."""
-        # One that is replayed and dies again meanwhile is another one.
+        """Iterate over those that match and are there now, oldest first."""
+        # A letter that is replayed and dies again meanwhile is a new one.
         last = _highest(self.reader, "SELECT max(id) FROM dead %s") or 0
         after = 0
         while found := list_dead(self.reader, only, after, 100, last):
@@ -287,7 +287,7 @@ class Letters:
             after = found[-1].number
 
     def groups(self, only: Filter) -> Iterator[Group]:
-        """Count those that fit by webhook, URL, status and reason, the most frequent first."""
+        """Group those that match by webhook, URL, status and reason, the largest group first."""
         question = (
             "SELECT count(*) AS number, min(died), max(died), webhook, url, status, reason FROM dead "
             f"WHERE {_FITS} GROUP BY webhook, url, status, reason ORDER BY number DESC, min(id)"
@@ -308,9 +308,9 @@ class Letters:
 
     def get(self, number: int) -> DeadLetter:
         """
-        Get one.
+        Get a dead letter.
 
-        :raises mqhooks.errors.OutboxError: when there is none with that number.
+        :raises mqhooks.errors.OutboxError: when none has that number.
         """
         found = list_dead(self.reader, ANY, number - 1, 1)
         if not found or found[0].number != number:
@@ -321,7 +321,7 @@ class Letters:
         """
         Ask for dead letters to be replayed or purged.
 
-        :returns: how many.
+        :returns: the number of requests.
         """
         remaining, count = iter(numbers), 0
         while rows := [(action, number) for number in islice(remaining, REQUESTS)]:
@@ -332,7 +332,7 @@ class Letters:
         return count
 
     def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
-        """Hand over what lines say, as ``import_lines`` in ``exchange`` does."""
+        """Import lines, as ``import_lines`` in ``exchange`` does."""
         return import_lines(file, name, self._path, now, dead=dead)
 
     def close(self) -> None:

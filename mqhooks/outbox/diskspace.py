@@ -1,10 +1,10 @@
 """
-Whether the disk has space for more, and the reserve that lets a full disk drain.
+Watch the disk's free space, and keep a reserve that lets a full disk drain.
 
 Acknowledging a delivery takes disk space too, and so does moving SQLite's write-ahead log into the file. An outbox that had
 filled its own disk could do neither, and would send everything again after each start.
 
-- Nothing new is written when the disk would have too little left to move the log.
+- Nothing new is written when that would leave too little space to move the log.
 - A file beside the outbox reserves some space, whatever else fills the disk. It is removed when a commit finds no space, and
   nothing new is written until it is back.
 """
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 RESERVE = 4 << 20
-"""How many bytes are reserved, but at most a quarter of what is free: about the size at which the log is moved."""
+"""Bytes to reserve, but at most a quarter of the free space: about the size at which the log is moved."""
 
 ALLOWED = 8 << 20
-"""How many bytes are written before the disk is checked again, but at most a quarter of what is free."""
+"""Bytes written before the disk is checked again, but at most a quarter of the free space."""
 
 LEAST = 64 << 10
 """A reserve of fewer bytes is not worth having."""
@@ -27,7 +27,7 @@ LEAST = 64 << 10
 
 class DiskSpace:
     """
-    The disk space beside an outbox.
+    The free space on an outbox's disk, and the reserve.
 
     :param path: the outbox.
     :ivar spent: whether the reserve was given up, or could not be made.
@@ -42,17 +42,17 @@ class DiskSpace:
 
     def enough(self, size: int, free_inside: Callable[[], int]) -> bool:
         """
-        Say whether something new may be written.
+        Return whether something new may be written.
 
-        :param size: how many bytes it has.
-        :param free_inside: works out how many bytes are free within the outbox's file.
+        :param size: its size in bytes.
+        :param free_inside: returns the number of free bytes inside the outbox's file.
         """
         if self.spent:
             return False
         if size <= self._allowed:
             self._allowed -= size
             return True
-        # What is written grows the log first, and then the file.
+        # New data grows the log first, and then the file.
         needed, free = 2 * size + self._log_size(), self.free()
         self._allowed = min(max((free - needed) // 4, 0), ALLOWED)
         return free >= needed or (free >= size and free + free_inside() >= needed)
@@ -94,13 +94,13 @@ class DiskSpace:
         """
         Reserve space again.
 
-        :param free_inside: how many bytes are free within the outbox's own file: enough of them are as good as a reserve.
+        :param free_inside: free bytes inside the outbox's own file: enough of them are as good as a reserve.
         """
         if not self.make() and free_inside >= RESERVE:
             self.spent = False
 
     def free(self) -> int:
-        """Work out how many bytes are free on the disk; 0 when that cannot be told."""
+        """Return the number of free bytes on the disk; 0 when it is unknown."""
         try:
             found = os.statvfs(self._directory)
         except OSError:

@@ -1,12 +1,12 @@
 """
-Dead letters as JSON lines: out of an outbox, and, mended with ``jq`` or the like, into one again.
+Export dead letters as JSON lines, and import such lines, perhaps edited with ``jq``.
 
 - A line holds everything, the body in base64, so that no byte of it is lost. Times are text, since ``jq`` rounds whole numbers
   of more than 53 bits.
-- All lines are checked before the first is handed over: with a mistake in one, nothing is imported. Meanwhile they wait in a
-  temporary file beside the outbox, so that memory does not grow with their number, and a pipe may be imported too.
-- What was imported is noted by a hash of the lines, in the same transactions: the same lines are imported once, and an import
-  that was interrupted goes on where it stopped.
+- All lines are checked before the first is handed over: if one has a mistake, nothing is imported. Meanwhile they wait in a
+  temporary file beside the outbox, so memory does not grow with their number, and a pipe can be imported too.
+- Progress is noted under a hash of the lines, in the same transactions: the same lines are imported once, and an interrupted
+  import goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mqhooks.outbox.stored import LONGEST, encode, encode_handed, joined
 from mqhooks.support.times import read, written
 
 LINE = 256 << 20
-"""How many bytes a line may have."""
+"""Longest line, in bytes."""
 
 MISTAKES = 100
-"""How many mistakes are told."""
+"""Maximum number of mistakes reported."""
 
 _TEXT = 65_535
-"""How many bytes of UTF-8 MQTT allows in a text."""
+"""Bytes of UTF-8 that MQTT allows in a text."""
 
 _ID = re.compile(r"[!-~]{1,256}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -87,7 +87,7 @@ class ImportMistakes(OutboxError):
 
 
 def described(letter: DeadLetter) -> dict[str, Any]:
-    """Describe a dead letter in plain values, all but its body."""
+    """Describe a dead letter, except its body, in plain values."""
     delivery = letter.delivery
     mountpoint, _, client = delivery.client.rpartition("\0")
     return {
@@ -109,20 +109,20 @@ def described(letter: DeadLetter) -> dict[str, Any]:
 
 
 def exported(letter: DeadLetter) -> bytes:
-    """Write a dead letter that is not damaged as a line, without the line's end."""
+    """Encode an undamaged dead letter as a line, without the newline."""
     return _encode(described(letter) | {"body": letter.delivery.body})
 
 
 def import_lines(file: IO[bytes], name: str, outbox: str, now: int, *, dead: bool) -> int:
     """
-    Hand over what lines say to the process that owns an outbox: deliveries as new as if they were replayed, or dead letters.
+    Hand lines over to the process that owns an outbox: as deliveries that are as new as replayed ones, or as dead letters.
 
-    :param file: JSON lines, as :func:`exported` writes them; empty ones are passed over.
-    :param name: the file's, for mistakes.
+    :param file: JSON lines, as :func:`exported` writes them; empty ones are skipped.
+    :param name: the file's name, for reporting mistakes.
     :param outbox: the outbox's path; a process may be using it.
     :param now: milliseconds since 1970.
     :param dead: whether they become dead letters.
-    :returns: how many were handed over: 0 when the same lines were imported before.
+    :returns: the number handed over: 0 when the same lines were imported before.
     :raises mqhooks.outbox.exchange.ImportMistakes: when lines are wrong; then none is imported.
     :raises mqhooks.errors.OutboxError: when the outbox cannot be used.
     """
@@ -144,11 +144,11 @@ def import_lines(file: IO[bytes], name: str, outbox: str, now: int, *, dead: boo
 
 def check_lines(file: IO[bytes], name: str, checked: IO[bytes], known: set[str], now: int, *, dead: bool) -> str:
     """
-    Check all lines, and write what they say.
+    Check all lines, and write their contents to another file.
 
-    :param checked: written for :func:`read_checked`.
+    :param checked: that file, for :func:`read_checked`.
     :param known: the webhooks that the outbox knows.
-    :returns: a hash of them.
+    :returns: a hash of the lines.
     :raises mqhooks.outbox.exchange.ImportMistakes: when lines are wrong.
     """
     digest = blake2b(b"dead" if dead else b"pending", digest_size=16)
@@ -171,7 +171,7 @@ def check_lines(file: IO[bytes], name: str, checked: IO[bytes], known: set[str],
             checked.write(webhook)
             checked.write(content)
         if len(line) > LINE:
-            # Where it ends is not looked for.
+            # Don't look for its end.
             break
     if count:
         more = f"{count - len(mistakes)} more mistakes; " if count > len(mistakes) else ""
@@ -180,7 +180,7 @@ def check_lines(file: IO[bytes], name: str, checked: IO[bytes], known: set[str],
 
 
 def _letter(line: bytes, known: set[str], now: int) -> tuple[DeadLetter | None, list[str]]:
-    """Read a line; what is wrong with it otherwise."""
+    """Read a line; return its dead letter, or else what is wrong with it."""
     if len(line) > LINE:
         return None, [f"is longer than {LINE >> 20} MiB, and nothing behind it was looked at"]
     try:
@@ -204,7 +204,7 @@ def _letter(line: bytes, known: set[str], now: int) -> tuple[DeadLetter | None, 
     if value.variation is not None:
         own = value.variation
         variation = Variation(own.method, own.path, tuple(own.headers), own.problem)
-    # As new as one that is replayed: its age counts from now.
+    # As new as a replayed delivery: its age counts from now.
     delivery = Delivery(value.id, client, times[0], value.body, now, variation=variation)
     died = times[2] // 10**6
     return DeadLetter(0, value.webhook, delivery, value.url, value.reason, value.status, value.answer[:1024], died), []
@@ -238,7 +238,7 @@ def _problems(value: _Line, known: set[str]) -> Iterator[str]:
 
 
 def read_checked(checked: IO[bytes]) -> Iterator[Handed]:
-    """Read what :func:`check_lines` has written, from the beginning: a delivery or dead letter each, with its line's number."""
+    """Read back what :func:`check_lines` wrote: one delivery or dead letter at a time, with its line's number."""
     checked.seek(0)
     while head := checked.read(20):
         webhook = checked.read(int.from_bytes(head[8:12], "big")).decode()
@@ -247,7 +247,7 @@ def read_checked(checked: IO[bytes]) -> Iterator[Handed]:
 
 
 def _rows(deliveries: Iterable[Handed]) -> Iterator[Handed]:
-    """Put encoded deliveries that follow each other, of one webhook, into rows."""
+    """Group consecutive encoded deliveries of the same webhook into rows."""
     row: list[Handed] = []
     size = 0
     for each in deliveries:

@@ -2,7 +2,7 @@
 The outbox's file: SQL, and nothing but SQL.
 
 - It knows webhooks by their keys and rows by their numbers, but not what is due, or why.
-- One transaction at a time is written, in any thread. A second connection moves the log, and reads with ``sync = full``.
+- One transaction at a time is written, in any thread. A second connection moves the log and, with ``sync = full``, reads.
 - SQLite's errors are translated into ours: unavailable for now, no room, damaged, or unstorable.
 """
 
@@ -21,16 +21,16 @@ from mqhooks.outbox import schema
 from mqhooks.outbox.stored import UNENCODABLE, VERSION, checksum, encode, encode_letter, without_body
 
 KEY_BITS = 40
-"""A row's id is its webhook's key and these bits: its number. Keys have 16 bits, so that ids stay within SQLite's 63."""
+"""A row's id is its webhook's key, then these bits: its number. Keys have 16 bits, so ids stay within SQLite's 63."""
 
 WEBHOOKS = 1 << 16
-"""Webhooks' keys are below this."""
+"""Webhooks' keys are lower than this."""
 
 PAGE = 4096
-"""How many bytes one of SQLite's pages has, by default."""
+"""Bytes in one of SQLite's pages, by default."""
 
 LONGEST_ROW = 1_000_000_000
-"""How many bytes a row may have: SQLite's own limit."""
+"""Longest row, in bytes: SQLite's own limit."""
 
 ROW = "id, version, count, checksum, deliveries"
 LETTER = "webhook, version, checksum, url, reason, status, answer, died, damage, delivery"
@@ -41,7 +41,7 @@ _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 class StoredRow(NamedTuple):
     """
-    A row of deliveries as the file has it, unverified.
+    A row of deliveries as read from the file, unverified.
 
     :param id: covered by its checksum, like the deliveries.
     :param settled: its bits; ``None`` when it has none or they are damaged.
@@ -58,16 +58,16 @@ class StoredRow(NamedTuple):
 
 class Kept(NamedTuple):
     """
-    What the file holds for a webhook.
+    A webhook's counters and rows in the file.
 
     :param key: its key.
-    :param accepted: how many deliveries were accepted since the file was made; likewise ``delivered``, ``dead`` (and not
+    :param accepted: number of deliveries accepted since the file was made; likewise ``delivered``, ``dead`` (and not
         replayed) and ``dropped``.
     :param size: the bytes of its rows.
     :param assigned: the last number given to a row.
     :param first: one less than the number of its oldest row.
     :param last: the number of its newest row.
-    :param letters: how many dead letters there are.
+    :param letters: the number of its dead letters.
     """
 
     key: int
@@ -85,7 +85,7 @@ class Kept(NamedTuple):
 @dataclass(slots=True)
 class NewRow:
     """
-    A row to be written.
+    A row to write.
 
     :ivar deliveries: ``None`` in the place of one that proved unstorable.
     :ivar settled: a bit for each of those; ``None`` when there are none.
@@ -100,18 +100,18 @@ class NewRow:
 @dataclass(slots=True)
 class Changes:
     """
-    What one transaction writes for one webhook.
+    The changes that one transaction makes for one webhook.
 
     :ivar rows: new ones.
     :ivar finished: numbers of rows to delete.
-    :ivar marked: those of them that have bits.
+    :ivar marked: those of ``finished`` that have bits.
     :ivar progress: the bits of other rows, by number.
     :ivar thinned: rows to rewrite, by number.
     :ivar letters: new dead letters.
-    :ivar letters_max: how many dead letters are kept.
+    :ivar letters_max: the number of dead letters to keep.
     :ivar resolved: numbers of dead letters to delete.
-    :ivar counters: accepted, delivered, dead, dropped, size, assigned: as :class:`Kept` has them.
-    :ivar forgotten: how many dead letters were discarded to make room; known once it is written.
+    :ivar counters: accepted, delivered, dead, dropped, size, assigned: as in :class:`Kept`.
+    :ivar forgotten: number of dead letters discarded to make room; known once the transaction is written.
     """
 
     key: int
@@ -129,16 +129,16 @@ class Changes:
 
     @property
     def pages(self) -> int:
-        """About how many pages of the file it changes."""
+        """Approximate number of pages that it changes in the file."""
         return 4 + sum([len(row.data) for row in self.rows]) // PAGE
 
 
 class OutboxFile:
     """
-    An open file that :func:`~mqhooks.outbox.schema.prepare` found good.
+    An open file that :func:`~mqhooks.outbox.schema.prepare` has checked.
 
     :param full: whether each commit waits for the disk. Then :meth:`write` should run in a thread.
-    :param longest: how many bytes a row may have.
+    :param longest: the longest row, in bytes.
     :raises mqhooks.errors.OutboxError: when it cannot be opened.
     """
 
@@ -156,7 +156,7 @@ class OutboxFile:
             self._writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         for connection in (self._second, self._writer):
             connection.close()
 
@@ -186,7 +186,7 @@ class OutboxFile:
 
     def load(self, webhook: str, *, alone: bool = False) -> Kept:
         """
-        Get what the file holds for a webhook, which is added if it is new.
+        Get a webhook's counters and rows; add the webhook if it is new.
 
         :param alone: whether no thread can be in the middle of a transaction.
         :raises mqhooks.errors.OutboxError: when the file has no place for another webhook, or cannot be written.
@@ -222,10 +222,10 @@ class OutboxFile:
 
     def rows(self, key: int, after: int, upto: int) -> Generator[StoredRow]:
         """
-        Go through rows of a webhook.
+        Iterate over rows of a webhook.
 
         :param after: only rows with higher numbers than this.
-        :param upto: and numbers no higher than this.
+        :param upto: only rows with this number at most.
         :raises mqhooks.errors.OutboxDamaged: when they are out of order.
         """
         base = key << KEY_BITS
@@ -249,9 +249,9 @@ class OutboxFile:
 
     def sizes(self, key: int, after: int, upto: int) -> Generator[tuple[int, int, int, bytes | None]]:
         """
-        Go through rows as :meth:`rows` does, without their content.
+        Iterate over the same rows as :meth:`rows`, without their content.
 
-        :returns: for each row its number, how many deliveries it has, its size in bytes, and its bits.
+        :returns: for each row its number, its number of deliveries, its size in bytes, and its bits.
         :raises mqhooks.errors.OutboxDamaged: when a value cannot be what was written.
         """
         base = key << KEY_BITS
@@ -271,17 +271,17 @@ class OutboxFile:
                 rows.close()
 
     def last_letter(self) -> int:
-        """Get the highest number of a dead letter; 0 when there is none."""
+        """Get the highest number of a dead letter; 0 when there are none."""
         with self._ours():
             return int(self.reader.execute("SELECT coalesce(max(id), 0) FROM dead").fetchone()[0])
 
     def has_letter(self, number: int) -> bool:
-        """Say whether there is a dead letter with this number."""
+        """Return whether there is a dead letter with this number."""
         with self._ours():
             return bool(self.reader.execute("SELECT count(*) FROM dead WHERE id = ?", (number,)).fetchone()[0])
 
     def changed(self) -> bool:
-        """Say whether another connection may have written since this was last asked."""
+        """Return whether another connection may have written since the last call."""
         with self._ours():
             version = self.reader.execute("PRAGMA data_version").fetchone()[0]
         changed, self._data_version = version != self._data_version or self.reader is not self._writer, version
@@ -294,14 +294,14 @@ class OutboxFile:
             return self.reader.execute(question, (after, limit)).fetchall()
 
     def inbox(self, after: int) -> tuple[int, Any, Any, Any, Any, Any] | None:
-        """Get what another process hands over next: number, webhook, version, whether it is a letter, checksum, content."""
+        """Get the next row of the inbox: number, webhook, version, whether it is a letter, checksum, content."""
         with self._ours():
             question = "SELECT id, webhook, version, letter, checksum, content FROM inbox WHERE id > ? ORDER BY id LIMIT 1"
             row: tuple[int, Any, Any, Any, Any, Any] | None = self.reader.execute(question, (after,)).fetchone()
             return row
 
     def free(self) -> int:
-        """Work out how many bytes within the file are free."""
+        """Return the number of free bytes inside the file."""
         with self._ours():
             pages, size = (self.reader.execute(f"PRAGMA {what}").fetchone()[0] for what in ("freelist_count", "page_size"))
         return int(pages * size)
@@ -333,7 +333,7 @@ class OutboxFile:
 
     def leave_out(self, changes: Changes) -> list[tuple[Delivery, str]]:
         """
-        Find and take out what is unstorable, by writing each delivery alone and rolling back.
+        Find unstorable deliveries, by writing each alone and rolling back, and take them out.
 
         :returns: the deliveries that were taken out of their rows, and why. An unstorable dead letter is replaced by one
             without its body.
@@ -363,12 +363,12 @@ class OutboxFile:
         return found
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the file, which may have free pages when the disk has no room for the log to grow."""
+        """Move the write-ahead log into the file: it may have free pages when the disk has no room for the log to grow."""
         with suppress(sqlite3.DatabaseError):
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def keep_log(self, pages: int) -> None:
-        """Leave the write-ahead log to :meth:`move_log` until it has so many pages; by default a commit moves 1,000 of them."""
+        """Leave the write-ahead log to :meth:`move_log` until it has this many pages; by default a commit moves it at 1,000."""
         with self._ours():
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
 
@@ -376,7 +376,7 @@ class OutboxFile:
         """
         Move the write-ahead log into the file, and wait for the disk. This may run in a thread while others read and write.
 
-        :returns: how many pages the log had when it began; the next transaction starts it over unless some were added since.
+        :returns: the log's length in pages at the beginning; unless it has grown, the next transaction starts it over.
         """
         with suppress(sqlite3.DatabaseError):
             _, pages, _ = self._second.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -442,7 +442,7 @@ def _write_letter(connection: sqlite3.Connection, webhook: str, letter: DeadLett
 
 
 def _fault(connection: sqlite3.Connection, write: Callable[..., None], *what: object) -> str | None:
-    """Try to write something alone; say why it is unstorable, ``None`` if it is not."""
+    """Try to write something alone; return why it is unstorable, or ``None``."""
     connection.execute("SAVEPOINT alone")
     try:
         write(connection, *what)
@@ -457,7 +457,7 @@ def _delete(connection: sqlite3.Connection, statement: str, base: int, numbers: 
     """
     Delete rows in ranges, which costs a third of deleting them one by one.
 
-    :returns: how many there were.
+    :returns: the number of rows deleted.
     """
     found = 0
     for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):

@@ -1,9 +1,9 @@
 """
-Handing deliveries and dead letters over to the process that owns an outbox.
+Hand deliveries and dead letters over to the process that owns an outbox.
 
-They go into the table ``inbox``: the running process takes them over within a second, or the next one does. They are written
-piece by piece, each in one transaction with a note of the progress, so that whoever hands over may be interrupted at any time
-and run again.
+They go into the table ``inbox``: the running process takes them over within a second, or else the next one does. They are
+written in pieces, each in one transaction with the progress so far, so the command that hands them over may be interrupted
+at any time and run again.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Literal, NamedTuple
 from mqhooks.outbox.stored import VERSION, checksum
 
 PIECE = 4 << 20
-"""About how many bytes are handed over in one transaction."""
+"""Bytes handed over in one transaction, approximately."""
 
 PATIENCE = 30.0
-"""How many seconds a transaction waits for those of the process that owns the outbox."""
+"""Seconds that a transaction waits for those of the process that owns the outbox."""
 
 
 class Handed(NamedTuple):
     """
-    A row or a dead letter that is handed over.
+    A row or a dead letter to hand over.
 
     :param number: grows from one to the next.
-    :param webhook: whose it is.
+    :param webhook: the webhook that it belongs to.
     :param letter: 1 for a dead letter, 0 for a row.
-    :param content: as the inbox has it.
-    :param deliveries: how many it has.
+    :param content: encoded for the inbox.
+    :param deliveries: the number of deliveries in it.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Handed(NamedTuple):
 
 def progress(target: sqlite3.Connection, source: str) -> tuple[int, int]:
     """
-    Get how far a source was handed over before.
+    Get how much of a source has been handed over already.
 
     :param source: a hash of its content.
     :returns: the numbers of the last row and of the last dead letter; 0 for none.
@@ -54,9 +54,10 @@ def progress(target: sqlite3.Connection, source: str) -> tuple[int, int]:
 
 def hand_over(target: sqlite3.Connection, source: str, kind: Literal["batch", "dead"], handed: Iterable[Handed]) -> int:
     """
-    Hand over what :func:`progress` has not told yet.
+    Hand over rows or dead letters, and note the progress for :func:`progress`.
 
-    :returns: how many deliveries it was.
+    :param handed: those not handed over yet, in order.
+    :returns: the number of deliveries in them.
     """
     count = 0
     for piece in _pieces(handed):

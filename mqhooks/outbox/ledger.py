@@ -1,11 +1,11 @@
 """
-The ledger: what one webhook has accepted and not yet settled, as rows, a bit for each delivery, and counts.
+The ledger: one webhook's accepted and unsettled deliveries, as rows, a bit for each delivery, and counts.
 
 - Pure: no SQL, no reactor, no Deferred.
-- Deliveries that are committed together are a row. Rows are handed out in the order of their numbers, and are deleted as a
-  whole when all of their deliveries are settled: arrived, buried or dropped.
+- Deliveries that are committed together form a row. Rows are handed out in the order of their numbers, and each is deleted as
+  a whole when all its deliveries are settled: arrived, buried or dropped.
 - Only the rows that are claimed or come next are in memory. Those behind them are unread: they stay in storage and are known
-  only by their numbers, so that a backlog of any length costs no memory.
+  only by their numbers, so a backlog of any length costs no memory.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import cast
 from mqhooks.delivery import Counts, Delivery
 
 ROW = 512
-"""How many deliveries a row has at most."""
+"""Maximum number of deliveries in a row."""
 
 ROW_BYTES = 1 << 20
-"""How many bytes of bodies a row has at most, unless a single body is longer."""
+"""Maximum bytes of bodies in a row, unless a single body is longer."""
 
 INDEX_BITS = 16
-"""A place is a row's number and these bits: the delivery's index in the row."""
+"""A place is a row's number, then these bits: the delivery's index in the row."""
 
 INDEX = (1 << INDEX_BITS) - 1
 
 READY = 4096
-"""About how many unclaimed deliveries are kept in memory; the rows behind them stay unread."""
+"""Unclaimed deliveries kept in memory, approximately; the rows behind them stay unread."""
 
 READY_BYTES = 8 << 20
-"""About how many bytes their bodies may have: so many, and a row more. A row with a long body is read when it is claimed."""
+"""Bytes that their bodies may have, approximately, and a row more. A row with a long body is read when it is claimed."""
 
 THINNED = 100
-"""How many rows are thinned each second at most; while there is room, only this many of the oldest are considered."""
+"""Maximum number of rows thinned each second; while there is room, only this many of the oldest are considered."""
 
 THIN_SIZE = 4096
 """A row of fewer bytes is not worth thinning while there is room."""
@@ -48,12 +48,12 @@ class Row:
     A row, and which of its deliveries are settled.
 
     :param number: grows from row to row.
-    :param count: how many deliveries it had when it was written.
-    :param size: its bytes.
-    :param settled: which of them are settled, as :attr:`bits` has them; ``None`` for none.
-    :ivar settled: a bit for each delivery, that of the first one is the lowest.
-    :ivar kept: how many deliveries its bytes hold; thinning takes settled ones out.
-    :ivar left: how many are not settled.
+    :param count: its number of deliveries when it was written.
+    :param size: its size in bytes.
+    :param settled: the settled ones, in the format of :attr:`bits`; ``None`` for none.
+    :ivar settled: a bit for each delivery, the lowest for the first.
+    :ivar kept: number of deliveries that its bytes hold; thinning takes settled ones out.
+    :ivar left: number of unsettled deliveries.
     :ivar marked: whether storage has bits for it.
     :ivar accepted: when its oldest delivery was accepted, in milliseconds since 1970; ``None`` before it is read.
     :ivar shelved: a bit for each claimed delivery that is recalled before it is sent.
@@ -74,16 +74,16 @@ class Row:
 
     @property
     def spare(self) -> int:
-        """About how many of its bytes settled deliveries take."""
+        """Bytes that settled deliveries take in it, approximately."""
         return self.size * (self.kept - self.left) // self.kept if self.kept else self.size
 
     @property
     def bits(self) -> bytes:
-        """What is settled, as storage has it."""
+        """The settled bits, as stored."""
         return self.settled.to_bytes((self.count + 7) // 8, "little")
 
     def holds(self, index: int) -> bool:
-        """Say whether a delivery is not settled."""
+        """Return whether a delivery is unsettled."""
         return index < self.count and not self.settled >> index & 1
 
     def settle(self, places: Sequence[int]) -> int:
@@ -91,7 +91,7 @@ class Row:
         Settle deliveries.
 
         :param places: of this row, each once and in order; those that are settled are left as they are.
-        :returns: how many were not settled.
+        :returns: the number newly settled.
         """
         first, last = places[0] & INDEX, places[-1] & INDEX
         if last - first == len(places) - 1:
@@ -113,12 +113,12 @@ class Ledger:
 
     :param first: one less than the number of the oldest row in storage.
     :param last: the number of the newest row.
-    :param pending: how many deliveries storage holds that are not settled.
-    :param size: how many bytes all rows have.
-    :param ready: about how many unclaimed deliveries are kept in memory; the rows behind them stay unread.
-    :ivar size: how many bytes the unsettled rows have.
-    :ivar ready_bytes: about how many bytes the bodies of unclaimed deliveries in memory may have.
-    :ivar surplus: how many more deliveries were found than were pending: bits were lost, so these are delivered again.
+    :param pending: number of unsettled deliveries in storage.
+    :param size: bytes of all rows.
+    :param ready: approximate number of unclaimed deliveries to keep in memory; the rows behind them stay unread.
+    :ivar size: bytes of the unsettled rows.
+    :ivar ready_bytes: approximate limit on the bodies of unclaimed deliveries in memory, in bytes.
+    :ivar surplus: number of deliveries found beyond those pending: bits were lost, so these are delivered again.
     """
 
     def __init__(self, first: int = 0, last: int = 0, pending: int = 0, size: int = 0, ready: int = READY) -> None:
@@ -132,7 +132,7 @@ class Ledger:
         self._resumed = pending
         self._appended = self._replayed = self._delivered = self._dead = self._dropped = 0
         self._rows: dict[int, Row] = {}
-        # How many deliveries of these rows are not settled.
+        # Unsettled deliveries in these rows.
         self._left = 0
         # Unclaimed deliveries in memory: each row, what is left of it, and the bytes of its bodies.
         self._ready: deque[tuple[Row, list[Delivery], int]] = deque()
@@ -140,14 +140,14 @@ class Ledger:
         self._again: deque[int] = deque()
         self._touched: dict[int, Row] = {}
         self._finished: list[Row] = []
-        # How many bytes thinning can free, as found when there was too little room.
+        # Bytes that thinning can free, counted when there was too little room.
         self._spare = 0
 
     # Counts.
 
     @property
     def counts(self) -> Counts:
-        """What was accepted, and what became of it."""
+        """Counts of accepted deliveries and of what became of them."""
         return Counts(
             self._appended,
             self._resumed,
@@ -161,7 +161,7 @@ class Ledger:
 
     @property
     def pending(self) -> int:
-        """How many deliveries are accepted and not settled."""
+        """Number of deliveries that are accepted and not settled."""
         accepted = self._appended + self._resumed + self._replayed
         return accepted - self._delivered - self._dead - self._dropped
 
@@ -179,15 +179,16 @@ class Ledger:
 
     @property
     def empty(self) -> bool:
-        """Whether there are no rows, neither here nor unread."""
+        """Whether there are no rows, in memory or unread."""
         return not self._rows and not self.behind
 
     def accept(self, appended: int, replayed: int = 0, resumed: int = 0, dead: int = 0) -> None:
         """
         Count deliveries that were committed.
 
-        :param appended: made of events; likewise ``replayed`` and ``resumed``, as :class:`~mqhooks.delivery.Counts` has them.
-        :param dead: how many of them became dead letters at once.
+        :param appended: number made from events; likewise ``replayed`` and ``resumed``, as in
+            :class:`~mqhooks.delivery.Counts`.
+        :param dead: number of them that became dead letters at once.
         """
         self._appended += appended
         self._replayed += replayed
@@ -204,9 +205,9 @@ class Ledger:
 
         :param number: higher than any before.
         :param deliveries: ``None`` in the places of those that are settled.
-        :param size: how many bytes it has in storage.
-        :param settled: which are settled, as storage has it; ``None`` for none.
-        :param wanted: whether somebody waits to claim it.
+        :param size: its size in storage, in bytes.
+        :param settled: the settled bits, as stored; ``None`` for none.
+        :param wanted: whether a claim is waiting.
         """
         caught_up = self._read == self._last and not self._again
         self._last = number
@@ -227,20 +228,20 @@ class Ledger:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """The numbers between which rows are unread, the second included and the first not."""
+        """The range of the unread rows' numbers, the first excluded and the second included."""
         return self._read, self._last
 
     @property
     def wants_more(self) -> bool:
-        """Whether the next unread row is to be read."""
+        """Whether the next unread row should be read."""
         return not self._again and self._read < self._last and self._has_room()
 
     def again(self) -> int | None:
-        """Get the number of a row to read again, before any unread one; ``None`` when there is none to read now."""
+        """Get the number of the row to read again next, before any unread one; ``None`` when there is none now."""
         return self._again[0] if self._again and self._has_room() else None
 
     def takes(self, size: int) -> bool:
-        """Say whether a row of so many bytes is kept in memory: one with a long body only when nothing else is."""
+        """Return whether to keep a row of this many bytes in memory: one with a long body only when no other is there."""
         return size <= ROW_BYTES or not self._ready
 
     def _has_room(self) -> bool:
@@ -250,13 +251,13 @@ class Ledger:
         """
         Add a row that was read.
 
-        :param row: as storage has it.
+        :param row: as stored.
         :param deliveries: ``None`` when they are lost.
-        :returns: how many are lost.
+        :returns: the number lost.
         """
         if self._again and self._again[0] == row.number:
             self._again.popleft()
-            # What was settled since it was first read may not be written yet.
+            # The one in memory may have settled bits that are not written yet.
             row = self._rows.get(row.number, row)
         self._read = max(self._read, row.number)
         if deliveries is not None and len(deliveries) == row.count:
@@ -274,7 +275,7 @@ class Ledger:
         """
         Note that storage has lost a row that was to be read again.
 
-        :returns: how many deliveries are lost.
+        :returns: the number of deliveries lost.
         """
         lost = self.load(self._rows[number], None)
         # There is nothing to delete.
@@ -312,8 +313,8 @@ class Ledger:
         """
         Hand out the oldest unclaimed deliveries that are in memory.
 
-        :param limit: how many at most.
-        :param size: about how many bytes of bodies; the first is handed out however long it is.
+        :param limit: maximum number of deliveries.
+        :param size: approximate limit on their bodies, in bytes; the first is handed out however long it is.
         """
         ready = self._ready
         claimed: list[Delivery] = []
@@ -337,16 +338,16 @@ class Ledger:
         return claimed
 
     def reclaim(self) -> None:
-        """Have everything in memory handed out again; it has to be read again."""
+        """Hand out everything in memory again, once it has been read again."""
         self._ready.clear()
         self._ready_count = self._ready_bytes = 0
-        # They are in the order in which they were committed.
+        # Rows are in the order in which they were committed.
         self._again = deque(self._rows)
         for row in self._rows.values():
             row.shelved = 0
 
     def shelve(self, places: Iterable[int]) -> None:
-        """Note that claimed deliveries are recalled before they are sent, so that they may be dropped to make room."""
+        """Note that claimed deliveries will be recalled before they are sent, so they may be dropped to make room."""
         for place in places:
             row = self._rows.get(place >> INDEX_BITS)
             if row is not None:
@@ -364,14 +365,14 @@ class Ledger:
         return held
 
     def holds(self, place: int) -> bool:
-        """Say whether a delivery that was claimed is pending."""
+        """Return whether a claimed delivery is pending."""
         row = self._rows.get(place >> INDEX_BITS)
         return row is not None and row.holds(place & INDEX)
 
     # Settling deliveries.
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Settle deliveries that have arrived; what is not pending is left out."""
+        """Settle deliveries that have arrived; skip those that are not pending."""
         self._delivered += self._settle([delivery.place for delivery in deliveries])
         self._balance()
 
@@ -390,7 +391,7 @@ class Ledger:
         """
         Settle deliveries that cannot be read.
 
-        :returns: how many of them were pending.
+        :returns: the number of them that were pending.
         """
         lost = self._settle(places)
         self._dropped += lost
@@ -438,7 +439,7 @@ class Ledger:
     def _balance(self) -> None:
         surplus = self._left - self.pending
         if surplus > 0:
-            # There is more than was counted: settled bits were lost, and these are delivered again.
+            # More are left than were counted: settled bits were lost, and these deliveries are sent again.
             self._resumed += surplus
             self.surplus += surplus
 
@@ -463,14 +464,14 @@ class Ledger:
 
     # Making room.
     def excess(self, max_size: int) -> int:
-        """Work out by how many bytes the limit is exceeded, not counting what thinning is going to free."""
+        """Return the bytes in excess of the limit, not counting those that thinning is going to free."""
         return self.size - self._spare - max_size
 
     def sparse(self, max_size: int) -> list[Row]:
         """
         Find sparse rows, in which a few deliveries in retry keep many settled ones in storage.
 
-        :returns: some that are worth thinning; :meth:`thinned` is called for those that were.
+        :returns: some that are worth thinning; :meth:`thinned` is called for those that are rewritten.
         """
         if self.size <= max_size:
             self._spare = 0
@@ -490,12 +491,12 @@ class Ledger:
 
     def drop_oldest(self, excess: int, unread: Iterable[Row]) -> int:
         """
-        Drop deliveries until there is room: shelved ones first, then unclaimed rows, each oldest first. Whoever has shelved
-        them finds out when recalling. What is about to be sent stays.
+        Drop deliveries until there is room: shelved ones first, then unclaimed rows, both oldest first. Callers that shelved
+        deliveries find out when they recall them. Deliveries about to be sent stay.
 
-        :param excess: how many bytes to free.
-        :param unread: the unread rows, in order, as storage has them; consumed one by one.
-        :returns: how many deliveries were dropped.
+        :param excess: the bytes to free.
+        :param unread: the unread rows, in order, as stored; consumed one by one.
+        :returns: the number of deliveries dropped.
         """
         dropped = 0
         for row in list(self._rows.values()):
@@ -549,7 +550,7 @@ class Ledger:
 
 
 def chunks(deliveries: Sequence[Delivery], size: int) -> Iterator[Sequence[Delivery]]:
-    """Split deliveries that are committed together into rows; ``size`` is how many bytes their bodies have."""
+    """Split deliveries that are committed together into rows; ``size`` is the total of their bodies, in bytes."""
     if size <= ROW_BYTES:
         for start in range(0, len(deliveries), ROW):
             yield deliveries[start : start + ROW]

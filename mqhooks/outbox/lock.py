@@ -3,7 +3,7 @@ The lock file beside an outbox: one process owns an outbox at a time.
 
 - The file stays when no process holds the lock: it says that the file beside it is an outbox, whether the outbox was ever in
   use, and whether it was found damaged.
-- After locking, the path has to name the locked file still: a lock on a file that was removed keeps nobody out.
+- After locking, the path must still name the locked file: a lock on a file that was removed keeps nobody out.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ DAMAGED = b"damaged"
 """The word for an outbox that was found damaged and is not yet set aside."""
 
 SIZE = 64
-"""How many bytes of the lock file are read."""
+"""Bytes read from the lock file."""
 
 TRIES = 10
-"""How often to try again when the lock file was removed meanwhile."""
+"""Attempts to take the lock when its file keeps being removed."""
 
 
 class Lock:
@@ -36,7 +36,7 @@ class Lock:
     :param path: the outbox.
     :ivar known: whether there was a lock file before.
     :ivar used: whether the outbox was in use before.
-    :ivar damaged: whether the outbox was found damaged, and is not set aside.
+    :ivar damaged: whether the outbox was found damaged, and is not set aside yet.
     """
 
     def __init__(self, path: str) -> None:
@@ -83,7 +83,7 @@ class Lock:
         """
         Lock the file.
 
-        :returns: whether its name still leads to it.
+        :returns: whether the path still names it.
         """
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -129,9 +129,9 @@ class Lock:
             self._descriptor = None
 
     def withdraw(self) -> None:
-        """Release the lock, and remove the file if the outbox was not one before."""
+        """Release the lock, and remove its file if there was none before."""
         if not self.known and self._descriptor is not None:
-            # Before it is released: the next one to lock it sees that its name is gone.
+            # While it is still locked: the next process to lock it sees that its name is gone.
             with suppress(OSError):
                 os.unlink(self._path)
         self.release()

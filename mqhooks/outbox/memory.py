@@ -1,8 +1,8 @@
 """
 An outbox in memory, which is lost when the process ends.
 
-Whatever is appended is taken; while there is too little room its acceptance waits, until a quarter of the room is free. So an
-outbox exceeds its size by what its callers append before backpressure takes effect.
+Everything appended is taken. When there is too little room, ``append`` answers once a quarter of the room is free. So an
+outbox exceeds its size by whatever its callers append before backpressure takes effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mqhooks.interfaces import IOutbox
 from mqhooks.outbox.waiting import WaitingClaim
 
 DELIVERY_SIZE = 320
-"""About how many bytes a delivery takes besides its body."""
+"""Bytes that a delivery takes besides its body, approximately."""
 
 
 @implementer(IOutbox)
@@ -28,8 +28,8 @@ class MemoryOutbox:
     Keeps deliveries in memory, up to a size.
 
     :param max_size: bytes of bodies and their overhead.
-    :param dead_max: how many dead letters are kept; the oldest make room.
-    :ivar dead_letters: those, oldest first.
+    :param dead_max: number of dead letters kept; the oldest make room.
+    :ivar dead_letters: the dead letters, oldest first.
     """
 
     durable = False
@@ -50,7 +50,7 @@ class MemoryOutbox:
 
     @property
     def counts(self) -> Counts:
-        """What was accepted, and what became of it."""
+        """Counts of accepted deliveries and of what became of them."""
         pending = len(self._claimed) + len(self._waiting)
         return Counts(self._appended, 0, 0, self._delivered, self._dead, 0, pending, self._forgotten)
 
@@ -62,7 +62,7 @@ class MemoryOutbox:
 
     @property
     def letters(self) -> int:
-        """How many dead letters are kept."""
+        """Number of dead letters kept."""
         return len(self.dead_letters)
 
     @property
@@ -101,7 +101,7 @@ class MemoryOutbox:
         """Do nothing: nothing is ever dropped here to make room."""
 
     def recall(self, places: Iterable[int]) -> Sequence[Delivery]:
-        """Hand out claimed deliveries once more."""
+        """Hand out claimed deliveries again."""
         return [self._claimed[place] for place in places if place in self._claimed]
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -125,20 +125,20 @@ class MemoryOutbox:
         return True
 
     def reclaim(self) -> None:
-        """Hand out again what was claimed."""
+        """Hand out all claimed deliveries again, before any others."""
         self._claim.cancel()
         self._abandoned = False
         self._waiting.extendleft(reversed(self._claimed.values()))
         self._claimed.clear()
 
     def abandon(self) -> None:
-        """Keep what is pending, and let nobody wait for room."""
+        """Keep pending deliveries, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
         self._release()
 
     def resize(self, max_size: int, dead_max: int) -> None:
-        """Replace the limits, which are those of the constructor."""
+        """Replace the constructor's limits."""
         self.max_size = max_size
         self._forgotten += max(len(self.dead_letters) - dead_max, 0)
         self.dead_letters = deque(self.dead_letters, maxlen=dead_max)
@@ -155,7 +155,7 @@ class MemoryStore:
     """
     Outboxes in memory, by their webhooks' names.
 
-    :param max_size: as of :class:`MemoryOutbox`, for each.
+    :param max_size: for each outbox, as in :class:`MemoryOutbox`.
     :param dead_max: likewise.
     """
 

@@ -1,9 +1,9 @@
 """
-Reading a damaged SQLite file page by page.
+Read a damaged SQLite file page by page.
 
 - SQLite gives up on a table at the first page that it cannot read; this reads all pages that are left. It follows a table's
-  tree as far as it goes; what hung below a lost page is looked for among the pages that belong to nothing else.
-- Nothing here is proof: the caller has to verify each row by a checksum of its own.
+  tree as far as possible, and looks for the pages below a lost one among those that belong to nothing else.
+- Nothing here proves that a row is right: the caller has to verify each by a checksum of its own.
 
 The format: https://www.sqlite.org/fileformat2.html
 """
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 PAGE_SIZE = 4096
-"""How many bytes a page has, as SQLite makes files."""
+"""Bytes in a page, SQLite's default."""
 
 INTERIOR_INDEX, INTERIOR, LEAF_INDEX, LEAF = 2, 5, 10, 13
-"""The kinds of pages of trees: their first byte."""
+"""The kinds of tree pages, by their first byte."""
 
 MOST_COLUMNS = 100
-"""More than any table here has."""
+"""More columns than any table here has."""
 
 Value = int | bytes | None
 """A column's value; text is left as bytes."""
@@ -32,7 +32,7 @@ _INTS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 class Cell(NamedTuple):
     """
-    Where a row is.
+    The location of a row.
 
     :param id: its number.
     :param page: the page that it begins on.
@@ -50,7 +50,7 @@ class DamagedPage(Exception):
 
 class Pages:
     """
-    The pages of a file, in the newest version that its write-ahead log has.
+    The pages of a file, each in its newest version, which may be in the write-ahead log.
 
     :param path: the file; its write-ahead log may be beside it.
     :raises OSError: when it cannot be read.
@@ -76,7 +76,7 @@ class Pages:
             os.close(self._log)
 
     def _read_log(self, log: int) -> None:
-        """Take the pages of all transactions that are complete in the log."""
+        """Find the pages of all complete transactions in the log."""
         header = os.pread(log, 32, 0)
         if len(header) < 32 or int.from_bytes(header[8:12], "big") != PAGE_SIZE:
             return
@@ -106,7 +106,7 @@ class Pages:
         """
         Read a page.
 
-        :param number: from 1 on.
+        :param number: counted from 1.
         :raises DamagedPage: when it is not there or cannot be read.
         """
         if not 0 < number <= self.count:
@@ -128,7 +128,7 @@ class Pages:
         Follow a tree.
 
         :param root: its root page.
-        :param seen: pages of trees so far; those of this one are added.
+        :param seen: the pages of the trees followed so far; those of this tree are added.
         :returns: the pages with rows; 0 for each page that is lost.
         """
         left = [root]

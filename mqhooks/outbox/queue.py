@@ -1,11 +1,11 @@
 """
 The durable :class:`~mqhooks.interfaces.IOutbox` of one webhook.
 
-It connects the ledger and the store: what the ledger has settled goes into the store's next transaction, and what a transaction
-has committed goes into the ledger.
+It connects the ledger and the store: deliveries settled in the ledger go into the store's next transaction, and those that a
+transaction has committed go into the ledger.
 
 - Deliveries are counted when they are committed, not before.
-- An acknowledgement only adds to a list, which is worked into the ledger when somebody asks or a transaction is planned.
+- An acknowledgement only adds to a list, which is applied to the ledger when it is read or a transaction is planned.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mqhooks.outbox.waiting import WaitingClaim
 from mqhooks.support.ratelimit import RateLimit
 
 NOTED = 0.005
-"""How many seconds after an acknowledgement it is committed at the latest: a commit for each would double all other costs."""
+"""Seconds until an acknowledgement is committed, at most: a commit for each would double all other costs."""
 
 UNNOTED = 64
-"""After about how many acknowledgements they are committed at once: that many are sent again after a kill."""
+"""Waiting acknowledgements, approximately, that cause a commit at once: this many are sent again after a kill."""
 
-# How soon acknowledge() has asked the store to commit since the last transaction.
+# The soonest commit that acknowledge() has asked for since the last transaction.
 _NOTHING, _SOON, _NOW = range(3)
 
 OnFull = Literal["pause", "drop_oldest"]
@@ -49,9 +49,9 @@ class Limits:
 
     :param max_size: bytes of deliveries, for each webhook.
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
-    :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
-    :param longest: how many bytes a body may have.
-    :param ready: about how many bytes of bodies that nobody has claimed each outbox keeps in memory.
+    :param dead_max: number of dead letters kept for each webhook; the oldest make room.
+    :param longest: the longest body, in bytes.
+    :param ready: bytes of unclaimed bodies that each outbox keeps in memory, approximately.
     """
 
     max_size: int
@@ -63,10 +63,10 @@ class Limits:
 
 class Surroundings:
     """
-    What an outbox needs besides the store.
+    Everything that an outbox needs besides the store.
 
     :param limits: shared by all outboxes of the file.
-    :param now: tells the time in milliseconds since 1970.
+    :param now: returns the time in milliseconds since 1970.
     :param path: the file, for the log.
     :param complaints: rate-limits the log.
     :param unreadable: called with the error when something cannot be read.
@@ -90,17 +90,17 @@ class Surroundings:
 @dataclass(slots=True)
 class _New:
     """
-    What waits for the next transaction, which accepts it.
+    New deliveries and dead letters, which the next transaction accepts.
 
-    :ivar deliveries: those to be written, oldest first.
+    :ivar deliveries: those to write, oldest first.
     :ivar size: bytes of their bodies.
-    :ivar replayed: how many of them were dead letters.
-    :ivar resumed: how many of them another process has handed over.
+    :ivar replayed: number of them that were dead letters.
+    :ivar resumed: number of them that another process has handed over.
     :ivar resolved: numbers of the dead letters that are replayed.
     :ivar refused: dead letters of unstorable deliveries.
     :ivar letters: dead letters that another process has handed over.
-    :ivar accepting: the callers that wait for it, each with the number of deliveries up to its last one, and whether it waits
-        for room as well.
+    :ivar accepting: the waiting callers, each with the number of deliveries up to its last one, and whether it waits for room
+        as well.
     :ivar since: when the oldest was appended, in the reactor's seconds.
     """
 
@@ -118,7 +118,7 @@ class _New:
         return bool(self.accepting or self.deliveries or self.refused or self.letters)
 
     def then(self, later: _New) -> _New:
-        """Append what came later."""
+        """Append later ones."""
         count = len(self.deliveries)
         return _New(
             self.deliveries + later.deliveries,
@@ -155,11 +155,11 @@ class _New:
 @implementer(IOutbox)
 class SqliteOutbox:
     """
-    What one webhook has accepted and not settled, in a file.
+    One webhook's accepted and unsettled deliveries, in a file.
 
-    :param store: commits it.
-    :param name: the webhook's.
-    :param surroundings: what it shares with the others.
+    :param store: commits them.
+    :param name: the webhook's name.
+    :param surroundings: shared with the file's other outboxes.
     """
 
     durable = True
@@ -178,7 +178,7 @@ class SqliteOutbox:
         self._assigned = 0
         self._letters = 0
         self._new = _New()
-        # Of the transaction being written: what is new in it, and the file's counters without that.
+        # The new part of the transaction being written, and the file's counters without it.
         self._writing: _New | None = None
         self._planned = (0, 0, 0, 0, 0)
         self._acknowledged: list[Delivery] = []
@@ -195,7 +195,7 @@ class SqliteOutbox:
         self._claim = WaitingClaim(self._take)
 
     def load(self, kept: Kept) -> None:
-        """Begin with what the file holds for this webhook."""
+        """Begin with this webhook's counters and rows in the file."""
         self._key, self._assigned, self._letters = kept.key, kept.assigned, kept.letters
         settled = kept.delivered + kept.dead + kept.dropped
         self._resumed = max(kept.accepted - settled, 0)
@@ -206,7 +206,7 @@ class SqliteOutbox:
 
     @property
     def counts(self) -> Counts:
-        """What was accepted since the file was opened, and what became of it."""
+        """Counts of the deliveries accepted since the file was opened, and of what became of them."""
         self._take_up()
         return self._ledger.counts
 
@@ -220,29 +220,29 @@ class SqliteOutbox:
             return None if since is None else self._around.now() - int((self._store.seconds() - since) * 1000)
         if ledger.oldest is None:
             self._fill()
-            # Nobody has claimed anything: only the time is kept.
+            # Nobody has claimed anything: keep only the time.
             ledger.reclaim()
         return ledger.oldest
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest delivery that is not committed was appended; the reactor's seconds."""
+        """When the oldest uncommitted delivery was appended, in the reactor's seconds."""
         return self._new.since if self._writing is None or self._writing.since is None else self._writing.since
 
     @property
     def used(self) -> int:
-        """How many bytes the unsettled rows take."""
+        """Bytes that the unsettled rows take."""
         self._take_up()
         return self._ledger.size
 
     @property
     def max_size(self) -> int:
-        """How many bytes they may take."""
+        """Bytes that they may take."""
         return self._around.limits.max_size
 
     @property
     def letters(self) -> int:
-        """How many dead letters are kept."""
+        """Number of dead letters kept."""
         return self._letters
 
     @property
@@ -257,13 +257,13 @@ class SqliteOutbox:
 
     @property
     def unwritten(self) -> int:
-        """How many bytes of bodies wait for the next transaction."""
+        """Bytes of bodies that wait for the next transaction."""
         return self._new.size
 
     # IOutbox
 
     def append(self, deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
-        """Accept deliveries when they are committed."""
+        """Accept deliveries, once they are committed."""
         if not deliveries:
             return None
         new = self._new
@@ -284,11 +284,11 @@ class SqliteOutbox:
         return self._claim(limit, size)
 
     def shelve(self, places: Iterable[int]) -> None:
-        """Note that only the places of these deliveries are kept, so that they may be dropped."""
+        """Note that only the places of these deliveries are kept, so they may be dropped."""
         self._ledger.shelve(places)
 
     def recall(self, places: Iterable[int]) -> list[Delivery]:
-        """Hand out claimed deliveries once more."""
+        """Hand out claimed deliveries again."""
         self._take_up()
         ledger = self._ledger
         recalled: list[Delivery] = []
@@ -337,14 +337,14 @@ class SqliteOutbox:
             self._store.commit(self, 0.0)
 
     def reclaim(self) -> None:
-        """Hand out again what was claimed."""
+        """Hand out all claimed deliveries again, before any others."""
         self._claim.cancel()
         self._take_up()
         self._abandoned = False
         self._ledger.reclaim()
 
     def abandon(self) -> None:
-        """Keep what is pending, and let nobody wait for room."""
+        """Keep pending deliveries, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
         self.release()
@@ -387,7 +387,7 @@ class SqliteOutbox:
 
     def look(self) -> None:
         """
-        Make room, and retry what could not be read. Called once a second.
+        Make room, and retry failed reads. Called once a second.
 
         :raises mqhooks.errors.OutboxDamaged: when the file has silently lost rows.
         """
@@ -419,9 +419,9 @@ class SqliteOutbox:
 
     def plan(self, most: int) -> Changes:
         """
-        Say what to write now; :meth:`written` is called afterwards.
+        Plan the next transaction; :meth:`written` is called once it is committed.
 
-        :param most: about how many bytes of new bodies at most; 0 for nothing that takes more room.
+        :param most: approximate limit on new bodies, in bytes; 0 to write nothing that takes more room.
         """
         changes = Changes(self._key, self.name, letters_max=self._around.limits.dead_max)
         self._asked = _NOTHING
@@ -467,11 +467,11 @@ class SqliteOutbox:
         changes.letters += new.refused + new.letters
 
     def _count(self, changes: Changes) -> None:
-        """Work out the file's counters."""
+        """Work out the new values of the file's counters."""
         accepted, delivered, dead, dropped, size = self._planned
         new = self._writing
         if new is not None:
-            # A replayed one was accepted before, and is no longer dead.
+            # A replayed delivery was accepted before, and is no longer dead.
             dying = len(new.refused) + len(new.letters)
             accepted += len(new.deliveries) - new.replayed + dying
             dead += dying - new.replayed
@@ -479,7 +479,7 @@ class SqliteOutbox:
         changes.counters = accepted, delivered, dead, dropped, size, self._assigned
 
     def postpone(self, changes: Changes) -> None:
-        """Take back what is new, for a later transaction."""
+        """Take back everything new, for a later transaction."""
         new, self._writing = self._writing, None
         if new is not None:
             theirs = {id(letter) for letter in new.refused + new.letters}
@@ -497,7 +497,7 @@ class SqliteOutbox:
         self._count(changes)
 
     def written(self, changes: Changes) -> None:
-        """Go on after a transaction was committed."""
+        """Account for a committed transaction."""
         new, self._writing = self._writing, None
         ledger = self._ledger
         committed: list[Deferred[None]] = []
@@ -523,7 +523,7 @@ class SqliteOutbox:
     # Internals.
 
     def _take_up(self) -> None:
-        """Settle in the ledger what was acknowledged."""
+        """Apply the acknowledgements to the ledger."""
         if self._acknowledged:
             acknowledged, self._acknowledged = self._acknowledged, []
             self._ledger.acknowledge(acknowledged)
@@ -605,7 +605,7 @@ class SqliteOutbox:
 
     def _lose(self, number: int, count: int) -> None:
         if self._ledger.settled:
-            # Not at once: rows are being read.
+            # Don't commit at once: rows are being read.
             self._store.commit(self, NOTED)
         if count:
             self.log.critical(
@@ -617,7 +617,7 @@ class SqliteOutbox:
             )
 
     def _thin(self, changes: Changes) -> None:
-        """Rewrite rows without what is settled in them."""
+        """Rewrite rows without their settled deliveries."""
         rows, self._sparse = self._sparse, []
         for row in rows:
             try:

@@ -1,7 +1,7 @@
 """
-Recovering what a damaged outbox holds, after it was set aside.
+Recover the contents of a damaged outbox that was set aside.
 
-- Whatever its checksums prove is handed to the outbox that has taken its place (:mod:`mqhooks.outbox.handed`).
+- Whatever its checksums prove intact is handed over to the outbox that has taken its place (:mod:`mqhooks.outbox.handed`).
 - The command may be interrupted at any time and run again. The damaged file is only read, and renamed at the end.
 """
 
@@ -26,11 +26,11 @@ from mqhooks.outbox.stored import VERSION, checksum, decode_delivery, decode_row
 
 def salvage(damaged: str, outbox: str) -> str:
     """
-    Hand over what the checksums of a damaged file prove, in order and with the same ids and webhooks.
+    Hand over whatever a damaged file's checksums prove intact, in order and with the same ids and webhooks.
 
     :param damaged: a file that was set aside at a start.
     :param outbox: the outbox that has taken its place; a process may be using it.
-    :returns: what was handed over, in one line.
+    :returns: a line that says how much was handed over.
     :raises mqhooks.errors.OutboxError: when a file cannot be read, or the outbox cannot be written; then call it again.
     """
     damaged, outbox = os.path.realpath(damaged), os.path.realpath(outbox)
@@ -53,7 +53,7 @@ def salvage(damaged: str, outbox: str) -> str:
 
 
 def _fingerprint(path: str) -> str:
-    """Hash what a file holds, which identifies it under any name."""
+    """Hash a file's content, to identify it under any name."""
     digest = blake2b(digest_size=16)
     for name in (path, f"{path}-wal"):
         if os.path.exists(name):
@@ -72,7 +72,7 @@ def _hand_over(reader: _DamagedFile, target: sqlite3.Connection, source: str) ->
 
 
 class _DamagedFile:
-    """What is left of a damaged file."""
+    """The readable rest of a damaged file."""
 
     def __init__(self, path: str) -> None:
         self._pages = Pages(path)
@@ -92,13 +92,13 @@ class _DamagedFile:
         self._pages.close()
 
     def _own_roots(self) -> dict[str, int]:
-        """Get the root pages of tables and indices, as far as the file tells."""
+        """Get the root pages of tables and indices that the file still names."""
         rows = [self._pages.row(cell) for page in self._pages.tree(1, set()) if page for cell in self._pages.cells(page)]
         found = {_text(row[1]): row[3] for row in rows if row is not None and len(row) == 5}
         return {name: root for name, root in found.items() if name is not None and isinstance(root, int)}
 
     def _cells(self, leaves: list[int], orphans: list[int]) -> dict[int, list[Cell]]:
-        """Find rows by their numbers. The pages below a lost one may be any table's."""
+        """Find rows by their numbers. Orphaned pages may belong to any table."""
         cells: dict[int, list[Cell]] = {}
         for page in (*leaves, *orphans):
             for cell in self._pages.cells(page) if page else ():
@@ -119,9 +119,9 @@ class _DamagedFile:
 
     def rows(self, after: int, taken: set[str]) -> Iterator[Handed]:
         """
-        Go through what is pending.
+        Iterate over pending deliveries, as rows.
 
-        :param after: rows with higher numbers.
+        :param after: only rows with higher numbers.
         :param taken: names that must not be invented for a webhook whose own name is lost.
         """
         names = dict(self._names)
@@ -153,7 +153,7 @@ class _DamagedFile:
         return 0
 
     def letters(self, after: int) -> Iterator[Handed]:
-        """Go through dead letters with higher numbers."""
+        """Iterate over dead letters with higher numbers."""
         for id_ in sorted(id_ for id_ in self._dead if id_ > after):
             for cell in self._dead[id_]:
                 letter = _letter(self._pages.row(cell))

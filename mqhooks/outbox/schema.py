@@ -1,9 +1,8 @@
 """
-The tables of an outbox's file, and the check that a file is one.
+The tables of an outbox's file, and the check that a file is an outbox.
 
-- Each version of the tables is made from the one before it, when the file is opened; a newer version is refused, not guessed
-  at.
-- What tells an error that may pass from damage is decided here, for every other module.
+- A file's tables are upgraded version by version when it is opened; a newer version is refused, not guessed at.
+- This module decides, for all others, which errors may pass and which mean damage.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ APPLICATION_ID = 0x6D716877
 MAGIC = b"SQLite format 3\0"
 
 FIRST = 2
-"""The version of the first of :data:`MIGRATIONS`. Version 1 was that of mqhooks 0.1.0, which was never released."""
+"""The version that the first of :data:`MIGRATIONS` makes. Version 1 was that of mqhooks 0.1.0, which was never released."""
 
 MIGRATIONS = [
     """
@@ -96,19 +95,19 @@ CREATE TABLE salvage (
 
 def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
     """
-    Open a file that :func:`prepare` found good.
+    Open a file that :func:`prepare` has checked.
 
     :param full: whether each commit waits until the disk has it.
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.1)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        # Debian's SQLite overwrites what is deleted with zeros by default, which doubles the cost of settling.
+        # Debian's SQLite overwrites deleted data with zeros by default, which doubles the cost of settling.
         connection.execute("PRAGMA secure_delete = OFF")
         connection.create_function("is_client", 2, is_client, deterministic=True)
         connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
     except BaseException:
-        # A connection closed only later could take another file's write-ahead log for its own.
+        # Closed any later, it could take another file's write-ahead log for its own.
         connection.close()
         raise
     # Damaged text must not hide the rest of its row.
@@ -117,7 +116,7 @@ def connect(path: str, *, full: bool = False) -> sqlite3.Connection:
 
 
 def passing(error: BaseException) -> bool:
-    """Say whether an error may pass by itself, as on a full disk. All others mean that the file is damaged."""
+    """Return whether an error may pass, as on a full disk. All others mean that the file is damaged."""
     # A missing table or column is an OperationalError too, with SQLITE_ERROR.
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
@@ -125,7 +124,7 @@ def passing(error: BaseException) -> bool:
 
 def prepare(path: str) -> None:
     """
-    Make the file, or check that it is one of ours and bring it up to date.
+    Create the file, or check that it is one of ours and bring it up to date.
 
     :raises mqhooks.errors.OutboxDamaged: when it is damaged, or no database.
     :raises mqhooks.errors.OutboxError: when it is not ours, or of another version, or cannot be used.
@@ -166,7 +165,7 @@ def prepare(path: str) -> None:
 
 def check_regular(path: str, remedy: str = "give outbox.path another name") -> None:
     """
-    Check that a file, if it exists, is a regular one: opening a FIFO would wait for ever.
+    Check that a file, if it exists, is a regular one: opening a FIFO would block forever.
 
     :param remedy: what to do when it is not.
     :raises mqhooks.errors.OutboxError: when it is not.
@@ -174,7 +173,7 @@ def check_regular(path: str, remedy: str = "give outbox.path another name") -> N
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
-        # Whoever opens it says why.
+        # Opening it will show why.
         return
     if stat.S_ISDIR(mode):
         raise OutboxError(f"{path}: cannot be read: Is a directory; {remedy}")
@@ -201,7 +200,7 @@ def check(path: str) -> None:
 
 def _check(path: str, connection: sqlite3.Connection) -> int:
     """
-    Check whose file it is.
+    Check which program and version a file belongs to.
 
     :returns: the version of its tables; one below the first when it has none.
     """

@@ -1,9 +1,9 @@
 """
-The outboxes of all webhooks, in one SQLite file: what was accepted survives the process.
+The outboxes of all webhooks, in one SQLite file: accepted deliveries survive the process.
 
 - This is where the parts come together: the lock, the file, the store that commits, and a queue for each webhook.
-- A damaged file is set aside at the start, and an empty one takes its place; ``mqhooks outbox salvage`` hands over what the
-  damaged one holds, while the bridge runs. Damage that is found later stops the process: there is only one way to repair.
+- A damaged file is set aside at the start, and an empty one takes its place; ``mqhooks outbox salvage`` recovers the damaged
+  one while the bridge runs. Damage found later stops the process, so there is only one way to repair.
 - Other processes put their requests into the file, which is polled once a second: no port, no second owner.
 """
 
@@ -37,28 +37,28 @@ from mqhooks.outbox.stored import LONGEST, VERSION, checksum, decode_handed, dec
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
-"""How many seconds stopping waits for the last transaction."""
+"""Seconds that stopping waits for the last transaction."""
 
 ALL_READY_BYTES = 16 << 20
-"""About how many bytes of bodies that nobody has claimed all outboxes of a file keep in memory, and each a row more."""
+"""Bytes of unclaimed bodies that all outboxes of a file keep in memory, approximately, and a row more each."""
 
 REQUESTS = 50
-"""How many requests of other processes go into one transaction."""
+"""Requests of other processes that go into one transaction."""
 
 
 class SqliteStore(Service):
     """
-    All outboxes of one file. It has to be started before they are used, and stopped after their sinks.
+    All outboxes of one file. Start it before they are used, and stop it after their sinks.
 
-    :param reactor: tells the time, calls back, and has threads.
+    :param reactor: for the time, timers and threads.
     :param path: the file; its directory has to exist.
-    :param sync: ``normal``: a power failure may undo the last seconds, the end of the process undoes nothing. ``full``: what is
-        accepted is on the disk; the reactor does not wait for it.
+    :param sync: ``normal``: a power failure may undo the last seconds, the end of the process undoes nothing. ``full``:
+        accepted deliveries are on the disk; the reactor does not wait for it.
     :param max_size: bytes of deliveries, for each webhook.
     :param on_full: ``pause``: nothing more is accepted until there is room. ``drop_oldest``: the oldest make room.
-    :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
-    :param longest: how many bytes a body may have; with a longer one, a delivery becomes a dead letter without its body.
-    :param now: tells the time that is stored, in seconds since 1970.
+    :param dead_max: number of dead letters kept for each webhook; the oldest make room.
+    :param longest: the longest body, in bytes; a delivery with a longer one becomes a dead letter without its body.
+    :param now: returns the time to store, in seconds since 1970.
     :param open_file: opens the file, as :class:`~mqhooks.outbox.file.OutboxFile` does.
     """
 
@@ -77,7 +77,7 @@ class SqliteStore(Service):
         now: Callable[[], float] = time,
         open_file: Callable[..., OutboxFile] = OutboxFile,
     ) -> None:
-        # A process that comes through a symbolic link has to find the same lock.
+        # A process that uses a symbolic link must find the same lock.
         self.path = path = os.path.realpath(path)
         self._reactor = reactor
         self._now = now
@@ -98,14 +98,14 @@ class SqliteStore(Service):
         self._asked = self._taken = 0
         self._changed = True
         self._full_inbox = False
-        # How many requests were carried out since that was last logged.
+        # Requests carried out since this was last logged.
         self._carried_out: Counter[str] = Counter()
 
     def outbox(self, name: str) -> SqliteOutbox:
         """
         Get the outbox of a webhook.
 
-        :param name: the webhook's name; the outbox holds what was left under it.
+        :param name: the webhook's name; the outbox holds whatever was left under it.
         :raises mqhooks.errors.OutboxError: when it is new, the file is open, and it cannot be added.
         """
         if name not in self._outboxes:
@@ -121,7 +121,7 @@ class SqliteStore(Service):
 
     @property
     def names(self) -> list[str]:
-        """The webhooks that it has outboxes for: those asked for, and, once it is open, those that the file knows."""
+        """The webhooks that have outboxes: those asked for, and, once the file is open, those that it knows."""
         return list(self._outboxes)
 
     @property
@@ -135,7 +135,7 @@ class SqliteStore(Service):
         return aside.damaged_files(self.path)
 
     def resize(self, max_size: int, on_full: OnFull, dead_max: int) -> None:
-        """Replace the limits, which are those of the constructor."""
+        """Replace the constructor's limits."""
         self._limits.max_size, self._limits.on_full, self._limits.dead_max = max_size, on_full, dead_max
         for outbox in self._outboxes.values():
             outbox.release()
@@ -144,7 +144,7 @@ class SqliteStore(Service):
 
     def startService(self) -> None:
         """
-        Open or create the file. A damaged one is set aside.
+        Open or create the file; set a damaged one aside.
 
         :raises mqhooks.errors.OutboxError: when it is in use, not ours, of another version, or cannot be used.
         """
@@ -231,7 +231,7 @@ class SqliteStore(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Write what is not yet written, and close the file; what cannot be written within :data:`CLOSING_TIME` is lost.
+        Write whatever is left, and close the file; anything not written within :data:`CLOSING_TIME` is lost.
 
         :returns: a ``Deferred`` that fires when it is closed.
         """
@@ -284,17 +284,17 @@ class SqliteStore(Service):
         """
         List dead letters, oldest first. A list of long ones is shorter than asked for: go on after its last one.
 
-        :param webhook: of one webhook only.
-        :param after: those with a higher number.
-        :param upto: and with this number at most.
-        :param reason: those with this in their reason.
-        :param only: those that fit, in place of ``webhook`` and ``reason``.
+        :param webhook: only those of this webhook.
+        :param after: only those with a higher number.
+        :param upto: only those with this number at most.
+        :param reason: only those whose reason contains this.
+        :param only: only those that match; replaces ``webhook`` and ``reason``.
         """
         return list_dead(self._opened.reader, only or Filter(webhook, reason), after, limit, upto)
 
     def stretch_of_dead(self, after: int) -> int | None:
         """
-        Say up to which number one call should look for dead letters that are few among many, to take milliseconds.
+        Return how far one call should look for a few dead letters among many, so that it takes milliseconds.
 
         :returns: a number above ``after``; ``None`` when there is no dead letter there.
         """
@@ -312,10 +312,10 @@ class SqliteStore(Service):
         """
         Count dead letters.
 
-        :param webhook: of one webhook only.
-        :param reason: those with this in their reason.
-        :param after: those with a higher number, and ``upto`` at most; not for all of a webhook.
-        :param only: those that fit, in place of ``webhook`` and ``reason``.
+        :param webhook: only those of this webhook.
+        :param reason: only those whose reason contains this.
+        :param after: only those with a higher number, and ``upto`` at most; ignored when all of a webhook are counted.
+        :param only: only those that match; replaces ``webhook`` and ``reason``.
         """
         only = only or Filter(webhook, reason)
         if not only.narrow:
@@ -323,19 +323,19 @@ class SqliteStore(Service):
         return count_dead(self._opened.reader, only, after, upto)
 
     def last_dead(self) -> int:
-        """Get the highest number of a dead letter; 0 when there is none."""
+        """Get the highest number of a dead letter; 0 when there are none."""
         return self._opened.last_letter()
 
     def dead_letter(self, number: int) -> DeadLetter | None:
-        """Get one dead letter; ``None`` when there is none with that number."""
+        """Get a dead letter; ``None`` when none has that number."""
         found = self.dead_letters(after=number - 1, limit=1)
         return found[0] if found and found[0].number == number else None
 
     def replay(self, numbers: Iterable[int]) -> int:
         """
-        Replay dead letters: put them back behind what waits. Their ids stay, their age starts at zero.
+        Replay dead letters: put them back behind the pending deliveries. Their ids stay, their age starts at zero.
 
-        :returns: how many.
+        :returns: the number replayed.
         :raises mqhooks.errors.OutboxError: when one cannot be replayed; those before it are replayed.
         """
         return self._resolve(numbers, replay=True)
@@ -344,7 +344,7 @@ class SqliteStore(Service):
         """
         Remove dead letters for good.
 
-        :returns: how many.
+        :returns: the number removed.
         """
         return self._resolve(numbers, replay=False)
 
@@ -421,13 +421,13 @@ class SqliteStore(Service):
                 self.log.error("{path}: {action} was requested, but {error}", path=self.path, action=action, error=error)
 
     def _tell_carried_out(self) -> None:
-        """Log what was requested and done: one line, however much it is."""
+        """Log the requests carried out: one line for each action, however many they are."""
         done, self._carried_out = self._carried_out, Counter()
         for action, count in done.items():
             self.log.info("{action} done as requested: {count} dead letters", action=action, count=count)
 
     def _inbox(self, file: OutboxFile) -> list[int]:
-        """Take over what another process hands over, as long as there is room for it."""
+        """Take over whatever another process hands over, while there is room for it."""
         done: list[int] = []
         self._full_inbox = self._store.holding
         while not self._store.holding and self._unwritten() <= UNWRITTEN and len(done) < REQUESTS:

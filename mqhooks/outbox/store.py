@@ -1,10 +1,10 @@
 """
-When to commit, and what a failed commit means.
+Commit the changes of all queues: decide when, and what a failed commit means.
 
-- A queue that has something to write asks for a commit with a time limit; whatever is asked for until then goes into one
+- A queue with something to write asks for a commit within a time limit; everything asked for until then goes into one
   transaction. With ``sync = full`` a thread writes it, and the reactor goes on.
-- A failed transaction is retried each second, without what is at fault: what is unstorable is taken out, and when the disk is
-  full, what is new is postponed, so that acknowledgements fit into the reserve.
+- A failed transaction is retried each second, without whatever is at fault: unstorable deliveries are taken out, and when the
+  disk is full, new ones are postponed, so that acknowledgements fit into the reserve.
 - Damage is reported to the owner, who stops the process.
 """
 
@@ -34,24 +34,24 @@ LITTLE = 256 << 10
 TOO_FULL = "the disk has too little free space"
 
 UNWRITTEN = 8 << 20
-"""How many bytes of bodies may wait for the end of a turn, unless a single append brings more."""
+"""Bytes of bodies that may wait for the end of a turn, unless a single append brings more."""
 
 
 class Queue(Protocol):
-    """What has something to write: the outbox of one webhook."""
+    """A source of changes to write: the outbox of one webhook."""
 
     @property
     def unwritten(self) -> int:
-        """How many bytes of bodies wait for the next transaction."""
+        """Bytes of bodies that wait for the next transaction."""
 
     def plan(self, most: int) -> Changes:
-        """Say what to write now, with about ``most`` bytes of new bodies; 0: nothing that takes more room."""
+        """Plan the next transaction, with about ``most`` bytes of new bodies; 0: nothing that takes more room."""
 
     def written(self, changes: Changes) -> None:
-        """Go on after the transaction was committed."""
+        """Account for the committed transaction."""
 
     def postpone(self, changes: Changes) -> None:
-        """Take back what is new, for a later transaction."""
+        """Take back everything new, for a later transaction."""
 
     def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
         """Bury unstorable deliveries in this transaction, for the reasons given."""
@@ -59,9 +59,9 @@ class Queue(Protocol):
 
 class Store:
     """
-    Commits what queues have to write.
+    Commits the changes of queues.
 
-    :param reactor: tells the time, calls back, and has threads.
+    :param reactor: for the time, timers and callbacks from threads.
     :param damaged: called with the error when a transaction finds the file damaged.
     :param failed: called with the error when a transaction fails in another way.
     :ivar failing: why the last transaction failed; ``None`` when it did not.
@@ -84,7 +84,7 @@ class Store:
         self._timer: IDelayedCall | None = None
         self._due = 0.0
         self._changes: list[tuple[Queue, Changes]] | None = None
-        # Numbers of requests and of inbox rows that are done: for the next transaction, and of the one being written.
+        # Numbers of requests and inbox rows that are done: for the next transaction, and in the one being written.
         self._requests: list[int] = []
         self._inbox: list[int] = []
         self._writing: tuple[list[int], list[int]] = ([], [])
@@ -96,8 +96,8 @@ class Store:
         """
         Start writing to a file.
 
-        :param threads: a single one, or ``None``.
-        :param full: whether it writes; if not, it only moves the write-ahead log.
+        :param threads: a pool with a single thread, or ``None``.
+        :param full: whether the thread writes transactions; otherwise it only moves the write-ahead log.
         """
         self.file, self._space = file, space
         if full:
@@ -108,7 +108,7 @@ class Store:
             self._schedule(0.0)
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Stop writing."""
         if self._checkpoints is not None:
             self._checkpoints.stop()
         self._checkpoints = self._threads = None
@@ -123,7 +123,7 @@ class Store:
 
     @property
     def writing(self) -> bool:
-        """Whether a transaction is being written, or was and failed."""
+        """Whether a transaction is being written, or has failed and is to be retried."""
         return self._changes is not None
 
     @property
@@ -132,15 +132,15 @@ class Store:
         return self._held
 
     def seconds(self) -> float:
-        """The reactor's time."""
+        """Return the reactor's time."""
         seconds: float = self._reactor.seconds()
         return seconds
 
     def commit(self, queue: Queue, within: float) -> None:
         """
-        Commit what a queue has to write.
+        Commit a queue's changes.
 
-        :param within: seconds; 0 for the end of this turn of the reactor, or at once when there is much.
+        :param within: seconds; 0 for the end of this turn of the reactor, or at once when there is much to write.
         """
         self._dirty[queue] = None
         if self._changes is not None:
@@ -161,7 +161,7 @@ class Store:
 
     @property
     def undone(self) -> bool:
-        """Whether what was passed to :meth:`done` is not yet committed."""
+        """Whether anything passed to :meth:`done` is not committed yet."""
         return bool(self._requests or self._inbox or self._writing != ([], []))
 
     def flushed(self) -> Deferred[None]:
@@ -177,7 +177,7 @@ class Store:
         return flushed
 
     def give_up(self) -> None:
-        """Release everyone who waits for a commit."""
+        """Release all callers of :meth:`flushed`."""
         self._flushing += self._flushed
         self._flushed = []
         self._tell_flushed()
@@ -200,7 +200,7 @@ class Store:
         return sum([queue.unwritten for queue in self._dirty])
 
     def _allowed(self) -> int:
-        """Work out how many bytes of new bodies there is room for now; 0 when what is new has to wait."""
+        """Return the bytes of new bodies that there is room for now; 0 when new deliveries have to wait."""
         if self._held or self._space is None or self.file is None:
             return 0
         allowed = max(self._unwritten(), 1)
@@ -212,7 +212,7 @@ class Store:
                     return 0
                 allowed = max(allowed // 2, LITTLE)
         except OutboxError:
-            # Writing will tell what is wrong.
+            # Writing will show what is wrong.
             pass
         return allowed
 
@@ -275,7 +275,7 @@ class Store:
         self.failing = None
         self._writing = ([], [])
         if self.file is not None:
-            # Whoever hears of it may have more to write at once: that must not begin before all queues have gone on.
+            # Those who are told may ask for another commit: it must not begin before all queues have been told.
             for queue, changes in self._changes or ():
                 queue.written(changes)
         if self._checkpoints is not None:
@@ -308,7 +308,7 @@ class Store:
         self._timer = self._reactor.callLater(again, self._flush)
 
     def _leave_out(self) -> bool:
-        """Take out what is unstorable, so that the rest of the transaction can be committed."""
+        """Take out unstorable deliveries, so that the rest of the transaction can be committed."""
         assert self.file is not None
         found = False
         for queue, changes in self._changes or ():
@@ -316,7 +316,7 @@ class Store:
             try:
                 deliveries = self.file.leave_out(changes)
             except OutboxError:
-                # The retry finds it.
+                # The retry will run into it.
                 continue
             if deliveries:
                 queue.refuse(changes, deliveries)
@@ -325,7 +325,7 @@ class Store:
 
     def _spend(self) -> bool:
         """
-        Give up the reserve, and postpone what is new.
+        Give up the reserve, and postpone everything new.
 
         :returns: whether that changed anything.
         """

@@ -1,8 +1,8 @@
 """
-How deliveries and dead letters are stored: as MessagePack, with a version and a checksum beside it.
+Encode deliveries and dead letters for storage: as MessagePack, with a version and a checksum beside it.
 
-- The checksum covers the place of a row as well: a page that a disk has put in the wrong place is damage too.
-- What is unstorable, a body that is too long for example, becomes a dead letter without its body rather than an error.
+- The checksum also covers a row's number: a page that a disk has put in the wrong place is damage too.
+- An unstorable delivery, one with too long a body for example, becomes a dead letter without its body rather than an error.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ VERSION = 1
 """The version of the format."""
 
 LONGEST = 990_000_000
-"""How many bytes a body may have: SQLite takes no row of more than 1,000,000,000."""
+"""Longest body, in bytes: SQLite takes no row of more than 1,000,000,000."""
 
 LONGEST_CLIENT = 1 << 16
-"""How many characters of a client id a dead letter without its body keeps; in MQTT it has no more bytes."""
+"""Characters of a client id that a dead letter without its body keeps; MQTT allows no more bytes."""
 
 CLIENT_BYTES = 1 << 20
-"""Within how many bytes at the beginning of a delivery its id and its client are."""
+"""Bytes at the beginning of an encoded delivery that hold its id and its client."""
 
 UNENCODABLE = (OverflowError, ValueError, TypeError)
-"""What :func:`encode` raises for a delivery that cannot be encoded."""
+"""Errors that :func:`encode` raises for a delivery that cannot be encoded."""
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(list[Delivery | None]).decode
@@ -37,7 +37,7 @@ _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def checksum(number: int, version: int, *parts: bytes | str) -> int:
-    """Work out the checksum of what is stored under a number."""
+    """Return the checksum of data that is stored under a number."""
     value = crc32(b"%d %d" % (number, version))
     for part in parts:
         value = crc32(part if isinstance(part, bytes) else part.encode(errors="replace"), value)
@@ -48,7 +48,7 @@ def decode_row(number: int, version: object, check: object, data: object) -> Seq
     """
     Decode the deliveries of a row.
 
-    :returns: ``None`` in the places of settled ones that were thinned out; a single ``None`` when the row is damaged.
+    :returns: the deliveries, ``None`` in the places of those that were thinned out; a single ``None`` when it is damaged.
     """
     if version != VERSION or not isinstance(data, bytes) or checksum(number, VERSION, data) != check:
         return None
@@ -99,7 +99,7 @@ def client_of(data: bytes) -> str | None:
 
 
 def is_client(data: object, wanted: str) -> bool:
-    """Say whether a delivery is of a client: its id, or its mountpoint, a slash, and its id."""
+    """Return whether a delivery is of a client, given as its id, or as its mountpoint, a slash, and its id."""
     client = client_of(data) if isinstance(data, bytes) else None
     return client is not None and wanted in (client.rpartition("\0")[2], client.replace("\0", "/"))
 
@@ -119,8 +119,8 @@ def encode_letter(letter: DeadLetter) -> bytes:
 
 
 def joined(deliveries: Sequence[bytes]) -> bytes:
-    """Make a row of encoded deliveries, up to 65,535."""
-    # MessagePack's head of an array, and what is in it.
+    """Join encoded deliveries, up to 65,535, into a row."""
+    # The header of a MessagePack array, and its elements.
     return b"\xdc" + len(deliveries).to_bytes(2, "big") + b"".join(deliveries)
 
 
@@ -144,7 +144,7 @@ def decode_handed(webhook: str, data: bytes) -> DeadLetter:
 
 
 def encodable(delivery: Delivery) -> str | None:
-    """Say why a delivery cannot be encoded; ``None`` if it can."""
+    """Return why a delivery cannot be encoded; ``None`` if it can."""
     try:
         encode(delivery)
     except UNENCODABLE as error:
@@ -154,7 +154,7 @@ def encodable(delivery: Delivery) -> str | None:
 
 def without_body(letter: DeadLetter, reason: str) -> DeadLetter:
     """
-    Make a dead letter that can be stored, whatever is in it, and that cannot be replayed.
+    Make a dead letter that can be stored in any case, and cannot be replayed.
 
     :param reason: why it is stored without its body; the delivery's id, client and size are added.
     """

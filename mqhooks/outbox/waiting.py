@@ -17,7 +17,7 @@ class WaitingClaim:
     """
     Answers claims, at once or when :meth:`serve` finds something; one may wait at a time.
 
-    :param take: called with a number of deliveries and about how many bytes of bodies; returns unclaimed deliveries, or none.
+    :param take: called with a number of deliveries and an approximate number of bytes; returns unclaimed deliveries, or none.
     """
 
     def __init__(self, take: Take) -> None:

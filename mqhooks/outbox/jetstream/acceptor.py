@@ -1,12 +1,13 @@
 """
-Puts deliveries into the log of one partition.
+Write deliveries to the log of one partition.
 
-- One message at a time is without an acknowledgement: two could change places over an election.
+- Only one message at a time is unacknowledged: two could change places during an election.
 - It is repeated under the same id until it is acknowledged, so a lost acknowledgement stores nothing twice. JetStream forgets
-  ids after two minutes: what takes longer is looked for in the log before it is repeated.
-- While JetStream is away, all goes through a local file, if there is one: behind what waits there already, until it is empty.
-- A delivery is counted as made of an event once, by the process that accepts it, when the log or the file has it. Whoever owns
-  the partition counts it as taken over, unless that is this very process.
+  ids after two minutes, so after a while the message is looked for in the log before it is repeated.
+- While JetStream is away, everything goes through a local file, if there is one, behind whatever waits there, until it is
+  empty.
+- A delivery is counted as made from an event once, by the process that accepts it, when the log or the file has it. The owner
+  of the partition counts it as taken over, unless that is this very process.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ from mqhooks.outbox.queue import SqliteOutbox
 from mqhooks.outbox.stored import UNENCODABLE, encodable
 
 LINGER = 0.02
-"""How many seconds lie between two messages of a partition, unless one is full: batches are what makes it cheap."""
+"""Seconds between two messages of a partition, unless one is full: batches keep it cheap."""
 
 AGAIN = 0.1
-"""How many seconds after a message was not acknowledged it is sent again."""
+"""Seconds until an unacknowledged message is sent again."""
 
 TIMEOUT = 1.0
-"""How many seconds an acknowledgement may take."""
+"""Seconds that an acknowledgement may take."""
 
 REMEMBERED = 60.0
-"""After how many seconds a message is looked for before it is sent again: half of what JetStream remembers."""
+"""Seconds after which a message is looked for before it is sent again: half of the time that JetStream remembers ids."""
 
 LATE = 0.25
-"""After how many seconds without an acknowledgement it seems that a leader is being elected."""
+"""Seconds without an acknowledgement after which an election is assumed."""
 
 EACH = 768
-"""About how many bytes of memory a waiting delivery takes besides its body and its client."""
+"""Bytes of memory that a waiting delivery takes besides its body and its client, approximately."""
 
 PASSED = 8 << 20
-"""About how many bytes are read from the local file in one turn of the reactor, when only their ids matter."""
+"""Bytes read from the local file in one turn of the reactor, approximately, when only ids matter."""
 
 NO_ROOM = frozenset({10047, 10077})
 """JetStream's errors for a stream or a server without room."""
@@ -59,9 +60,9 @@ NO_ROOM = frozenset({10047, 10077})
 @dataclass
 class Held:
     """
-    What waits in memory until JetStream or the file has it, over all webhooks.
+    The deliveries of all webhooks that wait in memory until JetStream or the file has them.
 
-    :ivar size: how many bytes it takes, about.
+    :ivar size: bytes that they take, approximately.
     """
 
     size: int = 0
@@ -71,7 +72,7 @@ class Accepting(Protocol):
     """Some deliveries that a caller has appended."""
 
     def landed(self) -> None:
-        """Note that all of them which are in one partition are accepted."""
+        """Note that all of them that are in one partition are accepted."""
 
 
 _Part = tuple[Delivery, Accepting | None, float]
@@ -79,9 +80,9 @@ _Part = tuple[Delivery, Accepting | None, float]
 
 class _Flight:
     """
-    A message that may be in the log, until that is known.
+    A message that may or may not be in the log.
 
-    :ivar kept: whether its deliveries are in the local file, too.
+    :ivar kept: whether its deliveries are also in the local file.
     :ivar counted: whether this process has counted it, as the owner of the partition.
     """
 
@@ -93,7 +94,7 @@ class _Flight:
 
 
 class _Landing:
-    """Calls back when a message is counted, or is another process's to count."""
+    """Calls back when a message is counted, or it is up to another process to count it."""
 
     def __init__(self, then: Callable[[], object]) -> None:
         self._then = then
@@ -103,7 +104,7 @@ class _Landing:
 
 
 class _Both:
-    """Two that are accepted together."""
+    """Two callers whose deliveries are accepted together."""
 
     def __init__(self, first: Accepting | None, second: Accepting) -> None:
         self._first = first
@@ -123,22 +124,22 @@ class Acceptor:
     :param stream: writes.
     :param subject: of the log.
     :param name: begins the ids of messages, and tells acceptors apart.
-    :param acknowledged: called with the sequence number of a message, and whose last deliveries were in it.
-    :param failed: called with what keeps a message from being stored, whenever it is tried in vain.
+    :param acknowledged: called with a message's sequence number, and with the callers whose last deliveries were in it.
+    :param failed: called with the error whenever storing a message fails.
     :param refused: called with a delivery that can never be stored, why, and what to call once it is a dead letter.
     :param last: asks for the id of the last delivery in the log that an acceptor of this name has stored.
-    :param held: what it has in memory is added there.
+    :param held: counts the bytes that it has in memory, too.
     :ivar subject: of the log.
     :ivar since: when the oldest delivery that is neither acknowledged nor in the file was appended, in the reactor's seconds.
     :ivar refused: whether the last attempt found no room.
     :ivar failing: whether it failed for another reason.
-    :ivar held: whether nothing may be sent, because the partition's owner has said that it has no room.
+    :ivar held: whether nothing may be sent, because the partition's owner has announced that it has no room.
     :ivar begun: whether the stream is known to be there.
     :ivar spill: the local file's part for this partition; ``None`` for none.
-    :ivar spilling: whether all goes through the file.
-    :ivar handed: how many deliveries are in the log without having been in the file, and are another process's to count.
-    :ivar doubled: how many deliveries that are or were in the file are counted here twice: as in the log, or as dead letters.
-    :ivar left: how many of these are in the file no more.
+    :ivar spilling: whether everything goes through the file.
+    :ivar handed: number of deliveries that are in the log, have not been in the file, and are up to another process to count.
+    :ivar doubled: number of deliveries that are or were in the file and count twice here: also in the log or as dead letters.
+    :ivar left: number of these that have left the file.
     """
 
     log = Logger()
@@ -169,11 +170,11 @@ class Acceptor:
         self._last = last
         self._held = held
         self._waiting: deque[_Part] = deque()
-        # The message without an acknowledgement: its content, and what it was made of.
+        # The unacknowledged message: its content, and the deliveries in it.
         self._flying: tuple[bytes, list[_Part]] | None = None
-        # What may be in the log, by the id of the last delivery in it.
+        # Messages that may be in the log, by the id of the last delivery in each.
         self._flights: dict[str, _Flight] = {}
-        # Whether it may be stored, under its id, already; since when; and how many may be in the next one.
+        # Whether the unacknowledged message may be stored already; since when; and how many deliveries the next one may have.
         self._sent = False
         self._first_sent = 0.0
         self._failed_at = -inf
@@ -181,38 +182,38 @@ class Acceptor:
         self._next = 0.0
         self._timer: IDelayedCall | None = None
         self._stopped = False
-        # How many appends to the file are not committed, and how many of what is first in it were sent as one message before.
+        # Uncommitted appends to the file; and how many of the first deliveries in it were sent as one message before.
         self._uncommitted = 0
         self._sent_before = 0
         self._draining: Deferred[Any] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether there is something that is neither acknowledged nor in the file."""
+        """Whether any delivery is neither acknowledged nor in the file."""
         return bool(self._waiting) or self._flying is not None or bool(self._uncommitted)
 
     @property
     def full(self) -> bool:
-        """Whether there is no room, neither in JetStream nor in the file."""
+        """Whether there is no room for more: in the file while everything goes through it, in JetStream otherwise."""
         if self.spilling:
             return self.spill is not None and self.spill.full
         return self.refused or self.held or (self.spill is None and not self.begun)
 
     @property
     def unstored(self) -> int:
-        """How many deliveries are only in memory: neither acknowledged nor given to the file."""
+        """Number of deliveries that are only in memory: neither acknowledged nor given to the file."""
         return len(self._waiting) + (0 if self._flying is None else len(self._flying[1]))
 
     def late(self, since: float) -> bool:
         """
-        Say whether JetStream is slow to acknowledge, as while it elects a leader, or has not acknowledged something.
+        Return whether JetStream is slow to acknowledge, as during an election, or an attempt has failed.
 
-        :param since: it failed at this time or later, in the reactor's seconds.
+        :param since: the earliest failure that counts, in the reactor's seconds.
         """
         return self._failed_at >= since or (self._flying is not None and self._reactor.seconds() - self._first_sent > LATE)
 
     def put(self, deliveries: list[Delivery], accepting: Accepting) -> None:
-        """Append some; the caller has checked that each can be stored."""
+        """Append deliveries; the caller has checked that none is too long."""
         now = self._reactor.seconds()
         parts: list[_Part] = [(delivery, None, now) for delivery in deliveries[:-1]]
         parts.append((deliveries[-1], accepting, now))
@@ -231,7 +232,7 @@ class Acceptor:
         self.go_on()
 
     def go_on(self) -> None:
-        """Send what may be sent."""
+        """Send the next message, if it may be sent now."""
         if self.spilling or self._flying is not None or not self._waiting or self._stopped or self.held or not self.begun:
             return
         left = self._next - self._reactor.seconds()
@@ -266,10 +267,10 @@ class Acceptor:
 
     def made_here(self, last: str, count: int) -> bool:
         """
-        Say whether a message that is counted now in the partition, which is ours, was made of events here.
+        Return whether this process made a message from events. Our partition calls this when it counts the message.
 
         :param last: the id of the last delivery in it.
-        :param count: how many it has.
+        :param count: its number of deliveries.
         """
         flight = self._flights.get(last)
         if flight is None or flight.counted:
@@ -293,7 +294,7 @@ class Acceptor:
             if problem is None:
                 kept.append(part)
             elif kept and accepting is not None:
-                # What its caller has appended before it is accepted with the last of that.
+                # Its caller is answered when the last delivery kept before it is accepted.
                 self._refused(delivery, problem, _nothing)
                 before, whose, at = kept[-1]
                 kept[-1] = before, _Both(whose, accepting), at
@@ -307,7 +308,7 @@ class Acceptor:
         self._refused(delivery, problem, _nothing if accepting is None else accepting.landed)
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         self._stopped = True
         self._cancel()
         if self._draining is not None:
@@ -345,7 +346,7 @@ class Acceptor:
 
     def _stored(self, ack: Ack | None, flying: tuple[bytes, list[_Part]]) -> None:
         if self._flying is not flying:
-            # It is in the file meanwhile.
+            # It has gone to the file meanwhile.
             return
         self._flying = None
         self.refused = self.failing = False
@@ -400,7 +401,7 @@ class Acceptor:
         return await self._last(self.name)
 
     def _divide(self, batch: list[_Part], problem: str) -> None:
-        """Send fewer at once: clients' names, headers and paths may be long too."""
+        """Send fewer at once: client ids, headers and paths may be long too."""
         self._flying = None
         self._flights.pop(batch[-1][0].id, None)
         if len(batch) == 1:
@@ -417,15 +418,15 @@ class Acceptor:
 
     def attach(self, spill: SqliteOutbox) -> None:
         """
-        Give it a part of a file that is open.
+        Give it a part of an open file.
 
-        :param spill: what an earlier process has left in it is stored first.
+        :param spill: that part; deliveries that an earlier process has left in it are stored first.
         """
         self.spill = spill
         self.spilling = spill.counts.pending > 0
 
     def divert(self) -> None:
-        """Have all go through the file from now on, first of all what waits in memory."""
+        """Send everything through the file from now on, first of all the deliveries that wait in memory."""
         if self.spill is None or self.spilling:
             return
         self.spilling = True
@@ -464,7 +465,7 @@ class Acceptor:
             accepted.addCallback(committed)
 
     def drain(self) -> None:
-        """Begin to store what is in the file, unless that goes on already."""
+        """Begin to move the file's deliveries into the log, unless that goes on already."""
         if not self.spilling or self._draining is not None or self._stopped or not self.begun:
             return
         self._draining = draining = ensureDeferred(self._drain())
@@ -496,7 +497,7 @@ class Acceptor:
             if not spill.counts.pending:
                 await deferLater(self._reactor, AGAIN / 10)
                 continue
-            # The same again as one message, under the same id.
+            # Send the same deliveries as one message again, under the same id.
             claimed = await self._claim(spill, first or BATCH, 1 << 62 if first else BATCH_BYTES)
             first = 0
             await self.put_away(claimed)
@@ -505,14 +506,14 @@ class Acceptor:
         self.spilling = False
 
     def forget(self, spill: SqliteOutbox, deliveries: list[Delivery]) -> None:
-        """Take deliveries that are in the log, all of this partition, out of a file's part."""
+        """Remove deliveries of this partition from a file's part: they are in the log."""
         spill.acknowledge(deliveries)
         self.left += min(len(deliveries), self.doubled - self.left)
         for delivery in deliveries:
             self._flights.pop(delivery.id, None)
 
     async def _place_of(self, spill: SqliteOutbox, last: str | None) -> int:
-        """Say how many deliveries at the head of the file JetStream has already."""
+        """Return how many deliveries at the head of the file JetStream has already."""
         if last is None:
             return 0
         spill.reclaim()
@@ -531,11 +532,11 @@ class Acceptor:
         return list(await claimed if isinstance(claimed, Deferred) else claimed)
 
     async def put_away(self, deliveries: list[Delivery]) -> None:
-        """Store deliveries as one message, or as several when that is too long; wait however long it takes."""
-        # Their places are those in the file.
+        """Store deliveries as one message, or as several if it is too long; wait as long as it takes."""
+        # Their places belong to the file.
         data = encode([structs.replace(delivery, place=0, attempts=0) for delivery in deliveries])
         began, sent = self._reactor.seconds(), False
-        # It may have been sent, and counted, before the file had it.
+        # The message may have been sent, and counted, before its deliveries went to the file.
         self._flights.setdefault(deliveries[-1].id, _Flight(kept=True))
         while True:
             if self.held:

@@ -1,5 +1,5 @@
 """
-Looks whether an outbox can be in a JetStream, before a bridge needs it. Nothing is changed.
+Check whether an outbox can be in a JetStream, before a bridge needs it. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from mqhooks.outbox.jetstream.layout import (
 )
 
 PATIENCE = 5.0
-"""How many seconds connecting may take."""
+"""Seconds that connecting may take."""
 
 UNSYNCED = (
     "unless the NATS servers have sync_interval: always, a power failure can undo what they have acknowledged; "
     "when they have it, say sync = full"
 )
-"""What is said unless the operator has declared it."""
+"""The warning unless the operator has declared that the servers sync always."""
 
 
 @dataclass
 class Found:
     """
-    What was found.
+    The results of an examination.
 
-    :param problems: what keeps the outbox from working, one line each.
-    :param notes: what else is worth knowing.
+    :param problems: reasons why the outbox cannot work, one line each.
+    :param notes: anything else worth knowing.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -47,9 +47,9 @@ class Found:
 
 async def examine(reactor: Any, settings: Any, webhooks: Iterable[str], max_size: int, dead_max: int) -> Found:
     """
-    Look at servers, permissions, streams and storage.
+    Examine servers, permissions, streams and storage.
 
-    :param reactor: it runs.
+    :param reactor: the running reactor.
     :param settings: :class:`~mqhooks.outbox.jetstream.store.JetStreamSettings`.
     :param webhooks: their names.
     :param max_size: bytes of deliveries, for each webhook; likewise ``dead_max``.

@@ -1,8 +1,8 @@
 """
-Which streams a webhook has, and making them. When their number changes they are made anew, as a further generation.
+Find, make and close a webhook's streams. Another number of partitions gets streams of its own: a further generation.
 
 - A former generation is closed: its streams take no more deliveries. Once all of them are empty, the next one is delivered.
-- A generation counts from when its partition 0 is there, which is made last.
+- A generation counts once its partition 0 is there, which is made last.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ NO_STORAGE = frozenset({10002, 10028, 10047})
 """JetStream's errors for a stream that a server, or the account, has no storage for."""
 
 MAKING = 10.0
-"""How many seconds making a stream may take."""
+"""Seconds that making a stream may take."""
 
 ASKING = 2.0
-"""How many seconds asking for one may take: one that was just made has no leader yet, and nobody answers."""
+"""Seconds that asking for a stream may take: a new one has no leader yet, and nobody answers."""
 
 
 async def generations(stream: JetStream, prefix: str) -> dict[str, list[int]]:
@@ -30,7 +30,7 @@ async def generations(stream: JetStream, prefix: str) -> dict[str, list[int]]:
     List webhooks that have streams.
 
     :param stream: reads.
-    :param prefix: what all names begin with.
+    :param prefix: the beginning of all names.
     :returns: the generations of each, oldest first.
     """
     pattern = re.compile(rf"{re.escape(prefix)}_(.+?)(?:=g([0-9]+))?_0")
@@ -46,7 +46,7 @@ async def newest(stream: JetStream, prefix: str, webhook: str) -> tuple[Names, i
     """
     Find the streams that take a webhook's deliveries.
 
-    :returns: their names, and how many partitions there are.
+    :returns: their names, and the number of partitions.
     :raises mqhooks.errors.OutboxError: when there are none.
     """
     numbers = (await generations(stream, prefix)).get(webhook)
@@ -58,7 +58,7 @@ async def newest(stream: JetStream, prefix: str, webhook: str) -> tuple[Names, i
 
 async def partitions_of(stream: JetStream, names: Names) -> int:
     """
-    Say how many partitions a generation has.
+    Return the number of partitions of a generation.
 
     :raises mqhooks.errors.OutboxError: when its streams are not ours.
     """
@@ -71,10 +71,10 @@ async def partitions_of(stream: JetStream, names: Names) -> int:
 
 async def ensure(stream: JetStream, config: dict[str, Any]) -> None:
     """
-    Make a stream, or check the one that is there and raise its limits.
+    Make a stream, or check the existing one and raise its limits.
 
-    :param config: as JetStream has it.
-    :raises mqhooks.errors.OutboxError: when it cannot be made, or is another one.
+    :param config: in JetStream's format.
+    :raises mqhooks.errors.OutboxError: when it cannot be made, or the existing one differs.
     """
     name = config["name"]
     try:
@@ -98,7 +98,7 @@ async def ensure(stream: JetStream, config: dict[str, Any]) -> None:
 
 
 async def close(stream: JetStream, names: Names, partitions: int) -> None:
-    """Have a generation's streams take no more deliveries; leases and checkpoints they take."""
+    """Stop a generation's streams from taking deliveries; they still take leases and checkpoints."""
     for number in range(partitions):
         try:
             config = (await stream.stream_info(names.stream(number)))["config"]

@@ -1,5 +1,5 @@
 """
-What is where in JetStream, and how it is written. All of it outlives the process, so other versions have to agree.
+Names and formats in JetStream. All of them outlive the process, so other versions have to agree.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from mqhooks.delivery import DeadLetter, Delivery
 from mqhooks.outbox.stored import encode_handed
 
 FORMAT = "1"
-"""The version of all that is here; streams carry it in their metadata."""
+"""The version of these names and formats; streams carry it in their metadata."""
 
 PREFIX = r"[0-9A-Za-z_-]{1,32}"
-"""What the names of streams and subjects may begin with, as a regular expression."""
+"""A regular expression for the prefix of the names of streams and subjects."""
 
 COUNT = "Mqhooks-Count"
-"""The header that says how many deliveries are in a message."""
+"""The header with the number of deliveries in a message."""
 
 REPLAYED = "Mqhooks-Replayed"
 """The header of a message whose deliveries were dead letters."""
 
 ACCEPTORS = 64
-"""Of how many acceptors a checkpoint says what they have stored."""
+"""Acceptors whose last stored delivery a checkpoint notes."""
 
 BATCH = 256
-"""How many deliveries a message has at most."""
+"""Maximum number of deliveries in a message."""
 
 BATCH_BYTES = 256 << 10
-"""About how many bytes of bodies it has, unless a single one is longer."""
+"""Bytes of bodies in a message, approximately, unless a single one is longer."""
 
 OVERHEAD = 2048
-"""How many bytes a delivery and its message may take besides body and client."""
+"""Bytes that a delivery and its message may take besides body and client."""
 
 HEADROOM = 8 << 20
-"""How many bytes a stream may have beyond its share of ``max_size``: the lease must find room in a full one."""
+"""Bytes that a stream may have beyond its share of ``max_size``: the lease must find room in a full one."""
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_log = msgspec.msgpack.Decoder(list[Delivery]).decode
@@ -47,10 +47,10 @@ _decode_log = msgspec.msgpack.Decoder(list[Delivery]).decode
 
 def partition_of(client: str, partitions: int) -> int:
     """
-    Say in which partition a client's deliveries are: by the CRC-32 of its id in UTF-8, times 0x9E3779B1, modulo 2 ** 32.
+    Return the partition of a client's deliveries: by the CRC-32 of its id in UTF-8, times 0x9E3779B1, modulo 2 ** 32.
 
     The CRCs of names that differ in a digit or two differ in few bits; the product spreads them over all partitions. Its high
-    bits count, so that a process that owns one partition has work for all of its lanes, which go by the CRC itself.
+    bits choose the partition, so a process that owns only one has work for all its lanes, which go by the CRC itself.
     """
     return (crc32(client.encode("utf-8", "surrogatepass")) * 0x9E3779B1 & 0xFFFFFFFF) * partitions >> 32
 
@@ -59,9 +59,9 @@ class Names:
     """
     The names of one webhook's streams and subjects.
 
-    :param prefix: what all names begin with.
-    :param webhook: its name; what NATS does not allow is written as ``=`` and two hexadecimal digits for each byte.
-    :param generation: which of its streams.
+    :param prefix: the beginning of all names.
+    :param webhook: its name; bytes that NATS does not allow are written as ``=`` and two hexadecimal digits.
+    :param generation: the generation of its streams.
     """
 
     def __init__(self, prefix: str, webhook: str, generation: int = 1) -> None:
@@ -76,19 +76,19 @@ class Names:
         self.alive = f"{prefix}.alive.{self.token}"
 
     def stream(self, partition: int) -> str:
-        """A partition's stream."""
+        """Return the name of a partition's stream."""
         return f"{self.prefix}_{self.token}_{partition}"
 
     def log(self, partition: int) -> str:
-        """The subject of its deliveries."""
+        """Return the subject of a partition's deliveries."""
         return f"{self.prefix}.log.{self.token}.{partition}"
 
     def own(self, partition: int) -> str:
-        """The subject of its lease and checkpoint."""
+        """Return the subject of a partition's lease and checkpoint."""
         return f"{self.prefix}.own.{self.token}.{partition}"
 
     def new(self, partition: int) -> str:
-        """The subject, outside the stream, on which the leader tells what it has stored."""
+        """Return the subject, outside the stream, on which the leader announces each message that it has stored."""
         return f"{self.prefix}.new.{self.token}.{partition}"
 
     @property
@@ -98,23 +98,23 @@ class Names:
 
 
 def webhook_of(token: str) -> str:
-    """Say which webhook's names have this token."""
+    """Return the webhook whose names have this token."""
     plain = re.sub("=([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), token)
     return plain.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     """
-    Who owns a partition, and how far it has come.
+    A partition's owner and progress.
 
     :param owner: the process that delivers, for two seconds from now on; ``None`` when it has given the partition up.
     :param turn: tells an owner's checkpoints apart.
-    :param upto: a sequence number: of the log up to there, only what is in ``open`` is not settled; beyond, nothing is.
-    :param open: messages that are not settled: by sequence number, a bit for each delivery of it that is, in hexadecimal.
-    :param tail: up to which sequence number the log is counted.
-    :param pending: how many deliveries up to there are not settled.
-    :param size: how many bytes the messages up to there have that are not settled.
-    :param accepted: the id of the last delivery up to there that each of the last acceptors has stored.
+    :param upto: a sequence number: up to there, the whole log is settled except for ``open``; beyond, nothing is.
+    :param open: the unsettled messages up to there: by sequence number, a bit for each settled delivery, in hexadecimal.
+    :param tail: the sequence number up to which the log is counted.
+    :param pending: number of unsettled deliveries up to ``tail``.
+    :param size: bytes of the unsettled messages up to ``tail``.
+    :param accepted: for each of the latest acceptors, the id of the last delivery up to ``tail`` that it has stored.
     """
 
     owner: str | None = None
@@ -131,27 +131,27 @@ _checkpoint = msgspec.json.Decoder(Checkpoint).decode
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
-    """Write a checkpoint."""
+    """Encode a checkpoint."""
     return msgspec.json.encode(checkpoint)
 
 
 def decode_checkpoint(data: bytes) -> Checkpoint:
     """
-    Read a checkpoint.
+    Decode a checkpoint.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when the data is not one.
     """
     return _checkpoint(data)
 
 
 def accepted_by(message_id: str) -> tuple[str, str] | None:
-    """Say which acceptor has stored a message, and the id of the last delivery in it; ``None`` when it is no acceptor's."""
+    """Return the acceptor of a message, and the id of the last delivery in it; ``None`` when it is not from an acceptor."""
     name, _, delivery = message_id.partition("/")
     return (name, delivery) if name.startswith("a-") and delivery else None
 
 
 def decode_batch(data: bytes) -> list[Delivery] | None:
-    """Read the deliveries of a message; ``None`` when it cannot be read."""
+    """Decode the deliveries of a message; ``None`` when they cannot be decoded."""
     try:
         return _decode_log(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -160,7 +160,7 @@ def decode_batch(data: bytes) -> list[Delivery] | None:
 
 def encode_letter(letter: DeadLetter) -> bytes:
     """
-    Write a dead letter.
+    Encode a dead letter.
 
     :raises OverflowError, ValueError: when it cannot be encoded.
     """
@@ -168,7 +168,7 @@ def encode_letter(letter: DeadLetter) -> bytes:
 
 
 def log_config(names: Names, partition: int, partitions: int, replicas: int, max_bytes: int) -> dict[str, Any]:
-    """Describe a partition's stream as JetStream has it."""
+    """Return the configuration of a partition's stream, in JetStream's format."""
     return {
         "name": names.stream(partition),
         "subjects": [names.log(partition), names.own(partition)],
@@ -186,7 +186,7 @@ def log_config(names: Names, partition: int, partitions: int, replicas: int, max
 
 
 def letters_config(names: Names, replicas: int, dead_max: int, max_bytes: int) -> dict[str, Any]:
-    """Describe the stream of dead letters, and of notes: what was imported, how webhooks are configured."""
+    """Return the configuration of the stream of dead letters, and of notes about imports and webhooks' configurations."""
     return {
         "name": names.letters,
         "subjects": [f"{names.prefix}.dead.*", f"{names.prefix}.note.>"],
@@ -204,11 +204,11 @@ def letters_config(names: Names, replicas: int, dead_max: int, max_bytes: int) -
 
 
 LIMITS = ("max_bytes", "max_msgs_per_subject")
-"""What is raised in a stream that has less, and left in one that has more."""
+"""Settings that are raised in a stream that has less, and left in one that has more."""
 
 
 def raised(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Find the limits that a stream needs raised."""
+    """Return the limits to raise in a stream."""
     return {key: wanted[key] for key in LIMITS if key in wanted and 0 < found.get(key, 0) < wanted[key]}
 
 
@@ -238,7 +238,7 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> Sequence[str]:
 
 
 def differing(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Say how a stream differs from what it should be, and what to do; ``None`` when it does not."""
+    """Describe how a stream differs from what it should be, and what to do; ``None`` when it does not."""
     different = differences(wanted, found)
     if not different:
         return None

@@ -1,9 +1,9 @@
 """
-The dead letters of all webhooks, for any process that is connected: their numbers are those of the stream's messages.
+The dead letters of all webhooks, for any connected process: their numbers are those of the stream's messages.
 
-- A dead letter is replayed by putting its delivery into the log of its partition, under an id made of its number, and then
-  deleted: two that replay it at once store it once.
-- What was imported is noted in the same stream, so that an import that was interrupted goes on where it stopped.
+- A dead letter is replayed by putting its delivery into the log of its partition, under an id made from its number, and then
+  deleted: two processes that replay it at once store it once.
+- Imports note their progress in the same stream, so an interrupted one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from mqhooks.outbox.jetstream.layout import (
 from mqhooks.outbox.stored import client_of, decode_handed, encode_handed, joined
 
 READ = 256
-"""How many dead letters one request reads at most."""
+"""Maximum number of dead letters per read request."""
 
 READ_BYTES = 1 << 20
-"""About how many bytes it reads."""
+"""Bytes per read request, approximately."""
 
 AT_ONCE = 64
-"""How many are asked for at once."""
+"""Requests in flight at once."""
 
 MISSING = frozenset({10037, 10043, 10057})
 """JetStream's errors for a message that is not there."""
@@ -53,8 +53,8 @@ class SharedLetters:
     Dead letters in JetStream. Every method may raise :class:`~mqhooks.errors.NATSError` when JetStream cannot be asked.
 
     :param stream: reads and writes.
-    :param prefix: what all names begin with.
-    :param now: tells the time in milliseconds since 1970.
+    :param prefix: the beginning of all names.
+    :param now: returns the time in milliseconds since 1970.
     """
 
     def __init__(self, stream: JetStream, prefix: str, now: Callable[[], int]) -> None:
@@ -78,7 +78,7 @@ class SharedLetters:
         return {webhook_of(name.rpartition(".")[2]): int(count) for name, count in found.items()}
 
     async def last(self) -> int:
-        """Get the number of the last one; 0 when there is none."""
+        """Get the number of the last dead letter; 0 when there are none."""
         try:
             found = await self._js.last(self._stream, f"{self._prefix}.dead.*")
         except JetStreamError as error:
@@ -89,11 +89,11 @@ class SharedLetters:
         """
         Read some dead letters, oldest first.
 
-        :param only: those that fit.
-        :param after: those with a higher number.
-        :param limit: how many are looked at, at most.
-        :param upto: those with this number at most.
-        :returns: those of them that fit, and the number after which to go on; ``None`` at the end.
+        :param only: only those that match.
+        :param after: only those with a higher number.
+        :param limit: maximum number to look at.
+        :param upto: only those with this number at most.
+        :returns: those of them that match, and the number after which to go on; ``None`` at the end.
         """
         subject = f"{self._prefix}.dead.*" if only.webhook is None else Names(self._prefix, only.webhook).dead
         messages: Sequence[Stored] = ()
@@ -116,7 +116,7 @@ class SharedLetters:
         return letters, None if ended else within[-1].sequence
 
     async def get(self, number: int) -> DeadLetter | None:
-        """Get one; ``None`` when there is none with that number."""
+        """Get a dead letter; ``None`` when none has that number."""
         if number < 1:
             return None
         try:
@@ -129,9 +129,9 @@ class SharedLetters:
 
     async def purge(self, numbers: Iterable[int]) -> int:
         """
-        Remove some for good.
+        Remove dead letters for good.
 
-        :returns: how many there were.
+        :returns: the number removed.
         """
         count = 0
         remaining = list(numbers)
@@ -153,9 +153,9 @@ class SharedLetters:
 
     async def replay(self, numbers: Iterable[int]) -> int:
         """
-        Replay some: put them back behind what waits. Their ids stay, their age starts at zero.
+        Replay dead letters: put them back behind the pending deliveries. Their ids stay, their age starts at zero.
 
-        :returns: how many there were.
+        :returns: the number replayed.
         :raises mqhooks.errors.OutboxError: when one cannot be replayed, or there is no room; others may be replayed.
         """
         count = 0
@@ -191,13 +191,13 @@ class SharedLetters:
         return sum(await _all([one_log(*log, content) for log, content in logs.items()]))
 
     async def _check_room(self, stream: str) -> None:
-        """Leave the room that only the lease may use."""
+        """Check that a stream has room, without the part that only the lease may use."""
         info = await self._js.stream_info(stream)
         if int(info["state"]["bytes"]) > int(info["config"]["max_bytes"]) - HEADROOM:
             raise OutboxError(f"stream {stream} is full: wait until more is delivered, and repeat this for the rest")
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep dead letters that another outbox had."""
+        """Store dead letters from another outbox."""
         for begin in range(0, len(letters), AT_ONCE):
             await _all([self._put(letter) for letter in letters[begin : begin + AT_ONCE]])
 
@@ -210,10 +210,10 @@ class SharedLetters:
 
     async def progress(self, source: str) -> int:
         """
-        Get how far lines were imported before.
+        Get the progress of an earlier import of the same lines.
 
-        :param source: a hash of them.
-        :returns: the number of the last; 0 for none.
+        :param source: a hash of the lines.
+        :returns: the number of the last one imported; 0 for none.
         """
         try:
             found = await self._js.last(self._stream, self._note(source))
@@ -223,11 +223,11 @@ class SharedLetters:
 
     async def take_in(self, source: str, piece: Sequence[Handed], *, dead: bool) -> int:
         """
-        Accept what lines say, and note that.
+        Import some lines, and note the progress.
 
         :param piece: a single delivery or dead letter each, in order.
         :param dead: whether they become dead letters.
-        :returns: how many they are.
+        :returns: the number imported.
         :raises mqhooks.errors.OutboxError: when there is no room.
         """
         if dead:
@@ -277,7 +277,7 @@ class SharedLetters:
 
 
 def batches(content: Iterable[Handed]) -> Iterable[list[Handed]]:
-    """Divide what goes into one log into messages."""
+    """Divide the deliveries for one log into messages."""
     batch: list[Handed] = []
     size = 0
     for each in content:
@@ -300,7 +300,7 @@ def _letter(message: Stored) -> DeadLetter:
 
 
 async def _all(awaitables: Iterable[Any]) -> list[Any]:
-    """Wait for all, also when one fails."""
+    """Wait for all of them, even when one fails."""
     asked = [each if hasattr(each, "addBoth") else ensureDeferred(each) for each in awaitables]
     results: list[tuple[bool, Any]] = await DeferredList(asked, consumeErrors=True)
     for done, result in results:

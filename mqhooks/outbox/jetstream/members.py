@@ -1,7 +1,7 @@
 """
-Which processes share the partitions of one webhook: each says twice a second that it is there.
+Track the processes that share the partitions of one webhook: each announces itself twice a second.
 
-The owner of partition p is the one whose turn it is when all are sorted. The leases keep it safe; this shares out the work.
+All members sort their names and take the partitions in turn. This only shares out the work; the leases keep it safe.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from mqhooks.nats.client import NATSClient, Subscription
 from mqhooks.nats.message import NATSMessage
 
 ANNOUNCE = 0.5
-"""How many seconds lie between two signs of life."""
+"""Seconds between two signs of life."""
 
 GONE = 2.0
-"""After how many seconds without one a member is gone."""
+"""Seconds without a sign of life after which a member is gone."""
 
 PROVEN = 1.0
-"""How many seconds a newcomer has to have been there before anything is given up to it."""
+"""Seconds that a newcomer must have been there before anything is given up to it."""
 
 LISTEN = 0.2
-"""How many seconds a newcomer listens who is there, before it takes anything."""
+"""Seconds that a newcomer listens for others before it takes anything."""
 
 
 LONELY = 5.0
-"""After how many seconds it is told that nobody delivers."""
+"""Seconds until it is reported that nobody delivers."""
 
 
 class Share(msgspec.Struct, array_like=True, frozen=True):
     """
-    What an owner tells of a partition.
+    An owner's report on a partition.
 
     :param partition: its number.
-    :param pending: how many of its deliveries are not settled.
+    :param pending: number of its unsettled deliveries.
     :param oldest: about when the oldest of them was accepted, in milliseconds since 1970; ``None`` when none is known.
-    :param leader: the server that leads its stream; empty while that is not known.
-    :param replicas: how many servers have all of it; 0 while that is not known.
+    :param leader: the server that leads its stream; empty while unknown.
+    :param replicas: number of servers that have all of it; 0 while unknown.
     """
 
     partition: int
@@ -68,19 +68,19 @@ _decode = msgspec.msgpack.Decoder(_Sign).decode
 
 class Members:
     """
-    Who is there.
+    The processes that share a webhook.
 
     :param reactor: for timers.
     :param client: publishes and subscribes.
-    :param subject: where members say that they are there.
-    :param me: this one.
-    :param monotonic: a clock that nobody sets.
-    :param full: says which of our partitions have no room.
-    :param others: called with those of the others.
-    :param shares: says what is to be told of our partitions.
-    :param freed: called with partitions that another has just given up.
+    :param subject: where members announce themselves.
+    :param me: this process's name.
+    :param monotonic: a monotonic clock, in seconds.
+    :param full: returns those of our partitions that have no room.
+    :param others: called with those of the others that have no room.
+    :param shares: returns the reports on our partitions.
+    :param freed: called with partitions that another member has just given up.
     :ivar delivers: whether partitions may be ours.
-    :ivar digest: stands for how the webhook is configured here.
+    :ivar digest: identifies the webhook's configuration here.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Members:
         self._freed = freed
         self.delivers = delivers
         self.digest = ""
-        # First and last time that each was heard, and what it said.
+        # When each was first and last heard, and its last sign of life.
         self._heard: dict[str, tuple[float, float, _Sign]] = {}
         self._since = 0.0
         self._retreating = False
@@ -117,9 +117,9 @@ class Members:
 
     def start(self, listened: Callable[[], object]) -> None:
         """
-        Begin to take part.
+        Join the others.
 
-        :param listened: called once we know who is there.
+        :param listened: called once we know them.
         """
         self._since = self._monotonic()
         self._subscription = self._client.subscribe(self._subject, self._hear)
@@ -132,7 +132,7 @@ class Members:
         self._timer = self._reactor.callLater(LISTEN, begin)
 
     def stop(self) -> None:
-        """Take part no more."""
+        """Leave the others."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self._subscription is not None:
@@ -141,19 +141,19 @@ class Members:
             self._subscription = None
 
     def freed(self, partition: int) -> None:
-        """Tell the others that a partition was given up, so that nobody has to find out."""
+        """Tell the others that a partition was given up, so that they need not find out."""
         self._say(leaves=self._subscription is None or self._retreating, freed=[partition])
 
     def retreat(self) -> None:
-        """Leave all partitions to others, as far as there are any."""
+        """Leave all partitions to the others, if there are any."""
         self._retreating = True
 
     def stay(self) -> None:
-        """Take part again."""
+        """Share the partitions again, after :meth:`retreat`."""
         self._retreating = False
 
     def preferred(self, partition: int) -> bool:
-        """Say whether a partition should be ours."""
+        """Return whether a partition should be ours."""
         now = self._monotonic()
         proven = [
             who
@@ -166,22 +166,22 @@ class Members:
         return there[partition % len(there)] == self._me
 
     def there(self) -> dict[str, list[Share]]:
-        """Say who is there, and what each tells of its partitions."""
+        """Return all members, this one included, with the reports on their partitions."""
         now = self._monotonic()
         others = {who: sign.shares for who, (_, last, sign) in self._heard.items() if now - last < GONE}
         return dict(sorted({**others, self._me: self._shares()}.items()))
 
     @property
     def others(self) -> list[str]:
-        """Who else is there."""
+        """The other members."""
         now = self._monotonic()
         return [who for who, (_, last, _) in self._heard.items() if now - last < GONE]
 
     def sharing(self, digest: str) -> str | None:
         """
-        Find another one that delivers and has the webhook configured like this.
+        Find another member that delivers, with this configuration of the webhook.
 
-        :returns: what it calls itself; the digest when we have not listened for long enough; ``None`` when there is none.
+        :returns: its name; the digest when we have not listened for long enough; ``None`` when there is no such member.
         """
         now = self._monotonic()
         there = [who for who, (_, last, sign) in self._heard.items() if sign.digest == digest and now - last < GONE]
@@ -189,7 +189,7 @@ class Members:
 
     @property
     def alone(self) -> bool:
-        """Whether nobody delivers, as far as we have heard for long enough."""
+        """Whether nobody delivers, as far as we know after listening for long enough."""
         now = self._monotonic()
         return (
             not self.delivers

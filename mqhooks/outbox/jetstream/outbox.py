@@ -1,10 +1,10 @@
 """
 The :class:`~mqhooks.interfaces.IOutbox` of one webhook, as one of several processes that share it.
 
-- Accepted is what JetStream has acknowledged, whoever owns its partition. Each process counts what it accepts itself, and the
-  partitions that it owns.
-- Before a delivery is sent, its partition's lease is checked. What may not be sent is dropped by the lanes; whoever owns the
-  partition then hands it out.
+- A delivery is accepted once JetStream has acknowledged it, or the local file has it, whoever owns its partition. Each process
+  counts the deliveries that it accepts, and the partitions that it owns.
+- Before a delivery is sent, its partition's lease is checked. The lanes forget deliveries that may not be sent; the owner of
+  the partition hands them out.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from mqhooks.outbox.waiting import WaitingClaim
 from mqhooks.support.ratelimit import RateLimit
 
 READY = 4096
-"""About how many unclaimed deliveries are kept in memory."""
+"""Unclaimed deliveries kept in memory, approximately."""
 
 READY_BYTES = 8 << 20
-"""About how many bytes their bodies may have."""
+"""Bytes that their bodies may have, approximately."""
 
 INDEX_BITS = 16
-"""A place is a number that stands for a message, and these bits: the delivery's index in it."""
+"""A place is a number that stands for a message, then these bits: the delivery's index in it."""
 
 INDEX = (1 << INDEX_BITS) - 1
 
 LONGEST = 4 << 20
-"""How many bytes a message has at most, whatever the servers allow: a leader's answer has it in base64."""
+"""Longest message, in bytes, whatever the servers allow: a leader's answer has it in base64."""
 
 ELECTION = 10.0
-"""How many seconds a delivery waits for JetStream before the local file takes it: electing a leader takes some 4 to 9."""
+"""Seconds that a delivery waits for JetStream before the local file takes it: electing a leader takes some 4 to 9."""
 
 HELD = 64 << 20
-"""How many bytes of memory deliveries take that wait, of all webhooks: the file takes them when it is more."""
+"""Bytes of memory that waiting deliveries of all webhooks may take: beyond this, the file takes them."""
 
 STALE = 4096
-"""For how many messages it is remembered under which numbers they were handed out before: their answers may still come."""
+"""Messages whose former numbers are remembered: answers to deliveries handed out under these may still come."""
 
 
 class Limits(msgspec.Struct):
@@ -67,7 +67,7 @@ class Limits(msgspec.Struct):
     Limits that all outboxes of a store share.
 
     :param max_size: bytes of deliveries, for each webhook, shared out evenly to its partitions.
-    :param dead_max: how many dead letters are kept for each webhook.
+    :param dead_max: number of dead letters kept for each webhook.
     """
 
     max_size: int
@@ -75,7 +75,7 @@ class Limits(msgspec.Struct):
 
 
 class _Appended:
-    """What one call of ``append`` waits for."""
+    """One call of ``append``, until all its deliveries are accepted."""
 
     __slots__ = ("done", "left", "outbox", "room")
 
@@ -92,7 +92,7 @@ class _Appended:
 
 
 class _Former:
-    """A generation of partitions that takes no more deliveries; otherwise as its outbox."""
+    """A former generation of partitions, which takes no more deliveries. It takes the outbox's place as their owner."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Former:
         self._started = False
 
     def preferred(self, partition: int) -> bool:
-        """Say whether this process is the one that should own a partition."""
+        """Return whether this process should own a partition."""
         return self._outbox.running and self.members.preferred(partition)
 
     def start(self) -> None:
@@ -138,7 +138,7 @@ class _Former:
                 self.partitions[number].hurry()
 
     async def stop(self) -> None:
-        """Give all of it up."""
+        """Give all its partitions up."""
         self.members.stop()
         if self._started:
             await gatherResults([partition.stop() for partition in self.partitions])
@@ -147,25 +147,25 @@ class _Former:
 @implementer(IOutbox, IGate, IHolding)
 class JetStreamOutbox:
     """
-    What one webhook has accepted and not settled, in JetStream.
+    One webhook's accepted and unsettled deliveries, in JetStream.
 
-    :param name: the webhook's.
+    :param name: the webhook's name.
     :param reactor: for timers.
     :param client: connected or not.
     :param stream: reads and writes.
     :param names: of streams and subjects.
-    :param partitions: how many there are.
+    :param partitions: the number of partitions.
     :param limits: shared by all outboxes.
-    :param me: what this process calls itself; unique, in the world and for ever.
-    :param failing: says why nothing can be accepted now, or ``None``.
-    :param now: tells the time in milliseconds since 1970.
-    :param monotonic: a clock that nobody sets, in seconds.
-    :param away: says whether nothing can be accepted because JetStream is out of reach.
-    :param held: what all outboxes of the store have in memory.
+    :param me: this process's name; unique, in the world and for ever.
+    :param failing: returns why nothing can be accepted now, or ``None``.
+    :param now: returns the time in milliseconds since 1970.
+    :param monotonic: a monotonic clock, in seconds.
+    :param away: returns whether nothing can be accepted because JetStream is out of reach.
+    :param held: counts the memory of all outboxes of the store.
     :param delivers: whether this process owns partitions; otherwise it only accepts.
-    :ivar started: whether it ever was.
-    :ivar buried: how many dead letters it has stored.
-    :ivar burying: how many are not stored yet.
+    :ivar started: whether it was ever started.
+    :ivar buried: number of dead letters that it has stored.
+    :ivar burying: number of dead letters that are not stored yet.
     """
 
     durable = True
@@ -206,7 +206,7 @@ class JetStreamOutbox:
         self._numbers = count(1)
         self._rows: dict[int, Row] = {}
         self._stale: dict[int, tuple[Partition, int]] = {}
-        # What can be claimed: the message, its number at that time, deliveries, and the bytes of their bodies.
+        # Deliveries that can be claimed: the message, its number at that time, they themselves, and the bytes of their bodies.
         self._ready: deque[tuple[Row, int, list[Delivery], int]] = deque()
         self._ready_count = self._ready_bytes = 0
         self._claim = WaitingClaim(self._take)
@@ -256,10 +256,10 @@ class JetStreamOutbox:
 
     def use(self, names: Names, former: Iterable[tuple[Names, int]]) -> None:
         """
-        Say which streams there are, before it is started.
+        Set the streams, before it is started.
 
         :param names: of those that take deliveries.
-        :param former: of those that took them before, with the number of partitions each, oldest first; they are emptied first.
+        :param former: of each former generation, with its number of partitions, oldest first; they are emptied first.
         """
         if names.generation != self.names.generation:
             digest = self._members.digest
@@ -282,7 +282,7 @@ class JetStreamOutbox:
         """
         Begin to share the partitions; the streams are there.
 
-        :param letters: how many dead letters are kept.
+        :param letters: the number of dead letters kept.
         """
         self._running = self.started = True
         self._ended = False
@@ -317,9 +317,9 @@ class JetStreamOutbox:
             self.log.info("webhook {name}: {what}", name=self.name, what=what)
             if self._listened:
                 self._share()
-            # Others look whether it is empty, too.
+            # Others check whether it is empty, too.
             await deferLater(self._reactor, 3 * GONE)
-            # As long as the first one is there, whoever starts goes on with this.
+            # As long as the first one is there, any process that starts goes on with this.
             for partition in reversed(former.partitions):
                 try:
                     await self._js.delete_stream(partition.stream)
@@ -334,10 +334,10 @@ class JetStreamOutbox:
 
     def attach(self, spill: SqliteStore, name: str) -> None:
         """
-        Have a local file take what comes while JetStream is away.
+        Send deliveries through a local file while JetStream is away.
 
         :param spill: the file; it is open.
-        :param name: what this machine's acceptors call themselves, also after a restart.
+        :param name: the name of this machine's acceptors, also after a restart.
         """
         whose = f"{Names(self.names.prefix, self.name).stream(0).removesuffix('_0')}/"
         for number, acceptor in enumerate(self._acceptors):
@@ -345,7 +345,7 @@ class JetStreamOutbox:
             acceptor.attach(spill.outbox(f"{whose}{len(self._acceptors)}/{number}"))
         kept = [spill.outbox(name) for name in spill.names if name.startswith(whose)]
         own = [acceptor.spill for acceptor in self._acceptors]
-        # They were kept when there was another number of partitions, and go before all others.
+        # These date from another number of partitions, and go before all others.
         self._leftover = [each for each in kept if each.counts.pending and each not in own]
         for acceptor in self._acceptors:
             acceptor.spilling = acceptor.spilling or bool(self._leftover)
@@ -357,7 +357,7 @@ class JetStreamOutbox:
 
     @property
     def diverted(self) -> int:
-        """How many deliveries are in the local file."""
+        """Number of deliveries in the local file."""
         return sum([each.counts.pending for each in self._spills])
 
     @property
@@ -365,13 +365,13 @@ class JetStreamOutbox:
         return [*(acceptor.spill for acceptor in self._acceptors if acceptor.spill is not None), *self._leftover]
 
     def divert(self) -> None:
-        """Have the local file take what waits in memory."""
+        """Move deliveries that wait in memory to the local file."""
         for acceptor in self._acceptors:
             if acceptor.busy:
                 acceptor.divert()
 
     def tend(self) -> None:
-        """Look after what JetStream does not take. Called each second."""
+        """Look after deliveries that JetStream does not take. Called each second."""
         now, away = self._reactor.seconds(), self._away()
         for acceptor in self._acceptors:
             lost = acceptor.failing if acceptor.begun else away
@@ -404,7 +404,7 @@ class JetStreamOutbox:
                 for number, group in groups.items():
                     await self._acceptors[number].put_away(group)
                     self._acceptors[number].forget(spill, group)
-            # It has no part in the counts any more.
+            # From here on it has no part in the counts.
             counts = spill.counts
             self._appended += counts.appended
             self._resumed += counts.resumed
@@ -428,7 +428,7 @@ class JetStreamOutbox:
             self.log.warn("webhook {name}: {what}", name=self.name, what=what)
 
     def look(self, generations: Sequence[int]) -> None:
-        """Tell when nobody delivers, or its streams are no longer those that take deliveries. Called every two seconds."""
+        """Log if nobody delivers, or if its streams are no longer those that take deliveries. Called every two seconds."""
         if (
             self.started
             and generations
@@ -442,14 +442,14 @@ class JetStreamOutbox:
             self.log.warn("webhook {name}: no bridge delivers: {remedy}", name=self.name, remedy=remedy)
 
     def configure(self, digest: str) -> None:
-        """Take note of how the webhook is configured here; the digest stands for it."""
+        """Note the webhook's configuration here, which the digest identifies."""
         self._members.digest = digest
 
     async def agree(self) -> None:
         """
-        See whether the webhook is configured as JetStream has noted it: otherwise nothing of it is delivered here.
+        Check whether the webhook is configured as JetStream has noted it: otherwise nothing of it is delivered here.
 
-        The note is changed when nobody who delivers has the webhook configured like that any more.
+        The note is changed when no process that delivers has that configuration any more.
 
         :raises mqhooks.errors.NATSError: when JetStream cannot be asked.
         """
@@ -482,22 +482,22 @@ class JetStreamOutbox:
             self.log.error("webhook {name}: {what}", name=self.name, what=what)
 
     def kept(self, letters: int) -> None:
-        """Take note of how many dead letters JetStream has."""
+        """Note the number of dead letters in JetStream."""
         self._letters = letters
 
     def connected(self) -> None:
-        """Look for what was missed while there was no connection."""
+        """Check for messages that were missed while there was no connection."""
         for partition in self._all:
             partition.look()
 
     @property
     def settled(self) -> bool:
-        """Whether everything appended is stored, and every dead letter."""
+        """Whether every appended delivery and every dead letter is stored."""
         return not self.burying and not any(acceptor.busy for acceptor in self._acceptors)
 
     @property
     def unstored(self) -> int:
-        """How many deliveries are only in memory."""
+        """Number of deliveries that are only in memory."""
         return sum([acceptor.unstored for acceptor in self._acceptors])
 
     def stop(self) -> Deferred[None]:
@@ -509,7 +509,7 @@ class JetStreamOutbox:
         return given.addCallback(lambda _: None)
 
     def abort(self) -> None:
-        """Do nothing more, as if the process had ended."""
+        """Stop at once, as if the process had ended."""
         self._running = False
         self._members.stop()
         self._end()
@@ -538,17 +538,17 @@ class JetStreamOutbox:
 
     @property
     def ready_to_claim(self) -> bool:
-        """Whether every partition is ours, and counted."""
+        """Whether every partition is ours, counted and without a backlog."""
         return all(partition.caught_up and not partition.behind for partition in self.partitions)
 
     @property
     def caught_up(self) -> bool:
-        """Whether every partition is ours, all that was in its log is counted, and nothing is kept locally."""
+        """Whether every partition is ours, everything that was in its log is counted, and nothing is kept locally."""
         return all(partition.caught_up for partition in self.partitions) and not self.diverted
 
     @property
     def counts(self) -> Counts:
-        """What was accepted here, and in the partitions that are ours, while they are, and what became of it."""
+        """Counts of deliveries accepted here, or in partitions while they are ours, and of what became of them."""
         pending = sum([partition.pending for partition in self._owned])
         kept = [each.counts for each in self._spills]
         handed = sum([acceptor.handed for acceptor in self._acceptors])
@@ -577,11 +577,11 @@ class JetStreamOutbox:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest delivery that is not stored was appended; the reactor's seconds."""
+        """When the oldest delivery that is not stored was appended, in the reactor's seconds."""
         return min([acceptor.since for acceptor in self._acceptors if acceptor.since is not None], default=None)
 
     def there(self) -> dict[str, list[Share]]:
-        """Say which processes share the partitions, and what each tells of those that it has."""
+        """Return the processes that share the partitions, with each one's reports on those that it owns."""
         return self._members.there()
 
     def _shares(self) -> list[Share]:
@@ -592,17 +592,17 @@ class JetStreamOutbox:
 
     @property
     def used(self) -> int:
-        """How many bytes the messages take that are not settled, in our partitions."""
+        """Bytes that unsettled messages take in our partitions."""
         return sum([partition.size for partition in self._owned])
 
     @property
     def max_size(self) -> int:
-        """How many bytes may be used in all partitions."""
+        """Bytes that may be used in all partitions."""
         return self._limits.max_size
 
     @property
     def letters(self) -> int:
-        """How many dead letters are kept, by all processes."""
+        """Number of dead letters kept, by all processes."""
         return self._letters + self.burying
 
     @property
@@ -620,7 +620,7 @@ class JetStreamOutbox:
 
     @property
     def holds(self) -> bool:
-        """Whether JetStream elects a leader or is away, for a moment so far, and there is memory for what comes meanwhile."""
+        """Whether JetStream is electing a leader or briefly away, and there is memory for deliveries meanwhile."""
         if self._held.size > HELD or self._unaccepted or not self._has_room:
             return False
         now, since = self._reactor.seconds(), self.waiting_since
@@ -635,7 +635,7 @@ class JetStreamOutbox:
     # IOutbox
 
     def append(self, deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
-        """Accept deliveries when JetStream has them."""
+        """Accept deliveries, once JetStream or the local file has them."""
         if not deliveries:
             return None
         groups: defaultdict[int, list[Delivery]] = defaultdict(list)
@@ -656,7 +656,7 @@ class JetStreamOutbox:
         return appended.done
 
     def takes(self, delivery: Delivery) -> bool:
-        """Say whether a delivery is short enough for NATS."""
+        """Return whether a delivery is short enough for NATS."""
         return len(delivery.body) + len(delivery.client) <= self._longest
 
     @property
@@ -675,7 +675,7 @@ class JetStreamOutbox:
 
     @property
     def others(self) -> list[str]:
-        """Which other processes share this webhook."""
+        """The other processes that share this webhook."""
         return [who for members in self._every_member for who in members.others]
 
     def _last_of(self, number: int) -> Callable[[str], Awaitable[str | None]]:
@@ -710,7 +710,7 @@ class JetStreamOutbox:
             self._ready_count -= len(held)
             self._ready_bytes -= held_size
             if row.number != number:
-                # It is not ours any more, or is handed out anew.
+                # It is no longer ours, or is handed out again.
                 continue
             taken = taken_size = 0
             for delivery in held:
@@ -736,7 +736,7 @@ class JetStreamOutbox:
         """Do nothing: nothing is ever dropped here to make room."""
 
     def recall(self, places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
-        """Hand out claimed deliveries once more."""
+        """Hand out claimed deliveries again."""
         wanted = [place for place in places if self._holds(place)]
         rows = dict.fromkeys(self._rows[place >> INDEX_BITS] for place in wanted)
         if all((row.partition, row.seq) == self._recalled[0] for row in rows):
@@ -766,7 +766,7 @@ class JetStreamOutbox:
     def _pick(self, places: list[int], found: dict[Row, Sequence[Delivery]]) -> list[Delivery]:
         picked = []
         for place in places:
-            # It may have been settled or taken away while it was read.
+            # It may have been settled, or have gone to another process, while it was read.
             row = self._rows.get(place >> INDEX_BITS)
             index = place & INDEX
             if row is None or not row.holds(index):
@@ -788,7 +788,7 @@ class JetStreamOutbox:
         self._release()
 
     def bury(self, delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
-        """Turn a delivery into a dead letter. It is settled for good once that is stored."""
+        """Turn a delivery into a dead letter. It is settled for good once the dead letter is stored."""
         row, index = self._row(delivery.place), delivery.place & INDEX
         if row is not None and row.partition.settle(row, index, dying=True):
             letter = DeadLetter(0, self.name, delivery, url, reason, status, answer, died)
@@ -797,7 +797,7 @@ class JetStreamOutbox:
             self._release()
 
     def reclaim(self) -> None:
-        """Hand out again what was claimed."""
+        """Hand out all claimed deliveries again, before any others."""
         self._claim.cancel()
         self._abandoned = False
         for members in self._every_member:
@@ -809,7 +809,7 @@ class JetStreamOutbox:
         self._stale.clear()
 
     def abandon(self) -> None:
-        """Keep what is pending, or leave it to others, and let nobody wait for room."""
+        """Keep pending deliveries, or leave them to others, and let nobody wait for room."""
         self._claim.cancel()
         self._abandoned = True
         for members in self._every_member:
@@ -819,7 +819,7 @@ class JetStreamOutbox:
     # IGate
 
     def enter(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Pick those that may be sent now."""
+        """Return those that may be sent now."""
         entered = []
         for delivery in deliveries:
             place = delivery.place
@@ -830,7 +830,7 @@ class JetStreamOutbox:
         return entered
 
     def leave(self, deliveries: Sequence[Delivery]) -> None:
-        """Note that these are not being sent any more."""
+        """Note that these are no longer in flight."""
         for delivery in deliveries:
             row = self._row(delivery.place)
             if row is not None:
@@ -840,7 +840,7 @@ class JetStreamOutbox:
                     partition.flying.discard(delivery.place)
 
     def _row(self, place: int) -> Row | None:
-        """Find the message of a delivery, also one that was handed out before and is pending here still."""
+        """Find the message of a delivery, also of one that was handed out before and is still pending here."""
         number = place >> INDEX_BITS
         row = self._rows.get(number)
         if row is None and number in self._stale:
@@ -851,15 +851,15 @@ class JetStreamOutbox:
     # For partitions.
 
     def preferred(self, partition: int) -> bool:
-        """Say whether this process is the one that should own a partition."""
+        """Return whether this process should own a partition."""
         return self._running and self._members.preferred(partition)
 
     def room(self) -> bool:
-        """Say whether more may be read into memory."""
+        """Return whether there is room to read more."""
         return self._ready_count < READY and self._ready_bytes < READY_BYTES
 
     def ready(self, row: Row, deliveries: list[Delivery]) -> None:
-        """Take what can be claimed."""
+        """Take deliveries that can be claimed."""
         row.number = number = next(self._numbers)
         self._rows[number] = row
         held = []
@@ -876,7 +876,7 @@ class JetStreamOutbox:
         self._claim.serve()
 
     def revoked(self, row: Row) -> None:
-        """Forget what was handed out of a message."""
+        """Forget the deliveries handed out of a message."""
         if self._rows.pop(row.number, None) is not None:
             self._stale[row.number] = row.partition, row.seq
             if len(self._stale) > STALE:
@@ -884,7 +884,7 @@ class JetStreamOutbox:
         row.number = 0
 
     def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
-        """Count deliveries that are accepted."""
+        """Count accepted deliveries."""
         if resumed:
             self._resumed += count
         elif replayed:
@@ -898,7 +898,7 @@ class JetStreamOutbox:
         self._release()
 
     def handed(self, count: int) -> None:
-        """Count deliveries that are another process's now."""
+        """Count deliveries that now belong to another process."""
         self._handed += count
 
     def given_up(self, partition: int) -> None:
@@ -915,7 +915,7 @@ class JetStreamOutbox:
         self._release()
 
     def complain(self, key: str, error: object) -> None:
-        """Tell what does not work, now and then."""
+        """Log a problem, but not too often."""
         if self._complaints.allow(key) is not None:
             self.log.warn("webhook {name}: {error}; trying again", name=self.name, error=error)
 
@@ -933,12 +933,12 @@ class JetStreamOutbox:
         return self._has_room and self.used * len(self.partitions) <= self._limits.max_size * owned * 3 // 4
 
     def _full_here(self) -> list[int]:
-        """Tell the others which of our partitions have no room."""
+        """Return those of our partitions that have no room, for the others."""
         share = self._limits.max_size // len(self.partitions)
         return [partition.number for partition in self.partitions if partition.mine and partition.size > share]
 
     def _full_there(self, full: set[int]) -> None:
-        """Hold back what others have no room for."""
+        """Hold back deliveries for partitions that have no room at their owners."""
         for number, acceptor in enumerate(self._acceptors):
             held = number in full and not self.partitions[number].mine
             if acceptor.held and not held:
@@ -947,7 +947,7 @@ class JetStreamOutbox:
             acceptor.held = held
         self._release()
 
-    # What cannot be stored, and dead letters.
+    # Unstorable deliveries, and dead letters.
 
     def _not_stored(self, error: NATSError) -> None:
         if isinstance(error, JetStreamError) and error.err_code in NO_ROOM:
@@ -978,7 +978,7 @@ class JetStreamOutbox:
         except UNENCODABLE as error:
             data = encode_letter(without_body(letter, f"{letter.reason}; {error}"))
         self.burying += 1
-        # If we die before that is in a checkpoint, another process buries the same one again.
+        # If we die before a checkpoint says so, another process buries the same delivery again: the id makes them one.
         again = f"{self.name}/{letter.delivery.id}/{letter.delivery.accepted}".encode(errors="replace")
         self._write_letter(data, f"dead/{blake2b(again, digest_size=16).hexdigest()}", stored)
 

@@ -1,11 +1,11 @@
 """
-One partition as this process sees it: the lease, what of the log is in memory, and what of it is settled.
+One partition as this process sees it: its lease, the part of its log that is in memory, and the settled part.
 
-- The lease ends by our own clock before anybody else may take it, counted from when its renewal was sent. From then on nothing
-  is sent, and what was handed out is handed out anew once the lease is renewed; what another process has taken is theirs.
-- Whether a renewal without an answer was carried out is read back from the leader.
-- The log has two cursors: up to ``tail`` it is counted, up to ``read`` it was handed out. They are the same
-  unless there is a backlog.
+- By our own clock the lease ends before anybody else may take it, counted from when its renewal was sent. Then nothing more is
+  sent. Once the lease is renewed, deliveries are handed out again, unless another process has taken the partition.
+- When a renewal gets no answer, the leader is asked whether it was carried out.
+- The log has two cursors: it is counted up to ``tail``, and handed out up to ``read``. They differ only when there is a
+  backlog.
 """
 
 from __future__ import annotations
@@ -38,53 +38,53 @@ from mqhooks.outbox.jetstream.layout import (
 )
 
 LEASE = 2.0
-"""For how many seconds a lease keeps others away."""
+"""Lifetime of a lease, in seconds."""
 
 EARLY = 0.2
-"""How many seconds before its end the owner stops sending."""
+"""Seconds before the end of its lease at which the owner stops sending."""
 
 RENEWAL = 0.5
-"""How many seconds lie between two renewals; each writes a checkpoint."""
+"""Seconds between two renewals; each writes a checkpoint."""
 
 ANSWER = 1.0
-"""How many seconds the leader may take to answer."""
+"""Seconds that the leader may take to answer."""
 
 SILENCE = 0.3
-"""How many seconds a replica may say nothing."""
+"""Seconds that a replica may be silent."""
 
 LOOK = 2.0
-"""How often the end of the log is looked at, in seconds, in case nobody has told of a message."""
+"""Seconds between checks of the log's end, in case the announcement of a message was lost."""
 
 PATIENCE = 10.0
-"""After how many seconds a settled message is deleted by itself, because an earlier one is not settled yet."""
+"""Seconds until a settled message is deleted on its own, because an earlier one is not settled yet."""
 
 HEALTH = 5.0
-"""How often an owner asks which servers have the stream, in seconds."""
+"""Seconds between an owner's checks of which servers have the stream."""
 
 DELETED = 64
-"""How many are deleted with one renewal."""
+"""Messages deleted on their own with one renewal."""
 
 MESSAGES = 64
-"""How many messages one request reads at most."""
+"""Maximum number of messages per read request."""
 
 READ_BYTES = 1 << 20
-"""About how many bytes it reads."""
+"""Bytes per read request, approximately."""
 
 MOST_OPEN = 2000
-"""How many open messages a checkpoint holds; what is settled beyond them may be sent again after a crash."""
+"""Open messages that a checkpoint holds; deliveries settled beyond them may be sent again after a crash."""
 
 
 class Row:
     """
-    A message of the log, some deliveries of which are not settled.
+    A message of the log with unsettled deliveries.
 
     :ivar seq: its sequence number.
-    :ivar number: what places of its deliveries begin with; 0 while they are not handed out.
-    :ivar count: how many deliveries it had; 0 before it is read.
-    :ivar size: its bytes.
+    :ivar number: the first part of its deliveries' places; 0 while they are not handed out.
+    :ivar count: its number of deliveries; 0 before it is read.
+    :ivar size: its size in bytes.
     :ivar settled: a bit for each delivery that is settled.
     :ivar dying: a bit for each whose dead letter is not stored yet; they count as settled, but not in a checkpoint.
-    :ivar accepted: when the first delivery that was not settled at that time was accepted, in milliseconds since 1970.
+    :ivar accepted: acceptance time of the first delivery that was still unsettled on reading, in milliseconds since 1970.
     """
 
     __slots__ = ("accepted", "count", "dying", "number", "partition", "seq", "settled", "size")
@@ -100,7 +100,7 @@ class Row:
         self.accepted: int | None = None
 
     def holds(self, index: int) -> bool:
-        """Say whether a delivery is not settled."""
+        """Return whether a delivery is unsettled."""
         return index < self.count and not self.settled >> index & 1
 
 
@@ -110,56 +110,56 @@ class Owner(Protocol):
     me: str
 
     def preferred(self, partition: int) -> bool:
-        """Whether this process is the one that should own a partition."""
+        """Return whether this process should own a partition."""
 
     def room(self) -> bool:
-        """Whether more may be read."""
+        """Return whether there is room to read more."""
 
     def ready(self, row: Row, deliveries: list[Delivery]) -> None:
-        """Take what can be claimed, in order."""
+        """Take deliveries that can be claimed, in order."""
 
     def revoked(self, row: Row) -> None:
-        """Forget what was handed out of a message."""
+        """Forget the deliveries handed out of a message."""
 
     def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
-        """Count deliveries that are accepted; whether another process has counted them, or else they were dead letters."""
+        """Count accepted deliveries: ``resumed`` if another process has counted them, else ``replayed`` if they were dead."""
 
     def lost(self, partition: Partition, count: int) -> None:
         """Count deliveries that cannot be read."""
 
     def handed(self, count: int) -> None:
-        """Count deliveries that are another process's now."""
+        """Count deliveries that now belong to another process."""
 
     def given_up(self, partition: int) -> None:
-        """Tell others that a partition has no owner now."""
+        """Tell others that a partition no longer has an owner."""
 
     def changed(self) -> None:
         """Note that there may be more room, or less."""
 
     def complain(self, key: str, error: object) -> None:
-        """Tell what does not work, now and then."""
+        """Log a problem, but not too often."""
 
 
 class Partition:
     """
     One partition.
 
-    :param number: its number.
+    :param number: its number, from 0.
     :param reactor: for timers.
     :param client: subscribes.
     :param stream: reads and writes.
     :param names: of streams and subjects.
     :param owner: the outbox.
-    :param monotonic: a clock that nobody sets, in seconds.
+    :param monotonic: a monotonic clock, in seconds.
     :ivar mine: whether we hold the lease, as far as we know.
-    :ivar leaving: whether it is being given up: nothing more is sent, and what is in flight ends first.
-    :ivar pending: how many deliveries up to ``tail`` are not settled.
-    :ivar size: how many bytes their messages have.
-    :ivar flying: places of deliveries that are being sent.
-    :ivar leader: the server that leads its stream; empty when that is not known.
-    :ivar replicas: how many servers have all of it; 0 when that is not known.
-    :ivar made_here: says of the id of a message's last delivery, and of how many it has, whether this process has sent it, and
-        counts it by that.
+    :ivar leaving: whether it is being given up: nothing more is sent, and requests in flight end first.
+    :ivar pending: number of unsettled deliveries up to ``tail``.
+    :ivar size: bytes of their messages.
+    :ivar flying: places of deliveries in flight.
+    :ivar leader: the server that leads its stream; empty when unknown.
+    :ivar replicas: number of servers that have all of it; 0 when unknown.
+    :ivar made_here: called when a message is counted, with the id of its last delivery and its number of deliveries; returns
+        whether this process has sent it.
     """
 
     log = Logger()
@@ -199,32 +199,32 @@ class Partition:
         self._seen = (-1, 0.0)
         self._read = self._upto = self._purged = 0
         self._again: deque[Row] = deque()
-        # Settled messages beyond the floor, and since when.
+        # Settled messages beyond the floor, and when each was settled.
         self._done: deque[tuple[int, float]] = deque()
         self._resuming = False
         self._wanted = 0
         self._fetching = False
         self._looked = self._asked = 0.0
-        # Changes whenever what was asked for before is to be forgotten.
+        # Changes whenever answers to earlier requests are to be ignored.
         self._term = 0
         self._subscription: Subscription | None = None
         self._timer: IDelayedCall | None = None
         self._tending: Deferred[Any] | None = None
         self._idle: Deferred[None] | None = None
         self._begun = self._stopped = False
-        # Who waits until a message is counted.
+        # Callbacks that wait until a message is counted.
         self._awaited: list[tuple[int, Callable[[], object]]] = []
 
     # For the outbox.
 
     def start(self) -> None:
-        """Begin to look who owns it, and to take it if nobody does."""
+        """Begin to watch who owns it, and take it when nobody does."""
         if not self._begun:
             self._begun = True
             self._soon(0.0)
 
     def hurry(self) -> None:
-        """Look at once who owns it: its owner has given it up."""
+        """Check at once who owns it: its owner has given it up."""
         if not self.mine and self._timer is not None and self._timer.active():
             self._timer.reset(0.0)
 
@@ -246,7 +246,7 @@ class Partition:
         await self._give_up()
 
     def abort(self) -> None:
-        """Do nothing more, as if the process had ended."""
+        """Stop at once, as if the process had ended."""
         self._stopped = True
         self.mine = False
         self._term += 1
@@ -255,7 +255,7 @@ class Partition:
 
     @property
     def may_send(self) -> bool:
-        """Whether deliveries of it may be sent right now."""
+        """Whether its deliveries may be sent right now."""
         if not self.mine or self.leaving or self._suspended:
             return False
         if self._monotonic() < self._until:
@@ -270,7 +270,7 @@ class Partition:
 
     @property
     def caught_up(self) -> bool:
-        """Whether it is ours, and all that was in the log when it became so is counted."""
+        """Whether it is ours, and everything that was in the log when it became ours is counted."""
         return self.mine and not self._resuming
 
     @property
@@ -282,7 +282,7 @@ class Partition:
         """
         Settle a delivery.
 
-        :param dying: it is a dead letter that is not stored yet; :meth:`stored` follows.
+        :param dying: whether it is a dead letter that is not stored yet; :meth:`stored` follows.
         :returns: whether it was pending.
         """
         if not row.holds(index) or self.rows.get(row.seq) is not row:
@@ -301,7 +301,7 @@ class Partition:
             self._finish(row)
 
     def missing(self, row: Row, index: int) -> None:
-        """Give up a delivery whose message is not in the log any more."""
+        """Give up a delivery whose message is no longer in the log."""
         if self.settle(row, index):
             self._owner.lost(self, 1)
             line = "{name}: message {seq} is not there any more: a delivery of it is lost"
@@ -316,19 +316,19 @@ class Partition:
             self._done.append((row.seq, self._monotonic()))
 
     def rewind(self) -> None:
-        """Hand out again what is not settled."""
+        """Hand out unsettled deliveries again."""
         self.flying.clear()
         for row in self.rows.values():
             if row.number:
                 self._owner.revoked(row)
         self._again = deque(self.rows.values())
-        # What was asked for is asked for anew.
+        # Ignore answers to earlier requests: everything is requested again.
         self._term += 1
         self._fetching = False
         self.read()
 
     def when_counted(self, seq: int, then: Callable[[], object]) -> None:
-        """Call back once a message is counted, or is another process's to count."""
+        """Call back once a message is counted, or it is up to another process to count it."""
         if seq <= self.tail or not self.mine:
             then()
             return
@@ -393,7 +393,7 @@ class Partition:
             self._take_over(state, until)
 
     async def _write(self, checkpoint: Checkpoint) -> float:
-        """Write lease and checkpoint if nobody has since we looked; returns when we have to stop."""
+        """Write lease and checkpoint if nobody has since we looked; return when we have to stop sending."""
         began = self._monotonic()
         ack = await self._js.publish(
             self._own, encode_checkpoint(checkpoint), expected_last=self._rev, rollup="sub", timeout=ANSWER
@@ -449,7 +449,7 @@ class Partition:
         return None
 
     def _ask_health(self) -> None:
-        """Ask who has the stream: the lease tells only that a quorum has."""
+        """Ask which servers have the stream: the lease shows only that a quorum has."""
 
         def answered(info: dict[str, Any]) -> None:
             cluster = info.get("cluster") or {}
@@ -468,7 +468,7 @@ class Partition:
         return any(row.number for row in self.rows.values())
 
     def _suspend_claims(self) -> None:
-        """Hand nothing more out of a partition that is being given up; what is in flight stays so."""
+        """Take back everything handed out, to hand it out again if the partition stays ours; requests in flight go on."""
         for row in self.rows.values():
             if row.number:
                 self._owner.revoked(row)
@@ -498,7 +498,7 @@ class Partition:
         return 0.1
 
     async def _more_room(self) -> None:
-        """Let the stream have more room: without it the lease cannot be renewed, and nothing would ever drain."""
+        """Give the stream more room: without it the lease cannot be renewed, and nothing would ever drain."""
         info = await self._js.stream_info(self._name)
         config = info["config"]
         await self._js.update_stream({**config, "max_bytes": int(config["max_bytes"]) + (1 << 20)})
@@ -513,7 +513,7 @@ class Partition:
         try:
             await self._write(checkpoint)
         except NATSError:
-            # Nobody renews it, so it ends by itself.
+            # Nobody renews the lease, so it ends anyway.
             pass
         else:
             if floor > self._purged:
@@ -531,7 +531,7 @@ class Partition:
         self.log.warn("{name}: is {owner}'s now", name=self._name, owner=owner or "nobody")
 
     def _release(self) -> None:
-        """Forget what we know of it."""
+        """Forget everything about it."""
         self.mine = self.leaving = self._suspended = False
         self._term += 1
         self._fetching = False
@@ -558,7 +558,7 @@ class Partition:
         self._suspend_claims()
 
     def _checkpoint(self, owner: str | None = "") -> tuple[Checkpoint, int]:
-        """Make a checkpoint, and say below what the log may be purged once it is written."""
+        """Return a checkpoint, and the number up to which the log may be purged once it is written."""
         self._turn += 1
         upto = self._upto
         dying = 0
@@ -584,21 +584,21 @@ class Partition:
         self._js.purge(self._name, subject=self._log, below=floor + 1).addCallbacks(purged, lambda _: None)
 
     def _delete(self, floor: int, upto: int) -> None:
-        """Make room of messages that are settled behind one that is not, once a checkpoint says that they are."""
+        """Delete settled messages behind an unsettled one, once a checkpoint says that they are settled."""
         done, before = self._done, self._monotonic() - PATIENCE
         for _ in range(DELETED):
             while done and done[0][0] <= floor:
                 done.popleft()
             if not done or done[0][1] > before or done[0][0] > upto:
                 break
-            # One that stays takes room, and nothing else.
+            # A message that stays only takes room.
             self._js.delete_message(self._name, done.popleft()[0]).addErrback(lambda failure: failure.trap(NATSError))
 
     async def last_of(self, acceptor: str) -> str | None:
         """
-        Find what an acceptor has stored last, whoever owns the partition.
+        Find the last delivery that an acceptor has stored, whoever owns the partition.
 
-        :returns: the id of a delivery; ``None`` when nothing of it is known.
+        :returns: its id; ``None`` when none is known.
         """
         before = await self._state()
         end = await self._js.last(self._name, self._log)
@@ -617,12 +617,12 @@ class Partition:
                 stored = accepted_by(message.headers.get(MESSAGE_ID, ""))
                 if stored is not None and stored[0] == acceptor:
                     last, found = at, stored[1]
-        # What was purged meanwhile is in a later checkpoint.
+        # A later checkpoint covers whatever was purged meanwhile.
         after = await self._state()
         return found if last > after.tail else after.accepted.get(acceptor)
 
     async def ended(self) -> bool:
-        """Say whether it is closed and all in it is settled, whoever owns it."""
+        """Return whether it is closed and everything in it is settled, whoever owns it."""
         try:
             config = (await self._js.stream_info(self._name))["config"]
         except JetStreamError as error:
@@ -641,7 +641,7 @@ class Partition:
     # The log.
 
     def look(self) -> None:
-        """Look whether there is something that nobody has told of."""
+        """Check for messages whose announcement was lost."""
         self._looked = self._monotonic()
         if self.mine:
             ensureDeferred(self._look(self._term)).addErrback(lambda failure: failure.trap(NATSError))
@@ -664,7 +664,7 @@ class Partition:
             self.read()
 
     def _told(self, message: NATSMessage) -> None:
-        """Take what the leader has just stored, if it follows what we have."""
+        """Take a message that the leader has just stored, if it follows those that we have; otherwise read on."""
         if not self.mine:
             return
         headers = message.headers
@@ -690,7 +690,7 @@ class Partition:
         self.tail = seq
         stored = accepted_by(headers.get(MESSAGE_ID, ""))
         if stored is not None:
-            # The latest ones stand last.
+            # The latest ones come last.
             self._accepted.pop(stored[0], None)
             self._accepted[stored[0]] = stored[1]
             if len(self._accepted) > ACCEPTORS:
@@ -711,7 +711,7 @@ class Partition:
         self._owner.changed()
 
     def _hand_out(self, row: Row, payload: bytes, counted: int | None = None) -> None:
-        """Hand out what is not settled of a message."""
+        """Hand out the unsettled deliveries of a message."""
         self._read = max(self._read, row.seq)
         deliveries = decode_batch(payload)
         if deliveries is None or (counted is not None and len(deliveries) != counted):
@@ -738,7 +738,7 @@ class Partition:
         )
 
     def read(self) -> None:
-        """Read on, if there is something and room for it."""
+        """Read on, if there is more and room for it."""
         if not self._fetching and self.mine:
             self._fetching = True
             ensureDeferred(self._fetch(self._term)).addErrback(self._unread, self._term)
@@ -765,7 +765,7 @@ class Partition:
                     self._name, start, self._log, limit=limit, max_bytes=READ_BYTES, timeout=SILENCE
                 )
                 if not batch.messages and empty >= 3:
-                    # All replicas cannot be behind for so long: ask the leader.
+                    # It cannot be that all replicas are behind for this long: ask the leader.
                     found = await self._js.get(self._name, start, subject=self._log)
                     if term == self._term:
                         self._nothing(start, None if found is None else found.sequence)
@@ -787,7 +787,7 @@ class Partition:
             self._balance()
 
     def _run(self) -> int:
-        """Say how many of the messages to be read again are near each other."""
+        """Return how many of the messages to read again are close enough together for one request."""
         first = self._again[0].seq
         count = 0
         for row in self._again:
@@ -797,9 +797,9 @@ class Partition:
         return count
 
     def _arrived(self, start: int, seq: int, headers: Mapping[str, str], payload: bytes) -> None:
-        """Take a message that was read, of those from a number on."""
+        """Take a message that was read, in answer to a request for those from ``start`` on."""
         if self._again and self._again[0].seq >= start and not (self._suspended or self.leaving):
-            # Those before it are not there any more: they were asked for, too.
+            # Those before it were asked for too, so they are gone.
             while self._again and self._again[0].seq < seq:
                 self._gone(self._again.popleft())
             if self._again and self._again[0].seq == seq:
@@ -823,20 +823,20 @@ class Partition:
                 self.log.critical(line, name=self._name, seq=row.seq, lost=lost)
 
     def _nothing(self, start: int, following: int | None) -> None:
-        """Take note that the leader has no message from some number on, or the next one is a later one."""
+        """Note that the leader's first message from ``start`` on is ``following``, or that it has none."""
         if self._again and start == self._again[0].seq:
             if following != start:
                 self._gone(self._again.popleft())
         elif start == self._read + 1 and self._read < self.tail:
             self._read = self.tail if following is None else min(following - 1, self.tail)
         elif following is None:
-            # What was wanted is purged: it is settled.
+            # The wanted message is purged, so it is settled.
             self._wanted = self.tail
             if self._resuming:
                 self._caught_up()
 
     def _balance(self) -> None:
-        """Check that nothing counts as pending when nothing is left."""
+        """Correct the counts if deliveries count as pending when none are left."""
         if self.rows or self.behind or self._resuming:
             return
         if self.pending > 0:

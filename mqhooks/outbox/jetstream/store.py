@@ -1,7 +1,7 @@
 """
 The outboxes of all webhooks in one JetStream: the connection, the streams, starting and stopping.
 
-The engine may be away when the bridge starts: nothing is accepted until it is there and its streams are as they should be.
+JetStream may be away when the bridge starts: nothing is accepted until it is there and its streams are as they should be.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
-"""How many seconds stopping waits until what was appended is stored."""
+"""Seconds that stopping waits for appended deliveries to be stored."""
 
 AGAIN = 2.0
-"""How many seconds after streams could not be made or checked that is tried again."""
+"""Seconds until streams that could not be made or checked are tried again."""
 
 Role = Literal["both", "accept", "deliver"]
 Spill = Literal["sqlite", "none"]
 
 SPILL = "-spill"
-"""How the name of the local file ends, behind that of ``outbox.path``."""
+"""The suffix that makes the local file's name from ``outbox.path``."""
 
 ACCEPTOR = "acceptor "
-"""How the name begins in that file under which this machine's acceptors are known."""
+"""The prefix of an outbox's name in that file: the rest identifies this machine's acceptors."""
 
 TENDING = 1.0
-"""How many seconds lie between two looks at what JetStream does not take."""
+"""Seconds between checks for deliveries that JetStream does not take."""
 
 NOT_YET = "not connected to NATS yet"
 
 COUNTING = 2.0
-"""How many seconds lie between two looks at what others do: they bury and replay, and may be gone."""
+"""Seconds between checks of the other processes: they bury and replay, and may be gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class JetStreamSettings:
     """
-    Which JetStream, and how deliveries are kept there.
+    Where JetStream is, and how deliveries are kept there.
 
     :param nats: its servers.
-    :param replicas: how many of them keep each message: 1, 3 or 5.
-    :param partitions: into how many logs each webhook's deliveries are divided; fixed when they are made.
-    :param prefix: what the names of streams and subjects begin with.
-    :param synced: the operator says that the servers have ``sync_interval: always``.
-    :param spill: whether a local file takes what comes while JetStream is away; ``None`` when it can be written.
+    :param replicas: number of servers that keep each message: 1, 3 or 5.
+    :param partitions: number of logs that each webhook's deliveries are divided into; fixed when they are made.
+    :param prefix: the beginning of the names of streams and subjects.
+    :param synced: whether the operator has declared that the servers have ``sync_interval: always``.
+    :param spill: whether a local file takes deliveries while JetStream is away; ``None``: if it can be written to.
     :param role: ``accept``: this process delivers nothing; ``deliver``: it takes no events.
     """
 
@@ -82,15 +82,15 @@ class JetStreamSettings:
 
 class JetStreamStore(Service):
     """
-    All outboxes of one JetStream. It has to be started before their sinks, and stopped after them.
+    All outboxes of one JetStream. Start it before their sinks, and stop it after them.
 
     :param reactor: for connections and timers.
-    :param settings: where, and how.
+    :param settings: where deliveries are kept, and how.
     :param max_size: bytes of deliveries, for each webhook.
-    :param dead_max: how many dead letters are kept for each webhook; the oldest make room.
-    :param now: tells the time that is stored, in seconds since 1970.
-    :param clock: a clock that nobody sets, in seconds.
-    :param spill: the local file that takes what comes while JetStream is away; ``None`` for none.
+    :param dead_max: number of dead letters kept for each webhook; the oldest make room.
+    :param now: returns the time to store, in seconds since 1970.
+    :param clock: a monotonic clock, in seconds.
+    :param spill: the local file that takes deliveries while JetStream is away; ``None`` for none.
     :ivar letters: all dead letters.
     """
 
@@ -160,16 +160,16 @@ class JetStreamStore(Service):
 
     def configure(self, digests: Mapping[str, str]) -> None:
         """
-        Take note of how webhooks are configured here: one that is configured otherwise than elsewhere is not delivered.
+        Note the webhooks' configurations here: a webhook whose configuration differs from the others' is not delivered.
 
-        :param digests: what stands for the configuration of each.
+        :param digests: identify the configuration of each.
         """
         self._digests = digests
         for name, outbox in self._outboxes.items():
             outbox.configure(digests.get(name, ""))
 
     def resize(self, max_size: int, dead_max: int) -> None:
-        """Replace the limits, which are those of the constructor; streams grow with them and never shrink."""
+        """Replace the constructor's limits; streams grow with them and never shrink."""
         self._limits.max_size, self._limits.dead_max = max_size, dead_max
         if self._spill is not None:
             self._spill.resize(self._share, "pause", dead_max)
@@ -181,7 +181,7 @@ class JetStreamStore(Service):
 
     @property
     def _share(self) -> int:
-        """How many bytes a partition may have."""
+        """Bytes that a partition may have."""
         return max(self._limits.max_size // self.settings.partitions, 1 << 20)
 
     def _file(self, path: str) -> SqliteStore:
@@ -195,17 +195,17 @@ class JetStreamStore(Service):
 
     @property
     def me(self) -> str:
-        """What this process calls itself among those that share the outboxes."""
+        """This process's name among those that share the outboxes."""
         return self._me
 
     @property
     def server(self) -> str | None:
-        """The server of NATS that we are connected to."""
+        """The NATS server that we are connected to."""
         return self._client.server
 
     @property
     def failing(self) -> str | None:
-        """Why nothing is accepted; ``None`` when all is well, or the local file takes what comes."""
+        """Why nothing is accepted; ``None`` when all is well, or the local file takes deliveries."""
         if self._spill is not None and self._spill.running and self.away:
             return self._spill.failing
         if self._client.server is None and self._problem in (None, NOT_YET):
@@ -235,7 +235,7 @@ class JetStreamStore(Service):
             self.log.warn("outbox: no spill: {error}; while JetStream is away nothing is accepted", error=error)
             self._spill = None
             return
-        # What names acceptors outlives the process with what they have kept.
+        # The acceptors' name outlives the process, like the deliveries that they have kept.
         known = [name for name in self._spill.names if name.startswith(ACCEPTOR)]
         name = known[0] if known else self._spill.outbox(f"{ACCEPTOR}{token_hex(8)}").name
         self._acceptor = f"a-{name.removeprefix(ACCEPTOR)}"
@@ -244,7 +244,7 @@ class JetStreamStore(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Store what is not yet stored, give all partitions up, and close the connection.
+        Store whatever is left, give all partitions up, and close the connection.
 
         :returns: a ``Deferred`` that fires when it is closed.
         """
@@ -270,7 +270,7 @@ class JetStreamStore(Service):
             await self._spill.stopService()
 
     def _tell_unstored(self, outboxes: Iterable[JetStreamOutbox]) -> None:
-        # What the file has been given it commits, or tells that it could not.
+        # The file commits whatever it was given, or logs that it could not.
         count, letters = sum([each.unstored for each in outboxes]), sum([each.burying for each in outboxes])
         if count:
             what = f"{count} deliveries that were not yet accepted are lost"
@@ -279,7 +279,7 @@ class JetStreamStore(Service):
             self.log.critical("outbox: stopped before {letters} dead letters were stored", letters=letters)
 
     def abort(self) -> Deferred[None]:
-        """End as a crash would: give nothing up, close the connection."""
+        """Stop as a crash would: give nothing up, close the connection."""
         if self.running:
             super().stopService()
         self._cancel()
@@ -306,7 +306,7 @@ class JetStreamStore(Service):
         try:
             known = await generations(self._js, self.settings.prefix)
         except NATSError:
-            # What matters of it is told elsewhere.
+            # Problems that matter are logged elsewhere.
             known = {}
         for name, outbox in list(self._outboxes.items()):
             outbox.look(known.get(name, []))
@@ -322,7 +322,7 @@ class JetStreamStore(Service):
         try:
             counts = await self.letters.counts()
         except (NATSError, OutboxError):
-            # What matters of it is told elsewhere.
+            # Problems that matter are logged elsewhere.
             return
         for name, buried in before.items():
             outbox = self._outboxes[name]
@@ -362,7 +362,7 @@ class JetStreamStore(Service):
         problem = failure.getErrorMessage()
         self._unreachable = failure.check(NATSError) is not None
         if not all(outbox.started for outbox in self._outboxes.values()):
-            # Otherwise only larger limits were in vain.
+            # Otherwise only raising the limits has failed.
             self._problem = problem
         if self._complaints.allow(problem) is not None:
             self.log.error("outbox: {problem}; trying again", problem=problem)
@@ -379,7 +379,7 @@ class JetStreamStore(Service):
     async def _make(self) -> None:
         settings, limits = self.settings, self._limits
         names = Names(settings.prefix, "")
-        # Half as many letters as deliveries may take.
+        # All dead letters together may take as many bytes as the deliveries of one webhook.
         await ensure(self._js, letters_config(names, settings.replicas, limits.dead_max, limits.max_size))
         known = await generations(self._js, settings.prefix)
         for name, outbox in list(self._outboxes.items()):
