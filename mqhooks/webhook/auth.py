@@ -1,10 +1,10 @@
 """
-Authenticating attempts: a transport that adds ``authorization`` to what another one sends.
+Authenticate attempts: a transport that adds ``authorization`` to the requests of another transport.
 
-- Authentication belongs to the attempt. It is never stored with a delivery, so a retry has what is valid then.
-- What is the same for all requests stays in their common head, which is made anew only when the value changes.
-- Without a value nothing is sent: the attempt fails as if there were no endpoint, so deliveries wait, and the reason is told.
-- What an endpoint answers with 401 is sent once more if there is another value by then.
+- Authentication belongs to the attempt. It is never stored with a delivery, so a retry uses the value that is valid then.
+- The value goes into the head that all requests share. That head is rebuilt only when the value changes.
+- Without a value nothing is sent: the attempt fails as if there were no endpoint, so deliveries wait, and the reason is logged.
+- A request that is answered with 401 is sent again if there is another value by then.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from mqhooks.webhook.settings import BasicSettings, BearerSettings, WebhookSetti
 from mqhooks.webhook.submit import Done, submitter
 
 TOKEN = re.compile(r"[\x21-\x7e]+")
-"""What a token consists of; anything else would not go through as a header."""
+"""A valid token: only characters that a header can carry."""
 
 READ_AGAIN = 1.0
-"""After how many seconds a token's file is read again."""
+"""Seconds until a token's file is read again."""
 
 MAX_TOKEN = 64 << 10
-"""How many bytes a token may have. Servers take 8 to 64 KiB of headers."""
+"""Longest token, in bytes. Servers accept 8 to 64 KiB of headers."""
 
 Use = Callable[[str | DeliveryError], object]
-"""Takes the value of ``authorization``, or why there is none."""
+"""Takes the value of ``authorization``, or the reason why there is no value."""
 
 
 class Credentials(Protocol):
-    """Knows what to authenticate with."""
+    """Supplies the value of ``authorization``."""
 
     def get(self, use: Use) -> None:
         """
@@ -56,7 +56,7 @@ class Credentials(Protocol):
         """
         Get another value, after the endpoint has answered 401.
 
-        :param refused: the value that it has refused.
+        :param refused: the value that the endpoint has refused.
         :param use: called once, now or later; with the same value when there is no other.
         """
 
@@ -64,14 +64,14 @@ class Credentials(Protocol):
         """Note that an endpoint has answered something other than 401."""
 
     def close(self) -> Deferred[None]:
-        """End what is under way. Whoever waits for a value gets an error."""
+        """Cancel whatever is under way. Everyone who waits for a value gets an error."""
 
 
 class Constant:
     """
     The same value for all requests.
 
-    :param value: that of ``authorization``.
+    :param value: the value of ``authorization``.
     """
 
     def __init__(self, value: str) -> None:
@@ -95,10 +95,10 @@ class Constant:
 
 class TokenFile:
     """
-    A token in a file, which is read again and again, since somebody else renews it.
+    A token in a file, which is read repeatedly because another program renews it.
 
-    :param path: the file; white space around the token counts for nothing.
-    :param seconds: tells the time.
+    :param path: the file; white space around the token is ignored.
+    :param seconds: returns the time.
     """
 
     def __init__(self, path: str, seconds: Callable[[], float]) -> None:
@@ -143,12 +143,12 @@ class TokenFile:
 
 
 def basic(settings: BasicSettings) -> str:
-    """Write a name and a password as ``authorization`` has them: RFC 7617."""
+    """Encode a name and a password as the value of ``authorization``: RFC 7617."""
     return "Basic " + b64encode(f"{settings.username}:{settings.password}".encode()).decode("ascii")
 
 
 def credentials_for(clock: IReactorTime, settings: BasicSettings | BearerSettings) -> Credentials:
-    """Make what a webhook authenticates with that needs nobody to ask."""
+    """Return the credentials of a webhook whose settings or file hold them, so that no server has to be asked."""
     if isinstance(settings, BasicSettings):
         return Constant(basic(settings))
     if settings.token_file is not None:
@@ -159,10 +159,10 @@ def credentials_for(clock: IReactorTime, settings: BasicSettings | BearerSetting
 @implementer(ICallbackTransport)
 class AuthenticatedTransport:
     """
-    Sends each request with an ``authorization``.
+    Adds ``authorization`` to each request.
 
-    :param transport: sends; it is closed with this one.
-    :param credentials: they are closed with it, too.
+    :param transport: sends the requests; closed with this one.
+    :param credentials: closed with this one, too.
     :param settings: the webhook's, for messages.
     """
 
@@ -224,7 +224,7 @@ class AuthenticatedTransport:
                 self._credentials.accepted()
             secret = value.partition(" ")[2].encode()
             if secret in result.body:
-                # What an endpoint answers is shown.
+                # Answers are shown on the status page and in the API.
                 result = structs.replace(result, body=result.body.replace(secret, "…".encode()))
         done(result)
 

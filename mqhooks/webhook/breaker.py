@@ -1,10 +1,10 @@
 """
-Deciding whether the endpoint fails, or only some deliveries.
+The circuit breaker: decides whether the endpoint fails, or only some deliveries.
 
 Two things look alike at first: an endpoint that is down, and clients whose poisoned messages a healthy endpoint cannot take.
 
 - The test is whether other clients still succeed: a client that fails again does not count again, and while the endpoint
-  seems to be down, the next probe is a client whose last attempt did not fail.
+  seems to be down, the next probe is a delivery of a client whose last attempt did not fail.
 - A refusal counts like a failure only if it says more about the endpoint than about the delivery (:data:`WHOLESALE`).
 """
 
@@ -16,13 +16,13 @@ from mqhooks.delivery import Delivery, Response
 from mqhooks.errors import ConnectFailed
 
 IN_A_ROW = 10
-"""When this many deliveries of different clients fail with no success between them, the endpoint is down."""
+"""The endpoint is down when this many deliveries of different clients have failed without a success between them."""
 
 REMEMBERED = 1 << 16
-"""How many failing clients are remembered; beyond that, those that failed longest ago are forgotten."""
+"""Failing clients to remember; beyond that, those that failed longest ago are forgotten."""
 
 PRESSED = frozenset({429, 503})
-"""Statuses that ask for less: each halves how many attempts may be in flight."""
+"""Statuses that ask for less load: each halves the number of attempts that may be in flight."""
 
 WHOLESALE = frozenset({*range(300, 400), 401, 403, 404, 405, 410})
 """
@@ -35,14 +35,14 @@ class Breaker:
     """
     A circuit breaker: decides how many attempts may be in flight.
 
-    While it is open, one attempt at a time goes out, a probe. Once a probe has succeeded, each success doubles the number.
-    While it is closed, an endpoint that asks for less (:data:`PRESSED`) gets half as many, and one more with each success.
+    While it is open, one attempt at a time goes out, the probe. Once a probe has succeeded, each success doubles the limit.
+    While it is closed, :data:`PRESSED` statuses halve the limit, and each success raises it by one.
 
-    :param most: how many attempts may be in flight while the endpoint works.
+    :param most: the limit while the endpoint works.
     :ivar down: whether the breaker is open.
     :ivar refusing: whether it is open because the endpoint refuses everything.
-    :ivar probes: how many probes have failed since it opened.
-    :ivar limit: how many attempts may be in flight.
+    :ivar probes: number of probes that have failed since it opened.
+    :ivar limit: number of attempts that may be in flight.
     :ivar well: whether nothing has failed lately and all attempts may be in flight.
     :ivar failing: clients whose last attempt failed, the latest failure last.
     """
@@ -54,9 +54,9 @@ class Breaker:
         self.limit = most
         self.well = True
         self._most = most
-        # How many may be in flight as far as the endpoint is concerned.
+        # The limit that the endpoint's 429 and 503 suggest.
         self._bearable = most
-        # Deliveries that failed since the last success, of clients that had not failed before.
+        # Ids of deliveries that have failed since the last success, only those of clients that had not failed before.
         self._failed: set[str] = set()
         self._refused: set[str] = set()
         self._refused_clients: set[str] = set()
@@ -77,7 +77,8 @@ class Breaker:
 
     def answered(self) -> bool:
         """
-        Note an answer that shows that the endpoint works, even if it is no success. Not for while it refuses everything.
+        Note an answer that shows that the endpoint works, even if it is not a success. Don't call it while the endpoint
+        refuses everything.
 
         :returns: whether the breaker was open before.
         """
@@ -90,7 +91,7 @@ class Breaker:
         return was_down
 
     def arrived(self, deliveries: Iterable[Delivery]) -> None:
-        """Note whose deliveries have arrived: these clients fail no longer."""
+        """Note that deliveries have arrived: their clients no longer fail."""
         if self.failing:
             for delivery in deliveries:
                 self.failing.pop(delivery.client, None)
@@ -118,13 +119,14 @@ class Breaker:
         """
         Note one of the :data:`WHOLESALE` refusals.
 
-        :param deliveries: what was refused together, in one request.
-        :param waiting: says whether any client other than these has something waiting. If so, refusals of a few are their own.
+        :param deliveries: the deliveries of the refused request.
+        :param waiting: returns whether any client other than these has a delivery waiting. If so, the refusals of a few clients
+            say nothing about the endpoint.
         :returns: whether the breaker is open. Then the refusal says nothing about the deliveries.
         """
         self.well = False
         if len(self._refused) < IN_A_ROW:
-            # A batch that is tried in halves may fail by its first delivery ten times: that is one reason.
+            # A batch that is tried in halves may be refused ten times because of its first delivery: that counts once.
             self._refused.add(deliveries[0].id)
         for delivery in deliveries:
             if len(self._refused_clients) < IN_A_ROW:
@@ -141,7 +143,7 @@ class Breaker:
         return True
 
     def knows(self, client: str) -> bool:
-        """Say whether a client's last attempt failed."""
+        """Return whether a client's last attempt failed."""
         return client in self.failing
 
     def probe(self) -> None:
@@ -154,7 +156,7 @@ class Breaker:
         """Open the breaker."""
         self.down = True
         self.limit = 0
-        # Once the endpoint is back, the number doubles from one on.
+        # Once the endpoint is back, the limit doubles from one up to the most.
         self._bearable = self._most
 
     def _note_failing(self, client: str) -> None:

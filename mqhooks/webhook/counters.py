@@ -1,5 +1,5 @@
 """
-Counters of one webhook's sink: only what nobody else counts.
+The counters of one webhook's sink that no other part keeps.
 
 The outbox counts what is accepted, delivered, dead, dropped and pending (:class:`mqhooks.delivery.Counts`), so that these
 numbers always add up.
@@ -17,12 +17,12 @@ from mqhooks.support.histogram import Histogram
 
 FAILURES = ("status", "timeout", "connect", "broken", "answer")
 """
-Why an attempt failed: the endpoint answered with a status that is retried, did not answer in time, could not be reached, broke
-the connection, or answered with something that is not HTTP.
+Causes of a failed attempt: the endpoint answered with a status that is retried, did not answer in time, could not be reached,
+broke the connection, or answered with something that is not HTTP.
 """
 
 AUTH = "auth"
-"""Why an attempt failed: there was nothing to authenticate with. Only webhooks that authenticate count it."""
+"""Cause of a failed attempt: there was nothing to authenticate with. Only webhooks that authenticate count it."""
 
 AGES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 259200.0)
 """The bounds of :attr:`WebhookCounters.ages`, in seconds."""
@@ -32,23 +32,23 @@ ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 TRIED = 100
-"""How many attempts are remembered, at most 4 KiB and a URL each."""
+"""Attempts to remember, at most 4 KiB and a URL each."""
 
 SHOWN = 512
-"""How many characters are remembered of a client, and of why there was no answer."""
+"""Characters to remember of a client, and of the reason why there was no answer."""
 
 
 class Attempt(NamedTuple):
     """
-    One request and what came of it. What it holds may have secrets, to be hidden when it is shown.
+    One request and its result. The values may contain secrets; hide them before showing them.
 
-    :param at: when it ended, in seconds since 1970.
-    :param seconds: how long it took.
-    :param id: of its delivery, or of the first of a batch; likewise ``client``.
-    :param together: how many deliveries shared the request.
-    :param url: where it went; ``path`` in place of the URL's, if it had one of its own.
-    :param status: the answer's status; 0 when none came.
-    :param said: the first KiB of the answer's body; why there was none when none came.
+    :param at: time of its end, in seconds since 1970.
+    :param seconds: duration.
+    :param id: id of its delivery, or of the first of a batch; likewise ``client``.
+    :param together: number of deliveries that shared the request.
+    :param url: the endpoint; the request's own ``path``, if it has one, replaces that of the URL.
+    :param status: the answer's status; 0 without an answer.
+    :param said: the first KiB of the answer's body; without an answer, the reason.
     """
 
     at: float
@@ -66,9 +66,9 @@ class LastFailure:
     """
     The last failed attempt.
 
-    :ivar at: when, in seconds since 1970.
-    :ivar reason: why, without what may be a credential in the URL.
-    :ivar status: the response's status; 0 when there was none.
+    :ivar at: time, in seconds since 1970.
+    :ivar reason: the reason, without anything in the URL that may be a credential.
+    :ivar status: the response's status; 0 without a response.
     :ivar body: the beginning of the response's body.
     """
 
@@ -83,20 +83,20 @@ class LastFailure:
 
 class WebhookCounters:
     """
-    Counters of one webhook since the process began, and its last failure. They outlive its sinks.
+    Counters of one webhook since the process started, and its last failure. They outlive its sinks.
 
     ``events = filtered + matched`` and ``attempts = arrived + refused + failed`` hold at every moment.
 
     :ivar events: events received.
-    :ivar filtered: those that no rule wanted.
+    :ivar filtered: events that no rule wanted.
     :ivar late: deliveries that came too late for the merge window to put them before a later one of their client.
     :ivar attempts: deliveries tried; each delivery of a batch counts.
     :ivar failed: attempts that failed and may be made again.
     :ivar refused: attempts that the endpoint refused.
     :ivar failures: the failed attempts by cause, one of :data:`FAILURES`, or :data:`AUTH`.
-    :ivar ages: from each event to its delivery.
-    :ivar answers: how long the endpoint took to answer, the wait for a connection included.
-    :ivar failure: the last failed attempt; ``None`` for none.
+    :ivar ages: time from each event to its delivery.
+    :ivar answers: time until the endpoint's answer, including the wait for a connection.
+    :ivar failure: the last failed attempt; ``None`` if none has failed.
     :ivar refusal: the last failed attempt that got an answer.
     """
 
@@ -121,8 +121,8 @@ class WebhookCounters:
         """
         Remember an attempt.
 
-        :param deliveries: what shared the request; for the others see :class:`Attempt`.
-        :param result: the answer, or why there is none.
+        :param deliveries: the deliveries that shared the request; for the other parameters see :class:`Attempt`.
+        :param result: the answer, or the reason why there is none.
         """
         first = deliveries[0]
         path = None if first.variation is None else first.variation.path
@@ -134,7 +134,7 @@ class WebhookCounters:
 
     @property
     def tried(self) -> list[Attempt]:
-        """The last :data:`TRIED` attempts, tests among them, oldest first."""
+        """The last :data:`TRIED` attempts, including tests, oldest first."""
         return [Attempt(*values) for values in self._tried]
 
     @property
@@ -150,7 +150,7 @@ class WebhookCounters:
 
 def failure_of(result: object) -> str:
     """
-    Name the cause of a failed attempt.
+    Return the cause of a failed attempt.
 
     :param result: a response, or a :class:`~mqhooks.errors.DeliveryError`.
     :returns: one of :data:`FAILURES`, or :data:`AUTH`.

@@ -1,9 +1,9 @@
 """
-Sending what the lanes have, and carrying out what the outcomes are.
+The dispatcher: sends the lanes' deliveries, and carries out the outcomes.
 
-- One place decides how much is in flight: the circuit breaker sets how many requests there may be.
-- While the circuit breaker is open, one probe at a time stands for all lanes: the most recent client whose last attempt did not
-  fail, since the poisoned messages of some clients must not keep the others waiting.
+- One place decides how much is in flight: the circuit breaker sets the limit.
+- While the circuit breaker is open, one probe at a time stands for all lanes. It is a delivery of the most recent client whose
+  last attempt did not fail, since the poisoned messages of some clients must not keep the others waiting.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from mqhooks.webhook.submit import submitter
 
 FRESH_PROBE = 1.0
 """
-How many seconds at most until the next probe when a client that has never failed is waiting. An endpoint that cannot be
-reached, or that has sent a ``Retry-After``, is not probed early.
+Most seconds until the next probe while a client is waiting whose last attempt did not fail. An endpoint that cannot be reached,
+or that has sent a ``Retry-After``, is not probed early.
 """
 
 
 class Dispatcher:
     """
-    Delivers what one outbox holds.
+    Delivers the contents of one outbox.
 
     :param clock: for timers.
     :param settings: the webhook's.
-    :param outbox: holds what waits; it is open between :meth:`start` and :meth:`close`.
-    :param transport: sends; it is closed by its owner.
-    :param counters: attempts are counted here.
-    :param budget: bounds what is held in memory.
+    :param outbox: holds the pending deliveries; open between :meth:`start` and :meth:`close`.
+    :param transport: sends requests; closed by its owner.
+    :param counters: counts the attempts.
+    :param budget: bounds the bodies in memory.
     :param random: the source of jitter.
-    :param now: the time of day, in seconds since 1970.
-    :ivar settled: called whenever an attempt has ended; ``None`` for no call.
+    :param now: returns the time of day, in seconds since 1970.
+    :ivar settled: called whenever an attempt has ended; ``None`` if nobody wants to know.
     :ivar down_since: when the breaker opened, in seconds since 1970; ``None`` while it is closed.
     """
 
@@ -117,17 +117,17 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """How many requests have no result yet."""
+        """Number of requests without a result."""
         return self._lanes.in_flight
 
     @property
     def in_flight_limit(self) -> int:
-        """How many requests may be in flight now."""
+        """Number of requests that may be in flight now."""
         return 0 if self._paused else self._breaker.limit
 
     @property
     def paused(self) -> bool:
-        """Whether an operator has paused it."""
+        """Whether an operator has paused the webhook."""
         return self._paused
 
     @property
@@ -137,7 +137,7 @@ class Dispatcher:
 
     @property
     def retrying(self) -> int:
-        """How many attempts wait for their time; clients that failed in one request are one."""
+        """Number of retries that wait for their backoff; clients that failed in the same request count once."""
         return len(self._retries)
 
     @property
@@ -146,14 +146,14 @@ class Dispatcher:
         return None if self._probe_timer is None else max(self._probe_due - self._seconds(), 0.0)
 
     def start(self) -> None:
-        """Begin to deliver, first of all what the outbox holds."""
+        """Start delivering, beginning with the contents of the outbox."""
         self._running = True
         self._intake.start()
         if self._handshake is not None:
             self._handshake.start()
 
     def stop_sending(self) -> None:
-        """Send nothing more; what is in flight goes on."""
+        """Send nothing more; requests in flight go on."""
         self._running = False
         self._lanes.limit = 0
         self._intake.stop()
@@ -161,7 +161,7 @@ class Dispatcher:
             self._handshake.stop()
 
     def close(self) -> None:
-        """End all timers, and leave the memory to others."""
+        """Cancel all timers, and leave the memory to other webhooks."""
         self.stop_sending()
         self._lanes.stop()
         for timer in (*self._retries, *self._calls, self._probe_timer, self._rate_timer):
@@ -172,7 +172,7 @@ class Dispatcher:
         self._intake.close()
 
     def pause(self) -> None:
-        """Send nothing more until :meth:`resume`; what is in flight goes on."""
+        """Send nothing more until :meth:`resume`; requests in flight go on."""
         self._paused = True
         self._lanes.limit = 0
 
@@ -186,7 +186,7 @@ class Dispatcher:
         """
         Make the next attempts now: the probe of an endpoint that is down, and the retries of parked clients.
 
-        :returns: whether any waited for its time, and nothing keeps them from being made.
+        :returns: whether any attempt was waiting for its time, and nothing else prevents it.
         """
         if self._paused or not self._running:
             return False
@@ -237,7 +237,7 @@ class Dispatcher:
         self._submit(self._requests.make(deliveries), partial(self._answered, deliveries, settle, self._seconds()))
 
     def _send_limited(self, deliveries: list[Delivery], settle: Settle) -> None:
-        """Send a request of a webhook with a limit; the next one goes when there is a token for it."""
+        """Send a request of a webhook with a ``limit``; the next one goes when there is a token for it."""
         assert self._rate is not None
         self._rate.take(self._seconds())
         if self._limited():
@@ -245,7 +245,7 @@ class Dispatcher:
         self._send(deliveries, settle)
 
     def _limited(self) -> bool:
-        """Say whether nothing may be sent now; it is admitted when its time has come."""
+        """Return whether the ``limit`` forbids sending now; if so, set the timer that admits requests again."""
         wait = 0.0 if self._rate is None else self._rate.wait(self._seconds())
         if self._rate_timer is not None and self._rate_timer.active():
             self._rate_timer.cancel()
@@ -253,7 +253,7 @@ class Dispatcher:
         return wait > 0
 
     def _not_sent(self, deliveries: list[Delivery], settle: Settle) -> None:
-        """Settle deliveries of which some have no request, or cannot share one."""
+        """Settle deliveries that cannot share a request, or some of which cannot have one."""
         problems = [None if delivery.variation is None else delivery.variation.problem for delivery in deliveries]
         now = self._now()
         for delivery, problem in zip(deliveries, problems, strict=True):
@@ -328,7 +328,7 @@ class Dispatcher:
         if outcome.probe is not None:
             self._hold(outcome, outcome.probe, reason, sent=not isinstance(result, NotAuthenticated))
         else:
-            # A refusal shows that the endpoint works: there may be more in flight than before.
+            # A refusal shows that the endpoint works, so the limit may have risen.
             self._admit()
         status, body = (result.status, result.body) if isinstance(result, Response) else (0, b"")
         parked = []
@@ -348,14 +348,14 @@ class Dispatcher:
             self._complain(reason, "a batch of {count} is tried in halves", count=len(deliveries))
 
     def _obey(self, rate: Rate, response: Response, reason: str, now: float) -> None:
-        """Send nothing more before the endpoint wants to be asked again."""
+        """Send nothing more until the endpoint's ``Retry-After`` is over."""
         pause = retry_after(response.headers, now)
         if pause:
             rate.hold(self._seconds() + pause)
             self._complain(f"{reason}, Retry-After", "nothing more is sent for {delay:.0f} s", delay=pause)
 
     def _note(self, delivery: Delivery, result: Response | DeliveryError, reason: str, now: float) -> None:
-        # A reload may change the URL: what may not be shown of this one is hidden now.
+        # A reload may change the URL, so hide this one's secrets now.
         reason = hide(reason, self._settings.url)
         if isinstance(result, Response):
             body = hide(result.body.decode("utf-8", "replace"), self._settings.url)
@@ -397,7 +397,7 @@ class Dispatcher:
             self._hurry()
 
     def _hurry(self) -> None:
-        """Probe early when a client that has never failed is waiting."""
+        """Probe early if a client is waiting whose last attempt did not fail."""
         timer, at = self._probe_timer, self._held_at + FRESH_PROBE
         if self._early and timer is not None and timer.getTime() > at and self._lanes.newest(self._breaker.knows) is not None:
             timer.reset(max(at - self._seconds(), 0))
@@ -418,7 +418,7 @@ class Dispatcher:
         self._intake.pump()
 
     def _recovered(self) -> None:
-        """Go on now that the breaker has closed."""
+        """End the probing, now that the breaker has closed."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
@@ -430,7 +430,7 @@ class Dispatcher:
         )
 
     def _shook(self, reason: str | None) -> None:
-        """Go on after a handshake, or send nothing more before there is one."""
+        """Send after a handshake that succeeded; send nothing more after one that did not."""
         name, handshake = self._settings.name, self._handshake
         if reason is None:
             self.log.info("webhook {name}: the endpoint allows our events", name=name)

@@ -1,8 +1,9 @@
 """
-Asking an endpoint whether it wants our events, before the first delivery and from time to time, as CloudEvents has it:
+CloudEvents' handshake: asks an endpoint whether it wants our events, before the first delivery and from time to time:
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md, section 4.
 
-Nothing is sent before it says yes. Once it has, only a no ends that: while it cannot be asked, deliveries have their retries.
+Nothing is sent before the endpoint says yes. Its yes holds until it says no: while it cannot be asked, deliveries are sent and
+retried as usual.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ Submit = Callable[[Request, Callable[[Response | DeliveryError], object]], objec
 
 class Handshake:
     """
-    Asks one endpoint.
+    The handshake with one endpoint.
 
-    :param clock: for the next question.
-    :param origin: who we are: a host's name.
-    :param head: what the webhook's requests share.
+    :param clock: times the next question.
+    :param origin: the name that we give ourselves: a host's.
+    :param head: the head that the webhook's requests share.
     :param submit: sends a request.
-    :param policy: how long to wait for the next question after a no, or no answer.
+    :param policy: sets the wait before the next question after a no, or after no answer.
     :param random: the source of jitter.
-    :param changed: called with ``None`` after a yes that follows no other, and with the reason after anything else.
+    :param changed: called with ``None`` when the endpoint says yes and had not before, and with the reason after every result
+        that is not a yes.
     :ivar allows: whether the endpoint wants our events.
     """
 
@@ -62,19 +64,19 @@ class Handshake:
         self._running = False
 
     def start(self) -> None:
-        """Ask, and ask again."""
+        """Ask now, and again from time to time."""
         self._running = True
         self._ask()
 
     def stop(self) -> None:
-        """Ask nothing more."""
+        """Stop asking, and ignore an answer that is still to come."""
         self._running = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def try_now(self) -> bool:
-        """Ask now an endpoint that has not said yes; returns whether that was to come later."""
+        """Ask now if the endpoint has not said yes; return whether a later question was moved up."""
         if self.allows or self._timer is None:
             return False
         self._timer.reset(0)
@@ -102,7 +104,7 @@ class Handshake:
         self._changed(reason)
 
     def _refusal(self, result: Response | DeliveryError) -> str | None:
-        """Say why it is no yes; ``None`` if it is one."""
+        """Return the reason why a result is not a yes; ``None`` if it is one."""
         if not isinstance(result, Response):
             return str(result)
         if not 200 <= result.status < 300:

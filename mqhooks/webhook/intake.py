@@ -1,11 +1,11 @@
 """
-From the outbox through the merge window into the lanes.
+The intake: moves deliveries from the outbox through the merge window into the lanes.
 
-- Deliveries are claimed only as far as the lanes and the memory have room for them; the rest stays in the outbox.
+- It claims only as many deliveries as the lanes and the memory have room for; the rest stays in the outbox.
 - Accept first, order afterwards: window and lanes are in memory only, and a restart begins with the outbox.
-- Where bodies take too much room, only the places of deliveries are kept, and the bodies are recalled when they may go.
-- Three quarters of the webhook's part are for what is claimed, the last one is for what is recalled: so a retry finds room
-  beside a backlog.
+- Where bodies take too much memory, only the places of deliveries are kept, and the bodies are recalled when their turn comes.
+- Three quarters of the webhook's memory are for claimed bodies, the last quarter is for recalled ones, so that a retry finds
+  room beside a backlog.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.settings import WebhookSettings
 
 WINDOW = 4096
-"""How many deliveries are claimed and neither settled nor parked; further ones stay in the outbox."""
+"""Most deliveries that are claimed and neither settled nor parked; the others stay in the outbox."""
 
 MOST = 1 << 14
-"""The most that :data:`WINDOW` grows to when it takes that many to fill all batches that may be in flight."""
+"""Upper limit of :data:`WINDOW` when it has to grow to fill all batches that may be in flight."""
 
 HELD = 1 << 14
-"""How many deliveries the merge window holds with their bodies: 50 milliseconds of 300,000 a second."""
+"""Most deliveries that the merge window holds with their bodies: 50 milliseconds at 300,000 a second."""
 
 SHELVED = 1 << 16
 """
-How many deliveries the merge window holds at most, those of which it keeps only the places included; and how many runs of
-consecutive places lanes are given to keep.
+Most deliveries that the merge window holds, including those of which it keeps only the places; and the number of runs of
+consecutive places beyond which lanes are not shortened.
 """
 
 PATIENCE = 1.0
-"""How many seconds most lanes have nothing to do before a few long ones are shortened: what they keep has to be read again."""
+"""Seconds that most lanes must have been idle before a few long ones are shortened: what is parked has to be read again."""
 
 CLAIMS = 8
 """
-How often is claimed in one turn of the reactor at most: what is parked at once behind its clients' retries leaves the lanes
-room for more, however long the backlog is.
+Most claims in one turn of the reactor. Deliveries that are parked at once behind their clients' retries leave room in the
+lanes, so without a limit the claims would go on as long as the backlog lasts.
 """
 
 AHEAD = 1 << 20
-"""About how many bytes of bodies are claimed in one turn when only their places are kept."""
+"""Bytes of bodies, roughly, that are claimed in one turn when only their places are kept."""
 
 AWAITED = 2
 """
-How many deliveries without room for their bodies lanes may have before nothing more is claimed: so those behind a long one do
-not wait while it stands in line, and few are read in vain.
+Deliveries without room for their bodies that lanes may have before nothing more is claimed. So the deliveries behind a long one
+need not wait while it queues for room, and few are read in vain.
 """
 
 SHORT = 1 << 16
-"""How many bytes are kept for a body that is to be recalled and of which only the place is known, at most."""
+"""Most bytes to keep free for recalling a body of which only the place is known."""
 
 LONGEST_COMMIT = 1.0
-"""How many seconds the merge window waits for a commit at most."""
+"""Most seconds that the merge window waits for a commit."""
 
 UNREADABLE = 1.0
-"""Seconds before deliveries that could not be read are recalled again."""
+"""Seconds until deliveries that could not be read are recalled again."""
 
 
 class Intake:
@@ -78,12 +78,12 @@ class Intake:
 
     :param clock: for timers.
     :param settings: the webhook's.
-    :param outbox: holds what waits; it is open between :meth:`start` and :meth:`close`.
-    :param lanes: where deliveries go.
-    :param counters: late deliveries are counted here.
-    :param budget: bounds what is held in memory.
-    :param now: the time of day, in seconds since 1970.
-    :param pumped: called whenever something may have come into the lanes.
+    :param outbox: holds the pending deliveries; open between :meth:`start` and :meth:`close`.
+    :param lanes: get the deliveries.
+    :param counters: count the late deliveries.
+    :param budget: bounds the bodies in memory.
+    :param now: returns the time of day, in seconds since 1970.
+    :param pumped: called whenever deliveries may have reached the lanes.
     """
 
     def __init__(
@@ -113,16 +113,17 @@ class Intake:
         merge = settings.merge_window if settings.ordering == "client" else 0
         self._merge = MergeWindow(merge, counters.late) if merge else None
         self._merge_timer: IDelayedCall | None = None
-        # Of how many the window, or what it has released, holds only the places.
+        # Number of deliveries in the window, or released from it, of which only the places are kept.
         self._shelved = 0
-        # What it has released and lanes have no room for yet, and what of it is being recalled; the bytes of both.
+        # Deliveries that the window has released and lanes have no room for yet; the bytes of their bodies, and of those in
+        # _recalling; and the batch that is being recalled.
         self._due: deque[Delivery | Shelved] = deque()
         self._due_size = 0
         self._recalling: Sequence[Delivery | Shelved] = ()
         self._recall_timer: IDelayedCall | None = None
         self._room_timer: IDelayedCall | None = None
         self._crowded_since: float | None = None
-        # When another webhook has given back what it was lent; when there is more to do in another turn of the reactor.
+        # Set when the budget lends room, and when the next turn of the reactor has to go on pumping.
         self._turn: IDelayedCall | None = None
         self._soon: IDelayedCall | None = None
         lanes.memory = self
@@ -132,7 +133,7 @@ class Intake:
         self._running = False
 
     def start(self) -> None:
-        """Begin, first of all with what the outbox holds."""
+        """Start claiming, beginning with the contents of the outbox."""
         self._running = True
         self._budget.join(self, self._held, self.shed)
         self.pump()
@@ -144,7 +145,7 @@ class Intake:
             self._claim.cancel()
 
     def close(self) -> None:
-        """End all timers, let go of what waits, and leave the memory to others."""
+        """Cancel all timers, drop the deliveries that wait, and leave the memory to other webhooks."""
         self.stop()
         self._merge, self._recalling = None, ()
         self._due.clear()
@@ -154,9 +155,9 @@ class Intake:
         self._budget.leave(self)
 
     def go_on(self) -> None:
-        """Note that something was settled."""
+        """Note that deliveries were settled."""
         if self._claim is not None and not self._due:
-            # There is nothing to do until the outbox has something new.
+            # There is nothing to do until the outbox answers the claim.
             return
         lanes = self._lanes
         if lanes.load <= self._low:
@@ -165,8 +166,9 @@ class Intake:
             self._check_room()
 
     def pump(self) -> None:
-        """Push what may go into the lanes, and claim what there is room for."""
-        # An attempt that ends at once comes back here; what it makes room for must not overtake what is being pushed.
+        """Push deliveries whose turn has come into the lanes, and claim as many as there is room for."""
+        # An attempt that ends at once calls this again. The deliveries that it makes room for must not overtake those that are
+        # being pushed.
         if not self._running or self._pumping:
             return
         self._pumping = True
@@ -184,7 +186,7 @@ class Intake:
         self._pumped()
 
     def _claim_more(self) -> bool:
-        """Claim what there is room for; returns whether something came at once."""
+        """Claim as many deliveries as there is room for; return whether any came at once."""
         lanes, merge = self._lanes, self._merge
         if self._claim is not None or lanes.load > self._low:
             return False
@@ -194,7 +196,7 @@ class Intake:
         left = self._left - self._margin
         if limit > 0 and left > 0:
             return self._claim_up_to(limit, left)
-        # Without a merge window, what is too long for the rest may go while lanes have nothing else.
+        # Without a merge window, a body that is too long for the remaining room may go while lanes have nothing else.
         return merge is None and lanes.load <= lanes.in_flight and self._claim_up_to(1, 1)
 
     def _claim_up_to(self, limit: int, size: int) -> bool:
@@ -213,19 +215,19 @@ class Intake:
 
     @property
     def _stuck(self) -> bool:
-        """Whether lanes have nothing to do while the merge window is full of what may not go yet."""
+        """Whether lanes have nothing to do while the merge window is full of deliveries that may not go yet."""
         lanes = self._lanes
         idle = lanes.load <= self._low and lanes.in_flight < lanes.limit
         return idle and self._claim is None and not self._due and self._full
 
     @property
     def _crowded(self) -> bool:
-        """Whether most lanes have nothing to do while a few have all the room."""
+        """Whether most lanes have nothing to do while a few take all the room."""
         lanes = self._lanes
         return lanes.load > self._low and 2 * lanes.in_flight <= lanes.limit and lanes.limit > 0
 
     def _check_room(self) -> None:
-        """Keep places instead of bodies if there is need, in a turn of the reactor of its own."""
+        """If needed, replace bodies by places, in another turn of the reactor."""
         if self._stuck:
             delay = 0.0
         elif self._crowded:
@@ -250,16 +252,16 @@ class Intake:
             self._claim_ahead(self._merge)
 
     def _shorten(self) -> None:
-        """Keep the places of what is far behind in long lanes, so that a client's backlog does not hold up the others."""
+        """Keep only the places of deliveries far back in long lanes, so that a client's backlog does not hold up the others."""
         if self._lanes.runs < SHELVED and self._lanes.shorten(self._stay):
             self.pump()
 
     def _claim_ahead(self, merge: MergeWindow) -> None:
-        """Have the full window keep the places of what comes, so that it restores the order however long the bodies are."""
+        """Have the full window keep only places from now on, so that it restores the order however long the bodies are."""
         if len(merge) < SHELVED:
             self._claim_up_to(self._window, AHEAD)
         else:
-            # What happened first has to go before its time.
+            # Even the places are too many: release the earliest events before their time.
             self._put_due(merge.release_oldest(SHELVED // 64))
         self.pump()
 
@@ -268,48 +270,48 @@ class Intake:
 
     @property
     def _most(self) -> int:
-        # What is in lanes is not dropped when the outbox is full: half of its room is for what may be.
+        # Deliveries in lanes are not dropped when the outbox is full, so leave half of its room for those that may be dropped.
         return min(self._budget.part, self._outbox.max_size // 2)
 
     @property
     def _left(self) -> int:
-        """How many bytes of bodies may be claimed."""
+        """Bytes of bodies that may be claimed."""
         return self.room - self._most // 4
 
     @property
     def _margin(self) -> int:
-        """How much shorter a claim is: its last delivery may be so much too long."""
+        """Bytes to leave free in a claim, since its last delivery may exceed the limit."""
         return self._most // 8
 
     def shed(self) -> None:
-        """Keep only places of what is not in flight if it is more than the webhook may have."""
+        """Keep only the places of deliveries that are not in flight, if their bodies take more than the webhook's part."""
         if self._held() > self._most * 3 // 4:
             self._lanes.shorten(0)
             self._due_size -= sum([len(held.body) for held in self._due])
             self._due = deque([held if isinstance(held, Shelved) else self._shelve(held) for held in self._due])
 
-    # What lanes ask.
+    # The lanes' Memory.
 
     @property
     def room(self) -> int:
-        """How many bytes may be recalled."""
+        """Bytes that may be recalled."""
         left, budget = self._most - self._held(), self._budget
-        # Asked for each delivery that is recalled, however many webhooks there are.
+        # This runs for each recalled delivery, and budget.free asks all webhooks: avoid it where possible.
         return min(left, budget.free) if budget.exceeded else left
 
     @property
     def short(self) -> int:
-        """How many bytes the body of a delivery may have without a note of it beside its place."""
+        """Longest body, in bytes, whose size is not noted beside its place."""
         return min(SHORT, self._most // 16)
 
     def borrow(self) -> bool:
-        """Ask for the room of one body; returns whether it has it in the reactor's next turn."""
+        """Ask for the room of one body; return whether the next turn of the reactor grants it."""
         if self._running:
             self._budget.borrow(self, self._lent)
         return self._turn is not None and self._turn.active()
 
     def _lent(self) -> None:
-        # In another turn of the reactor, the body that had the room before is gone.
+        # Wait for another turn of the reactor: by then the body that had the room before is gone.
         self._turn = self._clock.callLater(0, self._lend)
 
     def _lend(self) -> None:
@@ -317,18 +319,18 @@ class Intake:
         self.pump()
 
     def give_back(self) -> None:
-        """Give it back."""
+        """Give the borrowed room back."""
         self._budget.give_back(self)
 
     def missed(self) -> None:
-        """Go on although nothing is settled: a delivery was not there any more."""
+        """Go on although nothing was settled: a delivery was gone."""
         self._pump_soon()
 
     def _pump_soon(self) -> None:
         if self._soon is None or not self._soon.active():
             self._soon = self._clock.callLater(0, self.pump)
 
-    # What was claimed.
+    # Claimed deliveries.
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
@@ -351,7 +353,7 @@ class Intake:
         if len(held) < len(claimed):
             held, passing = self._behind(claimed, {delivery.client for delivery in held} | self._merge.clients)
             self._push(self._fitting(passing))
-        # A backlog was accepted at different times: each delivery waits for the window from its own acceptance on.
+        # A backlog was accepted over some time: each delivery waits in the window from its own acceptance on.
         now, wall = self._seconds(), int(self._now() * 1000)
         groups = [held] if held and held[0].accepted == held[-1].accepted else _by_acceptance(held)
         for group in groups:
@@ -361,9 +363,10 @@ class Intake:
 
     def _behind(self, claimed: Sequence[Delivery], clients: set[str]) -> tuple[list[Delivery], list[Delivery]]:
         """
-        Have what need not wait in the window wait there all the same, where its client's earlier deliveries do.
+        Divide claimed deliveries into those that wait in the window and those that pass it. A delivery that need not wait does
+        so all the same while earlier ones of its client wait.
 
-        :param clients: whose do.
+        :param clients: the clients whose deliveries wait.
         """
         held: list[Delivery] = []
         passing: list[Delivery] = []
@@ -374,7 +377,7 @@ class Intake:
         return held, passing
 
     def _fitting(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery | Shelved]:
-        """Keep only the places of deliveries for whose bodies there is no room."""
+        """Keep only the places of deliveries whose bodies do not fit."""
         left = self._left
         if sum([len(delivery.body) for delivery in deliveries]) <= left:
             return deliveries
@@ -406,7 +409,7 @@ class Intake:
                 self._lanes.push_place(shelved)
 
     def _release(self) -> bool:
-        """Let the merge window go what it has held long enough; returns whether there was some."""
+        """Push deliveries that the merge window has held long enough; return whether there were any."""
         merge, lanes = self._merge, self._lanes
         if merge is None or not (len(merge) or self._due) or lanes.load > self._low or self._recalling:
             return False
@@ -424,17 +427,17 @@ class Intake:
         self._due_size += sum([len(held.body) for held in released])
 
     def _push_due(self) -> bool:
-        """Push what was released and there is memory for; returns whether there was some, and none of it is being recalled."""
+        """Push released deliveries as far as they fit; return whether any were pushed, and none is being recalled."""
         due, lanes, room = self._due, self._lanes, self.room
         if isinstance(due[0], Shelved) and due[0].size > room:
             if lanes.awaited >= AWAITED or (due[0].size <= self.short and lanes.load):
                 return False
-            # It is lent room when its lane comes to it.
+            # It borrows room when its lane comes to it.
             self._shelved -= 1
             lanes.push_place(cast("Shelved", due.popleft()))
             return True
         batch: list[Delivery | Shelved] = []
-        # A body that was in memory all the time takes no more than before.
+        # A body that is in memory already needs no more room.
         while due and not (isinstance(due[0], Shelved) and due[0].size > room):
             held = due.popleft()
             if isinstance(held, Shelved):
@@ -461,7 +464,7 @@ class Intake:
         whole = [back.get(held.place) if isinstance(held, Shelved) else held for held in batch]
         pumping, self._pumping = self._pumping, True
         try:
-            # What the outbox had to drop is missing.
+            # Skip deliveries that the outbox had to drop.
             self._lanes.push([delivery for delivery in whole if delivery is not None])
         finally:
             self._pumping = pumping
@@ -473,11 +476,11 @@ class Intake:
             self._recall_timer = self._clock.callLater(UNREADABLE, self._recall)
 
     def _horizon(self) -> float:
-        """Work out up to what time everything accepted has also been claimed."""
+        """Return the time up to which everything accepted has also been claimed."""
         if self._claim is None:
             return self._last_arrival
         now, since = self._seconds(), self._outbox.waiting_since
-        # A full disk must not stop the deliveries that would free it.
+        # A full disk must not hold back the deliveries that would free space.
         return now if since is None else max(since, now - LONGEST_COMMIT)
 
     def _tick(self) -> None:

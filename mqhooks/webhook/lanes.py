@@ -1,15 +1,15 @@
 """
-Keeping each client's deliveries in order while many requests are in flight.
+Keep each client's deliveries in order while many requests are in flight.
 
 - A lane is a queue. All deliveries with the same key are in the same lane, and a lane has one request in flight, so they cannot
   overtake each other. A request carries a list of deliveries: a single one, unless events share requests.
 - A delivery that waits for its retry parks its key: later ones with this key wait behind it, and the lane goes on.
-- A client with a long backlog must not take the room of all others: its key is parked too, but may go on at once, and others
-  have their turn after each of its requests.
-- Of parked deliveries only the places in the outbox are kept. They are recalled when their turn comes; any that the outbox had
-  to drop meanwhile are missing then.
-- A delivery whose body has no room in memory is parked too. If there still is none when its turn comes, it is lent some: then
-  its body is in memory only while it is in flight.
+- A client with a long backlog must not take the room of all others. Its key is parked too, but may go on at once, and others
+  get their turn after each of its requests.
+- Only the places of parked deliveries are kept. They are recalled when their turn comes, except for those that the outbox had
+  to drop meanwhile.
+- A delivery whose body does not fit into memory is parked too. If it still does not fit when its turn comes, it borrows room:
+  then its body is in memory only while it is in flight.
 """
 
 from __future__ import annotations
@@ -35,58 +35,58 @@ Send = Callable[[list[Delivery], Settle], None]
 
 
 class Gate(Protocol):
-    """What may be sent, as :class:`~mqhooks.interfaces.IGate` has it."""
+    """Decides which deliveries may be sent: an :class:`~mqhooks.interfaces.IGate`."""
 
     def enter(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Ask before deliveries are sent."""
+        """Return the deliveries that may be sent."""
 
     def leave(self, deliveries: Sequence[Delivery]) -> None:
         """Note that an attempt has ended."""
 
 
 class Shelf(Protocol):
-    """What lanes need of an outbox, as :class:`~mqhooks.interfaces.IOutbox` has it."""
+    """The part of :class:`~mqhooks.interfaces.IOutbox` that lanes need."""
 
     def shelve(self, places: Iterable[int]) -> None:
         """Note that only the places are kept."""
 
     def recall(self, places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
-        """Hand out deliveries once more."""
+        """Hand out deliveries again."""
 
 
 class Memory(Protocol):
-    """What lanes need to know of the memory for bodies."""
+    """The memory for bodies, as far as lanes need it."""
 
     @property
     def room(self) -> int:
-        """How many bytes may be recalled."""
+        """Bytes that may be recalled."""
 
     @property
     def short(self) -> int:
-        """How many bytes the body of a delivery may have without a note of it beside its place."""
+        """Longest body, in bytes, whose size is not noted beside its place."""
 
     def borrow(self) -> bool:
         """
-        Ask for the room of one body; :meth:`Lanes.lend` is called when there is some.
+        Ask for the room of one body; :meth:`Lanes.lend` is called when it is granted.
 
-        :returns: whether there is, in the reactor's next turn.
+        :returns: whether the reactor's next turn grants it.
         """
 
     def give_back(self) -> None:
-        """Give it back."""
+        """Give the borrowed room back."""
 
     def missed(self) -> None:
-        """Note that a delivery was not there any more, or is another process's."""
+        """Note that a delivery is gone, or belongs to another process."""
 
 
 class Plenty:
-    """Memory for everything."""
+    """Unlimited memory."""
 
     room = 1 << 62
     short = 0
 
     def borrow(self) -> bool:
-        """Do nothing: nobody needs to."""
+        """Do nothing: nobody needs to borrow."""
         return False
 
     def give_back(self) -> None:
@@ -102,27 +102,26 @@ class Lanes:
     """
     The lanes of one webhook.
 
-    :param count: how many lanes.
-    :param send: ``send(deliveries, settle)`` makes an attempt. It calls ``settle`` once, with what becomes of all of them or of
-        each; possibly before it returns.
+    :param count: number of lanes.
+    :param send: ``send(deliveries, settle)`` makes an attempt. It calls ``settle`` once, with one fate for all deliveries or a
+        fate for each; possibly before it returns.
     :param outbox: shelves and recalls deliveries of which only the places are kept.
-    :param unreadable: called with a key whose deliveries could not be read: :meth:`reread` them later.
-    :param key: deliveries with the same key stay in order.
+    :param unreadable: called with a key whose deliveries could not be read; call :meth:`reread` later.
+    :param key: returns a delivery's key; deliveries with the same key stay in order.
     :param clock: for lingering.
-    :param batch: how many deliveries share a request; one each when ``None``.
+    :param batch: how deliveries share a request; ``None`` when each has one of its own.
     :param gate: asked before deliveries are sent; ``None`` when they always may be.
-    :param rated: whether any request may use up what may be sent for now.
-    :ivar load: how many deliveries are in lanes or in flight; parked ones don't count.
-    :ivar size: bytes of their bodies, without the one that is lent room.
-    :ivar in_flight: how many requests have no result yet.
-    :ivar limit: how many may be in flight. Whoever raises it calls :meth:`admit`.
-    :ivar memory: says what may be recalled.
-    :ivar lent: what has the room that is lent: a delivery, or a parked key whose first delivery is being recalled.
-    :ivar kept: how many requests less may be in flight, since a delivery is being recalled with the room that is lent, or is
-        about to be.
-    :ivar awaited: how many deliveries that were pushed as places have yet to be recalled for the first time.
-    :ivar parked: how many keys wait for a retry, or have waited for one.
-    :ivar runs: how many runs of consecutive places parked deliveries have.
+    :param rated: whether a single request may use up the webhook's limit for now.
+    :ivar load: number of deliveries in lanes or in flight; parked ones don't count.
+    :ivar size: bytes of their bodies, without the one in borrowed room.
+    :ivar in_flight: number of requests without a result.
+    :ivar limit: number of requests that may be in flight. Whoever raises it calls :meth:`admit`.
+    :ivar memory: bounds the bodies that may be recalled.
+    :ivar lent: who has the borrowed room: a delivery, or a parked key whose first delivery is being recalled.
+    :ivar kept: number by which the limit is lowered while a delivery is being recalled into borrowed room, or is about to be.
+    :ivar awaited: number of deliveries that were pushed as places and have yet to be recalled for the first time.
+    :ivar parked: number of keys that wait for a retry, or have waited for one.
+    :ivar runs: number of runs of consecutive places of parked deliveries.
     :ivar idle: the lanes that have something to send, and wait for the limit or for memory.
     :ivar stopped: whether :meth:`stop` was called.
     """
@@ -182,11 +181,11 @@ class Lanes:
         self._lane(key).unpark(key)
 
     def reread(self, key: str) -> None:
-        """Recall a key's deliveries once more that could not be read, unless it waits for a retry."""
+        """Recall a key's deliveries again after they could not be read, unless the key waits for a retry."""
         self._lane(key).reread(key)
 
     def admit(self) -> None:
-        """Resume lanes that the limit, or too little memory, had stopped."""
+        """Resume lanes that wait for the limit or for memory, as far as the limit allows."""
         for lane in list(self.idle):
             if self.in_flight + self.kept >= self.limit:
                 break
@@ -195,7 +194,7 @@ class Lanes:
                 lane.run()
 
     def lend(self) -> None:
-        """Have the first lane that is short of memory send one body all the same; :meth:`Memory.give_back` follows."""
+        """Let the first lane that is short of memory send one body in borrowed room; :meth:`Memory.give_back` follows."""
         self._may_borrow = True
         self.kept = 0
         self.idle = dict.fromkeys(sorted(self.idle, key=attrgetter("fed")))
@@ -205,7 +204,7 @@ class Lanes:
             self.memory.give_back()
 
     def borrow(self, parked: Parked) -> bool:
-        """Say whether the first delivery of a key may be recalled with the room that is lent; if not now, then later."""
+        """Return whether the first delivery of a key may be recalled into borrowed room now; if not, ask for that room."""
         if not self._may_borrow:
             if self.lent is None and self.memory.borrow():
                 self.keep()
@@ -215,19 +214,19 @@ class Lanes:
         return True
 
     def keep(self) -> None:
-        """Keep a request for what is lent room, so that others do not use up the limit time and again before it is read."""
+        """Keep a request for the delivery in borrowed room, so that others do not use up the limit before it is read."""
         self.kept = len(self._lanes) if self._rated else 1
 
     def give_back(self) -> None:
-        """Leave the room that is lent to others."""
+        """Give the borrowed room back, and ask again if lanes still wait."""
         self.lent = None
         self.memory.give_back()
         if self.idle:
-            # They have not asked while it was in use.
+            # The waiting lanes have not asked while the room was in use.
             self.memory.borrow()
 
     def leave(self, delivery: Delivery) -> None:
-        """Note that a body is let go."""
+        """Note that a body is no longer in memory."""
         self.load -= 1
         if delivery is self.lent:
             self.give_back()
@@ -235,16 +234,16 @@ class Lanes:
             self.size -= len(delivery.body)
 
     def shelve(self) -> None:
-        """Park what waits in lanes behind a parked delivery now rather than when its turn comes, to make room."""
+        """Park deliveries that wait behind a parked one now rather than when their turn comes, to make room."""
         for lane in self._lanes:
             lane.shelve()
 
     def shorten(self, length: int) -> bool:
         """
-        Park the keys of what waits behind the first deliveries of each lane, to make room for other lanes.
+        Park the keys of the deliveries behind the first of each lane, to make room for other lanes.
 
-        :param length: how many of each lane are not behind.
-        :returns: whether there was something.
+        :param length: number of deliveries to leave at the front of each lane.
+        :returns: whether anything was parked.
         """
         before = self.load
         for lane in self._lanes:
@@ -252,26 +251,26 @@ class Lanes:
         return self.load < before
 
     def waits_beside(self, clients: Collection[str]) -> bool:
-        """Say whether a delivery of another client than these waits in a lane."""
+        """Return whether a delivery of any other client than these waits in a lane."""
         return any(lane.waits_beside(clients) for lane in self._lanes)
 
     def newest(self, known: Callable[[str], bool]) -> str | None:
         """
         Find the key of the delivery that was accepted last, in lanes with nothing in flight.
 
-        :param known: says which clients to leave out.
+        :param known: returns whether to leave a client out.
         """
         found = [newest for lane in self._lanes if (newest := lane.newest(known)) is not None]
         return max(found)[1] if found else None
 
     def prefer(self, key: str) -> None:
-        """Have the first delivery with a key that :meth:`newest` has found be the next to be sent, alone."""
+        """Send the first delivery of a key that :meth:`newest` has found next, alone."""
         lane = self._lane(key)
         lane.prefer(key)
         self.idle = {lane: None, **self.idle}
 
     def stop(self) -> None:
-        """Forget what waits, and pass over what the outbox answers from now on: others may have claimed it."""
+        """Forget the waiting deliveries, and ignore the outbox's answers from now on: others may have claimed them."""
         self.stopped = True
         for lane in self._lanes:
             lane.stop()
@@ -285,16 +284,16 @@ class Parked:
     A parked key.
 
     :param key: the key.
-    :param client: whose deliveries they are.
-    :ivar places: of those that are parked, in the outbox.
-    :ivar recalled: the first of them, when it was recalled before it could be sent.
-    :ivar queued: whether it may go on, and stands in its lane's queue.
+    :param client: the client of its deliveries.
+    :ivar places: the places of its parked deliveries.
+    :ivar recalled: its first delivery, if it was recalled before it could be sent.
+    :ivar queued: whether it may go on, and is in its lane's queue.
     :ivar asked: whether the outbox has yet to answer a recall.
     :ivar held: whether it waits for a retry.
-    :ivar failed: whether it has waited for one.
-    :ivar longest: how many bytes the bodies have at most that are not noted beside their places.
-    :ivar awaited: how many of its places count as :attr:`Lanes.awaited`.
-    :ivar reserved: how many bytes of memory are kept for what was asked.
+    :ivar failed: whether it has ever waited for one.
+    :ivar longest: longest body, in bytes, of those whose sizes are not noted beside their places.
+    :ivar awaited: number of its places that count in :attr:`Lanes.awaited`.
+    :ivar reserved: bytes reserved for the recall that the outbox has yet to answer.
     """
 
     __slots__ = ("asked", "awaited", "client", "failed", "held", "key", "longest", "places", "queued", "recalled", "reserved")
@@ -313,23 +312,23 @@ class Lane:
     One lane.
 
     :param lanes: all of them.
-    :ivar fed: whether it did not lack memory when it was last to send something.
+    :ivar fed: whether there was enough memory when it last had something to send.
     """
 
     def __init__(self, lanes: Lanes) -> None:
         self.fed = True
         self._all = lanes
-        # A parked key that may go on stands in the queue.
+        # Parked keys that may go on are in the queue, too.
         self._queue: deque[Delivery | Parked] = deque()
         self._parked: dict[str, Parked] = {}
-        # How often what is parked was tried, which the outbox does not know.
+        # Attempts of parked deliveries by place; the outbox does not know them.
         self._attempts: dict[int, int] = {}
-        # How many bytes the long bodies of what is parked have.
+        # Sizes of parked deliveries' long bodies by place.
         self._sizes: dict[int, int] = {}
         self._current: list[Delivery] | None = None
         self._running = False
         self._settle_current = self._settle
-        # How many at the front of the queue are tried together: the halves of a batch that was refused.
+        # Numbers of deliveries at the front of the queue to try together: the halves of a batch that was refused.
         self._parts: list[int] = []
         self._single = lanes.batch.size == 1
         self._since = 0.0
@@ -345,9 +344,9 @@ class Lane:
             self.run()
 
     def push_place(self, shelved: Shelved) -> None:
-        """Put a delivery of which only the place is kept at the end, and keep what follows of its key behind it."""
+        """Put a delivery of which only the place is kept at the end; later ones with its key wait behind it."""
         key = self._all.key(shelved)
-        # Not to overtake what is there with its body.
+        # It must not overtake earlier ones with its key that are here with their bodies.
         self._park_all({key})
         if key not in self._parked:
             self._append(self._new_parked(key, shelved.client))
@@ -360,7 +359,7 @@ class Lane:
             self.run()
 
     def unpark(self, key: str) -> None:
-        """Put a parked key at the end: one that keeps failing must not go before one that never had a turn."""
+        """Put a parked key at the end: a key that keeps failing must not go before one that never had a turn."""
         if not self._queue:
             self._since = self._all.clock.seconds()
         parked = self._parked[key]
@@ -381,7 +380,7 @@ class Lane:
             self._queue.append(parked)
 
     def stop(self) -> None:
-        """Forget what waits, and the timer."""
+        """Forget the waiting deliveries, and cancel the timer."""
         self._queue.clear()
         self._parked.clear()
         if self._timer is not None:
@@ -389,11 +388,11 @@ class Lane:
             self._timer = None
 
     def waits_beside(self, clients: Collection[str]) -> bool:
-        """Say whether a delivery of another client than these waits here."""
+        """Return whether a delivery of any other client than these waits here."""
         return any(item.client not in clients for item in self._queue)
 
     def shelve(self) -> None:
-        """Park what waits behind a parked delivery."""
+        """Park deliveries that wait behind a parked one."""
         if self._parked:
             queue = list(self._queue)
             self._queue.clear()
@@ -404,7 +403,7 @@ class Lane:
                     self._park_behind(item)
 
     def shorten(self, length: int) -> None:
-        """Park the keys of what waits behind the first deliveries; they may go on at once unless they wait for a retry."""
+        """Park the keys of the deliveries behind the first; they may go on at once unless they wait for a retry."""
         behind = islice(self._queue, length, None)
         keys = {self._all.key(item) for item in behind if isinstance(item, Delivery)}
         if keys:
@@ -421,7 +420,7 @@ class Lane:
             self._park_behind(item)
 
     def newest(self, known: Callable[[str], bool]) -> tuple[int, str] | None:
-        """Find place and key of the last delivery whose client is not known, unless a request is in flight here."""
+        """Return place and key of the last delivery whose client is not known, unless a request is in flight here."""
         if self._current is not None:
             return None
         for item in reversed(self._queue):
@@ -446,8 +445,8 @@ class Lane:
             self._parts.append(1)
 
     def run(self) -> None:
-        """Send what may be sent, if nothing is in flight."""
-        # An attempt may end before send() returns, and so come back here: the loop goes on instead of getting deeper.
+        """Send as much as may be sent, if nothing is in flight."""
+        # An attempt may end before send() returns and so call this again: the loop goes on instead of recursing.
         if self._running:
             return
         self._running = True
@@ -457,7 +456,7 @@ class Lane:
                 lanes.idle[self] = None
                 break
             if self._single and not self._parked and not self._parts:
-                # The usual case: nobody is parked, so these are deliveries, and each has a request of its own.
+                # The usual case: no key is parked, so the queue holds deliveries, and each has a request of its own.
                 first: Any = self._queue.popleft()
                 batch: list[Delivery] = [first]
             elif lanes.batch.linger and not self._due():
@@ -476,7 +475,7 @@ class Lane:
         self._running = False
 
     def _enter(self, gate: Gate, batch: list[Delivery]) -> list[Delivery]:
-        """Forget what may not be sent: it is another process's, or is claimed anew."""
+        """Forget deliveries that may not be sent: they belong to another process, or will be claimed again."""
         entered = gate.enter(batch)
         if len(entered) < len(batch):
             kept = {delivery.place for delivery in entered}
@@ -489,7 +488,7 @@ class Lane:
             self._all.memory.missed()
         return entered
 
-    # What is sent next.
+    # Choosing what to send next.
 
     def _due(self) -> bool:
         batch, clock = self._all.batch, self._all.clock
@@ -530,7 +529,7 @@ class Lane:
                 delivery = self._unless_parked(head)
             if delivery is not None:
                 if delivery.attempts:
-                    # One that always fails must not hold those for long that were with it: each time it has a quarter as many.
+                    # A delivery that always fails must not hold up others for long: each time it shares with a quarter as many.
                     most = min(most, limits.size >> 2 * delivery.attempts)
                 if batch and (size + len(delivery.body) > limits.max_bytes or len(batch) >= most):
                     if isinstance(head, Parked):
@@ -540,26 +539,26 @@ class Lane:
                 batch.append(delivery)
                 size += len(delivery.body)
                 if isinstance(head, Parked) and head.places and not head.failed:
-                    # More of it may share the request.
+                    # More deliveries of this key may share the request.
                     head.queued, turned = True, head
                     queue.appendleft(head)
             room -= 1
         if part and room and queue:
             self._parts.append(room)
         if turned is not None and queue and queue[0] is turned and not self._parts:
-            # Others have their turn.
+            # Let other keys have their turn.
             queue.rotate(-1)
         if limits.linger and self.fed:
             self._since = lanes.clock.seconds()
         return batch
 
     def _fits(self, parked: Parked) -> bool:
-        """Say whether there is memory for the first delivery of a key, if it is to be recalled."""
+        """Return whether the first delivery of a key fits into memory, if it has to be recalled."""
         memory = self._all.memory
         if parked.recalled is not None or not parked.places or (size := self._size(parked)) <= memory.room:
             return True
         if not self._all.in_flight:
-            # What waits behind a parked delivery must not take the room that it needs.
+            # Deliveries that wait behind a parked one must not take the room that it needs.
             self.shelve()
         return size <= memory.room
 
@@ -573,7 +572,7 @@ class Lane:
         return delivery
 
     def _resume(self, parked: Parked) -> Delivery | None:
-        """Get the first delivery of a parked key, or have it recalled."""
+        """Return the first delivery of a parked key, or start its recall."""
         if parked.recalled is None:
             if not parked.places:
                 self._free(parked)
@@ -587,7 +586,7 @@ class Lane:
             if isinstance(found, Deferred):
                 parked.asked = True
                 if self._all.lent is parked:
-                    # Nothing else goes in its place: it must not keep what it is lent for longer than it takes.
+                    # Send nothing else from this lane meanwhile, so that it keeps the borrowed room no longer than needed.
                     self._current = []
                     self._all.keep()
                 else:
@@ -598,7 +597,7 @@ class Lane:
                 return None
             self._take(found, parked)
             if parked.recalled is None:
-                # It was dropped; the next one behind it has its turn.
+                # It was dropped; the one behind it gets its turn.
                 self._append(parked)
         recalled, parked.recalled = parked.recalled, None
         return recalled
@@ -634,7 +633,7 @@ class Lane:
             self._all.kept = 0
 
     def _not_lent(self, parked: Parked) -> None:
-        """Give back room that was lent for a delivery that is not there."""
+        """Give back the room borrowed for a delivery that cannot be sent now."""
         if self._all.lent is parked:
             self._all.give_back()
 
@@ -645,7 +644,7 @@ class Lane:
         self._answered(parked)
         lent = lanes.lent is parked
         if parked.places.first != place or (lent and lanes.in_flight >= lanes.limit):
-            # One before it was parked again meanwhile, or it would keep what it is lent while it waits.
+            # An earlier one was parked again meanwhile, or this one would keep the borrowed room while it waits for the limit.
             lanes.outbox.shelve((place,))
             self._not_lent(parked)
         else:
@@ -669,12 +668,12 @@ class Lane:
         self._on()
 
     def _on(self) -> None:
-        """Send what waited for an answer of the outbox, be it in other lanes."""
+        """Go on here and in other lanes after an answer of the outbox."""
         if self._current is None:
             self.run()
         self._all.admit()
 
-    # What becomes of it.
+    # Results.
 
     def _settle(self, fates: Fate | Sequence[Fate]) -> None:
         batch, lanes = self._current, self._all
@@ -698,7 +697,7 @@ class Lane:
         self._current = None
         if self._queue:
             if lanes.idle and not self._running:
-                # Those that the limit has stopped have waited longer.
+                # Lanes that wait for the limit have waited longer.
                 lanes.idle[self] = None
             else:
                 self.run()
@@ -712,7 +711,7 @@ class Lane:
             self._parts += [len(batch) - half, half]
         waiting: set[str] = set()
         back = 0
-        # In reverse, so that what is put at the front ends up in order.
+        # Go backwards, so that deliveries put at the front end up in order.
         for delivery, fate in zip(reversed(batch), reversed(fates), strict=True):
             if fate is PARK:
                 self._park(delivery)
@@ -734,7 +733,7 @@ class Lane:
             if parked is None or parked.queued or parked.asked:
                 continue
             if parked.places:
-                # Behind other clients' that came meanwhile: a long queue of one client must not hold them up.
+                # Queue it behind other clients' deliveries that came meanwhile: one client's long queue must not hold them up.
                 self._append(parked)
             else:
                 self._free(parked)
@@ -749,7 +748,7 @@ class Lane:
         self._all.parked -= parked.failed
 
     def _hold(self, parked: Parked) -> None:
-        """Have a parked key wait until it is unparked."""
+        """Make a parked key wait until it is unparked."""
         if parked.queued:
             parked.queued = False
             self._queue.remove(parked)
@@ -759,7 +758,7 @@ class Lane:
         parked.held = parked.failed = True
 
     def _park(self, delivery: Delivery) -> None:
-        """Park a delivery that has been tried, before others with its key."""
+        """Park a delivery that has been tried, ahead of others with its key."""
         key = self._all.key(delivery)
         parked = self._parked.get(key) or self._new_parked(key, delivery.client)
         if parked.recalled is not None:
@@ -792,8 +791,8 @@ class Lane:
         """
         Put a delivery back at the front.
 
-        :param named: whether its key is in the queue already, if it is parked.
-        :returns: how much longer the queue is now.
+        :param named: whether a parked key is in the queue already.
+        :returns: number of entries by which the queue has grown.
         """
         key = self._all.key(delivery)
         parked = self._parked.get(key)

@@ -1,8 +1,8 @@
 """
 The merge window: puts each client's events back in the order in which they happened.
 
-- VerneMQ sends each event over a connection picked at random, so now and then a client's events are read in the wrong order,
-  some milliseconds apart. Holding each for a moment and releasing the client's earliest by timestamp restores the order.
+- VerneMQ sends each event over a random connection, so now and then a client's events are read in the wrong order, some
+  milliseconds apart. Holding each for a moment and releasing the client's earliest by timestamp restores the order.
 - Deliveries are accepted before they are held here, so that waiting for order cannot lose any.
 """
 
@@ -17,24 +17,24 @@ from typing import cast
 from mqhooks.delivery import Delivery, Shelved
 
 REMEMBERED = 50_000
-"""For at least how many clients the last delivery's timestamp is remembered, to know which later ones are late."""
+"""Fewest clients whose last timestamp is remembered, to recognize deliveries that come late."""
 
 
 Held = Delivery | Shelved
-"""What the window holds: a delivery, or what stands for one whose body is not in memory."""
+"""An item in the window: a delivery, or the place of one whose body is not in memory."""
 
 
 class MergeWindow:
     """
     Holds deliveries for a while, and releases them by their events' timestamps.
 
-    Whenever a client's delivery has been held long enough, the client's earliest here is released: that one, or one that
-    happened before it and arrived after it.
+    Whenever a client's delivery has been held long enough, the client's earliest in the window is released: that delivery, or
+    one that happened before it and arrived after it.
 
     :param window: seconds.
-    :param late: how many were late before.
-    :ivar size: how many bytes the held bodies have.
-    :ivar late: deliveries released after a later one of their client.
+    :param late: initial value of ``late``.
+    :ivar size: bytes of the held bodies.
+    :ivar late: number of deliveries that came too late to be released before a later one of their client.
     """
 
     def __init__(self, window: float, late: int = 0) -> None:
@@ -42,7 +42,8 @@ class MergeWindow:
         self.size = 0
         self._window = window
         self._held = 0
-        # What came together: when, and a delivery for each, or its client where that is mixed up.
+        # Arrivals in order: the time, and a slot for each delivery. A slot holds the delivery, or only its client if it arrived
+        # after one that happened later.
         self._arrivals: deque[tuple[float, list[Held | str]]] = deque()
         self._mixed: dict[str, _Mixed] = {}
         self._newest = _Times()
@@ -53,12 +54,12 @@ class MergeWindow:
 
     @property
     def clients(self) -> set[str]:
-        """Whose deliveries are held."""
+        """The clients of the held deliveries."""
         return {slot if isinstance(slot, str) else slot.client for _, slots in self._arrivals for slot in slots}
 
     def push(self, deliveries: Sequence[Held], now: float) -> None:
         """
-        Take deliveries in, in the order in which they were accepted.
+        Take in deliveries, in the order of acceptance.
 
         :param now: seconds.
         """
@@ -78,7 +79,7 @@ class MergeWindow:
             else:
                 newest[client] = before
                 slots[index] = client
-                # Nothing later of this client is released before it.
+                # From now on nothing later of this client is released before it.
                 self.late += timestamp < self._last.get(client, timestamp)
                 insort(self._mixed.setdefault(client, _Mixed()).late, delivery, key=_timestamp)
         self.size += size
@@ -88,10 +89,10 @@ class MergeWindow:
 
     def release(self, now: float, limit: int) -> list[Held]:
         """
-        Release what was held long enough.
+        Release deliveries that were held long enough.
 
-        :param now: seconds, of the same clock; a later time releases more.
-        :param limit: how many at most.
+        :param now: seconds, by the same clock as :meth:`push`; a later time releases more.
+        :param limit: most deliveries to release.
         """
         released: list[Held] = []
         arrivals = self._arrivals
@@ -108,10 +109,10 @@ class MergeWindow:
         return released
 
     def release_oldest(self, count: int) -> list[Held]:
-        """Release the deliveries that happened first, however short they were held, since there is no room for more."""
+        """Release the deliveries that happened first, however briefly they were held, to make room for more."""
         arrivals, self._arrivals = self._arrivals, deque()
         held = [(since, self._first(slot)) for since, slots in arrivals for slot in slots]
-        # A client's are in order by now, so what stays is later than what goes.
+        # Each client's deliveries are in order by now, so those that stay are later than those that go.
         first = sorted(range(len(held)), key=lambda index: held[index][1].timestamp)[:count]
         going = set(first)
         for since, group in groupby(range(len(held)), lambda index: held[index][0]):
@@ -156,8 +157,8 @@ class _Mixed:
     """
     A client's deliveries, some of which arrived after one that happened later.
 
-    :ivar late: those that arrived too late, in order.
-    :ivar displaced: those whose places late ones have taken, in order. They arrived before all that are late.
+    :ivar late: deliveries that arrived after a later one, in order.
+    :ivar displaced: deliveries whose slots went to late ones, in order. They arrived before all late ones.
     """
 
     __slots__ = ("displaced", "late")
@@ -167,7 +168,7 @@ class _Mixed:
         self.displaced: deque[Held] = deque()
 
     def pop(self) -> Held:
-        """Take out the earliest; of two as early, the one that came first."""
+        """Remove and return the earliest; of two with the same time, the one that came first."""
         if self.displaced and (not self.late or self.displaced[0].timestamp <= self.late[0].timestamp):
             return self.displaced.popleft()
         return self.late.pop(0)
@@ -175,10 +176,10 @@ class _Mixed:
 
 class _Times:
     """
-    A timestamp for each client, of the last :data:`REMEMBERED` clients at least.
+    A timestamp for each client, at least for the last :data:`REMEMBERED` clients.
 
-    :ivar recent: takes new ones.
-    :ivar older: those before.
+    :ivar recent: gets new timestamps.
+    :ivar older: the generation before.
     """
 
     __slots__ = ("older", "recent")
@@ -188,12 +189,12 @@ class _Times:
         self.older: dict[str, int] = {}
 
     def get(self, client: str, default: int) -> int:
-        """Look a client up."""
+        """Return a client's timestamp."""
         time = self.recent.get(client)
         return self.older.get(client, default) if time is None else time
 
     def forget(self) -> None:
-        """Forget the older ones, when the recent ones have become many."""
+        """Forget the older generation when the recent one is full."""
         if len(self.recent) > REMEMBERED:
             self.older, self.recent = self.recent, {}
 

@@ -1,7 +1,7 @@
 """
-What the result of an attempt means: arrived, try again, park the client, bury, or open the circuit breaker.
+Judge the result of an attempt: arrived, try again, park the client, bury, or open the circuit breaker.
 
-No I/O and no timers: time and randomness are passed in. Two decisions are behind it:
+There is no I/O and no timer: time and randomness are passed in. Two decisions are behind it:
 
 - An attempt made while the endpoint is down says nothing about its delivery, so it does not count towards ``max_attempts``.
 - A refusal is final for its delivery, unless the endpoint refuses everything: then the endpoint is at fault.
@@ -24,11 +24,11 @@ CROWD = 8192
 """When this many clients are parked, the endpoint is at fault rather than their messages."""
 
 MOST = 1 << 16
-"""How many keys are parked at most. Without order each delivery is one, however few clients they have."""
+"""When this many keys are parked, the breaker opens. Without order each delivery is a key, however few clients there are."""
 
 
 class Fate(Enum):
-    """What becomes of a delivery after an attempt."""
+    """The fate of a delivery after an attempt."""
 
     ARRIVED = "arrived"
     """It was acknowledged."""
@@ -40,26 +40,26 @@ class Fate(Enum):
     """It waits for its retry, and later deliveries of its client wait behind it."""
 
     AGAIN = "again"
-    """It stays first in its lane, to be tried when the breaker allows attempts again."""
+    """It goes back to the front of its lane, and is tried when the breaker allows attempts again."""
 
     HALVE = "halve"
-    """It shared its request with others, which are tried again in halves."""
+    """It shared its request with others, and the batch is tried again in halves."""
 
 
-# Python 3.11 runs code of its own whenever a member is looked up.
+# Looking up a member through its class is slow in Python 3.11: it runs Python code.
 ARRIVED, DEAD, PARK, AGAIN, HALVE = Fate.ARRIVED, Fate.DEAD, Fate.PARK, Fate.AGAIN, Fate.HALVE
 
 
 @dataclass(slots=True)
 class Outcome:
     """
-    What a failed attempt means for the deliveries that shared its request.
+    The consequences of a failed attempt for the deliveries that shared its request.
 
-    :param fates: what becomes of each.
-    :param reasons: why each is dead; ``None`` for the others.
-    :param delay: seconds until those that are parked are tried again.
-    :param probe: the breaker is open: seconds until the next probe. ``None`` when it is closed.
-    :param early: whether the probe may go out early for a client that has never failed.
+    :param fates: the fate of each delivery.
+    :param reasons: the reason for each dead letter; ``None`` for the other deliveries.
+    :param delay: seconds until the parked deliveries are tried again.
+    :param probe: seconds until the next probe while the breaker is open; ``None`` while it is closed.
+    :param early: whether the probe may go out early for a client whose last attempt did not fail.
     :param opened: whether this attempt opened the breaker.
     :param closed: whether this attempt closed it.
     """
@@ -77,10 +77,10 @@ class Outcomes:
     """
     Judges the attempts of one webhook.
 
-    :param settings: when deliveries are tried again.
-    :param most: how many requests may be in flight while the endpoint works.
+    :param settings: the webhook's retry settings.
+    :param most: the limit of requests in flight while the endpoint works.
     :param random: the source of jitter.
-    :ivar breaker: says how many may be in flight now.
+    :ivar breaker: limits the requests in flight.
     """
 
     def __init__(self, settings: RetrySettings, most: int, random: Random) -> None:
@@ -99,7 +99,7 @@ class Outcomes:
         return not self.breaker.well and self.breaker.succeeded()
 
     def refused(self, response: Response) -> bool:
-        """Say whether a response that is not 2xx is final."""
+        """Return whether a response that is not 2xx is final."""
         return not self._policy.retries(response.status)
 
     def failed(
@@ -113,16 +113,16 @@ class Outcomes:
         """
         Judge an attempt that did not deliver.
 
-        :param deliveries: what shared the request.
-        :param result: a response that is not 2xx, or why there is none.
+        :param deliveries: the deliveries that shared the request.
+        :param result: a response that is not 2xx, or the reason why there is no response.
         :param now: seconds since 1970.
-        :param parked: how many keys are parked.
-        :param waits_beside: says whether any client other than these has something waiting.
+        :param parked: number of parked keys.
+        :param waits_beside: returns whether any client other than these has a delivery waiting.
         """
         breaker = self.breaker
         was_down = breaker.down
         if isinstance(result, Response) and self.refused(result):
-            # One that has a URL or headers of its own is refused for these.
+            # A request with a URL or headers of its own may be refused because of those.
             wholesale = result.status in WHOLESALE and self._settings.refusals == "hold" and not _is_apart(deliveries[0])
             if not (wholesale and breaker.refused(deliveries, waits_beside)):
                 return self._refuse(deliveries, wholesale=wholesale)
@@ -141,7 +141,7 @@ class Outcomes:
             deliveries[0].attempts += 1
             outcome = Outcome([DEAD], ["the endpoint refuses it"])
         if self.breaker.refusing:
-            # This delivery is at fault, which says nothing about the others.
+            # This delivery is at fault, so the breaker stays open for the others: probe again at once.
             outcome.probe = 0.0
         elif not wholesale and not self.breaker.well:
             outcome.closed = self.breaker.answered()
@@ -157,14 +157,14 @@ class Outcomes:
         was_down: bool,
         crowded: bool,
     ) -> Outcome:
-        """Have deliveries wait for another attempt, or give up those that have been tried for long enough."""
+        """Let deliveries wait for another attempt, and give up those that have been tried for too long."""
         reachable = not isinstance(result, ConnectFailed)
         pause = retry_after(result.headers, now) if isinstance(result, Response) else None
         reasons = []
         for delivery in deliveries:
             delivery.attempts += not down
             reasons.append(self._policy.exhausted(delivery.attempts, now - delivery.accepted / 1000))
-        # Park it, so that the next probe is another client's: one poisoned message could keep a healthy endpoint down.
+        # Park it, so that the next probe is another client's. Otherwise one poisoned message could keep the breaker open.
         waits = PARK if not down or (reachable and not crowded) else AGAIN
         outcome = Outcome([waits if reason is None else DEAD for reason in reasons], reasons, opened=down and not was_down)
         if down:
@@ -179,7 +179,7 @@ class Outcomes:
 
 
 def _is_apart(delivery: Delivery) -> bool:
-    """Say whether a request has a URL or headers of its own, beside what says how its body is to be read."""
+    """Return whether a request has a URL or headers of its own, apart from the headers that say how to read its body."""
     own = delivery.variation
     if own is None:
         return False

@@ -1,5 +1,5 @@
 """
-Places in an outbox, in the order in which they are recalled. A run of consecutive ones takes the room of one.
+Places in an outbox, in the order of recall. A run of consecutive places takes no more memory than a single one.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ class Places:
 
     @property
     def runs(self) -> int:
-        """How many runs of consecutive places there are."""
+        """Number of runs of consecutive places."""
         return len(self._runs)
 
     @property
     def first(self) -> int:
-        """The one that is recalled next."""
+        """The place that is recalled next."""
         return self._runs[0][0]
 
     @property
     def last(self) -> int:
-        """The one that is recalled last."""
+        """The place that is recalled last."""
         return self._runs[-1][1]
 
     def append(self, place: int) -> None:
-        """Add one behind the others."""
+        """Add a place behind the others."""
         if self._runs and self._runs[-1][1] + 1 == place:
             self._runs[-1][1] = place
         else:
             self._runs.append([place, place])
 
     def appendleft(self, place: int) -> None:
-        """Add one before the others."""
+        """Add a place before the others."""
         if self._runs and self._runs[0][0] - 1 == place:
             self._runs[0][0] = place
         else:
             self._runs.appendleft([place, place])
 
     def popleft(self) -> int:
-        """Take out the first."""
+        """Remove and return the first place."""
         run = self._runs[0]
         place = run[0]
         if place == run[1]:

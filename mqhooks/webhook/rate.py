@@ -1,7 +1,7 @@
 """
-How many requests a webhook may send in a time: a token bucket.
+Limit the rate of a webhook's requests with a token bucket.
 
-It only computes: times are passed in, and timers are the dispatcher's.
+It only computes: times are passed in, and the dispatcher sets the timers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from math import inf
 from mqhooks.webhook.settings import LimitSettings
 
 LATER = 1e-6
-"""How many seconds a wait is longer than it has to be, so that rounding never makes it end too early."""
+"""Seconds added to each wait, so that rounding never ends it too early."""
 
 
 class Rate:
@@ -24,7 +24,7 @@ class Rate:
     def __init__(self, settings: LimitSettings) -> None:
         self._interval = 1 / settings.rate
         self._ahead = (settings.burst - 1) * self._interval
-        # When the bucket is full again, and until when nothing may be sent whatever is in it.
+        # The time when the bucket is full again, and the time before which nothing may be sent whatever is in it.
         self._full_at = self._held_until = -inf
 
     def take(self, now: float) -> None:
@@ -32,19 +32,19 @@ class Rate:
         self._full_at = max(self._full_at, now) + self._interval
 
     def hold(self, until: float) -> None:
-        """Let nothing be sent before a time."""
+        """Forbid sending before a time."""
         self._held_until = max(self._held_until, until)
 
     def release(self, now: float) -> bool:
         """
-        Forget what :meth:`hold` was told.
+        Undo :meth:`hold`.
 
-        :returns: whether that changes anything.
+        :returns: whether it was still in force.
         """
         held, self._held_until = self._held_until > now, -inf
         return held
 
     def wait(self, now: float) -> float:
-        """Say how many seconds it takes until a request may be sent; 0 if it may be now."""
+        """Return the seconds until a request may be sent; 0 if it may be sent now."""
         until = max(self._full_at - self._ahead, self._held_until)
         return until - now + LATER if until > now else 0.0

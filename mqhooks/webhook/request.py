@@ -1,7 +1,7 @@
 """
-Making the request of an attempt, from one delivery or several.
+Make the request of an attempt, from one delivery or several.
 
-- What all requests of a webhook share is worked out once; an attempt adds its ids, its signature and the body.
+- The head that all requests of a webhook share is made once; an attempt adds its ids, its signature and the body.
 - A signature covers the body before it is compressed, and the time of the attempt.
 """
 
@@ -23,22 +23,22 @@ GZIP_LEVEL = 1
 """Higher levels take three times as long to save a tenth."""
 
 MOST_HEADS = 256
-"""How much is remembered of which headers deliveries have of their own."""
+"""Most entries to remember about deliveries' own headers: names that replace nothing, and heads."""
 
 _CONTENT_TYPES: dict[str | None, str] = {"structured": STRUCTURED, "batch": BATCH}
 
 GZIP = 16 + zlib.MAX_WBITS
-"""What zlib calls gzip's format."""
+"""zlib's ``wbits`` for the gzip format."""
 
 
 class RequestMaker:
     """
     Makes the requests of one webhook.
 
-    :param settings: the endpoint, its headers, its secrets, and how events share a request. A ``content-type`` and a
-        ``user-agent`` are added where none is configured.
-    :param now: the time of day, in seconds since 1970.
-    :ivar head: what all of the requests share.
+    :param settings: the endpoint, its headers, its secrets, and its batches. A ``content-type`` and a ``user-agent`` are added
+        where none is configured.
+    :param now: returns the time of day, in seconds since 1970.
+    :ivar head: the head that all requests share.
     """
 
     def __init__(self, settings: WebhookSettings, now: Callable[[], float]) -> None:
@@ -54,17 +54,18 @@ class RequestMaker:
         defaults = (("content-type", content_type), ("user-agent", USER_AGENT))
         encoding = (("content-encoding", "gzip"),) if self._gzip else ()
         headers = (*settings.headers, *(pair for pair in defaults if pair[0] not in configured), *encoding)
-        # What was accepted before the URL had placeholders goes to where they stand for themselves.
+        # Deliveries that were accepted before the URL had placeholders are sent with the placeholders as literal text.
         self.head = Head("POST", settings.url.replace("{", "%7B").replace("}", "%7D"), headers)
-        # Headers that deliveries have of their own: names that none of these has, and what is left for those of other names.
+        # Deliveries' own headers: names that replace none of the head's, and the heads that remain for combinations that do.
         self._beside: set[str] = set()
         self._heads: dict[tuple[str, ...], Head] = {}
 
     def make(self, deliveries: Sequence[Delivery]) -> Request:
         """
-        Make the request of an attempt that is made now.
+        Make the request of an attempt that starts now.
 
-        :param deliveries: one, or where events share requests at least one, each of them a JSON object without a variation.
+        :param deliveries: one; or where events share requests, at least one. Several must each be a JSON object without a
+            variation.
         """
         delivery = deliveries[0]
         if self._together and delivery.variation is None:
@@ -82,7 +83,7 @@ class RequestMaker:
         return request
 
     def _head_beside(self, headers: Sequence[tuple[str, str]]) -> Head:
-        """Get what requests share that have these headers of their own."""
+        """Return the shared head of the requests that have these headers of their own."""
         beside = self._beside
         for name, _ in headers:
             if name not in beside:
@@ -99,7 +100,7 @@ class RequestMaker:
                 if known < MOST_HEADS:
                     beside.update(names)
                 return self.head
-            # The transport renders a head anew when another comes, so equal ones are the same.
+            # The transport renders a head again whenever it gets a different object, so equal heads are one object.
             head = Head(self.head.method, self.head.url, others)
             if known < MOST_HEADS:
                 self._heads[names] = head
@@ -129,9 +130,9 @@ class RequestMaker:
 
 
 def _lines(members: Sequence[bytes]) -> bytes:
-    """Write a line for each member."""
+    """Return one line for each member."""
     body = b"\n".join([*members, b""])
     if body.count(b"\n") > len(members) or b"\r" in body:
-        # A payload that is JSON may have line breaks, all of them between its values.
+        # A JSON payload may contain line breaks, but only between its tokens.
         body = b"\n".join([*(member.replace(b"\n", b" ").replace(b"\r", b" ") for member in members), b""])
     return body

@@ -1,8 +1,8 @@
 """
-The retry policy: which attempts are made again, and after what backoff.
+The retry policy: decides which attempts are repeated, and after which backoff.
 
-It only computes: randomness and time are passed in, and timers are the dispatcher's. A ``Retry-After`` is obeyed up to an hour,
-so that a mistake in it cannot stop a webhook for days.
+It only computes: randomness and time are passed in, and the dispatcher sets the timers. A ``Retry-After`` is obeyed up to an
+hour, so that a mistake in it cannot stop a webhook for days.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from random import Random
 from mqhooks.webhook.settings import RetrySettings
 
 MAX_RETRY_AFTER = 3600.0
-"""The longest ``Retry-After`` that is obeyed, in seconds; a longer one counts as this."""
+"""The longest ``Retry-After`` that is obeyed, in seconds; longer ones are cut to this."""
 
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
 # The three forms of RFC 9110, section 5.6.7. Names of days are not checked against the date.
@@ -48,14 +48,14 @@ class RetryPolicy:
                 self._retried.update(range(first, first + 100))
 
     def retries(self, status: int) -> bool:
-        """Say whether a response that is not 2xx is a reason to try again. An attempt without a response always is."""
+        """Return whether a response that is not 2xx is retried. An attempt without a response always is."""
         return status in self._retried
 
     def delay(self, attempts: int, random: Random) -> float:
         """
-        Work out the backoff after a failed attempt: exponential, up to a limit, with jitter.
+        Return the backoff after a failed attempt: exponential, up to a limit, with jitter.
 
-        :param attempts: how many were made; 1 or more.
+        :param attempts: attempts made so far; 1 or more.
         :param random: the source of the jitter.
         :returns: seconds.
         """
@@ -68,11 +68,11 @@ class RetryPolicy:
 
     def exhausted(self, attempts: int, age: float) -> str | None:
         """
-        Say whether a delivery has been tried for too long, and is given up.
+        Decide whether to give up a delivery that has been tried for too long.
 
-        :param attempts: how many were made.
+        :param attempts: attempts made so far.
         :param age: seconds since it was accepted.
-        :returns: why; ``None`` when it is not.
+        :returns: the reason to give it up; ``None`` to go on.
         """
         settings = self.settings
         if 0 < settings.max_attempts <= attempts:
@@ -84,11 +84,11 @@ class RetryPolicy:
 
 def retry_after(headers: Iterable[tuple[bytes, bytes]], now: float) -> float | None:
     """
-    Read when the endpoint wants to be asked again: RFC 9110, section 10.2.3.
+    Read an answer's ``Retry-After``: RFC 9110, section 10.2.3.
 
     :param headers: the answer's.
     :param now: seconds since 1970.
-    :returns: seconds from now, 0 to :data:`MAX_RETRY_AFTER`; ``None`` when it doesn't say, or nothing that can be understood.
+    :returns: seconds from now, 0 to :data:`MAX_RETRY_AFTER`; ``None`` without the header, or when it cannot be understood.
     """
     for name, value in headers:
         if name.lower() == b"retry-after":
@@ -98,7 +98,7 @@ def retry_after(headers: Iterable[tuple[bytes, bytes]], now: float) -> float | N
 
 
 def span(seconds: float) -> str:
-    """Write a time out in the largest unit that it is a whole number of, for a person to read."""
+    """Format a time for a person to read, in the largest unit that gives a whole number."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:.0f} {unit}"
@@ -107,7 +107,7 @@ def span(seconds: float) -> str:
 
 def _seconds(value: str, now: float) -> float | None:
     if re.fullmatch("[0-9]+", value):
-        # More digits than this are more than any limit, and int() would refuse thousands of them.
+        # A number with more digits exceeds any limit.
         return float(value) if len(value) <= 20 else MAX_RETRY_AFTER
     match = next((match for match in (form.fullmatch(value) for form in _DATES) if match), None)
     if match is None or match["month"] not in _MONTHS:

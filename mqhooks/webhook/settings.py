@@ -1,8 +1,8 @@
 """
 The settings of one webhook, validated and frozen.
 
-:class:`WebhookSettings` is flat, as the API shows it. Each part of the program takes what it needs: NanoMQ's rules and bodies
-take :attr:`WebhookSettings.bodies`, the transport ``tls``, the dispatcher ``retry`` and ``batch``.
+:class:`WebhookSettings` is flat, like the API's view of it. Each part of the program takes only what it needs: NanoMQ's rules
+and bodies take :attr:`WebhookSettings.bodies`, the transport ``tls``, the dispatcher ``retry`` and ``batch``.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ CredentialsIn = Literal["header", "body"]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z]+)://(?P<authority>[^/?#]+)[^#]*(#.*)?")
 _AUTHORITY = re.compile(r"(\[(?P<address>[^\[\]]*)\]|(?P<host>[^:\[\]]+))(:(?P<port>.*))?")
-# What the system's resolver takes: underscores too, which Docker Compose's names may have.
+# The labels that the system's resolver accepts: underscores too, which names in Docker Compose may have.
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
     """
-    When a delivery that did not arrive is tried again.
+    When to retry a delivery that did not arrive.
 
     :param initial: seconds before the second attempt.
     :param multiplier: the factor by which the backoff grows with each attempt.
     :param maximum: the longest backoff in seconds, before jitter.
     :param jitter: the share of a backoff by which it may be longer or shorter, so that deliveries that failed together are not
         retried together.
-    :param max_age: seconds after which a delivery is given up.
-    :param max_attempts: how often a delivery is tried at most; 0 for no limit.
-    :param on: the statuses after which it is tried again; ``3xx``, ``4xx`` and ``5xx`` stand for a hundred each.
+    :param max_age: seconds until a delivery is given up.
+    :param max_attempts: most attempts of a delivery; 0 for no limit.
+    :param on: the statuses that are retried; ``3xx``, ``4xx`` and ``5xx`` stand for a hundred each.
     :param refusals: what happens when an endpoint refuses delivery after delivery with a status like 401, 404 or 410:
-        ``hold`` keeps them and probes until the endpoint accepts one, ``bury`` makes dead letters of them.
+        ``hold`` keeps them and probes until the endpoint accepts one, ``bury`` turns them into dead letters.
     """
 
     initial: float = 1.0
@@ -59,7 +59,7 @@ class RetrySettings:
     jitter: float = 0.2
     max_age: float = 72 * 3600.0
     max_attempts: int = 0
-    # 501 and 505 say that the endpoint cannot do what is asked: RFC 9110, section 15.6.
+    # 501 and 505 mean that the endpoint does not support the request: RFC 9110, section 15.6.
     on: tuple[int | str, ...] = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
     refusals: Refusals = "hold"
 
@@ -69,9 +69,9 @@ class BatchSettings:
     """
     How several events share a request.
 
-    :param size: how many at most.
-    :param linger: how many seconds the first of a request waits for others.
-    :param max_bytes: how many bytes the bodies of a request have at most, unless a single one has more.
+    :param size: most events in a request.
+    :param linger: seconds that the first event of a request waits for others.
+    :param max_bytes: most bytes of a request's bodies, unless a single body is longer.
     :param format: ``array``: a JSON array. ``ndjson``: one JSON object per line.
     :param compression: how the request's body is compressed.
     """
@@ -99,10 +99,10 @@ class BasicSettings:
 @dataclass(frozen=True, slots=True)
 class BearerSettings:
     """
-    Authentication by a token that somebody else has made: RFC 6750. One of the two is given.
+    Authentication with a token that somebody else has made: RFC 6750. Exactly one of the two is set.
 
-    :param token: it is sent as it is.
-    :param token_file: the file that holds it, and is read again when it changes.
+    :param token: sent as it is.
+    :param token_file: the file that holds the token; read again when it changes.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -112,15 +112,15 @@ class BearerSettings:
 @dataclass(frozen=True, slots=True)
 class OAuth2Settings:
     """
-    Authentication by a token that an OAuth 2.0 server makes for us: RFC 6749, section 4.4.
+    Authentication with a token that an OAuth 2.0 server issues to us: RFC 6749, section 4.4.
 
-    :param token_url: where to ask for it: an absolute ``http`` or ``https`` URL.
-    :param client_id: who we are there.
-    :param client_secret: proves it.
-    :param scope: what the token is to be good for, if the server needs to know; likewise ``audience``.
-    :param credentials: whether who we are is in a ``header``, as RFC 6749 prefers, or in the ``body``.
+    :param token_url: the server's token endpoint: an absolute ``http`` or ``https`` URL.
+    :param client_id: our id at the server.
+    :param client_secret: our secret at the server.
+    :param scope: the scope to ask for, if the server needs one; likewise ``audience``.
+    :param credentials: whether id and secret go into a ``header``, as RFC 6749 prefers, or into the ``body``.
     :param tls: for an ``https`` server; ``None`` for the system's authorities and no client certificate.
-    :param proxy: what to go through; ``None`` for straight there.
+    :param proxy: the proxy to the server; ``None`` to connect directly.
     """
 
     token_url: str
@@ -139,10 +139,10 @@ AuthSettings = BasicSettings | BearerSettings | OAuth2Settings
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
     """
-    How many requests may be sent: in any ``t`` seconds at most ``rate * t + burst``.
+    The limit of a webhook's requests: in any ``t`` seconds at most ``rate * t + burst``.
 
-    :param rate: requests per second; a batch is one.
-    :param burst: how many may be sent at once.
+    :param rate: requests per second; a batch counts once.
+    :param burst: requests that may be sent at once.
     """
 
     rate: float
@@ -154,11 +154,11 @@ class SharedSettings:
     """
     Defaults for every webhook whose own block does not say otherwise.
 
-    :param retry: when deliveries are tried again.
+    :param retry: when deliveries are retried.
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
-    :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
-    :param auth: how requests authenticate; ``None`` for not at all.
-    :param proxy: what requests go through; ``env`` for what the environment says, ``None`` for straight to the endpoint.
+    :param merge_window: seconds that an event waits for earlier events of its client; 0 for no wait.
+    :param auth: how requests authenticate; ``None`` for no authentication.
+    :param proxy: the proxy for requests; ``env`` takes it from the environment, ``None`` connects directly to the endpoint.
     """
 
     retry: RetrySettings = RetrySettings()
@@ -171,27 +171,27 @@ class SharedSettings:
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
     """
-    One endpoint and what it receives.
+    One endpoint, and the events that it receives.
 
     :param name: its name in logs and counters: ``webhook`` for the block of that name, else its key under ``webhooks``.
     :param url: an absolute ``http`` or ``https`` URL.
-    :param rules: at least one for anything to be sent.
-    :param headers: sent with each request, in this order, names as they were written.
-    :param encoding: what a message's payload becomes in the body.
-    :param pool_size: how many connections are open at most.
+    :param rules: without any, nothing is sent.
+    :param headers: sent with each request, in this order, with names as configured.
+    :param encoding: the encoding of a message's payload in the body.
+    :param pool_size: most connections that are open at once.
     :param cancel_timeout: seconds until a request without a whole answer is given up.
     :param tls: ``None`` for the system's authorities and no client certificate.
-    :param details: whether what else VerneMQ knows is appended to NanoMQ's bodies.
-    :param proto_ver: what stands for the protocol version where the stream doesn't give it.
-    :param keepalive: what stands for the keep-alive time in seconds, which the stream never gives.
-    :param retry: when deliveries are tried again.
+    :param details: whether to append VerneMQ's further fields to NanoMQ's bodies.
+    :param proto_ver: the protocol version to report where the stream doesn't give it.
+    :param keepalive: the keep-alive time to report, in seconds; the stream never gives it.
+    :param retry: when deliveries are retried.
     :param ordering: ``client`` keeps each client's events in order, ``none`` lets them overtake each other.
-    :param merge_window: how many seconds an event waits for earlier ones of its client; 0 for not at all.
+    :param merge_window: seconds that an event waits for earlier events of its client; 0 for no wait.
     :param batch: how several events share a request; ``None`` when each has one of its own.
-    :param limit: how many requests may be sent in a time; ``None`` for any number.
-    :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; if there are none, not at all.
-    :param auth: how requests authenticate; ``None`` for not at all.
-    :param proxy: what requests go through; ``None`` for straight to the endpoint.
+    :param limit: the limit of requests in a time; ``None`` for no limit.
+    :param secrets: requests are signed with each of them, ``whsec_…`` or ``whsk_…``; without any, they are not signed.
+    :param auth: how requests authenticate; ``None`` for no authentication.
+    :param proxy: the proxy for requests; ``None`` to connect directly to the endpoint.
     :param cloudevents: how events become CloudEvents; ``None`` if they don't.
     :param transport: ``pooled`` sends over mqhooks' own connections, ``treq`` through treq and Twisted's ``Agent``.
     """
@@ -221,7 +221,8 @@ class WebhookSettings:
     @property
     def digest(self) -> str:
         """
-        Stands for what machines must have in common that share this webhook: not its secrets, nor the values of headers.
+        A digest of the settings that machines sharing this webhook must have in common: without its secrets, the values of
+        its headers and the origin of its CloudEvents.
         """
         events = None if self.cloudevents is None else replace(self.cloudevents, origin="")
         alike = replace(self, headers=tuple((name, "") for name, _ in self.headers), cloudevents=events)
@@ -234,15 +235,15 @@ class WebhookSettings:
 
     @property
     def bodies(self) -> BodySettings:
-        """What the rules and bodies need: the part that is NanoMQ's."""
+        """The settings of NanoMQ's rules and bodies."""
         return BodySettings(self.rules, self.encoding, self.details, self.proto_ver, self.keepalive)
 
 
 def check_url(url: str, instead: str = "webhook.auth") -> str:
     """
-    Check where requests are to be sent.
+    Check the URL of an endpoint.
 
-    :param instead: where a user and a password belong, since they cannot be in the URL.
+    :param instead: the key for the user and the password, which a URL must not have.
     :returns: the URL, its scheme in lower case.
     :raises mqhooks.errors.ConfigError: when requests can never be sent there; only the message is set, without the URL's
         secrets.
@@ -292,7 +293,7 @@ def _host_problem(host: str) -> str | None:
             plain = host.encode("idna").decode()
         except UnicodeError:
             plain = ""
-        # Some characters mean another host to this encoding than to browsers.
+        # Python's encoding maps some characters to a different host than browsers do.
         same = plain.encode().decode("idna") == host.lower()
         return f"write the host in its IDNA form, {plain if same else 'xn--…'}"
     if "\\" in host:
@@ -301,7 +302,7 @@ def _host_problem(host: str) -> str | None:
     if not all(map(_LABEL.fullmatch, labels)) or len(host) > 253:
         return f"{host!r} is not a host's name: write letters, digits, hyphens and underscores between its dots"
     if labels[-1].isdigit():
-        # The system reads 127.1 as an address, too.
+        # The system accepts 127.1 as an address, too.
         try:
             inet_aton(host)
         except OSError:

@@ -1,10 +1,10 @@
 """
-The sink that turns events into webhooks: the rules make deliveries of events, the deliveries go into the outbox, and a
-:class:`~mqhooks.webhook.dispatcher.Dispatcher` delivers what the outbox holds.
+The sink that turns events into webhooks: the rules turn events into deliveries, the deliveries go into the outbox, and a
+:class:`~mqhooks.webhook.dispatcher.Dispatcher` delivers them from there.
 
 - A body is made before it goes into the outbox, so that every retry, even tomorrow's, sends the same bytes under the same
   idempotency key.
-- A sink never changes: when its settings do, another one takes over its outbox and counters (:mod:`mqhooks.app.group`).
+- A sink's settings never change: a sink with new settings takes over its outbox and counters (:mod:`mqhooks.app.group`).
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.submit import submitter
 
 PAUSE_LOOK = 60.0
-"""How many seconds at most until the time of day is looked at again, while it is paused until some time."""
+"""Most seconds between two looks at the time of day, while a webhook is paused until some time."""
 
 APPENDED_BYTES = 1 << 20
-"""About how many bytes of bodies are made before they go into the outbox."""
+"""Bytes of bodies, roughly, that are made before they go into the outbox."""
 
 
 @implementer(IBoundedSink, IHolding)
 class WebhookSink(Service):
     """
-    Sends what the rules want to one endpoint, each client's events in the order in which they happened.
+    Sends the events that the rules want to one endpoint, each client's in the order in which they happened.
 
     :param clock: for timers.
     :param settings: the endpoint and its rules.
     :param outbox: holds the deliveries. It is opened before the sink is started, and closed after the sink has stopped.
     :param transport: sends the requests; the sink closes it when it stops.
-    :param drain_time: how many seconds stopping waits: for what is in flight when the outbox outlives the process, else for
-        everything that is pending.
-    :param counters: those of the sink that this one replaces; ``None`` for new ones.
-    :param budget: bounds what all webhooks hold in memory; ``None`` for one of its own.
+    :param drain_time: seconds that stopping may wait: for requests in flight if the outbox outlives the process, else for all
+        pending deliveries.
+    :param counters: the counters of the sink that this one replaces; ``None`` for new ones.
+    :param budget: bounds the memory of all webhooks; ``None`` for a budget of its own.
     :param random: the source of jitter.
-    :param now: the time of day, in seconds since 1970; the clock may count from elsewhere.
-    :param delivers: whether it does, or only puts events into the outbox, for other processes.
-    :ivar paused_until: when it is resumed by itself, in seconds since 1970; ``None`` when it is not.
-    :ivar testing: whether a test has no answer yet.
+    :param now: returns the time of day, in seconds since 1970; the clock may count from elsewhere.
+    :param delivers: whether to deliver, or only to put events into the outbox, for other processes.
+    :ivar paused_until: the time when a pause ends automatically, in seconds since 1970; ``None`` if it does not.
+    :ivar testing: whether a test is in flight.
     """
 
     log = Logger()
@@ -114,7 +114,7 @@ class WebhookSink(Service):
         self.testing = False
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        """Put the events that the rules want into the outbox; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
         return self._put(events, room=True)
 
     @property
@@ -124,11 +124,11 @@ class WebhookSink(Service):
 
     @property
     def holds(self) -> bool:
-        """Whether the outbox holds what it cannot commit yet; see :class:`mqhooks.interfaces.IHolding`."""
+        """Whether the outbox holds deliveries that it cannot commit yet; see :class:`mqhooks.interfaces.IHolding`."""
         return IHolding.providedBy(self.outbox) and self.outbox.holds
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Put what the rules want into the outbox; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
+        """Put the events that the rules want into the outbox; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
         return self._put(events, room=False)
 
     def _put(self, events: Sequence[Event], *, room: bool) -> Deferred[None] | None:
@@ -174,7 +174,7 @@ class WebhookSink(Service):
     # Life cycle.
 
     def startService(self) -> None:
-        """Begin to deliver, first of all what the outbox holds."""
+        """Start delivering, beginning with the contents of the outbox."""
         super().startService()
         pending = self.outbox.counts.pending
         if pending:
@@ -184,9 +184,9 @@ class WebhookSink(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Finish what is in flight, or everything pending if it would be lost otherwise, and close the connections.
+        Finish the requests in flight, or all pending deliveries if they would be lost otherwise, and close the connections.
 
-        :returns: a ``Deferred`` that fires when nothing is open any more, shortly after ``drain_time`` at the latest.
+        :returns: a ``Deferred`` that fires when everything is closed, shortly after ``drain_time`` at the latest.
         """
         if self.outbox.durable:
             self._dispatcher.stop_sending()
@@ -195,9 +195,9 @@ class WebhookSink(Service):
 
     def retire(self) -> Deferred[None]:
         """
-        Finish what is in flight, however long it takes, and leave the rest in the outbox for another sink to reclaim.
+        Finish the requests in flight, however long it takes, and leave the rest in the outbox for another sink to reclaim.
 
-        :returns: a ``Deferred`` that fires when nothing is open any more; :meth:`stopService` hurries it.
+        :returns: a ``Deferred`` that fires when everything is closed; :meth:`stopService` hurries it.
         """
         self._retired = True
         self._dispatcher.stop_sending()
@@ -205,11 +205,11 @@ class WebhookSink(Service):
 
     def pause(self, until: float | None = None) -> None:
         """
-        Send nothing more until :meth:`resume`. Events are still accepted, and what is in flight goes on.
+        Send nothing more until :meth:`resume`. Events are still accepted, and requests in flight go on.
 
-        A new process is not paused.
+        A restart ends the pause.
 
-        :param until: when it is resumed by itself, in seconds since 1970; ``None`` for never. A later call replaces it.
+        :param until: when to resume automatically, in seconds since 1970; ``None`` for never. A later call replaces it.
         """
         if not self._dispatcher.paused or until != self.paused_until:
             end = "" if until is None else f" until {written(int(until * 1e9))}"
@@ -223,7 +223,7 @@ class WebhookSink(Service):
             self._pause_timer.cancel()
         if until is not None:
             left = until - self._now()
-            # The time of day may be set meanwhile.
+            # The time of day may be changed meanwhile.
             self._pause_timer = self._clock.callLater(min(max(left, 0), PAUSE_LOOK), self._look_at_pause, until)
 
     def _look_at_pause(self, until: float) -> None:
@@ -247,7 +247,7 @@ class WebhookSink(Service):
         """
         Make the next attempts now instead of waiting for their time: the probe of an endpoint that is down, and retries.
 
-        :returns: whether any waited; ``False`` also while it is paused.
+        :returns: whether any were waiting; always ``False`` while the webhook is paused.
         """
         tried = self._dispatcher.try_now()
         if tried:
@@ -256,12 +256,12 @@ class WebhookSink(Service):
 
     def send_test(self, delivery: Delivery, request: Request) -> Deferred[Attempt]:
         """
-        Send a request around the outbox, whether it is paused, down or has a limit or not. It changes none of that and is not
-        counted.
+        Send a request past the outbox, even while the webhook is paused, down or at its limit. The request changes none of
+        that, and is not counted. Send one test at a time.
 
-        :param delivery: what it carries, made for this.
-        :param request: made of it.
-        :returns: a ``Deferred`` that fires with what came of it; one test at a time.
+        :param delivery: a delivery made for the test.
+        :param request: the request that carries it.
+        :returns: a ``Deferred`` that fires with the result.
         """
         answered: Deferred[Attempt] = Deferred()
         since = self._clock.seconds()
@@ -314,17 +314,17 @@ class WebhookSink(Service):
 
     @property
     def paused(self) -> bool:
-        """Whether an operator has paused it."""
+        """Whether an operator has paused the webhook."""
         return self._dispatcher.paused
 
     @property
     def in_flight_limit(self) -> int:
-        """How many requests may be in flight now."""
+        """Number of requests that may be in flight now."""
         return self._dispatcher.in_flight_limit
 
     @property
     def down_since(self) -> float | None:
-        """When the circuit breaker opened, in seconds since 1970; ``None`` while it is closed."""
+        """The time when the circuit breaker opened, in seconds since 1970; ``None`` while it is closed."""
         return self._dispatcher.down_since
 
     @property
@@ -334,7 +334,7 @@ class WebhookSink(Service):
 
     @property
     def retrying(self) -> int:
-        """How many attempts wait for their time; clients that failed in one request are one."""
+        """Number of retries that wait for their backoff; clients that failed in the same request count once."""
         return self._dispatcher.retrying
 
     @property
@@ -344,7 +344,7 @@ class WebhookSink(Service):
 
     @property
     def failure(self) -> LastFailure | None:
-        """The last failed attempt, be it of the sink that this one replaced."""
+        """The last failed attempt, possibly of the sink that this one replaced."""
         return self.counters.failure
 
     @property

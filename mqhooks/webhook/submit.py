@@ -1,5 +1,5 @@
 """
-Sending by a transport of either kind: one that calls back, or one that only returns a ``Deferred``.
+Submit requests to a transport of either kind: one that calls back, or one that only returns a ``Deferred``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Submit = Callable[[Request, Done], object]
 
 def submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) -> Submit:
     """
-    Get the way to submit requests to a transport; see :meth:`mqhooks.interfaces.ICallbackTransport.submit`.
+    Return the function that submits requests to a transport; see :meth:`mqhooks.interfaces.ICallbackTransport.submit`.
 
     :param name: the webhook's, for the log.
     :param url: the webhook's, for messages.

@@ -1,12 +1,12 @@
 """
-Tokens of an OAuth 2.0 server, by the client credentials grant: RFC 6749, section 4.4.
+Get tokens from an OAuth 2.0 server, by the client credentials grant: RFC 6749, section 4.4.
 
-- One token for a webhook, asked for when a request first needs it, and anew when a request comes after three quarters of its
-  life, while the old one is still used. Nothing is asked for while nothing is sent.
-- A server's answer is not trusted: whatever is wrong with it means that there is no token, and why. What waits then is told so,
-  and asks again when the circuit breaker lets it.
+- A webhook has one token. It is fetched when a request first needs it. The first request after three quarters of its lifetime
+  has it renewed, and the old one is used meanwhile. While nothing is sent, nothing is fetched.
+- A server's answer is not trusted: anything wrong with it means that there is no token, and gives the reason. The waiting
+  attempts fail with that reason, and the token is fetched again when the circuit breaker lets the next attempt through.
 - A token that the endpoint refuses is renewed once. Unless something is accepted after that, refusals are believed for a while,
-  so that an endpoint that refuses everything does not cause as many requests for tokens.
+  so that an endpoint that refuses everything does not cause a token request for each of its answers.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from mqhooks.webhook.auth import MAX_TOKEN, TOKEN, Use
 from mqhooks.webhook.settings import OAuth2Settings
 
 FETCH_TIME = 10.0
-"""How many seconds the server has to answer."""
+"""Timeout of a token request, in seconds."""
 
 MAX_ANSWER = 2 * MAX_TOKEN
-"""How many bytes its answer may have."""
+"""Longest answer of the server, in bytes."""
 
 RENEWED_AFTER = 0.75
-"""After which share of its life a token is renewed."""
+"""Share of its lifetime after which a token is renewed."""
 
 UNKNOWN_LIFE = 3600.0
-"""How many seconds a token is used whose life the server does not tell."""
+"""Lifetime of a token if the server gives none, in seconds."""
 
 PAUSE = 10.0
-"""How many seconds to wait after a renewal that failed while the old token is still good."""
+"""Seconds between a failed renewal and the next while the old token is still good."""
 
 BELIEVED = 30.0
-"""For how many seconds after a refused token was renewed a refusal does not renew it again."""
+"""Seconds after the renewal of a refused token during which a refusal does not renew it again."""
 
 _NUMBER = re.compile(r"\s*-?[0-9]{1,18}(\.[0-9]*)?\s*")
 _ERROR = re.compile("[a-z_]{1,40}")
@@ -67,9 +67,9 @@ class Tokens:
     """
     The token of one webhook; it provides :class:`~mqhooks.webhook.auth.Credentials`.
 
-    :param clock: tells the time.
-    :param settings: the server, and who we are there.
-    :param transport: sends to the server, and keeps :data:`MAX_ANSWER` of its answer; it is closed with this.
+    :param clock: for the time.
+    :param settings: the server, and our credentials there.
+    :param transport: sends to the server, and keeps :data:`MAX_ANSWER` bytes of its answer; closed with this object.
     :param name: the webhook's, for the log.
     """
 
@@ -129,7 +129,7 @@ class Tokens:
             self._transport.send(self._request).addCallback(self._read).addCallbacks(self._take, self._failed, (asked,))
 
     def _read(self, response: Response) -> tuple[str, float]:
-        """Get the token and its life out of an answer."""
+        """Return the token and its lifetime from an answer."""
         if not 200 <= response.status < 300:
             raise NotAuthenticated(f"{self._server} answered {response.status}{self._told(response.body)}")
         if not response.complete:
@@ -183,7 +183,7 @@ class Tokens:
         return hide_url(self._settings.token_url)
 
     def _told(self, body: bytes) -> str:
-        """Give the server's own word for what is wrong, unless it could be anything else: it has been sent our secret."""
+        """Return the server's error code, unless the word could be something else: the server knows our secret."""
         try:
             word = msgspec.json.decode(body, type=_Refusal).error
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -194,10 +194,10 @@ class Tokens:
 
 def lifetime(expires_in: object) -> float:
     """
-    Read how many seconds a token is good for.
+    Return the lifetime of a token, in seconds.
 
-    :param expires_in: what the server gives; a number, often as text.
-    :returns: :data:`UNKNOWN_LIFE` when it is neither.
+    :param expires_in: the server's ``expires_in``: a number, or a number as text.
+    :returns: :data:`UNKNOWN_LIFE` for anything else.
     """
     if isinstance(expires_in, str) and _NUMBER.fullmatch(expires_in):
         return float(expires_in)
@@ -215,13 +215,13 @@ def _request(settings: OAuth2Settings) -> Request:
     headers = [
         ("content-type", "application/x-www-form-urlencoded"),
         ("accept", "application/json"),
-        # It would be closed before it is needed again.
+        # The server would close the connection before it is needed again.
         ("connection", "close"),
     ]
     if settings.credentials == "body":
         fields |= {"client_id": settings.client_id, "client_secret": settings.client_secret}
     else:
-        # Both are encoded like a form's fields first: RFC 6749, section 2.3.1.
+        # Both are encoded like form fields first: RFC 6749, section 2.3.1.
         pair = f"{quote_plus(settings.client_id)}:{quote_plus(settings.client_secret)}"
         headers.append(("authorization", "Basic " + b64encode(pair.encode()).decode("ascii")))
     body = urlencode({name: value for name, value in fields.items() if value}).encode()
