@@ -1,6 +1,6 @@
 """
-Requests out: one request in, one response or typed failure back.
+The transports: they take a request and return a response or a typed failure.
 
-:class:`~mqhooks.http.pooled.PooledTransport` is the default and the fast way.
-:class:`~mqhooks.http.treqtransport.TreqTransport` sends through any agent that Twisted or treq knows.
+:class:`~mqhooks.http.pooled.PooledTransport` is the default, and fast.
+:class:`~mqhooks.http.treqtransport.TreqTransport` sends through any agent of Twisted's or treq's.
 """

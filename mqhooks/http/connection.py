@@ -3,7 +3,7 @@ One persistent HTTP/1.1 connection, with one request in flight at a time.
 
 - An answer counts as soon as its status line has come. Trouble with its headers or body closes the connection but does not undo
   the status: the endpoint has the request, and sending it again would only duplicate it.
-- Unsolicited bytes are not an answer. A connection that brings any is not used again: what follows could not be told from the
+- Unsolicited bytes are not an answer. A connection that brings any is not used again, since nothing tells such bytes from the
   answer to the next request.
 - Most endpoints keep giving the same short answer, so such answers are remembered by their bytes and not parsed again.
 """
@@ -28,7 +28,7 @@ KNOWN_LENGTH = 1024
 """The longest answer that is remembered, in bytes, its head included."""
 
 KNOWN = 64
-"""How many answers are remembered; then all are forgotten, since a ``Date`` header makes old ones useless."""
+"""Answers to remember; then all are forgotten, since a ``Date`` header makes old ones useless."""
 
 _STATUS_LINE = re.compile(rb"(?:\r?\n)*HTTP/1\.[0-9] +([0-9]{3})(?: [^\r\n]*)?(?=\r?\n)")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -37,13 +37,13 @@ _LINE = re.compile(rb"\r?\n")
 
 class Exchange(msgspec.Struct, gc=False):
     """
-    A request, and who waits for its answer.
+    A request, and the callback for its result.
 
     :param request: its bytes.
-    :param done: called with the answer, or the reason that there is none.
-    :param since: when it was asked for, in the reactor's seconds.
+    :param done: called with the answer, or the reason why there is none.
+    :param since: when it was submitted, in the reactor's seconds.
     :param bodiless: whether its answer has no body whatever its headers say, as for ``HEAD``.
-    :param resent: whether it must not be sent again: it was, after a connection that the endpoint had closed meanwhile.
+    :param resent: whether it must not be sent again, usually because it has been: the endpoint had closed its idle connection.
     """
 
     request: bytes
@@ -55,7 +55,7 @@ class Exchange(msgspec.Struct, gc=False):
 
 class Owner(Protocol):
     """
-    Who a connection reports to.
+    The owner of a connection; the connection reports to it.
 
     :ivar known: remembered answers by their bytes.
     """
@@ -72,23 +72,23 @@ class Owner(Protocol):
         """Note that unsolicited bytes came on a connection."""
 
     def lost(self, connection: HTTPConnection, reason: str) -> None:
-        """Note that the connection is gone, and why."""
+        """Note that the connection is gone, and the reason."""
 
     def resend(self, exchange: Exchange) -> None:
-        """Send a request again that was lost on a closed connection."""
+        """Send a request again after its connection turned out to be closed."""
 
 
 class HTTPConnection:
     """
     Sends requests as they are and parses the answers.
 
-    :param owner: is told of everything that happens.
+    :param owner: notified of everything that happens.
     :param channel: carries the bytes.
-    :param now: when it was connected, in the reactor's seconds.
+    :param now: the time of connecting, in the reactor's seconds.
     :ivar born: the same.
-    :ivar expires: when it is too old to be used.
-    :ivar exchange: what is in flight.
-    :ivar idle_since: when its last answer came.
+    :ivar expires: the time from which it is too old to be used.
+    :ivar exchange: the exchange in flight, if any.
+    :ivar idle_since: the time of its last answer.
     """
 
     def __init__(self, owner: Owner, channel: Channel, now: float) -> None:
@@ -100,7 +100,7 @@ class HTTPConnection:
         self._owner = owner
         self._parser = HttpResponseParser(self)
         self._used = False
-        # How many bytes of the current answer have come, interim ones included; and those that read_head() may need.
+        # Number of bytes received of the current answer, including interim answers; and the bytes that read_head() may need.
         self._received = 0
         self._raw = b""
         self._reset()
@@ -119,11 +119,11 @@ class HTTPConnection:
         self.channel.send(exchange.request)
 
     def abandon(self, error: DeliveryError) -> None:
-        """Give up the exchange without waiting for the rest of its answer, and close the connection."""
+        """End the exchange without waiting for the rest of its answer, and close the connection."""
         self._finish(error)
 
     def received(self, data: bytes) -> None:
-        """Parse what has come of an answer."""
+        """Parse received bytes."""
         exchange, owner = self.exchange, self._owner
         if exchange is None:
             owner.unfit(self)
@@ -165,7 +165,7 @@ class HTTPConnection:
             self.channel.hurry()
 
     def _doubtful(self, error: HttpParserError) -> None:
-        """Use what is clear of an answer that the parser rejects, and stop using the connection."""
+        """Use the readable part of an answer that the parser rejects, and stop using the connection."""
         if not self._status:
             self._status, self._headers, self._body = read_head(self._raw)
             self._length = sum(map(len, self._body))
@@ -181,7 +181,7 @@ class HTTPConnection:
             self.exchange = None
             self._owner.ended(exchange, ConnectFailed(reason))
         elif self._used and not self._received and not exchange.resent:
-            # The endpoint closed an idle connection just when it was needed: RFC 9110, section 9.2.2.
+            # The endpoint closed the idle connection just when it was needed: RFC 9110, section 9.2.2.
             self.exchange = None
             exchange.resent = True
             self._owner.resend(exchange)
@@ -223,10 +223,10 @@ class HTTPConnection:
             body = b"".join(self._body)
             known[data] = Response(self._status, self._headers, body, self._length, complete=True)
 
-    # The parser's callbacks. It wraps whatever they raise, so they only take notes.
+    # The parser's callbacks. The parser wraps whatever they raise, so they only take notes.
 
     def on_message_begin(self) -> None:
-        """Note that an answer begins."""
+        """Note that an answer begins; a second one means that the connection cannot be used again."""
         if self._complete:
             self._reusable = False
 
@@ -241,7 +241,7 @@ class HTTPConnection:
             self._status = self._parser.get_status_code()
 
     def on_body(self, data: bytes) -> None:
-        """Keep what is wanted of the body, and count the rest."""
+        """Keep the beginning of the body, and count the rest."""
         if self._complete:
             return
         if self._length < KEEP:
@@ -264,7 +264,7 @@ def read_head(raw: bytes) -> tuple[int, list[tuple[bytes, bytes]], list[bytes]]:
     Read an answer's head as leniently as possible: any line ends, folded headers, blanks, control characters.
 
     :param raw: the answer's first bytes; interim answers may precede it.
-    :returns: the status, or 0 when there is no clear status line; the headers; and what has come after them.
+    :returns: the status, or 0 without a clear status line; the headers; and the bytes behind them.
     """
     while (line := _STATUS_LINE.match(raw)) is not None:
         status = int(line[1])

@@ -1,16 +1,16 @@
 """
-Limits on responses that every transport keeps.
+Limits on responses, which every transport enforces.
 
-They bound memory and time whatever an endpoint sends; a response that exceeds them costs its connection, not its status.
+They bound memory and time whatever an endpoint sends. A response that exceeds them costs its connection, not its status.
 """
 
 from __future__ import annotations
 
 KEEP = 1024
-"""How many bytes of a response's body are kept, to show why a request was refused."""
+"""Bytes of a response's body to keep, to show why a request was refused."""
 
 MAX_HEAD = 64 << 10
-"""How many bytes a response may have besides its body: status line, headers, framing."""
+"""Most bytes of a response besides its body: status line, headers, framing."""
 
 MAX_BODY = 1 << 20
-"""How many bytes of a response's body are read. The rest of a longer one stays unread, and the connection is closed."""
+"""Bytes of a response's body to read. The rest of a longer one stays unread, and the connection is closed."""

@@ -13,7 +13,7 @@ from mqhooks.support.verifying import Verifier
 
 @implementer(IPolicyForHTTPS)
 class VerifyingPolicy(Verifier):
-    """Makes TLS connections for an agent, which refuse the same certificates as the pooled transport does."""
+    """Makes TLS connections for an agent; they refuse the same certificates as the pooled transport."""
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """See :class:`twisted.web.iweb.IPolicyForHTTPS`."""

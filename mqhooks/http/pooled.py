@@ -5,7 +5,7 @@ The default transport: a bounded pool of persistent connections to one endpoint.
   twentieth late.
 - Work is shared between requests: the head is rendered once, sockets are read together (:mod:`mqhooks.http.sockets`), and
   recurring short answers are not parsed again.
-- What an endpoint sends before it is asked must not be taken for an answer. So the first connection to an endpoint is watched
+- Bytes that an endpoint sends before any request must not count as an answer. So the first connection to an endpoint is watched
   for a moment before it is used; once one has stayed quiet, later ones are used at once.
 """
 
@@ -32,16 +32,16 @@ from mqhooks.http.tls import TLSChannel, TLSSettings, client_context, no_handsha
 from mqhooks.interfaces import ICallbackTransport
 
 CLOSING_TIME = 1.0
-"""How many seconds connections get to close before they are aborted."""
+"""Seconds that connections have to close before they are aborted."""
 
 MAX_AGE = 300.0
-"""How many seconds a connection is used, so that a DNS change takes effect without a restart."""
+"""Lifetime of a connection, in seconds. It is bounded so that a DNS change takes effect without a restart."""
 
 QUIET = 0.02
-"""How many seconds the first connection to an endpoint has to stay quiet before it is used."""
+"""Seconds that the first connection to an endpoint has to stay quiet before it is used."""
 
 LONG_IDLE = 1.0
-"""A connection that has been idle for less than this many seconds is used without checking its socket."""
+"""Seconds of idle time from which a connection's socket is checked before use."""
 
 
 @implementer(ICallbackTransport)
@@ -49,18 +49,18 @@ class PooledTransport:
     """
     Keeps connections to one endpoint, at most ``size`` of them open or opening.
 
-    :param reactor: connects and tells the time.
-    :param url: where requests go; scheme, host and port count.
-    :param size: how many connections.
-    :param timeout: seconds that a request may take, the wait for a connection included.
+    :param reactor: for connections and time.
+    :param url: the endpoint; only scheme, host and port matter.
+    :param size: most connections.
+    :param timeout: seconds that a request may take, including the wait for a connection.
     :param tls: for ``https``; ``None`` for the system's authorities and no client certificate.
-    :param max_age: seconds that a connection is used.
+    :param max_age: lifetime of a connection, in seconds.
     :param by: makes the connections' sockets; ``None`` for the fastest that the reactor supports.
     :param endpoint: connects; ``None`` for the URL's host and port.
-    :param proxy: what to go through; ``None`` for straight to the endpoint.
-    :param resend: whether a request goes out once more when the endpoint closed its idle connection just then.
+    :param proxy: the proxy for requests; ``None`` to connect directly to the endpoint.
+    :param resend: whether to send a request again if the endpoint was just closing its idle connection.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
-    :ivar known: recurring short answers, by their bytes: they are not parsed again.
+    :ivar known: recurring short answers by their bytes; they are not parsed again.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PooledTransport:
         self._name = at.origin
         self._context = client_context(tls) if at.scheme == "https" else None
         self._sockets = sockets(reactor) if by is None else by
-        # Who gets the requests to pass them on; a tunnel's proxy does not.
+        # A proxy that sees the requests; through a tunnel it does not.
         self._proxy = proxy if at.scheme == "http" else None
         self._endpoint = endpoint_for(reactor, at, timeout, proxy) if endpoint is None else endpoint
         self._clock = reactor
@@ -96,7 +96,7 @@ class PooledTransport:
         self._quiet = False
         self._connecting: set[Deferred[Any]] = set()
         self._connections: set[HTTPConnection] = set()
-        # Those that cannot be used yet, with the timer that ends their quiet time.
+        # Connections that cannot be used yet, with the timer that ends their quiet time.
         self._opening: dict[HTTPConnection, IDelayedCall | None] = {}
         self._refusals: dict[HTTPConnection, str] = {}
         self._idle: list[HTTPConnection] = []
@@ -107,7 +107,7 @@ class PooledTransport:
 
     @property
     def connections(self) -> int:
-        """How many connections are open or opening."""
+        """Number of connections that are open or opening."""
         return len(self._connections) + len(self._connecting)
 
     def send(self, request: Request) -> Deferred[Response]:
@@ -186,10 +186,10 @@ class PooledTransport:
         self._closed.addCallback(lambda _: late.cancel() if late.active() else None)
         self._check_closed()
 
-    # What connections report.
+    # Connections call these: see Owner.
 
     def answered(self, connection: HTTPConnection, exchange: Exchange, response: Response) -> None:
-        """Hand over an answer, and use its connection for what waits, or keep it."""
+        """Hand over an answer, and use its connection for the next request, or keep it."""
         now = self._seconds()
         connection.idle_since = now
         if now > connection.expires:
@@ -215,7 +215,7 @@ class PooledTransport:
             self._idle.remove(connection)
 
     def lost(self, connection: HTTPConnection, reason: str) -> None:
-        """Forget a connection, and open another when something waits."""
+        """Forget a connection, and open another if requests wait."""
         reason = self._refusals.pop(connection, reason)
         opening = connection in self._opening
         self._settled(connection)
@@ -229,7 +229,7 @@ class PooledTransport:
             self._check_closed()
 
     def resend(self, exchange: Exchange) -> None:
-        """Send a request again, ahead of those that wait."""
+        """Send a request again, ahead of the waiting ones."""
         if self._closed is not None:
             self._refuse(exchange)
         else:
@@ -301,7 +301,7 @@ class PooledTransport:
         exchange.done(ConnectFailed(f"{self._name}: closed before it was sent"))
 
     def _free(self, now: float) -> HTTPConnection | None:
-        """Take an idle connection that is fit for use."""
+        """Take an idle connection that is fit for use, if there is one."""
         while self._idle:
             connection = self._idle.pop()
             if now - connection.idle_since < LONG_IDLE:
@@ -325,7 +325,7 @@ class PooledTransport:
                     self._refusals[connection] = no_handshake(self._timeout)
                     connection.channel.abort()
             elif connection.exchange is None:
-                # It is being closed; what it still has to send may never go.
+                # It is closing, but its last bytes may never get through.
                 if connection.idle_since <= begun:
                     connection.channel.abort()
             elif connection.exchange.since <= begun:

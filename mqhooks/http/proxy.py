@@ -1,10 +1,10 @@
 """
-Ways through an HTTP proxy, beneath both transports.
+Connect through an HTTP proxy, beneath both transports.
 
-- To an ``https`` endpoint the proxy is asked for a tunnel (CONNECT: RFC 9110, section 9.3.6), in which everything is as usual:
-  TLS verifies the endpoint's name, and the proxy sees neither requests nor credentials.
-- An ``http`` endpoint's requests go to the proxy itself, with the whole URL in their first line (RFC 9112, section 3.2.2).
-- Whatever the proxy itself refuses is a failure to connect, which says that it was the proxy.
+- For an ``https`` endpoint the proxy opens a tunnel (CONNECT: RFC 9110, section 9.3.6). Inside, everything is as usual: TLS
+  verifies the endpoint's name, and the proxy sees neither requests nor credentials.
+- For an ``http`` endpoint requests go to the proxy itself, with the whole URL in their first line (RFC 9112, section 3.2.2).
+- A refusal by the proxy itself is a failure to connect, and its message names the proxy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mqhooks.http import names
 from mqhooks.http.limits import MAX_HEAD
 
 AUTHENTICATION_REQUIRED = 407
-"""A proxy's answer to whoever has to give a user and a password, or other ones."""
+"""A proxy's status for a missing or wrong user and password."""
 
 _END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?= |\r?\n)")
@@ -39,8 +39,8 @@ class ProxySettings:
 
     :param host: its name or address, IPv6 without brackets.
     :param port: its port.
-    :param username: who we are there; empty for nobody.
-    :param password: proves it.
+    :param username: our user there; empty for none.
+    :param password: its password.
     """
 
     host: str
@@ -55,21 +55,21 @@ class ProxySettings:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """What a request to the proxy has besides: who we are, if it has to know."""
+        """The additional headers of a request to the proxy: our user and password, if it needs any."""
         if not self.username:
             return []
         pair = b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
         return [("Proxy-Authorization", f"Basic {pair}")]
 
     def unauthorized(self, status: int = AUTHENTICATION_REQUIRED) -> str:
-        """Explain that the proxy wants to know who we are, or does not believe it."""
+        """Explain that the proxy wants a user and a password, or does not accept ours."""
         if self.username:
             return f"the proxy {self.name} does not accept our user and password ({status})"
         return f"the proxy {self.name} wants a user and a password ({status}): write http://user:password@{self.name}"
 
 
 class ProxyFailed(ConnectError):
-    """The proxy cannot be reached, or does not do what it is asked for."""
+    """The proxy cannot be reached, or does not do as asked."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(string=problem)
@@ -84,9 +84,9 @@ class ProxyEndpoint:
     """
     Connects to a proxy.
 
-    :param reactor: connects.
-    :param proxy: where.
-    :param timeout: a request's timeout in seconds, of which connecting gets :data:`mqhooks.http.names.SHARE`.
+    :param reactor: for connections.
+    :param proxy: the proxy.
+    :param timeout: a request's timeout in seconds; connecting may take :data:`mqhooks.http.names.SHARE` of it.
     """
 
     def __init__(self, reactor: Any, proxy: ProxySettings, timeout: float) -> None:
@@ -108,11 +108,11 @@ class ProxyEndpoint:
 @implementer(IStreamClientEndpoint)
 class TunnelEndpoint:
     """
-    Connects to an endpoint through a tunnel of a proxy's.
+    Connects to an endpoint through a proxy's tunnel.
 
-    :param reactor: connects and tells the time.
-    :param proxy: makes the tunnel.
-    :param timeout: a request's timeout in seconds, of which all of this gets :data:`mqhooks.http.names.SHARE`.
+    :param reactor: for connections and time.
+    :param proxy: opens the tunnel.
+    :param timeout: a request's timeout in seconds; all of this may take :data:`mqhooks.http.names.SHARE` of it.
     :param host: the endpoint's name or address, IPv6 without brackets; the proxy looks it up.
     :param port: the endpoint's port.
     """
@@ -142,7 +142,7 @@ class _Tunnels(Factory):
 
 
 class _Tunnel(Protocol):
-    """Asks for the tunnel. Once there is one, it only passes on what comes; what goes out does not come by here."""
+    """Asks for the tunnel. Once it is open, it only passes on received bytes; sent bytes bypass it."""
 
     def __init__(self, proxy: ProxySettings, goal: str, factory: IProtocolFactory) -> None:
         self._proxy = proxy
@@ -159,7 +159,7 @@ class _Tunnel(Protocol):
         Ask for the tunnel.
 
         :param end: when to give up, in the clock's seconds.
-        :returns: a ``Deferred`` that fires with the protocol at our end of it.
+        :returns: a ``Deferred`` that fires with the protocol at our end of the tunnel.
         """
         fields = "".join(f"{name}: {value}\r\n" for name, value in [("Host", self._goal), *self._proxy.headers])
         opened = self._opened = Deferred(lambda _: self._close())

@@ -1,7 +1,7 @@
 """
-Where requests go, and their bytes on the wire.
+Split a webhook's URL, and render requests as bytes.
 
-The bytes that all requests of a webhook share are rendered once: that is most of them.
+The bytes that all requests of a webhook share, which are most of them, are rendered once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Target(NamedTuple):
 
     :param scheme: ``http`` or ``https``.
     :param host: a name or an address, IPv6 without brackets.
-    :param port: the scheme's own when the URL names none.
-    :param authority: host and port as they are written, for the ``Host`` header.
-    :param path: path and query as they are sent.
+    :param port: the scheme's default when the URL names none.
+    :param authority: host and port as written, for the ``Host`` header.
+    :param path: path and query as sent.
     """
 
     scheme: str
@@ -57,10 +57,10 @@ def target(url: str) -> Target:
 
 def endpoint_for(reactor: Any, at: Target, timeout: float, proxy: ProxySettings | None) -> IStreamClientEndpoint:
     """
-    Make an endpoint that connects to where requests go.
+    Make the Twisted endpoint that connects to a target.
 
     :param timeout: a request's timeout in seconds.
-    :param proxy: what to go through; ``None`` for straight to the endpoint.
+    :param proxy: the proxy for requests; ``None`` to connect directly.
     """
     if proxy is None:
         return names.endpoint(reactor, at.host, at.port, timeout)
@@ -70,17 +70,17 @@ def endpoint_for(reactor: Any, at: Target, timeout: float, proxy: ProxySettings 
 
 
 def origin_form(path: str) -> str:
-    """Begin a path and query with the slash that a request line needs."""
+    """Prepend the slash that a request line needs, if it is missing."""
     return path if path.startswith("/") else f"/{path}"
 
 
 class Renderer:
     """
-    Renders the requests that share a head, whose constant bytes are made here, once.
+    Renders the requests that share a head; the constant bytes are made once.
 
-    :param head: what they share.
-    :param proxy: who gets them to pass them on, and so has to see the whole URL; ``None`` for the endpoint itself.
-    :ivar asks_for_head: whether its method is ``HEAD``.
+    :param head: the shared head.
+    :param proxy: the proxy that gets the requests, and so has to see the whole URL; ``None`` for the endpoint itself.
+    :ivar asks_for_head: whether the head's method is ``HEAD``.
     """
 
     def __init__(self, head: Head, proxy: ProxySettings | None = None) -> None:

@@ -1,15 +1,15 @@
 """
 The sockets under the pooled transport, which bypass Twisted's transport where the system has epoll.
 
-Why this file exists: for every readable connection the reactor makes a logging context and a dozen calls, and every write goes
-through a buffer, two calls of epoll_ctl and a turn of the reactor. That costs more than a short request and its answer do.
-Bypassing the transport to send takes a delivered event from 33.4 to 28.7 microseconds of CPU, and to read, from 28.7 to 20.6.
-Nothing outside this file knows which way its bytes go.
+For every readable connection the reactor makes a logging context and a dozen calls, and every write goes through a buffer, two
+calls of epoll_ctl and a turn of the reactor. That costs more than a short request and its answer. Bypassing the transport to
+send takes a delivered event from 33.4 to 28.7 microseconds of CPU, and bypassing it to read, from 28.7 to 20.6. Nothing outside
+this file knows which way its bytes go.
 
 - Reading: one edge-triggered epoll watches all sockets, and the reactor watches that epoll. The transport stops reading.
-- Sending: the socket's own send() nearly always takes a whole request. What it does not take goes to the transport, and so does
-  everything after it, because nothing public says when a transport's buffer is empty.
-- Connecting and closing stay Twisted's: at the first sign of an end or an error the socket goes back to the transport.
+- Sending: the socket's own send() nearly always takes a whole request. Any rest goes to the transport, and so does everything
+  after it, because no public interface says when a transport's buffer is empty.
+- Connecting and closing are left to Twisted: at the first sign of an end or an error the socket goes back to the transport.
 
 Where epoll is missing, or the reactor watches no file descriptors, :class:`PlainSockets` does the same with Twisted alone.
 """
@@ -32,30 +32,30 @@ from zope.interface import implementer
 from mqhooks.support.names import in_words
 
 EVENTS = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLET", 0)
-"""Data and its end, edge-triggered: a socket that was read until empty is not reported again."""
+"""Data and its end, edge-triggered: a socket that was read until empty is not reported again before more comes."""
 
 ENOUGH = 128
-"""After how many reads the reactor goes on."""
+"""Reads after which the reactor gets its turn."""
 
 SHORT = 479
-"""How many bytes are received at a time at first: the most that fit into a bytes object of Python's small-object allocator."""
+"""Bytes received at a time at first: the most that fit into a bytes object of Python's small-object allocator."""
 
 LONG = 1 << 16
-"""How many bytes are received at a time once an answer did not fit into :data:`SHORT`."""
+"""Bytes received at a time once an answer did not fit into :data:`SHORT`."""
 
 
 class Receiver(Protocol):
-    """Receives what a channel brings."""
+    """Receives the bytes of a channel."""
 
     def received(self, data: bytes) -> None:
-        """Take bytes that have come."""
+        """Take received bytes."""
 
     def lost(self, reason: str, *, refused: bool = False) -> None:
         """
         Note that the channel is closed. Called once.
 
-        :param reason: why, in words.
-        :param refused: whether the endpoint refused the channel, so that nothing sent on it can have been acted on.
+        :param reason: the reason, in words.
+        :param refused: whether the endpoint refused the channel, so that it cannot have acted on anything sent on it.
         """
 
 
@@ -63,8 +63,8 @@ class Channel(Protocol):
     """
     An open connection that carries bytes.
 
-    :ivar receiver: gets what comes; set by whoever connects, before anything can come.
-    :ivar full: whether there may be more to receive than what was just delivered; :meth:`pending` makes sure.
+    :ivar receiver: gets the received bytes; set by whoever connects, before any can come.
+    :ivar full: whether there may be more to receive than was just delivered; :meth:`pending` makes sure.
     """
 
     receiver: Receiver
@@ -74,13 +74,13 @@ class Channel(Protocol):
         """Send all bytes, now or as soon as there is room."""
 
     def pending(self) -> bool:
-        """Say whether something has come that was not delivered yet, if only the end."""
+        """Return whether anything has come that was not delivered yet, if only the end."""
 
     def hurry(self) -> None:
-        """Acknowledge at once what has come: the other side may be waiting for that before it sends the rest."""
+        """Send the TCP acknowledgement now: the other side may be waiting for it before it sends the rest."""
 
     def close(self) -> None:
-        """Close in order, once everything is sent."""
+        """Close cleanly, once everything is sent."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -99,15 +99,15 @@ def sockets(reactor: Any) -> Sockets:
 
 
 class PlainSocket(protocol.Protocol):
-    """A channel that is Twisted's TCP transport."""
+    """A channel over Twisted's TCP transport."""
 
     receiver: Receiver
-    # How much the transport has left unread cannot be seen from outside.
+    # Nobody can see from outside whether the transport has left anything unread.
     full = True
     _handle: socket.socket | None = None
 
     def connectionMade(self) -> None:
-        """Switch off Nagle's algorithm: a request is one write."""
+        """Disable Nagle's algorithm, since a request is one write."""
         transport: Any = self.transport
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
@@ -162,7 +162,7 @@ class PlainSocket(protocol.Protocol):
 
 
 class PlainSockets:
-    """Sockets by Twisted alone."""
+    """Makes sockets with Twisted alone."""
 
     def connect(self, endpoint: IStreamClientEndpoint) -> Deferred[Channel]:
         """See :class:`Sockets`."""
@@ -172,9 +172,9 @@ class PlainSockets:
 
 class EpollSocket(PlainSocket):
     """
-    A channel that bypasses Twisted's transport, to which it leaves the connection's end.
+    A channel that bypasses Twisted's transport, except at the connection's end.
 
-    :param watch: tells when there is something to read.
+    :param watch: calls the socket when there is something to read.
     """
 
     def __init__(self, watch: EpollSockets) -> None:
@@ -197,13 +197,13 @@ class EpollSocket(PlainSocket):
         try:
             self._watch.add(self._descriptor, self._read)
         except OSError:
-            # Out of epoll watches or memory: the transport keeps reading.
+            # The system has no more epoll watches or memory: the transport keeps reading.
             return
         self._receive = handle.recv
         transport.stopReading()
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand over what the transport has read, once the socket is its again."""
+        """Hand over data that the transport has read, once it has the socket again."""
         self.full = True
         self.receiver.received(data)
 
@@ -219,7 +219,7 @@ class EpollSocket(PlainSocket):
             try:
                 sent = self._send(data)
             except OSError:
-                # No room, or no connection any more: the transport will report it.
+                # The buffer is full, or the connection is gone: the transport will deal with it.
                 sent = 0
             if sent == len(data):
                 return
@@ -236,8 +236,8 @@ class EpollSocket(PlainSocket):
         """
         Receive once.
 
-        :param sound: whether there is only data to read: neither the end nor an error.
-        :returns: whether to be called again.
+        :param sound: whether there is only data to read, and neither the end nor an error.
+        :returns: whether to call this again.
         """
         receive, room, data = self._receive, self._room, b""
         if receive is None:
@@ -278,9 +278,9 @@ class EpollSocket(PlainSocket):
 @implementer(IReadDescriptor)
 class EpollSockets:
     """
-    Reads all readable sockets in one turn of the reactor. It is one of the reactor's readers while it has any socket.
+    Reads all readable sockets in one turn of the reactor. While it has any sockets, it is one of the reactor's readers.
 
-    :param reactor: watches it.
+    :param reactor: watches its epoll.
     """
 
     log = Logger()
@@ -292,7 +292,7 @@ class EpollSockets:
 
     @staticmethod
     def possible(reactor: Any) -> bool:
-        """Say whether this works here: the reactor has to support file descriptors, the system epoll."""
+        """Return whether this works here: the reactor has to support file descriptors, the system epoll."""
         return hasattr(select, "epoll") and IReactorFDSet.providedBy(reactor)
 
     def connect(self, endpoint: IStreamClientEndpoint) -> Deferred[Channel]:
@@ -304,8 +304,9 @@ class EpollSockets:
         """
         Watch a socket.
 
-        :param read: called when something has come, with whether it is nothing but data. It returns whether to call it again.
-        :raises OSError: when the system has no room for it.
+        :param read: called when anything has come; its argument says whether that is nothing but data. It returns whether to
+            call it again.
+        :raises OSError: when the system has no room for another watch.
         """
         if self._epoll is None:
             self._epoll = select.epoll()
@@ -315,26 +316,26 @@ class EpollSockets:
         self._readers[descriptor] = read
 
     def remove(self, descriptor: int) -> None:
-        """Watch a socket no longer; it may be closed already."""
+        """Stop watching a socket; it may be closed already."""
         if self._readers.pop(descriptor, None) is None:
             return
         try:
             self._epoll.unregister(descriptor)
         except OSError:
-            # Closing the socket has done that.
+            # Closing the socket has unregistered it.
             pass
         if not self._readers:
             self._reactor.removeReader(self)
 
     def fileno(self) -> int:
-        """Say what the reactor is to watch."""
+        """Return the descriptor that the reactor has to watch."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def doRead(self) -> None:
         """Read all sockets that are readable, or become so meanwhile."""
         readers, epoll, sound = self._readers, self._epoll, select.EPOLLIN
         count = 0
-        # Another look costs a tenth of another turn of the reactor.
+        # Polling again costs a tenth of another turn of the reactor.
         while count < ENOUGH:
             ready = epoll.poll(0)
             for descriptor, events in ready:
@@ -351,7 +352,7 @@ class EpollSockets:
             count += len(ready)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops, or cannot watch it."""
+        """Do nothing: the reactor stops, or cannot watch the epoll."""
 
     def logPrefix(self) -> str:
         """Name the reader in Twisted's log."""

@@ -1,9 +1,9 @@
 """
-The transport for the rare cases: it sends through treq, over any agent of Twisted's or treq's.
+The transport for rare cases: it sends through treq, over any agent of Twisted's or treq's.
 
 - It costs many times as much as the pooled transport and keeps the same contract: one response or typed failure, no redirects,
-  no cookies, bounded bodies, a status that stands once it has come.
-- treq never sees the real URL: it cannot cope with IPv6 addresses or names with an underscore. The agent is given it instead.
+  no cookies, bounded bodies, and a status that counts as soon as it has come.
+- treq never sees the real URL, since it cannot cope with IPv6 addresses or names with an underscore. Only the agent gets it.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class TreqTransport:
     """
     Sends each request through an agent.
 
-    :param reactor: tells the time, and connects when no agent is given.
-    :param url: where requests go, for messages.
-    :param agent: sends; its owner closes it. ``None`` for Twisted's own, made from ``size`` and ``tls``.
+    :param reactor: for time, and for connections without an ``agent``.
+    :param url: the endpoint: for messages, and for connections without an ``agent``.
+    :param agent: sends the requests; its owner closes it. ``None`` for Twisted's own, made from ``size`` and ``tls``.
     :param timeout: seconds that a request may take.
-    :param size: how many idle connections Twisted's agent keeps.
+    :param size: idle connections that Twisted's agent keeps.
     :param tls: for Twisted's agent.
-    :param max_age: seconds after which Twisted's agent opens new connections, so that a DNS change takes effect.
+    :param max_age: seconds until Twisted's agent opens new connections, so that a DNS change takes effect.
     :param endpoint: connects Twisted's agent; ``None`` for the URL's host and port.
-    :param keep: how many bytes of an answer's body are kept.
-    :param proxy: what Twisted's agent goes through; ``None`` for straight to the endpoint.
+    :param keep: bytes of an answer's body to keep.
+    :param proxy: the proxy for Twisted's agent; ``None`` to connect directly to the endpoint.
     :raises mqhooks.errors.ConfigError: when a TLS file cannot be used.
     """
 
@@ -86,7 +86,7 @@ class TreqTransport:
         self._size = size
         self._max_age = max_age
         self._expires = float("inf")
-        # Who gets the requests to pass them on; a tunnel's proxy does not.
+        # A proxy that sees the requests; through a tunnel it does not.
         self._proxy = proxy if agent is None and at.scheme == "http" else None
         if agent is None:
             if at.scheme == "https":
@@ -130,7 +130,7 @@ class TreqTransport:
         return attempt.result
 
     def _new_agent(self) -> IAgent:
-        """Make an agent with a pool of its own; connections of the one before are closed as soon as they are idle."""
+        """Make an agent with a pool of its own; connections of the previous agent are closed as soon as they are idle."""
         old, self._pool = self._pool, web.HTTPConnectionPool(self._clock)
         if old is not None:
             old.cachedConnectionTimeout = 0
@@ -181,7 +181,7 @@ class TreqTransport:
 
 @implementer(IAgentEndpointFactory)
 class _Endpoints:
-    """Leads every request to the same endpoint."""
+    """Returns the same endpoint for every request."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, policy: VerifyingPolicy | None) -> None:
         self._endpoint = endpoint
@@ -196,7 +196,7 @@ class _Endpoints:
 
 @implementer(IAgent)
 class _Exactly:
-    """Requests the URL as it is: treq accepts neither IPv6 addresses nor names with an underscore."""
+    """Requests the real URL: treq accepts neither IPv6 addresses nor names with an underscore."""
 
     def __init__(self, agent: IAgent, url: bytes) -> None:
         self._agent = agent
@@ -213,7 +213,7 @@ class _Attempt(Protocol):
     One request in flight, and the reader of its answer's body.
 
     :param explain: turns the agent's failure into our error.
-    :param keep: how many bytes of the body are kept.
+    :param keep: bytes of the body to keep.
     :ivar result: fires with the response, or fails.
     """
 
@@ -232,7 +232,7 @@ class _Attempt(Protocol):
         requesting.addCallbacks(self._head_came, self._failed)
 
     def give_up(self, error: DeliveryError) -> None:
-        """Stop waiting. A status that has come still counts."""
+        """Stop waiting. A status that has come already still counts."""
         if self._response is None:
             self._end(error)
             if self._requesting is not None:
