@@ -1,5 +1,5 @@
 """
-Base62 as NanoMQ writes it: the bytes are one big-endian number.
+NanoMQ's base62: the bytes are one big-endian number.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ _PAIRS = tuple(high + low for high in ALPHABET for low in ALPHABET)
 _SCHOOLBOOK = 9
 """Up to this level the interpreter's own division is faster; above it, multiplying by a reciprocal is."""
 _GUARD = 32
-"""How many bits more than needed a reciprocal has, so that its error does not grow from level to level."""
+"""Extra bits of a reciprocal, so that its error does not grow from level to level."""
 
 
 def encode(data: bytes) -> str:
     """
     Encode bytes.
 
-    The number is cut in halves again and again. Long ones are divided by multiplying with a reciprocal, which takes the
-    interpreter less than quadratic time: some 40 ms for 64 KiB, 3 s for 1 MiB. The first one of its size takes more than twice
-    as long, for the reciprocals; see :func:`prepare`.
+    The number is halved repeatedly. Long numbers are divided by multiplying with a reciprocal, which takes the interpreter less
+    than quadratic time: some 40 ms for 64 KiB, 3 s for 1 MiB. The first number of its size takes more than twice as long, for
+    the reciprocals; see :func:`prepare`.
 
-    :returns: a ``0`` for each leading zero byte, then the digits of the number that the other bytes are; ``""`` for no bytes.
+    :returns: a ``0`` for each leading zero byte, then the digits of the number that the other bytes form; ``""`` for no bytes.
     """
     significant = data.lstrip(b"\0")
     zeros = "0" * (len(data) - len(significant))
@@ -45,7 +45,7 @@ def encode(data: bytes) -> str:
 
 def prepare(size: int = 65_536) -> None:
     """
-    Work out in advance the reciprocals that payloads up to a size need.
+    Compute in advance the reciprocals for payloads up to a size.
 
     :param size: bytes; 64 KiB take some 60 ms.
     """
@@ -56,7 +56,7 @@ def _split(number: int, level: int) -> tuple[int, int]:
     """
     Divide a number below ``62 ** (2 << level)`` by ``62 ** (1 << level)``.
 
-    As 62 is twice 31, the last bits stay as they are, and what is before them is divided by a power of 31.
+    As 62 is twice 31, the last bits stay as they are, and the bits before them are divided by a power of 31.
     """
     shift = 1 << level
     power, reciprocal = _power(level)
@@ -76,7 +76,7 @@ def _split(number: int, level: int) -> tuple[int, int]:
 @lru_cache(maxsize=32)
 def _power(level: int) -> tuple[int, int]:
     """
-    What a level divides by.
+    Compute the divisor of a level and its reciprocal.
 
     :returns: ``31 ** (1 << level)``, of ``b`` bits, and ``2 ** (2 * b + (1 << level) + _GUARD)`` divided by it, at most a few
         units too low.

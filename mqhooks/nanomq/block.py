@@ -1,5 +1,8 @@
 """
-Reading values from a configuration, with checks.
+Read values from a configuration, and check them.
+
+- Each value is read by its key and type. Keys that nobody has read are unknown, so there is no list of keys to keep up to date.
+- Mistakes are collected, and the default is used in place of a wrong value, so that one run reports all of them.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class Literal(str):
 
     def form(self, *, secret: bool = False) -> str:
         """
-        Write it so that it would be substituted, leaving out what may be secret.
+        Show how to write the text so that it is substituted, leaving out parts that may be secret.
 
         :param secret: whether all of it may be secret.
         """
@@ -72,23 +75,23 @@ class Literal(str):
 
 
 class Bare(str):
-    """Text without quotes, which may be a number or a boolean where these are told from text."""
+    """Text without quotes, which may be a number or a boolean where the difference to text matters."""
 
     __slots__ = ()
 
 
 class Unset(str):
-    """Stands for text that needs a variable that is not set, which is a mistake of its own: it is read like a wrong value."""
+    """Replaces text that needs a variable that is not set. That is reported already: reading it gives the default."""
 
     __slots__ = ()
 
 
 def place_of(path: str, places: Mapping[str, str]) -> str:
     """
-    Say where a key is written, or else the nearest block around it; empty if nobody knows.
+    Return the place of a key, or of the nearest block around it; empty if neither is known.
 
     :param path: the key's.
-    :param places: the file and the line of each key that is there.
+    :param places: the file and the line of each key in the configuration.
     """
     while path and path not in places:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
@@ -96,7 +99,7 @@ def place_of(path: str, places: Mapping[str, str]) -> str:
 
 
 def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
-    """Add the place of its key to an error that knows none."""
+    """Add the place of its key to an error that has none."""
     if error.place or not error.key:
         return error
     return ConfigError(error.message, error.where, error.key, place_of(error.key, places))
@@ -104,9 +107,9 @@ def placed(error: ConfigError, places: Mapping[str, str]) -> ConfigError:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """
-    Suggest what a misspelt name was probably meant to be.
+    Suggest a known name for a misspelt one.
 
-    :returns: text to append to a message; empty when nothing known is similar.
+    :returns: text to append to a message; empty when no known name is similar.
     """
     nearest = get_close_matches(name.lower(), list(known), 1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -116,11 +119,11 @@ class Block:
     """
     The settings between two braces. Each is read by its key and checked for its type; keys that were never read are unknown.
 
-    :param values: what the braces hold.
+    :param values: the settings.
     :param where: the file. It is an attribute, and so are ``asked``: the paths of all keys that were read, inner ones too, and
-        ``replaced``: whether it stands for something else, which is an error.
+        ``replaced``: whether the block stands in for another value, which was reported as an error.
     :param path: the block's own key; empty for the file itself.
-    :param warnings: collects what is odd but not wrong.
+    :param warnings: collects oddities that are not errors.
     :param errors: collects wrong values, for which the default is returned; without it the first error is raised.
     :param places: the file and the line of each key, if they are known.
     """
@@ -149,21 +152,21 @@ class Block:
         return self._values.get(key) is not None
 
     def holds(self, key: str, inner: str) -> bool:
-        """Say whether a key has a block that has a key."""
+        """Return whether a key has a block that holds an inner key."""
         value = self._values.get(key)
         return isinstance(value, dict) and value.get(inner) is not None
 
     def path(self, key: str) -> str:
-        """Get the full path of a key."""
+        """Return the full path of a key."""
         return f"{self._path}.{key}" if self._path else key
 
     def error(self, key: str, message: str) -> ConfigError:
-        """Make the error of a key."""
+        """Make an error about a key."""
         path = self.path(key)
         return ConfigError(message, self.where, path, place_of(path, self._places))
 
     def missing(self, key: str, remedy: str) -> ConfigError:
-        """Make the error of a key that is not there, perhaps because it is misspelt."""
+        """Make the error of a missing key, which may be misspelt."""
         nearest = get_close_matches(key, [name for name in self._values if name not in self._known], 1)
         guess = f" ({nearest[0]!r} is unknown: a misspelling?)" if nearest else ""
         return self.error(key, f"is missing{guess}: {remedy}")
@@ -175,7 +178,7 @@ class Block:
         self._errors.append(error)
 
     def warn(self, key: str, message: str) -> None:
-        """Note something that is odd but not wrong."""
+        """Note an oddity that is not an error."""
         self._warnings.append(Remark(self.error(key, message)))
 
     def string(self, key: str, default: T) -> str | T:
@@ -201,9 +204,9 @@ class Block:
 
     def tree(self, key: str) -> Any:
         """
-        Read whatever is there.
+        Read a value of any type.
 
-        :returns: text, :class:`Bare` where it had no quotes; lists and dictionaries of it; ``None`` for nothing and ``null``.
+        :returns: text, as :class:`Bare` if it had no quotes; lists and dictionaries of text; ``None`` for nothing and ``null``.
         """
         self._known.add(key)
         self.asked.add(self.path(key))
@@ -249,9 +252,9 @@ class Block:
         """
         Read a duration.
 
-        :param unit: what a plain number counts, for example ``ms``.
+        :param unit: the unit of a plain number, for example ``ms``.
         :param zero: whether it may be 0.
-        :param plain: seconds; a plain number that makes less than this was probably meant in another unit.
+        :param plain: seconds; a plain number below this was probably meant in another unit.
         :returns: seconds.
         """
         value = self._get(key)
@@ -287,9 +290,9 @@ class Block:
 
     def block(self, key: str, remedy: str = "") -> Block:
         """
-        Open a block within this one; an empty one if it is missing, or if something else is there.
+        Open a block within this one; an empty one if it is missing, or if the key holds something else.
 
-        :param remedy: appended to the error then.
+        :param remedy: text to append to the error in that case.
         """
         value = self._get(key)
         if isinstance(value, dict):
@@ -303,9 +306,9 @@ class Block:
 
     def blocks(self, key: str, example: str) -> list[Block]:
         """
-        Open the blocks of a list, or named ones, as in ``events.1 { … }``; none if it is missing.
+        Open the blocks of a list, or named ones, as in ``events.1 { … }``; none if the key is missing.
 
-        :param example: what one looks like.
+        :param example: an example of such a block, for the error.
         """
         value = self._get(key)
         if value is None:
@@ -359,7 +362,7 @@ class Block:
         """
         Warn of keys that were never read.
 
-        :param hints: what to append for keys that are likely to be tried; for others a similar key is suggested.
+        :param hints: text to append for keys that users are likely to try; for others a similar key is suggested.
         """
         for key in self.unread:
             self.warn(key, f"unknown, ignored{hints.get(key) or suggest(key, self._known)}")

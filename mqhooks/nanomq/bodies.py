@@ -1,7 +1,8 @@
 """
-The JSON bodies: NanoMQ's, byte for byte, and those in VerneMQ's own words.
+Make the JSON bodies: NanoMQ's, byte for byte, and those in VerneMQ's own words.
 
-The fields of the Structs are in the order of NanoMQ's keys.
+- The fields of each Struct are in the order of NanoMQ's keys.
+- Further members, such as those of ``details``, follow NanoMQ's keys, so a reader of NanoMQ's bodies can ignore them.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from mqhooks.nanomq import base62
 from mqhooks.nanomq.settings import BodySettings, Encoding
 
 UNDEFINED = "undefined"
-"""What NanoMQ writes for a missing username."""
+"""NanoMQ's placeholder for a missing username."""
 
 BASE62_LIMIT = 128 << 10
-"""How many bytes of a payload are written in base62 at most. Much longer ones would block everything else for seconds."""
+"""Longest payload in base62, in bytes. Much longer ones would block everything else for seconds."""
 
 _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
-# What JSON may begin with: an error would cost more than all the rest.
+# First bytes of JSON. Checking them first avoids decoding errors, which would cost more than everything else.
 _STARTS = b'{["-0123456789tfn \t\r\n'
 
 Payload = str | msgspec.Raw | msgspec.UnsetType
-"""What a payload is in a body: text, JSON as it came, or nothing."""
+"""A payload in a body: text, JSON as it came, or nothing."""
 
 
 class _Connect(msgspec.Struct, gc=False):
@@ -116,7 +117,7 @@ class _ACL(msgspec.Struct, gc=False):
 
 
 class _Further(msgspec.Struct, omit_defaults=True):
-    """What is appended to NanoMQ's keys; empty values are left out."""
+    """The members that follow NanoMQ's keys; empty values are left out."""
 
     ts: int | None = None
     mountpoint: str = ""
@@ -133,9 +134,9 @@ class _Further(msgspec.Struct, omit_defaults=True):
 
 class Bodies:
     """
-    Makes the bodies that NanoMQ's events have.
+    Makes the bodies of NanoMQ's events.
 
-    :param settings: how payloads are encoded, what is reported where the stream has no value, and whether details follow.
+    :param settings: the encoding of payloads, the values to report where the stream has none, and whether details follow.
     """
 
     def __init__(self, settings: BodySettings) -> None:
@@ -145,20 +146,20 @@ class Bodies:
         self._keepalive = settings.keepalive
 
     def client_connect(self, event: Event) -> bytes:
-        """``on_client_connect``, of a registration or a refused one."""
+        """Make the body of ``on_client_connect`` from a registration or a refused one."""
         body = _Connect(
             self._version(event), self._keepalive, event.username or UNDEFINED, event.client_id, event.message.peer_addr or None
         )
         return self._finish(event, body)
 
     def client_connack(self, event: Event) -> bytes:
-        """``on_client_connack``, of a registration or a refused one."""
+        """Make the body of ``on_client_connack`` from a registration or a refused one."""
         answer = failure_name(event.message.reason) if event.hook == "on_register_failed" else "success"
         body = _Connack(self._version(event), self._keepalive, answer, event.username or UNDEFINED, event.client_id)
         return self._finish(event, body)
 
     def client_connected(self, event: Event) -> bytes:
-        """``on_client_connected``, of a registration."""
+        """Make the body of ``on_client_connected`` from a registration."""
         body = _Connected(
             self._version(event),
             self._keepalive,
@@ -170,34 +171,34 @@ class Bodies:
         return self._finish(event, body)
 
     def client_disconnected(self, event: Event) -> bytes:
-        """``on_client_disconnected``, of a connection's end."""
+        """Make the body of ``on_client_disconnected`` from a connection's end."""
         body = _Ended(_reason(event), event.username or UNDEFINED, event.client_id, "client_disconnected")
         return self._finish(event, body)
 
     def session_terminated(self, event: Event) -> bytes:
-        """``on_session_terminated``, of the end of a clean session's connection or of an expired session."""
+        """Make the body of ``on_session_terminated`` from the end of a clean session's connection or an expired session."""
         reason = "expired" if event.hook == "on_session_expired" else _reason(event)
         body = _Ended(reason, event.username or UNDEFINED, event.client_id, "session_terminated")
         return self._finish(event, body)
 
     def client_subscribe(self, event: Event, info: Any) -> bytes:
-        """``on_client_subscribe``, of one topic of a subscription."""
+        """Make the body of ``on_client_subscribe`` from one topic of a subscription."""
         return self._subscribed(event, info, "client_subscribe")
 
     def session_subscribed(self, event: Event, info: Any) -> bytes:
-        """``on_session_subscribed``, of one topic of a subscription."""
+        """Make the body of ``on_session_subscribed`` from one topic of a subscription."""
         return self._subscribed(event, info, "session_subscribed")
 
     def client_unsubscribe(self, event: Event, topic: str) -> bytes:
-        """``on_client_unsubscribe``, of one of the topics."""
+        """Make the body of ``on_client_unsubscribe`` from one of the topics."""
         return self._finish(event, _Unsubscribed(topic, event.username or UNDEFINED, event.client_id, "client_unsubscribe"))
 
     def session_unsubscribed(self, event: Event, topic: str) -> bytes:
-        """``on_session_unsubscribed``, of one of the topics."""
+        """Make the body of ``on_session_unsubscribed`` from one of the topics."""
         return self._finish(event, _Unsubscribed(topic, event.username or UNDEFINED, event.client_id, "session_unsubscribed"))
 
     def message_publish(self, event: Event) -> bytes:
-        """``on_message_publish``."""
+        """Make the body of ``on_message_publish``."""
         message = event.message
         payload, encoding = self._text(message.payload)
         body = _Published(
@@ -215,15 +216,15 @@ class Bodies:
         return self._finish(event, body, encoding)
 
     def message_delivered(self, event: Event) -> bytes:
-        """``on_message_delivered``."""
+        """Make the body of ``on_message_delivered``."""
         return self._delivered(event, "message_delivered")
 
     def message_acked(self, event: Event) -> bytes:
-        """``on_message_acked``."""
+        """Make the body of ``on_message_acked``."""
         return self._delivered(event, "message_acked")
 
     def _version(self, event: Event) -> int | None:
-        # A refused registration has no such field; where there are user properties, they prove MQTT 5.
+        # A refused registration has no user properties; elsewhere, having any proves MQTT 5.
         proven = event.mqtt5 or (event.hook == "on_register" and event.message.user_properties)
         return 5 if proven else self._proto_ver
 
@@ -280,11 +281,12 @@ class Bodies:
 
 def hook_body(event: Event, encoding: Encoding = "plain", *, details: bool = False) -> bytes:
     """
-    Make the body that any event has in VerneMQ's own words.
+    Make an event's body in VerneMQ's own words.
 
-    :param encoding: what a payload becomes. A plain one that is not UTF-8, and one too long for base62, is in base64
+    :param encoding: the encoding of a payload. A plain one that is not UTF-8, and one too long for base62, is in base64
         instead, and the body ends with ``"payload_encoding":"base64"``.
-    :param details: whether what only some sources bring follows: the options of a subscription's topics, and ``properties``.
+    :param details: whether to add the fields that only some sources provide: the options of a subscription's topics, and
+        ``properties``.
     :returns: a flat JSON object: ``action``, the hook's name without ``on_``, then the message's fields. Only a registration
         has ``user_properties`` when they are empty.
     """
@@ -314,9 +316,9 @@ def _reason(event: Event) -> str:
 
 def payload_maker(encoding: Encoding) -> Callable[[bytes], tuple[Payload, str | None]]:
     """
-    Say what makes of a payload what stands for it in a body.
+    Return the function that encodes a payload for a body.
 
-    :returns: makes it, and names its encoding if that is not the one asked for.
+    :returns: a function that returns the encoded payload, and the name of its encoding if that is not the one asked for.
     """
     if encoding == "base62":
         base62.prepare()
@@ -325,9 +327,10 @@ def payload_maker(encoding: Encoding) -> Callable[[bytes], tuple[Payload, str | 
 
 def as_json(payload: bytes) -> msgspec.Raw | None:
     """
-    Take a payload for the JSON that it is; no number, key or escape in it changes.
+    Return a payload that is JSON as a value for a body; no number, key or escape in it changes.
 
-    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python follows; see the docs.
+    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python's own limit, which differs from version to
+        version.
     """
     if payload[:1] not in _STARTS:
         return None
@@ -372,4 +375,4 @@ _PAYLOADS: dict[Encoding, Callable[[bytes], tuple[Payload, str | None]]] = {
     "json": _json,
     "omit": _omit,
 }
-"""Make what stands for a payload, and name the encoding if it is not the configured one."""
+"""Functions that encode a payload, and name the encoding if it is not the configured one."""

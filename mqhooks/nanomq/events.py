@@ -32,12 +32,12 @@ NANOMQ_EVENTS = tuple(dict.fromkeys(event for events in CAUSES.values() for even
 """The 12 events that NanoMQ knows."""
 
 RULE_EVENTS = (*NANOMQ_EVENTS, *HOOKS)
-"""What a rule may name."""
+"""The events that a rule may name."""
 
 _CARRIERS = frozenset(hook for hook, message in HOOKS.items() if {"topic", "topics"} & set(message.__struct_fields__))
 
 TOPIC_EVENTS = _CARRIERS | {event for hook in _CARRIERS for event in CAUSES[hook]}
-"""Those of them that carry topics."""
+"""The rule events that carry topics."""
 
 NAMELESS = frozenset({"on_client_offline", "on_client_gone", *CAUSES["on_client_gone"]})
-"""Those of them whose bodies name a user though VerneMQ's message may not."""
+"""The rule events whose bodies name a user though VerneMQ's message may not."""

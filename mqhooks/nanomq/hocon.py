@@ -1,12 +1,12 @@
 """
-Reads our part of configuration files, with whatever it includes and refers to.
+Reads our part of configuration files, including the files that it includes and the keys that it refers to.
 
-The format is HOCON, https://github.com/lightbend/config/blob/main/HOCON.md, as NanoMQ writes it.
+The format is NanoMQ's dialect of HOCON, https://github.com/lightbend/config/blob/main/HOCON.md.
 
-- The scanner cuts our blocks out of the files, and whatever ``${…}`` in them names; pyhocon merges them and substitutes. A
-  broker's other blocks are never parsed, and what they include is never opened.
-- pyhocon turns whatever looks like one into a number, a duration or a boolean. So it never sees text, only positions in a table
-  of ours, and never keys, only their numbers: ``k-1 { k-2 = "<17>"${k-3.k-4} }``. Its result is filled in afterwards.
+- The scanner cuts our blocks out of the files, and the values that ``${…}`` in them names; pyhocon merges and substitutes. A
+  broker's other blocks are never parsed, and the files that they include are never opened.
+- pyhocon turns text that looks like a number, a duration or a boolean into one. So it never sees text, only positions in a
+  table of ours, and never keys, only their numbers: ``k-1 { k-2 = "<17>"${k-3.k-4} }``. Its result is filled in afterwards.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ OURS = frozenset({"webhook", "webhooks", "mqhooks"})
 """The top-level keys of our blocks, in lower case."""
 
 SIZE = 32 << 20
-"""How many bytes a file has at most, together with what it includes."""
+"""Most bytes of a file and everything that it includes."""
 
 FILES = 1_000
-"""How many files are included at most."""
+"""Most files that are read, with everything that they include."""
 
 _OLD = re.compile(r"^[ \t]*web\.hook\.", re.MULTILINE)
 _OLD_REMEDY = (
@@ -66,15 +66,15 @@ _Path = tuple[str, ...]
 @dataclass(frozen=True, slots=True)
 class Document:
     """
-    What a file says.
+    The contents of a file.
 
-    :param values: our blocks: dictionaries and lists, of text as it is written and of ``None`` for ``null``. Keys are in lower
-        case, except for the names of webhooks and headers, and for what is in a body.
+    :param values: our blocks: dictionaries and lists, of text as written and of ``None`` for ``null``. Keys are in lower case,
+        except for the names of webhooks and headers, and for keys within a body.
     :param others: the top-level keys of everything else.
-    :param warnings: what is odd but not wrong.
-    :param mistakes: what is wrong and can be read past: variables that are not set, and what is there twice.
-    :param places: where our keys are written, by their paths as :meth:`mqhooks.nanomq.block.Block.path` has them: the file and
-        the line, like ``nanomq.conf:12``.
+    :param warnings: oddities that are not mistakes.
+    :param mistakes: mistakes that do not stop the reading: variables that are not set, and settings that appear twice.
+    :param places: the file and the line of each of our keys, like ``nanomq.conf:12``, by the path that
+        :meth:`mqhooks.nanomq.block.Block.path` returns.
     """
 
     values: dict[str, Any]
@@ -97,13 +97,13 @@ _Found = tuple[Member, _File]
 
 def read(path: str, environ: Mapping[str, str] = os.environ, *, required: bool = True) -> Document:
     """
-    Read a file, with what it includes and refers to.
+    Read a file, including the files that it includes and the values that it refers to.
 
     :param environ: the variables that ``${…}`` refers to when no key has its name.
-    :param required: whether these variables have to be set: then one that is not is a mistake, and makes a value
+    :param required: whether these variables have to be set. If so, an unset one is a mistake, and its value is
         :class:`~mqhooks.nanomq.block.Unset`. Otherwise ``${NAME}`` stands for itself, as a
         :class:`~mqhooks.nanomq.block.Literal`.
-    :raises mqhooks.errors.ConfigError: when that is not possible, for whatever reason.
+    :raises mqhooks.errors.ConfigError: when the file cannot be read, for whatever reason.
     """
     warnings: list[str] = []
     try:
@@ -119,7 +119,7 @@ def read(path: str, environ: Mapping[str, str] = os.environ, *, required: bool =
 
 
 class _Files:
-    """Opens files and what they include."""
+    """Opens files and the files that they include."""
 
     def __init__(self, warnings: list[str]) -> None:
         self._warnings = warnings
@@ -130,10 +130,10 @@ class _Files:
         self, path: str, *, required: bool, by: _File | None = None, line: int = 0, foreign: bool = False
     ) -> Iterator[_Found]:
         """
-        Read a file's members, and those of the files it includes.
+        Read a file's members, and those of the files that it includes.
 
-        :param by: what includes it.
-        :param line: where that does.
+        :param by: the file that includes it.
+        :param line: the line of that file.
         :param foreign: whether to read members other than ours, too.
         """
         from_ = f"; {by.name}:{line} includes it" if by is not None else ""
@@ -209,7 +209,7 @@ class _Files:
 
 
 class _Composer:
-    """Writes our blocks, and what they refer to, for pyhocon, and reads its result."""
+    """Writes our blocks, and the values that they refer to, for pyhocon, and reads its result."""
 
     def __init__(self, path: str, found: list[_Found], files: _Files, environ: Mapping[str, str], *, required: bool) -> None:
         self._required = required
@@ -233,7 +233,7 @@ class _Composer:
         written: list[str] = []
         for key in self._wanted:
             for member, file in self._roots[key]:
-                # This may want more keys.
+                # This may add keys to _wanted.
                 self._write(written, member, file, ())
         try:
             tree = ConfigFactory.parse_string("\n".join(written))
@@ -246,7 +246,7 @@ class _Composer:
         except RecursionError:
             raise
         except Exception as error:
-            # pyhocon's own errors, for text that it parses but cannot make sense of.
+            # pyhocon's own errors, for text that it can parse but not interpret.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(f"cannot be understood: {self._named(reason)}", self._path) from None
         return {self._keys[key]: self._plain(value) for key, value in tree.items() if self._keys[key] in OURS}
@@ -260,7 +260,7 @@ class _Composer:
         first = member.value[0]
         self._place_at(path, member, file)
         for end in range(len(within) + 1, len(path)):
-            # A key with dots is in blocks that have no braces.
+            # A key with dots is in blocks without braces.
             self.places.setdefault(_name(path[:end]), f"{file.name}:{member.line}")
         start = self._lengths.get(path, 0) if member.append else 0
         appended = member.append and not isinstance(first, Items)
@@ -269,7 +269,7 @@ class _Composer:
         self._lengths[path] = start + (len(first.items) if isinstance(first, Items) else 1)
         text = self._value(member.value, file, (*path, f"[{start}]") if appended else path, start)
         if member.append:
-            # pyhocon would look for the list only among the top-level keys, so it is written out again.
+            # pyhocon would look for the list only among the top-level keys, so write the list out again.
             before, place, index = self._values.get(path, ("", written, -1))
             text = f"{before} {text if isinstance(first, Items) else f'[{text}]'}"
             if index >= 0:
@@ -281,13 +281,13 @@ class _Composer:
     def _place_at(self, path: _Path, member: Member, file: _File) -> None:
         name, place = _name(path), f"{file.name}:{member.line}"
         if isinstance(member.value[0], Members):
-            # A block may be written in several places: the first has its name.
+            # A block may be written in several places: the first one counts.
             self.places.setdefault(name, place)
         else:
             self.places[name] = place
 
     def _value(self, value: Value, file: _File, path: _Path, start: int = 0) -> str:
-        """Write a value; if it is a list, its items count from ``start``."""
+        """Write a value; the items of a list are numbered from ``start``."""
         if len(value) == 1 and isinstance(value[0], Text) and not value[0].quoted and value[0].text.lower() == "null":
             return self._place(None)
         written: list[str] = []
@@ -316,7 +316,7 @@ class _Composer:
         members: list[str] = []
         for entry in part.entries:
             if isinstance(entry, Member) and path[-1].startswith("["):
-                # An item has no line of its own.
+                # An item has no line of its own, so take that of its first member.
                 self.places.setdefault(_name(path), f"{file.name}:{entry.line}")
             inner = [(entry, file)] if isinstance(entry, Member) else self._files.included(entry, file, foreign=True)
             for found in inner:
@@ -335,7 +335,7 @@ class _Composer:
         return self._numbers[key]
 
     def _target(self, reference: Reference) -> _Path | None:
-        """Say which key is meant; ``None`` for a variable of the environment."""
+        """Return the key that a reference names; ``None`` for a variable of the environment."""
         path = tuple(quoted or plain.strip() for quoted, plain in _NAME.findall(reference.name))
         if len(path) > 1 and path[0].lower() in OURS:
             path = _folded(path)
@@ -400,7 +400,7 @@ class _Composer:
 
 
 def _name(path: _Path) -> str:
-    """Write a path as errors have it; its indices are in brackets."""
+    """Format a path for errors, with indices in brackets."""
     return ".".join(path).replace(".[", "[")
 
 
@@ -424,7 +424,7 @@ def _folded(path: _Path) -> _Path:
     if first != "mqhooks":
         at = 1 + named
         if folded[at : at + 1] == ["events"]:
-            # A rule has a number or a name, or is appended.
+            # Skip the rule's number or name; a rule that is appended has neither.
             at += 1 if folded[at + 1 : at + 2] in (["headers"], ["body"]) else 2
         if folded[at : at + 1] == ["headers"] or (folded[at : at + 1] == ["body"] and folded[at + 1 : at + 2] != ["encoding"]):
             folded[at + 1 :] = path[at + 1 :]
@@ -432,7 +432,7 @@ def _folded(path: _Path) -> _Path:
 
 
 def _refers(found: _Found) -> bool:
-    # NanoMQ has no such values: one that stands by itself is there for us.
+    # NanoMQ has no references, so a top-level value with one is meant for us.
     value = found[0].value
     return any(isinstance(part, Reference) for part in value) and not any(isinstance(part, Skipped) for part in value)
 
@@ -456,7 +456,7 @@ class _Leaf:
 
 
 def _twice(found: list[_Found]) -> list[ConfigError]:
-    """Find webhooks that are there twice: NanoMQ takes the first of two values, HOCON the last."""
+    """Find webhooks and settings that appear twice: NanoMQ takes the first of two values, HOCON the last."""
     seen: dict[_Path, _Leaf] = {}
     names: dict[str, str] = {}
     mistakes: list[ConfigError] = []
@@ -483,7 +483,7 @@ def _twice(found: list[_Found]) -> list[ConfigError]:
 
 
 def _blocks(member: Member, file: _File) -> Iterator[tuple[_Path, dict[_Path, _Leaf]]]:
-    """Take a member apart into what it says of one webhook each, by key."""
+    """Divide a member into the settings of each webhook, by key."""
     path = _folded(member.path)
     if path == ("webhooks",):
         for part in member.value:
@@ -509,7 +509,7 @@ def _leaves(member: Member, file: _File, within: _Path) -> Iterator[tuple[_Path,
 
 
 def _spelt(part: Part) -> Any:
-    """Normalise a value, so that values that mean the same are equal."""
+    """Normalize a value, so that values with the same meaning are equal."""
     if isinstance(part, Text):
         return part.text
     if isinstance(part, Reference):

@@ -1,5 +1,8 @@
 """
-Which bodies an event makes.
+Apply a webhook's rules: choose the bodies that an event causes.
+
+The rules are compiled in advance for each hook, so an event costs one look-up. Bodies of many topics are made one by one, when
+they are asked for.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ _Matcher = Callable[[str], bool]
 
 class Rules:
     """
-    What one webhook wants, worked out in advance for each hook.
+    The rules of one webhook, compiled for each hook.
 
-    :param settings: the webhook's rules, and how its bodies are made.
+    :param settings: the webhook's rules, and the settings of its bodies.
     :raises mqhooks.errors.ConfigError: when a topic filter is not valid.
     """
 
@@ -37,9 +40,9 @@ class Rules:
         Make the bodies that an event causes.
 
         :returns: one for each NanoMQ event that the hook causes and a rule wants, in the order of
-            :data:`~mqhooks.nanomq.events.CAUSES` (of a subscription's events, one for each topic); then the event in VerneMQ's
-            words, when a rule names the hook. None when no rule matches. Those of many topics are made one by one, when they
-            are asked for: together they may be a thousand times as long as the event.
+            :data:`~mqhooks.nanomq.events.CAUSES` (for a subscription's events, one for each topic); then the event in VerneMQ's
+            words, when a rule names the hook. Nothing when no rule matches. Bodies of many topics are made one by one, when
+            they are asked for: together they may be a thousand times as long as the event.
         """
         plan = self._plans.get(event.hook)
         return [] if plan is None else plan(event)
@@ -47,20 +50,20 @@ class Rules:
 
 def needs_usernames(settings: BodySettings) -> bool:
     """
-    Tell whether a webhook sends usernames that VerneMQ's message may lack, so that they must be remembered from registrations.
+    Return whether a webhook sends usernames that VerneMQ's message may lack, so they must be remembered from registrations.
     """
     return any(rule.event in NAMELESS or rule.names_user for rule in settings.rules)
 
 
 def needs_addresses(settings: BodySettings) -> bool:
-    """Tell whether a webhook sends where a client that is gone came from, which only its registration says."""
+    """Return whether a webhook sends the address of a client that is gone, which only its registration carries."""
     return settings.details and any(rule.event in CAUSES["on_client_gone"] for rule in settings.rules)
 
 
 def hooks_for(settings: BodySettings) -> set[str]:
     """
-    List the VerneMQ hooks that a webhook lives on: those that its rules name, those that cause the events that its rules name,
-    and ``on_register`` where usernames have to be remembered.
+    List the VerneMQ hooks that a webhook needs: those that its rules name, those that cause the events that its rules name, and
+    ``on_register`` where usernames have to be remembered.
     """
     named = {rule.event for rule in settings.rules}
     hooks = {hook for hook, events in CAUSES.items() if named.intersection(events) or hook in named}
@@ -79,7 +82,7 @@ def _steps(settings: BodySettings, hook: str) -> Iterator[_Step]:
 
 
 def _wanted(settings: BodySettings, name: str) -> tuple[bool, _Matcher | None]:
-    """Say whether a rule names an event, and which topics are wanted: ``None`` for every one, or where there are none."""
+    """Return whether a rule names an event, and a matcher for its topics: ``None`` for all topics, or for an event without."""
     topics = [rule.topic for rule in settings.rules if rule.event == name]
     filters = [topic for topic in topics if topic is not None]
     if len(filters) < len(topics) or name not in TOPIC_EVENTS:

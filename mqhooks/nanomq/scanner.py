@@ -1,14 +1,14 @@
 """
-Parses a configuration file: HOCON as NanoMQ writes it.
+Parses a configuration file: NanoMQ's dialect of HOCON.
 
-The two disagree on white space, which joins in HOCON and separates in NanoMQ: ``[ {…} {…} ]`` are two elements there, and
-``event = "x" topic = "y"`` are two members. Here it separates two blocks of a list, and a value from a key that ``=``, ``:`` or
-``{`` follows. Text beside text or beside ``${…}`` is joined, as in HOCON.
+NanoMQ and HOCON disagree on white space, which joins in HOCON and separates in NanoMQ: ``[ {…} {…} ]`` are two elements in
+NanoMQ, and ``event = "x" topic = "y"`` are two members. Here white space separates two blocks of a list, and a value from a key
+that ``=``, ``:`` or ``{`` follows. Text beside text or beside ``${…}`` is joined, as in HOCON.
 
-- A value that is not wanted is skipped by its brackets and quotes alone: a broker's thousands of access rules cost little,
+- A value that is not wanted is skipped by its brackets and quotes alone, so a broker's thousands of access rules cost little,
   however they are written.
-- Text stays as it is in the file, so that ``007`` or ``5m-x`` is read as just that.
-- Nothing here opens a file or resolves anything, and the time is linear in the length of the text.
+- Text stays as it is in the file, so ``007`` and ``5m-x`` are read as just that.
+- Nothing here opens a file or resolves a reference, and the time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ NESTING = "nested too deeply, or it includes itself"
 """The message for a file that never ends."""
 
 DEPTH = 50
-"""How many brackets may be open at once."""
+"""Most brackets that may be open at once."""
 
 CONFIDENTIAL = re.compile(
     r"(whsec_|whsk_|secret|password|authorization|token|key|\b(?:basic|bearer|oauth2|proxy)\b|https?:?//|://).*",
     re.IGNORECASE,
 )
-"""From where on a line, or a key's name, holds something that must not be shown."""
+"""Matches the part of a line, or of a key's name, that must not be shown."""
 
 _QUOTES = '; text that has "=" or ":" in it goes into quotes: x = "a=b"'
 _SEPARATE = "; put the text into quotes, or a comma before a key that begins here"
@@ -66,7 +66,7 @@ _INCLUDE = re.compile(
 )
 _STEP = re.compile(rf'"""|"[^"\\]*(?:\\.[^"\\]*)*"|"|{_LEVEL}|\#[^\n]*|(?<!:)//[^\n]*|[{{}}\[\]]', re.DOTALL)
 _ESCAPE = re.compile(r"(?P<units>(?:\\u[0-9A-Fa-f]{4})+)|\\.", re.DOTALL)
-# What JSON has, and what pyhocon has from .properties files.
+# The escapes of JSON, and those that pyhocon has from .properties files.
 _ESCAPED = dict(zip('"\\/bfnrt=#!\n', '"\\/\b\f\n\r\t=#!\n', strict=True))
 _CLOSING = {"{": "}", "[": "]"}
 
@@ -74,10 +74,10 @@ _CLOSING = {"{": "}", "[": "]"}
 @dataclass(frozen=True, slots=True)
 class Text:
     """
-    Text, a number, or whatever else is not a block, a list or ``${…}``.
+    Text, a number, or anything else that is not a block, a list or ``${…}``.
 
-    :param text: as it is meant: white space within it kept, escapes resolved.
-    :param quoted: whether some of it stood in quotes.
+    :param text: the text, with its inner white space kept and its escapes resolved.
+    :param quoted: whether any of it was in quotes.
     """
 
     text: str
@@ -89,8 +89,8 @@ class Reference:
     """
     ``${name}`` or ``${?name}``.
 
-    :param name: what stands between the braces.
-    :param gap: the white space behind it, which belongs to text and to nothing else.
+    :param name: the name between the braces.
+    :param gap: the white space behind it, which matters only beside text.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Skipped:
 
 Part = Text | Reference | Items | Members | Skipped
 Value = tuple[Part, ...]
-"""What follows a key: more than one part when they are to be joined."""
+"""A key's value: several parts when they have to be joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ class Member:
     """
     A key and its value.
 
-    :param path: the key, at its dots.
-    :param append: whether ``+=`` stands between them.
+    :param path: the key, split at its dots.
+    :param append: whether ``+=`` is between key and value.
     """
 
     path: tuple[str, ...]
@@ -149,7 +149,7 @@ class Include:
     """
     ``include "file"``.
 
-    :param kind: ``file``, ``url``, or what else stands before a parenthesis.
+    :param kind: ``file``, ``url``, or any other word before a parenthesis.
     """
 
     name: str
@@ -176,9 +176,9 @@ class Scanner:
         """
         Read the file's members.
 
-        :param wanted: says of a top-level key whether to read its value. Other blocks and lists are :class:`Skipped`.
-        :raises mqhooks.errors.ConfigError: when they cannot be read: what, in which line, and what to write. It does not
-            name the file.
+        :param wanted: returns whether to read the value of a top-level key. Other blocks and lists are :class:`Skipped`.
+        :raises mqhooks.errors.ConfigError: when they cannot be read. The message says what is wrong, in which line, and what to
+            write; it does not name the file.
         """
         self._at = _BEFORE.match(self._text).end()  # type: ignore[union-attr] # it matches anything
         if self._text.startswith("[", self._at):
@@ -324,7 +324,7 @@ class Scanner:
             yield Text("".join(text), quoted)
 
     def _is_key(self, piece: Text, start: int, last: str | None, *, after_quotes: bool, keep: bool) -> bool:
-        """Say whether text in a value's place is the key of the next member instead."""
+        """Return whether text in a value's place is the key of the next member instead."""
         plain = last == "t" and not after_quotes and not piece.quoted
         if last is None:
             self._check_no_key()
@@ -442,5 +442,5 @@ class Scanner:
 def _unescaped(escape: re.Match[str]) -> str:
     if escape["units"] is None:
         return _ESCAPED.get(escape[0][1], escape[0])
-    # A character beyond the first 65,536 is written as two surrogates; one alone is not a character.
+    # A character beyond the first 65,536 is written as two surrogates; a lone surrogate is not a character.
     return bytes.fromhex(escape["units"].replace("\\u", "")).decode("utf-16-be", "replace")

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 Encoding = Literal["plain", "base64", "base62", "json", "omit"]
-"""What a payload becomes in a body. The first three are NanoMQ's; ``omit`` leaves it out."""
+"""Encodings of a payload in a body. The first three are NanoMQ's; ``omit`` leaves the payload out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """
-    Which events are sent.
+    A rule: the events that are sent.
 
     :param event: one of the 12 NanoMQ events or of the 13 VerneMQ hooks, in lower case.
     :param topic: an MQTT topic filter; ``None`` for every topic.
-    :param shape: what its requests look like, for those who make others than NanoMQ's; ``None`` for NanoMQ's.
-    :param names_user: whether such a request names the user.
+    :param shape: the shape of its requests, opaque to this package; ``None`` for NanoMQ's.
+    :param names_user: whether a request of that shape names the user.
     """
 
     event: str
@@ -32,11 +32,11 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class BodySettings:
     """
-    Which bodies events become.
+    The settings of a webhook's bodies.
 
-    :param rules: at least one for anything to be sent.
-    :param encoding: what a message's payload becomes in the body.
-    :param details: whether what else VerneMQ knows is appended to NanoMQ's keys.
+    :param rules: without any, nothing is sent.
+    :param encoding: the encoding of a message's payload in the body.
+    :param details: whether to append VerneMQ's further fields to NanoMQ's keys.
     :param proto_ver: the protocol version to report where the stream does not carry it.
     :param keepalive: the keep-alive time to report, in seconds; the stream never carries it.
     """

@@ -1,5 +1,7 @@
 """
-MQTT topic filters (MQTT 5, section 4.7), checked once and compiled to something cheap.
+Check MQTT topic filters (MQTT 5, section 4.7), and compile them.
+
+All filters of a rule event become one function: a set look-up without wildcards, else a single regular expression.
 """
 
 from __future__ import annotations
@@ -10,14 +12,14 @@ from collections.abc import Callable
 from mqhooks.errors import ConfigError
 
 MAX_BYTES = 65_535
-"""How long a topic or filter may be (section 4.7.3)."""
+"""Longest topic or filter, in bytes (section 4.7.3)."""
 
 
 def check_filter(text: str) -> str | None:
     """
-    Say what is wrong with a topic filter.
+    Find the mistake in a topic filter.
 
-    :returns: the reason; ``None`` when it is valid.
+    :returns: the mistake; ``None`` when the filter is valid.
     """
     levels = text.split("/")
     if not text:
@@ -38,9 +40,9 @@ def compile_filter(*filters: str) -> Callable[[str], bool]:
     Compile topic filters into one function.
 
     :param filters: one filter or several.
-    :returns: says whether a topic matches any of them. A filter that begins with a wildcard matches no topic that begins with
-        ``$`` (section 4.7.2).
-    :raises mqhooks.errors.ConfigError: when one is not valid; only the message is set.
+    :returns: a function that returns whether a topic matches any of them. A filter that begins with a wildcard matches no topic
+        that begins with ``$`` (section 4.7.2).
+    :raises mqhooks.errors.ConfigError: when a filter is not valid; only the message is set.
     """
     distinct = sorted(set(filters))
     for text in distinct:
