@@ -1,7 +1,7 @@
 """
-CloudEvents 1.0: what an event's attributes are, and how they and its data become a request.
+CloudEvents 1.0: turn an event's attributes and its data into a request.
 
-https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md, and its JSON format
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md, with its JSON format
 and HTTP binding.
 
 The id is the delivery's, so it is the same in every attempt. An attribute without a value is left out.
@@ -28,14 +28,14 @@ JSON = "application/json"
 
 _encode = msgspec.json.Encoder().encode
 _SOURCE = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
-# The HTTP binding, section 3.1.3.2: whatever is not printable, and these.
+# The HTTP binding, section 3.1.3.2, encodes space, quotation marks, percent signs and whatever is not printable ASCII.
 _plain = re.compile(r"[!#$&-~]+").fullmatch
 _encoded = re.compile(r'[^!-~]|["%]').sub
 
 
 def check_source(source: str) -> None:
     """
-    Check where events are said to come from.
+    Check the ``source`` of events.
 
     :raises mqhooks.errors.ConfigError: when it is not a URI reference; only the message is set.
     """
@@ -60,12 +60,12 @@ class _Envelope(msgspec.Struct, gc=False):
 
 class CloudEvents:
     """
-    Makes CloudEvents of a rule's events.
+    Turns a rule's events into CloudEvents.
 
     :param settings: the webhook's.
     :param event: the rule's event.
     :param content_type: the data's.
-    :param is_json: whether the data is JSON; other text becomes a string where it stands in JSON.
+    :param is_json: whether the data is JSON; other text becomes a string within JSON.
     """
 
     def __init__(self, settings: CloudEventsSettings, event: str, content_type: str, *, is_json: bool) -> None:
@@ -81,14 +81,14 @@ class CloudEvents:
         """
         Write an event as one JSON object.
 
-        :param item: the topic that a subscription's event is about.
+        :param item: the topic, for an event of a subscription.
         :param id_: the delivery's.
         """
         client, mountpoint = event.client_id, event.mountpoint
         source = self._sources(mountpoint) if mountpoint else self._source
         if not self._is_json:
             data = _encode(data.decode())
-        # A plain call takes half the time of one with names.
+        # Positional arguments take half the time of keyword arguments.
         envelope = _Envelope(
             source,
             id_,
@@ -124,7 +124,7 @@ class CloudEvents:
 
 
 def percent(value: str) -> str:
-    """Write an attribute's value as a header has it."""
+    """Percent-encode an attribute's value for a header."""
     return value if _plain(value) else _encoded(_percent, value)
 
 
@@ -146,7 +146,7 @@ def _topic(event: Event, item: Any) -> str:
 
 
 def _time(timestamp: int) -> str:
-    """Write a time in nanoseconds as RFC 3339 has it, to the microsecond; nothing if it has no such form."""
+    """Format a time in nanoseconds by RFC 3339, to the microsecond; empty if it cannot be written like that."""
     digits = str(timestamp)
     if len(digits) == 19 and timestamp > 0:
         return f"{_second(digits[:10])}.{digits[10:16]}Z"

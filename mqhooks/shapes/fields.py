@@ -1,11 +1,11 @@
 """
-What a placeholder stands for.
+Resolve placeholders.
 
 A placeholder names a field of an event, ``{{clientid}}``, or a part of one: ``{{topic[2]}}``, ``{{payload.a.b[0]}}``. It is
-looked up once for each rule; what is left to do for an event is a call.
+resolved once for each rule; an event then costs a call.
 
-- Values in a payload stay JSON: nothing but what leads to them is parsed, and no number changes.
-- What is not there is ``None``. That goes for texts, too, that VerneMQ leaves empty when it does not know them.
+- Values in a payload stay JSON: only the path to them is parsed, and no number changes.
+- A missing value is ``None``. So is a text that VerneMQ leaves empty because it does not know it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _decode_text = msgspec.json.Decoder(str).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 Get = Callable[[Event, Any], Any]
-"""Takes an event, and of a subscription's events the topic that it is about; returns a value as JSON has it, or ``None``."""
+"""Takes an event and, for an event of a subscription, its topic; returns a value for JSON, or ``None``."""
 
 
 class Field(NamedTuple):
     """
-    What a placeholder stands for.
+    A resolved placeholder.
 
-    :param name: as it is written, without the braces.
+    :param name: its name as written, without the braces.
     :param value: gets its value.
-    :param text: gets it as text.
+    :param text: gets its value as text.
     """
 
     name: str
@@ -61,7 +61,7 @@ def hooks_of(event: str) -> tuple[str, ...]:
 
 
 def names_of(event: str) -> list[str]:
-    """List what placeholders may name in the templates of a rule's event."""
+    """List the names that placeholders may use in the templates of a rule's event."""
     names = {_ALIASES.get(name, name): None for hook in hooks_of(event) for name in HOOKS[hook].__struct_fields__}
     more = ("topic", "qos", "matched_acl") if event in CAUSES["on_subscribe"] else ("topic",) if event in _TOPICWISE else ()
     if any(hook in M5_HOOKS for hook in hooks_of(event)):
@@ -71,12 +71,12 @@ def names_of(event: str) -> list[str]:
 
 def field(name: str, event: str, encoding: Encoding = "json") -> Field:
     """
-    Find out what a placeholder stands for.
+    Resolve a placeholder.
 
-    :param name: as it is written, without the braces.
+    :param name: its name as written, without the braces.
     :param event: the event of the rule.
-    :param encoding: what a whole payload becomes.
-    :raises mqhooks.errors.ConfigError: when the event never has it; only the message is set.
+    :param encoding: the encoding of a whole payload.
+    :raises mqhooks.errors.ConfigError: when the event never has such a field; only the message is set.
     """
     match = _PARTS.fullmatch(name)
     if match is None:
@@ -103,7 +103,7 @@ def field(name: str, event: str, encoding: Encoding = "json") -> Field:
 
 
 def text(value: Any) -> str | None:
-    """Write a value as text: strings as they are, anything else as JSON."""
+    """Return a value as text: strings as they are, anything else as JSON."""
     if type(value) is str or value is None:
         return value
     if isinstance(value, msgspec.Raw):
@@ -213,7 +213,7 @@ def _step(step: str | int) -> Callable[[msgspec.Raw | bytes], msgspec.Raw | None
             return elements[index] if index < len(elements) else None
 
         return element
-    # It parses one member and skips the others, which takes half the time of a dict.
+    # A Struct parses one member and skips the others, which takes half the time of a dict.
     member = msgspec.defstruct("Member", [("value", msgspec.Raw, msgspec.field(default=msgspec.Raw(b""), name=step))], gc=False)
     decode = msgspec.json.Decoder(member).decode
 

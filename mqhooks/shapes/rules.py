@@ -1,9 +1,9 @@
 """
-Which requests an event makes, in whatever shapes the rules give them.
+Make the requests that an event causes, in the shapes that the rules give them.
 
-- It picks events as :class:`~mqhooks.nanomq.rules.Rules` does. Where several rules want the same event, the first of them gives
-  the request its shape: an event still makes one request for each name that it has.
-- A request that cannot be made is made all the same, and says why: the outbox counts it, and it becomes a dead letter.
+- Events are chosen as in :class:`~mqhooks.nanomq.rules.Rules`. Where several rules want the same event, the first of them gives
+  the request its shape: an event still causes one request for each of its names.
+- A request that cannot be sent is made all the same, with the reason: the outbox counts it, and it becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mqhooks.shapes.settings import CloudEventsSettings, Shape
 from mqhooks.shapes.templates import BodyTemplate, Unsendable, header_maker, url_maker
 
 Made = tuple[str, bytes, Variation | None]
-"""What a delivery is made of: its id, its body, and how its request differs from the webhook's others."""
+"""The parts of a delivery: its id, its body, and the differences between its request and the webhook's others."""
 
 
 class ShapedRules:
     """
-    What one webhook wants, and in which shapes.
+    The rules of one webhook, with their shapes.
 
-    :param settings: the webhook's rules, and how NanoMQ's bodies are made.
+    :param settings: the webhook's rules, and the settings of NanoMQ's bodies.
     :param cloudevents: how events become CloudEvents; ``None`` if they don't.
     :param next_id: makes the id of the next delivery.
     :raises mqhooks.errors.ConfigError: when a topic filter or a template is not valid.
@@ -52,7 +52,7 @@ class ShapedRules:
         self._single = {hook: plans[0].always for hook, plans in self._plans.items() if len(plans) == 1 and plans[0].always}
 
     def requests(self, event: Event) -> Iterable[Made]:
-        """Make what an event causes, one by one when asked for, in the order of :meth:`mqhooks.nanomq.rules.Rules.bodies`."""
+        """Make an event's requests one by one, when asked for, in the order of :meth:`mqhooks.nanomq.rules.Rules.bodies`."""
         make = self._single.get(event.hook)
         return self._each(event) if make is None else (make(event, None),)
 
@@ -66,8 +66,8 @@ class Maker:
     """
     Makes the requests of one rule.
 
-    :param rule: with its shape.
-    :param plain: makes NanoMQ's body.
+    :param rule: the rule, with its shape.
+    :param plain: makes the body of a rule without a template.
     :param cloudevents: how events become CloudEvents; ``None`` if they don't.
     :param next_id: makes the id of the next delivery.
     :raises mqhooks.errors.ConfigError: when a template is not valid; the key is ``url``, ``headers.…`` or ``body``.
@@ -102,12 +102,12 @@ class Maker:
         self._cloudevents = None if cloudevents is None else CloudEvents(cloudevents, event, content_type, is_json=self.json)
         if cloudevents is not None and not self._binary:
             self._headers = [pair for pair in self._headers if pair[1].lower() != "content-type"]
-        # What is no JSON object does not share a request.
+        # Only JSON objects can share a request.
         alone = not self.members and (cloudevents is None or self._binary)
         self._varies = bool(self._method or self._url or self._headers or self._binary or alone)
 
     def __call__(self, event: Event, item: Any) -> Made:
-        """Make a request of an event, and of a subscription's the topic that it is about."""
+        """Make the request of an event and, for an event of a subscription, its topic."""
         body, id_ = self._body(event, item), self._next_id()
         more: tuple[tuple[str, str], ...] = ()
         if self._cloudevents is None:
@@ -131,7 +131,7 @@ class Maker:
 
 
 class _At:
-    """Gives the errors of a template its key."""
+    """Adds a template's key to its errors."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -148,7 +148,7 @@ Wanted = Iterable[tuple[Maker, Any]]
 
 
 class _Plan:
-    """Finds the rule that gives an event of one name its shape."""
+    """Finds the rule that gives the events of one name their shape."""
 
     def __init__(self, hook: str, name: str, rules: list[tuple[Rule, Maker]]) -> None:
         self.always: Maker | None = None

@@ -1,5 +1,5 @@
 """
-The settings of a request's shape, as text: what is wrong with them is found when they are compiled.
+The settings of a request's shape, as text: mistakes in them are found when they are compiled.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Mode = Literal["structured", "binary", "batch"]
 @dataclass(frozen=True, slots=True)
 class Shape:
     """
-    How the requests of a rule differ from NanoMQ's.
+    The differences between a rule's requests and NanoMQ's.
 
     :param method: the request's.
     :param url: path and query with placeholders; ``None`` for the webhook's.
-    :param headers: sent in place of the webhook's of the same name; names as they were written, values with placeholders.
+    :param headers: replace the webhook's headers of the same names; names as written, values with placeholders.
     :param body: a body with placeholders; ``None`` for NanoMQ's.
-    :param encoding: what ``{{payload}}`` becomes; ``json``: the value that it is, else text.
+    :param encoding: the encoding of ``{{payload}}``; ``json`` inserts JSON as a value, anything else as text.
     :param plain: whether the body is text in which nothing is escaped.
     """
 
@@ -39,11 +39,11 @@ class CloudEventsSettings:
     """
     How events become CloudEvents 1.0.
 
-    :param source: where they come from, a URI reference; ``""`` for this host and the client's mountpoint.
-    :param origin: who we are: the host in the default source, and what a handshake says.
-    :param mode: ``structured``: an event is a JSON object; ``binary``: its attributes are headers; ``batch``: several in
-        a JSON array.
-    :param handshake: whether the endpoint is asked whether it wants the events.
+    :param source: the events' source, a URI reference; ``""`` for this host and the client's mountpoint.
+    :param origin: our name: the host in the default source, and the origin in a handshake.
+    :param mode: ``structured``: an event is a JSON object; ``binary``: its attributes are headers; ``batch``: several events
+        are a JSON array.
+    :param handshake: whether to ask the endpoint first whether it wants the events.
     """
 
     source: str = ""

@@ -1,8 +1,9 @@
 """
-Templates: a URL's path and query, a header and a body in which placeholders stand for what an event says.
+Compile templates: a URL's path and query, a header or a body in which placeholders stand for an event's fields.
 
-A template is taken apart once. What clients choose, such as their ids and topics, is hostile: it is escaped for the place where
-it stands, and what no escaping makes harmless, such as ``..`` in a path, makes a request :class:`Unsendable`.
+A template is parsed once. Values that clients choose, such as their ids and topics, are hostile: they are escaped for the place
+where they are inserted, and a value that no escaping makes harmless, such as ``..`` in a path, makes a request
+:class:`Unsendable`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from mqhooks.nanomq.settings import Encoding
 from mqhooks.shapes.fields import PLACEHOLDER, Field, Get, field
 
 LONGEST = 1 << 13
-"""How many characters a URL's path and query, or a header, may have: what most servers take."""
+"""Most characters of a URL's path and query, or of a header: most servers accept that many."""
 
 DECODED = 4
-"""How often a path is decoded to look for dot segments. Proxies in a row may decode it twice."""
+"""Times that a path is decoded to look for dot segments. Proxies in a row may decode it twice."""
 
 OFTEN = 256
-"""Up to how many characters a value has that is escaped once and remembered."""
+"""Longest value, in characters, whose escaped form is remembered."""
 
-# Within these, no dot makes a dot segment.
+# Values in which no dot can make a dot segment.
 _harmless = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9_.~-]*").fullmatch
 _not_for_headers = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z").search
 _slashes = re.compile(r"[/\\]").split
@@ -39,7 +40,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Unsendable(Exception):
-    """What an event says does not fit into its request: the message says where, and why."""
+    """A value of an event does not fit into its request: the message says where, and why."""
 
 
 def normal(template: str) -> str:
@@ -48,16 +49,16 @@ def normal(template: str) -> str:
 
 
 def placeholders(template: str) -> list[str]:
-    """List what the placeholders of a template name."""
+    """List the names in a template's placeholders."""
     return [name.strip() for name in PLACEHOLDER.findall(template)]
 
 
 def parse(template: str, event: str, encoding: Encoding = "json") -> tuple[list[str], list[Field]]:
     """
-    Take a template apart.
+    Parse a template.
 
-    :returns: the text around the placeholders, one more than there are of them, and what these stand for.
-    :raises mqhooks.errors.ConfigError: when one of them is wrong; only the message is set.
+    :returns: the pieces of text around the placeholders, one more than there are placeholders; and their fields.
+    :raises mqhooks.errors.ConfigError: when a placeholder is wrong; only the message is set.
     """
     pieces = PLACEHOLDER.split(template)
     if any("{{" in piece for piece in pieces[::2]):
@@ -73,8 +74,9 @@ def url_maker(template: str, event: str, encoding: Encoding = "json") -> Callabl
     """
     Compile path and query of a URL.
 
-    :returns: makes them of an event, and of a subscription's the topic that it is about. It raises :class:`Unsendable`.
-    :raises mqhooks.errors.ConfigError: when no event makes a URL of it; only the message is set.
+    :returns: a function that makes them for an event and, for an event of a subscription, its topic. It raises
+        :class:`Unsendable`.
+    :raises mqhooks.errors.ConfigError: when the template can never give a URL; only the message is set.
     """
     pieces, fields = parse(template, event, encoding)
     sample = "x".join(pieces)
@@ -86,7 +88,7 @@ def url_maker(template: str, event: str, encoding: Encoding = "json") -> Callabl
         raise ConfigError("has a character that a path or a query cannot have: percent-encode it")
     path = template.partition("?")[0]
     dynamic = tuple(index for index, segment in enumerate(PLACEHOLDER.sub("{", path).split("/")) if "{" in segment)
-    # What stands beside a placeholder may make a dot segment of a value that has no dot.
+    # Text beside a placeholder may turn a value without a dot into a dot segment.
     beside = PLACEHOLDER.split(path)[::2]
     wary = "%" in path or any(piece.startswith(".") or piece.endswith(".") for piece in beside)
     try:
@@ -118,12 +120,12 @@ def url_maker(template: str, event: str, encoding: Encoding = "json") -> Callabl
 
 
 def _escape(value: str) -> tuple[str, bool]:
-    """Escape a value for a URL, and say whether it cannot make a dot segment or an empty one."""
+    """Escape a value for a URL, and return whether it is unable to make a dot segment or an empty one."""
     harmless = value != "" and (_harmless(value) is not None or not ("." in value or "%" in value))
     return quote(value, safe="", errors="replace"), harmless
 
 
-# Clients and their topics come again and again.
+# The same clients and topics recur.
 _escape_often = lru_cache(1 << 12)(_escape)
 
 
@@ -135,14 +137,14 @@ def _check_path(url: str, dynamic: tuple[int, ...]) -> None:
             raise Unsendable("a segment of the path would be empty")
     for _ in range(DECODED + 1):
         for segment in _slashes(path):
-            # What is behind a semicolon belongs to no name: RFC 3986, section 3.3.
+            # A semicolon ends the name of a segment: RFC 3986, section 3.3.
             if segment.partition(";")[0].strip() in (".", ".."):
                 raise Unsendable("a segment of the path would be . or .., which leads elsewhere")
         path = unquote(path)
 
 
 def header_maker(template: str, event: str, encoding: Encoding = "json") -> Callable[[Event, Any], str]:
-    """Compile the value of a header, as :func:`url_maker` does a URL."""
+    """Compile the value of a header; see :func:`url_maker`."""
     pieces, fields = parse(template, event, encoding)
     form = _joined(pieces)
     if not fields:
@@ -168,15 +170,15 @@ def header_maker(template: str, event: str, encoding: Encoding = "json") -> Call
 
 class BodyTemplate:
     """
-    A body, compiled.
+    A compiled body.
 
-    A template that is JSON as it stands, with a placeholder in a string or in place of a value, always makes JSON. In any other
-    text, placeholders are escaped as in a JSON string.
+    A template that is JSON, with its placeholders within strings or in place of values, always makes JSON. In any other text,
+    values are escaped as in a JSON string.
 
     :param template: the body.
     :param event: the event of the rule.
-    :param encoding: what ``{{payload}}`` becomes.
-    :param plain: whether it is text in which nothing is escaped.
+    :param encoding: the encoding of ``{{payload}}``.
+    :param plain: whether the body is text in which nothing is escaped.
     :ivar json: whether it makes JSON.
     :ivar members: whether it makes JSON objects, none of them empty.
     :raises mqhooks.errors.ConfigError: when a placeholder is wrong; only the message is set.
@@ -205,12 +207,12 @@ class BodyTemplate:
             self._parts = [(_bare if plain else _within)(part.text) for part in fields]
 
     def make(self, event: Event, item: Any) -> bytes:
-        """Make the body of an event, and of a subscription's the topic that it is about."""
+        """Make the body of an event and, for an event of a subscription, its topic."""
         return self._form % tuple([part(event, item) for part in self._parts])
 
 
 def _quoted(pieces: list[str]) -> Iterator[bool]:
-    """Say of each placeholder whether it stands within a JSON string."""
+    """Tell for each placeholder whether it is within a JSON string."""
     inside = False
     for piece in pieces[:-1]:
         inside ^= _quotes(piece).count('"') % 2 == 1
