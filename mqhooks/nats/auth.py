@@ -1,8 +1,8 @@
 """
-Who we are: user and password, token, nkey, or a file of credentials, which holds a JWT and the nkey that it was given to.
+Authenticate to a server: by user and password, token, nkey, or a credentials file, which holds a JWT and the nkey it is for.
 
-An nkey is an Ed25519 key. Its seed and its public key are written in base32, with a prefix that says what they are, and a
-checksum. No secret is sent: we sign what the server makes up for each connection.
+An nkey is an Ed25519 key. Its seed and its public key are written in base32, with a prefix for their kind, and a checksum. The
+seed is never sent: with it we sign the server's nonce, which differs for each connection.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _PART = re.compile(rb"-----BEGIN ([A-Z ]+)-----\s+([\w.=-]+?)\s+-{3,}END")
 @dataclass(frozen=True, slots=True)
 class Auth:
     """
-    What to show to a server: one way of these, or none.
+    Credentials for a server, of one kind or none.
 
     :param user: needs ``password``.
     :param token: instead of a user.
     :param seed: a user's nkey seed, which begins with ``SU``.
     :param seedfile: a file that holds such a seed.
-    :param credsfile: a file of credentials, as ``nsc`` writes it.
-    :param where: what holds these settings, a file for example; for errors.
+    :param credsfile: a credentials file, as written by ``nsc``.
+    :param where: the source of these settings, for example a file; for errors.
     :param path: their key in there; for errors.
 
-    Files are read anew for each connection, so that they can be replaced.
+    Files are read again for each connection, so that they can be replaced.
     """
 
     user: str | None = None
@@ -52,7 +52,7 @@ class Auth:
         """
         Find mistakes.
 
-        :raises mqhooks.errors.ConfigError: when two ways are set, or a seed or a file is not what it should be.
+        :raises mqhooks.errors.ConfigError: when two kinds are set, or a seed or a file is not what it should be.
         """
         given = [key for key in ("user", "token", "seed", "seedfile", "credsfile") if getattr(self, key) is not None]
         if len(given) > 1:
@@ -63,9 +63,9 @@ class Auth:
 
     def answer(self, nonce: str) -> dict[str, str]:
         """
-        Make the members of CONNECT that say who we are.
+        Make the members of CONNECT that authenticate us.
 
-        :param nonce: what the server wants signed.
+        :param nonce: the server's nonce, to be signed.
         :raises mqhooks.errors.ConfigError: when a file cannot be read or holds something else.
         """
         if self.user is not None:
@@ -89,7 +89,7 @@ class Auth:
 
     @property
     def signs(self) -> bool:
-        """Whether the server has to send something to sign."""
+        """Whether the server has to send a nonce to sign."""
         return (self.seed or self.seedfile or self.credsfile) is not None
 
     def _key(self, key: str, seed: str) -> Ed25519PrivateKey:
@@ -113,14 +113,14 @@ def read_seed(seed: str) -> Ed25519PrivateKey:
     """
     Read the seed of a user's nkey.
 
-    :raises ValueError: when it is none; the message doesn't repeat it.
+    :raises ValueError: when it is not such a seed; the message doesn't repeat it.
     """
     seed = seed.strip()
     try:
         raw = b32decode(seed + "=" * (-len(seed) % 8))
     except ValueError:
         raw = b""
-    # Five bits say that it is a seed, eight whose, and three are left.
+    # Of the first two bytes, five bits mean a seed, eight say whose, and three are unused.
     if len(raw) != 36 or raw[0] & 0xF8 != _SEED or (raw[0] & 7) << 5 | raw[1] >> 3 != _USER:
         raise ValueError("this is not an nkey seed of a user: it begins with SU and has 58 characters")
     if crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
@@ -129,7 +129,7 @@ def read_seed(seed: str) -> Ed25519PrivateKey:
 
 
 def public_key(key: Ed25519PrivateKey) -> str:
-    """Write a user's public nkey."""
+    """Return a user's public nkey as text."""
     raw = bytes([_USER]) + key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     return b32encode(raw + crc_hqx(raw, 0).to_bytes(2, "little")).decode("ascii").rstrip("=")
 

@@ -1,8 +1,9 @@
 """
-A client of NATS: it keeps one connection to any of several servers, and makes another when that ends.
+A client of NATS: keeps one connection to any of several servers, and makes another when that ends.
 
-- Nothing is kept for later: without a connection, publishing fails at once, and whoever publishes knows.
-- What was asked and not answered when a connection ends fails, since nobody knows its outcome. Asking again is up to who asked.
+- Nothing is kept for later: without a connection, publishing fails at once, so the publisher knows.
+- A request without an answer fails when the connection ends, since nobody knows its outcome. The caller decides whether to
+  repeat it.
 - All answers come over one subscription.
 """
 
@@ -37,10 +38,10 @@ from mqhooks.support.names import connect_problem, endpoint
 from mqhooks.support.verifying import Verifier
 
 DISCOVERED = 64
-"""How many of the servers that a server names are remembered."""
+"""Servers to remember of those that a server names."""
 
 TIMEOUT = 5.0
-"""How many seconds a request waits for its answer, unless something else is said."""
+"""Default timeout of a request, in seconds."""
 
 _PUBLISHED = re.compile(r'publish to "([^"]+)"', re.IGNORECASE)
 
@@ -49,11 +50,11 @@ _T = TypeVar("_T")
 
 class Subscription:
     """
-    What :meth:`NATSClient.subscribe` returns.
+    A subscription, as returned by :meth:`NATSClient.subscribe`.
 
-    :param number: what server and client call it.
-    :param line: what asks for it.
-    :param left: how many more messages are wanted; ``None`` for all.
+    :param number: its id, for server and client.
+    :param line: the line that subscribes.
+    :param left: number of messages still wanted; ``None`` for all.
     """
 
     __slots__ = ("left", "line", "number")
@@ -65,12 +66,12 @@ class Subscription:
 
     @property
     def lines(self) -> bytes:
-        """What a server has to be told."""
+        """The lines to send to a server."""
         return self.line if self.left is None else b"%bUNSUB %b %d\r\n" % (self.line, self.number, self.left)
 
 
 class _Asked:
-    """Something without an answer yet."""
+    """A request or ping without an answer yet."""
 
     __slots__ = ("answered", "receive", "subject", "timeout", "timer")
 
@@ -84,15 +85,15 @@ class _Asked:
 
 class NATSClient:
     """
-    A client. A subject is text without white space and empty tokens; methods raise ``ValueError`` for others.
+    A client. A subject is text without white space and empty tokens; methods raise ``ValueError`` for anything else.
 
-    :param reactor: connects and tells the time.
-    :param settings: which servers, and how to talk to them.
+    :param reactor: for connections and time.
+    :param settings: the servers, and the settings for them.
     :param connected: called with the server, ``host:port``, for each connection.
     :param disconnected: called with the reason whenever a connection ends or cannot be made.
-    :param warned: called when a server refuses something and keeps the connection.
-    :param random: for the order of servers, jitter, and the subject of answers, which nobody must guess.
-    :ivar problem: the latest reason that there was no connection.
+    :param warned: called with the error when a server refuses something and keeps the connection.
+    :param random: for the order of servers, jitter, and the subject of answers, which nobody must be able to guess.
+    :ivar problem: the latest reason why there was no connection.
     :raises mqhooks.errors.ConfigError: when a setting or a file is not what it should be.
     """
 
@@ -127,7 +128,7 @@ class NATSClient:
         self._since: float | None = None
         self._connecting: Deferred[Any] | None = None
         self._connection: Connection | None = None
-        # The same once it takes subscriptions.
+        # The same connection, once it takes subscriptions.
         self._link: Connection | None = None
         self._timer: Any = None
         self._started = self._closed = self._draining = False
@@ -150,24 +151,24 @@ class NATSClient:
     # Connections
 
     def start(self) -> None:
-        """Begin to connect. It goes on until the client is closed."""
+        """Start connecting. The client reconnects until it is closed."""
         if not self._started and not self._closed:
             self._started = True
             self._attempt()
 
     @property
     def server(self) -> str | None:
-        """The server that we are connected to, as ``host:port``; ``None`` while there is none."""
+        """The server that we are connected to, as ``host:port``; ``None`` while there is no connection."""
         return str(self._link.server) if self._link is not None and self._link.ready else None
 
     @property
     def info(self) -> Info | None:
-        """What that server says of itself."""
+        """That server's information about itself; ``None`` while there is no connection."""
         return self._link.info if self._link is not None and self._link.ready else None
 
     @property
     def full(self) -> bool:
-        """Whether the server reads too slowly to be sent more; publishing goes on to work until ``max_pending`` bytes wait."""
+        """Whether to send less because the server reads too slowly; publishing still works until ``max_pending`` bytes wait."""
         return self._link is not None and self._link.full
 
     def when_connected(self) -> Deferred[None]:
@@ -184,7 +185,8 @@ class NATSClient:
         """
         Wait until the connection is not full.
 
-        :returns: a ``Deferred`` that fails with :class:`~mqhooks.errors.NATSUnavailable` when there is none, or it ends.
+        :returns: a ``Deferred`` that fails with :class:`~mqhooks.errors.NATSUnavailable` when there is no connection, or it
+            ends.
         """
         if self.info is None:
             return fail(self._unavailable())
@@ -192,7 +194,7 @@ class NATSClient:
 
     def close(self) -> Deferred[None]:
         """
-        Write what waits and end for good. What was asked fails.
+        Write the waiting bytes and end for good. Requests without an answer fail.
 
         :returns: a ``Deferred`` that fires when the connection is closed.
         """
@@ -201,9 +203,9 @@ class NATSClient:
 
     def drain(self, timeout: float = TIMEOUT) -> Deferred[None]:
         """
-        End subscriptions, wait for what was asked, see that the server has read everything, and close.
+        End subscriptions, wait for answers, make sure that the server has read everything, and close.
 
-        :param timeout: how many seconds each of the two waits may last.
+        :param timeout: seconds that each of the two waits may last.
         :returns: a ``Deferred`` that fires when the connection is closed.
         """
         return ensureDeferred(self._drain(timeout))
@@ -218,7 +220,7 @@ class NATSClient:
                 await _wait(self._for_answers).addTimeout(timeout, self._reactor)
             await self.flush(timeout)
         except (NATSError, defer.TimeoutError):
-            # It is closed all the same.
+            # Close it all the same.
             pass
         await self.close()
 
@@ -239,7 +241,7 @@ class NATSClient:
         servers = [*self._servers, *self._discovered]
         self._at = (self._at + 1) % len(servers)
         target = servers[self._at]
-        # An endpoint may build several, and keeps one.
+        # The endpoint may build several connections, and keeps one.
         factory = Factory.forProtocol(lambda: Connection(self._reactor, self._settings, target, self))
         factory.noisy = False
         self._connecting = endpoint(self._reactor, target.host, target.port, self._settings.connect_timeout).connect(factory)
@@ -263,7 +265,7 @@ class NATSClient:
         settings, number = self._settings, len(self._servers) + len(self._discovered)
         rounds, rest = divmod(self._tried, number)
         if self._tried == 0:
-            # All clients of a server lose it at once.
+            # All clients of a server lose it at the same time: spread their attempts.
             delay = settings.min_backoff * self._random.random()
         elif rest:
             delay = 0.0
@@ -275,7 +277,7 @@ class NATSClient:
         elif not self._closed:
             self._timer = self._reactor.callLater(delay, self._attempt)
 
-    # What connections tell
+    # Connections call these: see Owner
 
     def greeted(self, connection: Connection) -> Mapping[bytes, Receiver]:
         """Send subscriptions."""
@@ -291,7 +293,7 @@ class NATSClient:
         _succeed(self._for_connection)
 
     def told(self, connection: Connection) -> None:
-        """Note which servers there are."""
+        """Note the servers that a server names."""
         if not self._settings.discover:
             return
         self._discovered.clear()
@@ -305,12 +307,12 @@ class NATSClient:
                 self._discovered.append(Server(named.host, named.port, connection.server.tls, connection.server.auth))
 
     def writable(self) -> None:
-        """Let those go on who wait for room."""
+        """Fire the Deferreds of :meth:`when_writable`."""
         if self._for_room:
             _succeed(self._for_room)
 
     def warned(self, words: str) -> None:
-        """Fail what the server refuses, as far as it says that."""
+        """Fail the requests that the server refuses, as far as it names them."""
         name = self._link.server if self._link else "…"
         error = NATSRefused(f"NATS server {name} refuses something: {words}: check the permissions of its user")
         refused = _PUBLISHED.search(words)
@@ -320,10 +322,10 @@ class NATSClient:
         self._tell(self._warned, error)
 
     def lost(self, connection: Connection, error: NATSError) -> None:
-        """Fail what was in flight, and connect again."""
+        """Fail the requests in flight, and connect again."""
         if connection is not self._connection:
             return
-        # One that lets us in and throws us out again does not count as there.
+        # A server that lets us in and throws us out again counts as unreachable.
         lasted = self._since is not None and self._reactor.seconds() - self._since >= self._settings.max_backoff
         self._tried = 0 if lasted else self._tried + 1
         if not self._closed:
@@ -340,10 +342,10 @@ class NATSClient:
 
     def publish(self, subject: str, payload: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
         """
-        Send a message to whoever has subscribed. Nobody says whether it has arrived; look at ``full`` before sending much.
+        Send a message to all subscribers. There is no acknowledgement; check ``full`` before sending much.
 
-        :raises mqhooks.errors.NATSUnavailable: when there is no connection, or too much waits.
-        :raises mqhooks.errors.NATSTooLong: when the server would not take it.
+        :raises mqhooks.errors.NATSUnavailable: when there is no connection, or too much is waiting to be sent.
+        :raises mqhooks.errors.NATSTooLong: when the server would not accept it.
         """
         self._publish(subject, encode_subject(reply) if reply else b"", payload, headers)
 
@@ -356,7 +358,8 @@ class NATSClient:
         :param timeout: in seconds.
         :returns: a ``Deferred`` of the answer. It fails with :class:`~mqhooks.errors.NATSUnavailable` or
             :class:`~mqhooks.errors.NATSTooLong` when nothing was sent, :class:`~mqhooks.errors.NATSNoResponders` when nobody
-            has got it, and :class:`~mqhooks.errors.NATSTimeout` or :class:`~mqhooks.errors.NATSDisconnected` when nobody knows.
+            received it, and :class:`~mqhooks.errors.NATSTimeout` or :class:`~mqhooks.errors.NATSDisconnected` when the outcome
+            is unknown.
         """
         return self._ask(subject, payload, headers, timeout, None)
 
@@ -372,20 +375,20 @@ class NATSClient:
         """
         Send a message and take several answers.
 
-        :param receive: called with each; returns whether it was the last. What it raises is what the ``Deferred`` fails with.
-        :param timeout: how many seconds each answer may take.
-        :returns: a ``Deferred`` that fails as that of ``request`` does.
+        :param receive: called with each answer; returns whether it was the last. If it raises, the ``Deferred`` fails so.
+        :param timeout: seconds that each answer may take.
+        :returns: a ``Deferred`` that fails like that of ``request``.
         """
         return self._ask(subject, payload, headers, timeout, receive)
 
     def subscribe(self, subject: str, receive: Receiver, *, queue: str = "", limit: int | None = None) -> Subscription:
         """
-        Have messages delivered, over each connection that there will be.
+        Subscribe to a subject, over this connection and all later ones.
 
         :param subject: may have wildcards.
         :param receive: called with each message.
-        :param queue: of those who name the same, one gets each message.
-        :param limit: end the subscription after so many.
+        :param queue: of the subscribers with the same queue, only one gets each message.
+        :param limit: number of messages after which the subscription ends.
         """
         name = encode_subject(subject)
         self._number += 1
@@ -407,15 +410,15 @@ class NATSClient:
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription: nothing more is delivered."""
+        """End a subscription: its receiver is not called again."""
         if self._forget(subscription) and self._link is not None:
             self._link.send(b"UNSUB %b\r\n" % subscription.number, CHUNK)
 
     def flush(self, timeout: float = TIMEOUT) -> Deferred[None]:
         """
-        Wait until the server has read what was sent.
+        Wait until the server has read everything that was sent.
 
-        :returns: a ``Deferred`` that fails as that of ``request`` does.
+        :returns: a ``Deferred`` that fails like that of ``request``.
         """
         link = self._link
         if link is None or not link.ready:
@@ -530,7 +533,7 @@ class NATSClient:
 
 
 def _wait(waiting: list[Deferred[None]]) -> Deferred[None]:
-    """Make a Deferred that waits; one that is cancelled waits no more."""
+    """Add a new Deferred to a list of waiting ones; cancelling it removes it."""
     deferred: Deferred[None] = Deferred(waiting.remove)
     waiting.append(deferred)
     return deferred

@@ -1,11 +1,11 @@
 """
 One connection to one server: the protocol itself, from the server's first line on.
 
-- What comes before TLS is not trusted: nothing of it is delivered, nothing may follow the first line, and we say who we are
-  only to a server whose certificate names the host.
-- What is sent in one turn of the reactor is written together. While the transport is full it waits here, where it is counted.
-- A server that says nothing from one ping to the next is left. Whatever comes counts, and so does what it takes from us: a pong
-  can stand behind megabytes.
+- Bytes that come before TLS are not trusted: no message is delivered, nothing may follow the first line, and we send
+  credentials only to a server whose certificate names the host.
+- Data sent in one turn of the reactor is written together. While the transport is full it waits here, where it is counted.
+- A server that says nothing from one ping to the next is given up. Any received bytes count, and so does progress in sending: a
+  pong may be stuck behind megabytes.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from mqhooks.support.printable import printable
 from mqhooks.support.verifying import Verifier
 
 CHUNK = 128 << 10
-"""How many bytes are handed to the transport at once."""
+"""Bytes handed to the transport at once, roughly."""
 
 HIGH = 1 << 20
-"""From how many waiting bytes on a connection is full."""
+"""A connection with more waiting bytes is full."""
 
 
 CLOSING_TIME = 2.0
-"""Seconds that a connection gets to close before it is aborted."""
+"""Seconds that a connection has to close before it is aborted."""
 
 _IN_THE_CLEAR = "it goes on in the clear where TLS has to begin"
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What a server says of itself."""
+    """A server's information about itself."""
 
     server_name: str = ""
     version: str = ""
@@ -70,38 +70,38 @@ _INFO = msgspec.json.Decoder(Info)
 
 
 class Owner(Interface):
-    """Whom a connection tells what happens to it."""
+    """The owner of a connection; the connection reports to it."""
 
     def greeted(self, connection: Connection) -> Mapping[bytes, Receiver]:
-        """Send subscriptions: we have said who we are. Return whom messages are for."""
+        """Send subscriptions, now that CONNECT is sent. Return the receiver for each subscription's number."""
 
     def opened(self, connection: Connection) -> None:
-        """The server has answered: it lets us in."""
+        """Note that the server has let us in."""
 
     def told(self, connection: Connection) -> None:
-        """The server says something new of itself."""
+        """Note that the server has sent new information about itself."""
 
     def writable(self) -> None:
-        """The connection is not full any more."""
+        """Note that the connection is not full."""
 
     def warned(self, words: str) -> None:
-        """The server refuses something, and keeps the connection."""
+        """Note that the server has refused something, and keeps the connection."""
 
     def lost(self, connection: Connection, error: NATSError) -> None:
-        """The connection is closed."""
+        """Note that the connection is closed."""
 
 
 @implementer(IHandshakeListener, IPushProducer)
 class Connection(Protocol):
     """
-    See above.
+    A connection to a server.
 
-    :param reactor: tells the time.
-    :param settings: how to talk.
-    :param server: what this is a connection to.
-    :param owner: whom to tell what happens.
-    :ivar info: what the server has said last.
-    :ivar ready: whether it has let us in.
+    :param reactor: for timers.
+    :param settings: the client's.
+    :param server: the server.
+    :param owner: notified of everything that happens.
+    :ivar info: the server's latest information about itself.
+    :ivar ready: whether the server has let us in.
     """
 
     transport: Any
@@ -116,7 +116,7 @@ class Connection(Protocol):
         self._owner = owner
         self._parser = Parser(self._controlled, settings.max_message)
         self._greeted = False
-        # The first line asks for TLS; TLS has begun; the certificate is right.
+        # In turn: the first line asks for TLS; TLS has begun; the certificate is right.
         self._upgrading = self._encrypting = self._secure = False
         self._problem: NATSError | None = None
         self._queue: deque[bytes] = deque()
@@ -127,19 +127,19 @@ class Connection(Protocol):
         self._pongs: deque[Callable[[], object] | None] = deque()
         self._timer: Any = None
 
-    # What goes out
+    # Sending
 
     @property
     def full(self) -> bool:
-        """Whether the server reads too slowly to be sent more."""
+        """Whether to send less because the server reads too slowly."""
         return self._paused or self._queued > HIGH
 
     def send(self, data: bytes, extra: int = 0) -> None:
         """
         Send one or more whole lines or messages.
 
-        :param extra: how many more bytes than usual may wait.
-        :raises mqhooks.errors.NATSFull: when too much waits; this was not added to it then.
+        :param extra: bytes that may wait beyond ``max_pending``.
+        :raises mqhooks.errors.NATSFull: when too much is waiting; the data is not added to it then.
         """
         if self._queued and self._queued + len(data) > self._settings.max_pending + extra:
             raise NATSFull(f"NATS server {self.server} reads too slowly: {self._queued} bytes wait to be sent to it")
@@ -151,16 +151,16 @@ class Connection(Protocol):
 
     def ping(self, answered: Callable[[], object] | None) -> None:
         """
-        Ask the server for a sign that it has read all that was sent before.
+        Ask the server to confirm that it has read everything sent before.
 
-        :param answered: called with nothing when it comes.
-        :raises mqhooks.errors.NATSFull: as ``send`` does.
+        :param answered: called without arguments when the answer comes.
+        :raises mqhooks.errors.NATSFull: as in ``send``.
         """
         self.send(b"PING\r\n", CHUNK)
         self._pongs.append(answered)
 
     def close(self) -> None:
-        """Write what waits, then close the connection."""
+        """Write the waiting bytes, then close the connection."""
         self._paused = False
         self._flush(everything=True)
         self.transport.unregisterProducer()
@@ -175,17 +175,17 @@ class Connection(Protocol):
         self.transport.abortConnection()
 
     def pauseProducing(self) -> None:
-        """The transport is full."""
+        """Note that the transport is full."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """The transport is empty."""
+        """Write more, now that the transport is empty."""
         self._paused = False
         self._heard = True
         self._flush()
 
     def stopProducing(self) -> None:
-        """The transport is closed; ``connectionLost`` follows."""
+        """Do nothing: the transport is closed, and ``connectionLost`` follows."""
 
     def _flush(self, *, everything: bool = False) -> None:
         self._scheduled = False
@@ -200,10 +200,10 @@ class Connection(Protocol):
         if not self.full:
             self._owner.writable()
 
-    # What comes in
+    # Receiving
 
     def connectionMade(self) -> None:
-        """Wait for the server to begin."""
+        """Wait for the server's first line, or begin with TLS."""
         self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, streaming=True)
         self._timer = self._reactor.callLater(self._settings.connect_timeout, self._late)
@@ -211,12 +211,12 @@ class Connection(Protocol):
             self._guard(self._encrypt)
 
     def dataReceived(self, data: bytes) -> None:
-        """Take whatever comes."""
+        """Parse received bytes."""
         self._heard = True
         self._guard(self._parse, data)
 
     def handshakeCompleted(self) -> None:
-        """The server has shown the right certificate."""
+        """Log in, now that the certificate is verified; with ``tls_first``, the server's first line comes before that."""
         self._secure = True
         if not self._settings.tls_first:
             self._guard(self._greet)
@@ -238,11 +238,11 @@ class Connection(Protocol):
         except NATSError as error:
             self.fail(error)
         except MqhooksError as error:
-            # A file of ours that cannot be read just now.
+            # One of our files cannot be read just now.
             self.fail(NATSRefused(f"NATS server {self.server} cannot be used: {error}"))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell the owner why."""
+        """Report the reason to the owner."""
         self._parser.stopped = True
         self.ready = False
         self._stop_timer()
@@ -300,7 +300,7 @@ class Connection(Protocol):
         elif self.server.tls or info.tls_required or self._settings.tls is not None:
             if not info.tls_required and not info.tls_available:
                 raise NATSRefused(f"NATS server {self.server} does not offer TLS: give it a certificate, or write nats://")
-            # Only once all that has come is read: nothing may follow.
+            # _parse starts TLS once all received bytes are parsed, since nothing may follow this line.
             self._upgrading = self._parser.stopped = True
         else:
             self._greet()
@@ -361,7 +361,7 @@ class Connection(Protocol):
 
     def _tick(self) -> None:
         if not self._heard:
-            # If it was us who slept, the answer is there, and is read before the next turn.
+            # If this process was the one that slept, the answer is there and is read before the next turn.
             self._timer = self._reactor.callLater(0, self._silent)
             return
         self._heard = False
@@ -370,7 +370,7 @@ class Connection(Protocol):
             try:
                 self.ping(None)
             except NATSFull:
-                # What waits is proof enough: it has to move.
+                # The waiting bytes serve as the ping: some must be taken before the next tick.
                 pass
 
     def _silent(self) -> None:

@@ -1,8 +1,8 @@
 """
-JetStream's requests: streams, publishing with an acknowledgement, reading by sequence number. No consumers.
+JetStream's requests: streams, publishing with an acknowledgement, reading by sequence number. There are no consumers.
 
-- What the leader of a stream says is current; a direct get asks any of its replicas, which may be behind.
-- A batch that comes with a hole, or stops, is cut off there: what came before is right, and the rest can be asked for.
+- Answers of a stream's leader are current; a direct get asks any of its replicas, which may be behind.
+- A batch that has a gap, or stops, is cut off there: the messages before are right, and the rest can be asked for.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 ROLLUP = "Nats-Rollup"
 
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
-"""Errors of a publish that expected another last sequence."""
+"""Error codes of a publish that expected another last sequence number."""
 
 NO_STREAM = 10059
-"""The error for a stream that doesn't exist."""
+"""Error code for a stream that doesn't exist."""
 
 NO_MESSAGE = 10037
-"""The error for a message that doesn't exist."""
+"""Error code for a message that doesn't exist."""
 
 MAX_BATCH = 4 << 20
-"""How many bytes a batch may have, unless something else is said."""
+"""Default size limit of a batch, in bytes."""
 
 _NAME = re.compile(r"[^\s\x00-\x20.*>/\\]{1,255}")
 
@@ -55,7 +55,7 @@ class Ack(msgspec.Struct, frozen=True):
 
     :param stream: the stream.
     :param seq: the message's sequence number in it.
-    :param duplicate: whether it was there already, under the same id.
+    :param duplicate: whether the stream had it already, under the same id.
     """
 
     stream: str
@@ -68,9 +68,9 @@ class Stored:
     """
     A message of a stream.
 
-    :param subject: where it was published.
+    :param subject: the subject that it was published to.
     :param sequence: its sequence number.
-    :param time: when it was stored, as in RFC 3339, in UTC.
+    :param time: the time when it was stored, by RFC 3339, in UTC.
     :param headers: its headers.
     :param payload: its content.
     """
@@ -85,10 +85,10 @@ class Stored:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """
-    What a direct get of several messages found.
+    The result of a direct get of several messages.
 
     :param messages: in the order of their sequence numbers.
-    :param pending: how many more there were, as far as the server has said.
+    :param pending: number of further messages, as far as the server has told.
     """
 
     messages: list[Stored]
@@ -97,13 +97,13 @@ class Batch:
 
 class JetStream:
     """
-    JetStream over a client. Every method returns a ``Deferred``, which fails as that of
-    :meth:`~mqhooks.nats.client.NATSClient.request` does, and with :class:`~mqhooks.errors.JetStreamError` when JetStream
-    refuses. A stream's name that cannot be one raises ``ValueError``.
+    JetStream over a client. Every method returns a ``Deferred``, which fails like that of
+    :meth:`~mqhooks.nats.client.NATSClient.request`, and with :class:`~mqhooks.errors.JetStreamError` when JetStream
+    refuses. An invalid name of a stream raises ``ValueError``.
 
     :param client: connected or not.
-    :param timeout: how many seconds a request waits for its answer.
-    :param prefix: ``$JS.<domain>.API`` for a domain, or what an account imports the API as.
+    :param timeout: seconds that a request waits for its answer.
+    :param prefix: ``$JS.<domain>.API`` for a domain, or the subject under which an account imports the API.
     """
 
     def __init__(self, client: NATSClient, *, timeout: float = TIMEOUT, prefix: str = "$JS.API") -> None:
@@ -114,20 +114,20 @@ class JetStream:
     # Streams
 
     def account_info(self) -> Deferred[dict[str, Any]]:
-        """Ask for the account's use and limits: ``storage``, ``limits.max_storage`` and so on; -1 is no limit."""
+        """Ask for the account's use and limits: ``storage``, ``limits.max_storage`` and so on; -1 means no limit."""
         return self.call("INFO")
 
     def create_stream(self, config: Mapping[str, Any]) -> Deferred[dict[str, Any]]:
         """
-        Create a stream, or find that it exists just like this.
+        Create a stream; do nothing if it exists with this configuration.
 
-        :param config: as JetStream has it: ``name``, ``subjects``, ``num_replicas`` …
-        :returns: what ``stream_info`` does.
+        :param config: JetStream's configuration: ``name``, ``subjects``, ``num_replicas`` …
+        :returns: the same as ``stream_info``.
         """
         return self.call(f"STREAM.CREATE.{_checked(config.get('name', ''))}", config)
 
     def update_stream(self, config: Mapping[str, Any]) -> Deferred[dict[str, Any]]:
-        """Change a stream; the configuration is the whole of it."""
+        """Change a stream; the configuration has to be complete."""
         return self.call(f"STREAM.UPDATE.{_checked(config.get('name', ''))}", config)
 
     def stream_info(self, stream: str) -> Deferred[dict[str, Any]]:
@@ -135,14 +135,14 @@ class JetStream:
         return self.call(f"STREAM.INFO.{_checked(stream)}")
 
     def delete_stream(self, stream: str) -> Deferred[None]:
-        """Delete a stream and what is in it."""
+        """Delete a stream with its messages."""
         return self.call(f"STREAM.DELETE.{_checked(stream)}").addCallback(lambda _: None)
 
     def stream_names(self, subject: str | None = None) -> Deferred[list[str]]:
         """
         List streams.
 
-        :param subject: only those that have this subject, or some of it.
+        :param subject: only streams whose subjects overlap this one.
         """
         return ensureDeferred(self._names(subject))
 
@@ -163,10 +163,10 @@ class JetStream:
         """
         Delete messages.
 
-        :param subject: only those of this subject, which may have wildcards.
-        :param below: only those with a lower sequence number. It excludes ``keep``.
-        :param keep: all but the last so many.
-        :returns: how many were deleted.
+        :param subject: only messages of this subject, which may have wildcards.
+        :param below: only messages with a lower sequence number. It excludes ``keep``.
+        :param keep: number of last messages to keep.
+        :returns: the number of deleted messages.
         """
         asked = {"filter": subject, "seq": below, "keep": keep}
         request = f"STREAM.PURGE.{_checked(stream)}"
@@ -189,12 +189,13 @@ class JetStream:
         """
         Store a message.
 
-        :param message_id: a message under an id that the stream has seen within its ``duplicate_window`` is not stored again.
-        :param expected_last: store it only if the last message of this subject has this sequence number, 0 for none; otherwise
-            the error's ``err_code`` is in :data:`WRONG_LAST_SEQUENCE`.
-        :param rollup: ``sub`` to delete all other messages of the subject with it, ``all`` for those of the stream.
+        :param message_id: its idempotency key: a message whose id the stream has seen within its ``duplicate_window`` is not
+            stored again.
+        :param expected_last: store it only if the last message of this subject has this sequence number, 0 for no message;
+            otherwise the error's ``err_code`` is in :data:`WRONG_LAST_SEQUENCE`.
+        :param rollup: ``sub`` to delete all other messages of the subject, ``all`` to delete all others of the stream.
         :param headers: further headers.
-        :param timeout: instead of this object's own.
+        :param timeout: replaces this object's timeout.
         """
         also = {MESSAGE_ID: message_id, EXPECTED_LAST_SUBJECT_SEQUENCE: expected_last, ROLLUP: rollup}
         given = {**(headers or {}), **{name: str(value) for name, value in also.items() if value is not None}}
@@ -208,15 +209,15 @@ class JetStream:
         Read a message from the leader.
 
         :param sequence: its sequence number.
-        :param subject: read the first of this subject from that number on. It may have wildcards.
-        :returns: ``None`` if there is none.
+        :param subject: read the first message of this subject from that number on. It may have wildcards.
+        :returns: ``None`` if there is no such message.
         """
         return self._get(stream, {"seq": sequence, **({} if subject is None else {"next_by_subj": subject})})
 
     def last(self, stream: str, subject: str) -> Deferred[Stored | None]:
         """
-        Read the last message of a subject from the leader; ``None`` if there is none. Before 2.12.6 a server finds none either
-        after ``delete_message`` of the last, although there are others.
+        Read the last message of a subject from the leader; ``None`` if there is none. After ``delete_message`` of the last one,
+        servers before 2.12.6 also find none, although there are others.
         """
         return self._get(stream, {"last_by_subj": subject})
 
@@ -224,7 +225,7 @@ class JetStream:
         """
         Delete a message.
 
-        :param erase: overwrite it too.
+        :param erase: overwrite its content, too.
         """
         done = self.call(f"STREAM.MSG.DELETE.{_checked(stream)}", {"seq": sequence, "no_erase": not erase})
         return done.addCallback(lambda _: None)
@@ -251,11 +252,11 @@ class JetStream:
         """
         Read messages from any replica.
 
-        :param sequence: from this sequence number on.
-        :param subject: only those of this subject, which may have wildcards.
-        :param limit: how many at most.
-        :param max_bytes: how much at most; at least one message comes.
-        :param timeout: how many seconds the next message may take, instead of this object's own.
+        :param sequence: the first sequence number.
+        :param subject: only messages of this subject, which may have wildcards.
+        :param limit: most messages.
+        :param max_bytes: most bytes; at least one message comes.
+        :param timeout: seconds that the next message may take; replaces this object's timeout.
         """
         wanted = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": max_bytes}
         return self._direct(stream, wanted, self._timeout if timeout is None else timeout, batch=True)
@@ -273,9 +274,9 @@ class JetStream:
         """
         Make any other request of JetStream's API.
 
-        :param request: what follows the prefix, ``STREAM.LEADER.STEPDOWN.orders`` for example.
-        :param body: becomes JSON.
-        :param timeout: instead of this object's own.
+        :param request: the subject after the prefix, for example ``STREAM.LEADER.STEPDOWN.orders``.
+        :param body: sent as JSON.
+        :param timeout: replaces this object's timeout.
         """
         payload = b"" if body is None else msgspec.json.encode(body)
         wait = self._timeout if timeout is None else timeout
@@ -317,7 +318,7 @@ class JetStream:
                     raise JetStreamError(request, status, 0, printable(message.description, 200))
                 before = headers.get("Nats-Last-Sequence")
                 if batch and before is not None and int(before) != (messages[-1].sequence if messages else 0):
-                    # One before it was lost on its way: the route between two servers broke. It can be asked for again.
+                    # A message before this one was lost when the route between two servers broke. The caller can ask for it again.
                     return True
                 stored = Stored(
                     headers["Nats-Subject"],

@@ -1,5 +1,7 @@
 """
-A message, and the headers of NATS, which look like those of HTTP.
+Messages, subjects and headers of NATS.
+
+Headers look like those of HTTP. They are kept as they came, and parsed only when somebody reads them.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 VERSION = b"NATS/1.0"
-"""What a block of headers begins with; a status may follow it on the same line."""
+"""The beginning of a block of headers; a status may follow it on the same line."""
 
 MAX_SUBJECT = 1024
-"""How many bytes a subject may have. A server's limit is 4,096 for the whole line."""
+"""Longest subject, in bytes. A server's limit is 4,096 for the whole line."""
 
 _SUBJECT = re.compile(r"[^\s\x00-\x20.]+(?:\.[^\s\x00-\x20.]+)*")
 _STATUS = re.compile(rb"NATS/1\.0[ \t]+([0-9]{3})([^\r\n]*)")
@@ -22,10 +24,10 @@ _VALUE = re.compile(r"[^\r\n]*")
 
 class NATSMessage:
     """
-    What a subscription or a request gets.
+    A message for a subscription or a request.
 
-    :ivar raw_subject: where it was published, as it came.
-    :ivar raw_reply: where an answer is awaited, or empty.
+    :ivar raw_subject: the subject that it was published to, as it came.
+    :ivar raw_reply: the subject for an answer, or empty.
     :ivar block: the headers as they came, or empty.
     :ivar payload: the content.
     """
@@ -40,17 +42,17 @@ class NATSMessage:
 
     @property
     def subject(self) -> str:
-        """Where it was published."""
+        """The subject that it was published to."""
         return self.raw_subject.decode("utf-8", "surrogateescape")
 
     @property
     def reply(self) -> str:
-        """Where an answer is awaited, or empty."""
+        """The subject for an answer, or empty."""
         return self.raw_reply.decode("utf-8", "surrogateescape")
 
     @property
     def headers(self) -> dict[str, str]:
-        """Header by name; the first, if there are several of a name. What is no header is left out."""
+        """Headers by name; of several with the same name, the first. Lines that are not headers are left out."""
         found: dict[str, str] = {}
         for line in self.block.split(b"\r\n")[1:]:
             name, colon, value = line.partition(b":")
@@ -60,13 +62,13 @@ class NATSMessage:
 
     @property
     def status(self) -> int:
-        """The status that a server answers with instead of a message, 503 for example; 0 if there is none."""
+        """The status of a server's answer that is not a message, for example 503; 0 without a status."""
         found = _STATUS.match(self.block)
         return int(found[1]) if found else 0
 
     @property
     def description(self) -> str:
-        """What stands beside the status."""
+        """The text behind the status."""
         found = _STATUS.match(self.block)
         return found[2].decode("utf-8", "replace").strip() if found else ""
 
@@ -74,9 +76,9 @@ class NATSMessage:
 @lru_cache(4096)
 def encode_subject(subject: str) -> bytes:
     """
-    Write a subject.
+    Encode a subject.
 
-    :raises ValueError: when it is empty, too long, or has an empty token, white space or control characters in it.
+    :raises ValueError: when it is empty, too long, or contains an empty token, white space or control characters.
     """
     encoded = subject.encode("utf-8", "surrogateescape")
     if _SUBJECT.fullmatch(subject) is None or len(encoded) > MAX_SUBJECT:
@@ -86,9 +88,9 @@ def encode_subject(subject: str) -> bytes:
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
     """
-    Write headers.
+    Encode headers.
 
-    :raises ValueError: when a name or a value cannot be written.
+    :raises ValueError: when a name or a value cannot be encoded.
     """
     lines = [VERSION.decode("ascii")]
     for name, value in headers.items():

@@ -1,8 +1,8 @@
 """
-Cuts what a server sends into messages and control lines.
+Cuts a server's bytes into messages and control lines.
 
-One split of its line finds a message, which goes straight to who subscribed: 1.3 microseconds. What is not complete is kept in
-pieces until it is, so that a long message is not copied with each of them.
+A single split of its first line parses a message, which goes straight to its subscriber: 1.3 microseconds. An incomplete
+message is kept in pieces until its end has come, so that a long one is not copied with each piece.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from mqhooks.nats.message import VERSION, NATSMessage
 from mqhooks.support.printable import printable
 
 MAX_LINE = 64 << 10
-"""How many bytes a line may have. Only INFO, which may name many servers, has more than a few hundred."""
+"""Longest line, in bytes. Only INFO, which may name many servers, has more than a few hundred."""
 
 Receiver = Callable[[NATSMessage], object]
 
 
 class Parser:
     """
-    Parses what comes over one connection.
+    Parses the bytes of one connection.
 
-    :param control: is called with the verb of each line that is no message, in upper case, and with what follows it.
-    :param max_message: how many bytes of headers and content a message may have.
-    :ivar receivers: whom to call, by the subscription's number. Messages for others are left out.
-    :ivar stopped: set this to have what follows kept.
+    :param control: called for each line that is not a message, with its verb in upper case, and the rest of the line.
+    :param max_message: longest message, in bytes of headers and content.
+    :ivar receivers: the receiver for each subscription's number. Messages for other numbers are ignored.
+    :ivar stopped: set this to keep further bytes instead of parsing them.
     """
 
     log = Logger()
@@ -43,14 +43,14 @@ class Parser:
 
     @property
     def pending(self) -> int:
-        """How many bytes are kept: something is not complete, or the parser is stopped."""
+        """Bytes that are kept, because a line or message is incomplete, or the parser is stopped."""
         return sum(map(len, self._pieces))
 
     def feed(self, data: bytes) -> None:
         """
-        Take what has come, divided anyhow.
+        Take received bytes, divided in any way.
 
-        :raises mqhooks.errors.NATSMalformed: when it is not NATS; without naming the server.
+        :raises mqhooks.errors.NATSMalformed: when they are not NATS; the message does not name the server.
         """
         if self._pieces:
             self._pieces.append(data)

@@ -1,5 +1,5 @@
 """
-What is configured of a NATS client.
+The settings of a NATS client.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ PORT = 4222
 
 
 NOBODY = Auth()
-"""For servers that let everybody in."""
+"""No credentials, for servers that let everybody in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """
-    Where a server is.
+    The address of a server.
 
     :param tls: whether it must speak TLS.
-    :param auth: who we are to this server, if its URL says so.
+    :param auth: the credentials in its URL, if any.
     """
 
     host: str
@@ -42,25 +42,25 @@ class Server:
 @dataclass(frozen=True, slots=True)
 class NATSSettings:
     """
-    How to talk to NATS. Times are in seconds, sizes in bytes.
+    The settings of a client. Times are in seconds, sizes in bytes.
 
-    :param servers: any of one cluster; they are tried in random order.
-    :param auth: who we are.
-    :param tls: certificates; with these, every server has to speak TLS. With ``None`` only those do whose URL begins with
-        ``tls://`` or who demand it, and the system's authorities are trusted.
+    :param servers: any servers of one cluster; they are tried in random order.
+    :param auth: our credentials.
+    :param tls: certificates; with these, every server has to speak TLS. With ``None``, TLS is used if a server demands it or
+        its URL begins with ``tls://``, and the system's authorities are trusted.
     :param tls_first: begin with TLS instead of waiting for the server's first line; for servers with ``handshake_first``.
-    :param name: what servers call us in their lists of connections.
-    :param inbox: what the subjects of answers begin with.
-    :param discover: whether to connect to servers too that a server names. Their certificates have to be for the addresses by
-        which it names them.
-    :param ping_interval: how often to ask whether the server is there; one that says nothing until the next time is left.
-    :param connect_timeout: for connecting, and again for what has to be said before the first message.
+    :param name: our name in the servers' lists of connections.
+    :param inbox: the prefix of the subjects for answers.
+    :param discover: whether to connect also to the servers that a server names. Their certificates have to match the addresses
+        that it gives.
+    :param ping_interval: time between two pings; a server that says nothing from one to the next is given up.
+    :param connect_timeout: for connecting, and again for the login.
     :param min_backoff: the first wait after all servers have been tried in vain.
-    :param max_backoff: the longest.
-    :param max_rounds: how often to try all servers before giving up; ``None`` for ever.
-    :param max_pending: how much may wait to be sent.
-    :param max_message: how long messages from the server may be.
-    :param oldest: the oldest version of the server that will do.
+    :param max_backoff: the longest wait.
+    :param max_rounds: rounds through all servers before the client gives up; ``None`` to try for ever.
+    :param max_pending: most bytes that may wait to be sent.
+    :param max_message: longest message from the server.
+    :param oldest: the oldest version of the server that is accepted.
     """
 
     servers: tuple[Server, ...]
@@ -84,9 +84,9 @@ def server(url: str, where: str = "", key: str = "") -> Server:
     """
     Read a server's URL: ``nats://host:4222``, ``tls://host``, ``host``, and ``user:password@`` or ``token@`` before the host.
 
-    :param where: what holds the URL; for errors.
+    :param where: the source of the URL; for errors.
     :param key: its key in there; for errors.
-    :raises mqhooks.errors.ConfigError: when it is none.
+    :raises mqhooks.errors.ConfigError: when it is not such a URL.
     """
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
