@@ -28,7 +28,7 @@ KNOWN_LENGTH = 1024
 """The longest answer that is remembered, in bytes, its head included."""
 
 KNOWN = 64
-"""Answers to remember; then all are forgotten, since a ``Date`` header makes old ones useless."""
+"""Number of answers to remember; then all are forgotten, since a ``Date`` header makes old ones useless."""
 
 _STATUS_LINE = re.compile(rb"(?:\r?\n)*HTTP/1\.[0-9] +([0-9]{3})(?: [^\r\n]*)?(?=\r?\n)")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -43,7 +43,7 @@ class Exchange(msgspec.Struct, gc=False):
     :param done: called with the answer, or the reason why there is none.
     :param since: when it was submitted, in the reactor's seconds.
     :param bodiless: whether its answer has no body whatever its headers say, as for ``HEAD``.
-    :param resent: whether it must not be sent again, usually because it has been: the endpoint had closed its idle connection.
+    :param resent: whether it must not be sent again when the endpoint closes its idle connection: it has been, or may never be.
     """
 
     request: bytes

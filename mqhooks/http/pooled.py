@@ -51,7 +51,7 @@ class PooledTransport:
 
     :param reactor: for connections and time.
     :param url: the endpoint; only scheme, host and port matter.
-    :param size: most connections.
+    :param size: maximum number of connections.
     :param timeout: seconds that a request may take, including the wait for a connection.
     :param tls: for ``https``; ``None`` for the system's authorities and no client certificate.
     :param max_age: lifetime of a connection, in seconds.

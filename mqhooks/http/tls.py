@@ -172,7 +172,7 @@ class TLSChannel:
     def _fail(self, problem: str) -> None:
         self._problem = problem
         self._closing = True
-        # Send the alert that tells the other side why.
+        # Send the alert, so that the other side knows the reason.
         self._flush()
         self._channel.close()
 

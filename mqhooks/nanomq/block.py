@@ -75,13 +75,13 @@ class Literal(str):
 
 
 class Bare(str):
-    """Text without quotes, which may be a number or a boolean where the difference to text matters."""
+    """Text without quotes, which may be a number or a boolean where the difference matters."""
 
     __slots__ = ()
 
 
 class Unset(str):
-    """Replaces text that needs a variable that is not set. That is reported already: reading it gives the default."""
+    """Replaces text with a variable that is not set. The mistake is reported already, so reading it gives the default."""
 
     __slots__ = ()
 
@@ -90,7 +90,7 @@ def place_of(path: str, places: Mapping[str, str]) -> str:
     """
     Return the place of a key, or of the nearest block around it; empty if neither is known.
 
-    :param path: the key's.
+    :param path: the key's path.
     :param places: the file and the line of each key in the configuration.
     """
     while path and path not in places:

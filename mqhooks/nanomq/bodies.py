@@ -327,10 +327,9 @@ def payload_maker(encoding: Encoding) -> Callable[[bytes], tuple[Payload, str | 
 
 def as_json(payload: bytes) -> msgspec.Raw | None:
     """
-    Return a payload that is JSON as a value for a body; no number, key or escape in it changes.
+    Return a payload as a JSON value for a body, if it is JSON; no number, key or escape in it changes.
 
-    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python's own limit, which differs from version to
-        version.
+    :returns: ``None`` when it is not JSON in UTF-8, or is nested deeper than Python can follow; see the docs.
     """
     if payload[:1] not in _STARTS:
         return None

@@ -43,10 +43,10 @@ OURS = frozenset({"webhook", "webhooks", "mqhooks"})
 """The top-level keys of our blocks, in lower case."""
 
 SIZE = 32 << 20
-"""Most bytes of a file and everything that it includes."""
+"""Maximum size of a file and everything that it includes, in bytes."""
 
 FILES = 1_000
-"""Most files that are read, with everything that they include."""
+"""Maximum number of files that are read."""
 
 _OLD = re.compile(r"^[ \t]*web\.hook\.", re.MULTILINE)
 _OLD_REMEDY = (

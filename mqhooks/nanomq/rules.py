@@ -1,8 +1,8 @@
 """
 Apply a webhook's rules: choose the bodies that an event causes.
 
-The rules are compiled in advance for each hook, so an event costs one look-up. Bodies of many topics are made one by one, when
-they are asked for.
+The rules are compiled in advance for each hook, so an event costs a look-up and a match of its topics. Bodies of many topics
+are made one by one, when they are asked for.
 """
 
 from __future__ import annotations

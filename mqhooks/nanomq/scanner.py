@@ -25,7 +25,7 @@ NESTING = "nested too deeply, or it includes itself"
 """The message for a file that never ends."""
 
 DEPTH = 50
-"""Most brackets that may be open at once."""
+"""Maximum depth of open brackets."""
 
 CONFIDENTIAL = re.compile(
     r"(whsec_|whsk_|secret|password|authorization|token|key|\b(?:basic|bearer|oauth2|proxy)\b|https?:?//|://).*",

@@ -38,7 +38,7 @@ from mqhooks.support.names import connect_problem, endpoint
 from mqhooks.support.verifying import Verifier
 
 DISCOVERED = 64
-"""Servers to remember of those that a server names."""
+"""Maximum number of servers to remember of those that a server names."""
 
 TIMEOUT = 5.0
 """Default timeout of a request, in seconds."""
@@ -375,7 +375,8 @@ class NATSClient:
         """
         Send a message and take several answers.
 
-        :param receive: called with each answer; returns whether it was the last. If it raises, the ``Deferred`` fails so.
+        :param receive: called with each answer; returns whether it was the last. If it raises, the ``Deferred`` fails with that
+            error.
         :param timeout: seconds that each answer may take.
         :returns: a ``Deferred`` that fails like that of ``request``.
         """

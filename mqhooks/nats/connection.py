@@ -97,7 +97,7 @@ class Connection(Protocol):
     A connection to a server.
 
     :param reactor: for timers.
-    :param settings: the client's.
+    :param settings: the client's settings.
     :param server: the server.
     :param owner: notified of everything that happens.
     :ivar info: the server's latest information about itself.
@@ -216,7 +216,7 @@ class Connection(Protocol):
         self._guard(self._parse, data)
 
     def handshakeCompleted(self) -> None:
-        """Log in, now that the certificate is verified; with ``tls_first``, the server's first line comes before that."""
+        """Log in, now that the certificate is verified; with ``tls_first``, wait for the server's first line before that."""
         self._secure = True
         if not self._settings.tls_first:
             self._guard(self._greet)

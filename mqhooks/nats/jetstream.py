@@ -88,7 +88,7 @@ class Batch:
     The result of a direct get of several messages.
 
     :param messages: in the order of their sequence numbers.
-    :param pending: number of further messages, as far as the server has told.
+    :param pending: number of further messages, as far as the server has reported it.
     """
 
     messages: list[Stored]
@@ -254,8 +254,8 @@ class JetStream:
 
         :param sequence: the first sequence number.
         :param subject: only messages of this subject, which may have wildcards.
-        :param limit: most messages.
-        :param max_bytes: most bytes; at least one message comes.
+        :param limit: maximum number of messages.
+        :param max_bytes: maximum size in bytes; at least one message comes.
         :param timeout: seconds that the next message may take; replaces this object's timeout.
         """
         wanted = {"seq": sequence, "next_by_subj": subject, "batch": limit, "max_bytes": max_bytes}
@@ -318,7 +318,7 @@ class JetStream:
                     raise JetStreamError(request, status, 0, printable(message.description, 200))
                 before = headers.get("Nats-Last-Sequence")
                 if batch and before is not None and int(before) != (messages[-1].sequence if messages else 0):
-                    # A message before this one was lost when the route between two servers broke. The caller can ask for it again.
+                    # A message before this one was lost when a route between servers broke. The caller can ask for it again.
                     return True
                 stored = Stored(
                     headers["Nats-Subject"],

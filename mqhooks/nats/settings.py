@@ -58,7 +58,7 @@ class NATSSettings:
     :param min_backoff: the first wait after all servers have been tried in vain.
     :param max_backoff: the longest wait.
     :param max_rounds: rounds through all servers before the client gives up; ``None`` to try for ever.
-    :param max_pending: most bytes that may wait to be sent.
+    :param max_pending: maximum number of bytes that may wait to be sent.
     :param max_message: longest message from the server.
     :param oldest: the oldest version of the server that is accepted.
     """

@@ -62,9 +62,9 @@ class CloudEvents:
     """
     Turns a rule's events into CloudEvents.
 
-    :param settings: the webhook's.
+    :param settings: the webhook's settings.
     :param event: the rule's event.
-    :param content_type: the data's.
+    :param content_type: the data's content type.
     :param is_json: whether the data is JSON; other text becomes a string within JSON.
     """
 
@@ -82,7 +82,7 @@ class CloudEvents:
         Write an event as one JSON object.
 
         :param item: the topic, for an event of a subscription.
-        :param id_: the delivery's.
+        :param id_: the delivery's id.
         """
         client, mountpoint = event.client_id, event.mountpoint
         source = self._sources(mountpoint) if mountpoint else self._source

@@ -18,7 +18,7 @@ class Shape:
     """
     The differences between a rule's requests and NanoMQ's.
 
-    :param method: the request's.
+    :param method: the request's method.
     :param url: path and query with placeholders; ``None`` for the webhook's.
     :param headers: replace the webhook's headers of the same names; names as written, values with placeholders.
     :param body: a body with placeholders; ``None`` for NanoMQ's.

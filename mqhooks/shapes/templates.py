@@ -23,10 +23,10 @@ from mqhooks.nanomq.settings import Encoding
 from mqhooks.shapes.fields import PLACEHOLDER, Field, Get, field
 
 LONGEST = 1 << 13
-"""Most characters of a URL's path and query, or of a header: most servers accept that many."""
+"""Longest path and query of a URL, or header, in characters: most servers accept that."""
 
 DECODED = 4
-"""Times that a path is decoded to look for dot segments. Proxies in a row may decode it twice."""
+"""Number of times that a path is decoded to look for dot segments. Proxies in a row may decode it twice."""
 
 OFTEN = 256
 """Longest value, in characters, whose escaped form is remembered."""

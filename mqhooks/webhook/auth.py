@@ -3,7 +3,7 @@ Authenticate attempts: a transport that adds ``authorization`` to the requests o
 
 - Authentication belongs to the attempt. It is never stored with a delivery, so a retry uses the value that is valid then.
 - The value goes into the head that all requests share. That head is rebuilt only when the value changes.
-- Without a value nothing is sent: the attempt fails as if there were no endpoint, so deliveries wait, and the reason is logged.
+- Without a value nothing is sent: the attempt fails as if there were no endpoint, with the reason, and deliveries wait.
 - A request that is answered with 401 is sent again if there is another value by then.
 """
 
@@ -148,7 +148,7 @@ def basic(settings: BasicSettings) -> str:
 
 
 def credentials_for(clock: IReactorTime, settings: BasicSettings | BearerSettings) -> Credentials:
-    """Return the credentials of a webhook whose settings or file hold them, so that no server has to be asked."""
+    """Return the credentials of a webhook that needs no token server."""
     if isinstance(settings, BasicSettings):
         return Constant(basic(settings))
     if settings.token_file is not None:
@@ -163,7 +163,7 @@ class AuthenticatedTransport:
 
     :param transport: sends the requests; closed with this one.
     :param credentials: closed with this one, too.
-    :param settings: the webhook's, for messages.
+    :param settings: the webhook's settings, for messages.
     """
 
     log = Logger()

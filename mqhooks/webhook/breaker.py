@@ -19,7 +19,7 @@ IN_A_ROW = 10
 """The endpoint is down when this many deliveries of different clients have failed without a success between them."""
 
 REMEMBERED = 1 << 16
-"""Failing clients to remember; beyond that, those that failed longest ago are forgotten."""
+"""Number of failing clients to remember; beyond that, those that failed longest ago are forgotten."""
 
 PRESSED = frozenset({429, 503})
 """Statuses that ask for less load: each halves the number of attempts that may be in flight."""
@@ -156,7 +156,7 @@ class Breaker:
         """Open the breaker."""
         self.down = True
         self.limit = 0
-        # Once the endpoint is back, the limit doubles from one up to the most.
+        # Once the endpoint is back, the limit doubles from one up to its maximum.
         self._bearable = self._most
 
     def _note_failing(self, client: str) -> None:

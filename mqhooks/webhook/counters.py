@@ -32,10 +32,10 @@ ANSWERS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 TRIED = 100
-"""Attempts to remember, at most 4 KiB and a URL each."""
+"""Number of attempts to remember, at most 4 KiB and a URL each."""
 
 SHOWN = 512
-"""Characters to remember of a client, and of the reason why there was no answer."""
+"""Number of characters to remember of a client, and of the reason why there was no answer."""
 
 
 class Attempt(NamedTuple):

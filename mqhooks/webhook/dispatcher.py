@@ -36,8 +36,8 @@ from mqhooks.webhook.submit import submitter
 
 FRESH_PROBE = 1.0
 """
-Most seconds until the next probe while a client is waiting whose last attempt did not fail. An endpoint that cannot be reached,
-or that has sent a ``Retry-After``, is not probed early.
+Longest wait for the next probe, in seconds, while a client is waiting whose last attempt did not fail. An endpoint that cannot
+be reached, or that has sent a ``Retry-After``, is not probed early.
 """
 
 
@@ -46,7 +46,7 @@ class Dispatcher:
     Delivers the contents of one outbox.
 
     :param clock: for timers.
-    :param settings: the webhook's.
+    :param settings: the webhook's settings.
     :param outbox: holds the pending deliveries; open between :meth:`start` and :meth:`close`.
     :param transport: sends requests; closed by its owner.
     :param counters: counts the attempts.

@@ -30,27 +30,30 @@ from mqhooks.webhook.merge import MergeWindow
 from mqhooks.webhook.settings import WebhookSettings
 
 WINDOW = 4096
-"""Most deliveries that are claimed and neither settled nor parked; the others stay in the outbox."""
+"""Maximum number of deliveries that are claimed and neither settled nor parked; the others stay in the outbox."""
 
 MOST = 1 << 14
 """Upper limit of :data:`WINDOW` when it has to grow to fill all batches that may be in flight."""
 
 HELD = 1 << 14
-"""Most deliveries that the merge window holds with their bodies: 50 milliseconds at 300,000 a second."""
+"""Maximum number of deliveries that the merge window holds with their bodies: 50 milliseconds at 300,000 a second."""
 
 SHELVED = 1 << 16
 """
-Most deliveries that the merge window holds, including those of which it keeps only the places; and the number of runs of
-consecutive places beyond which lanes are not shortened.
+Maximum number of deliveries that the merge window holds, including those of which it keeps only the places; and the number of
+runs of consecutive places beyond which lanes are not shortened.
 """
 
 PATIENCE = 1.0
-"""Seconds that most lanes must have been idle before a few long ones are shortened: what is parked has to be read again."""
+"""
+Seconds that most lanes must have been idle before a few long ones are shortened. Shortening has a price: parked deliveries have
+to be read again.
+"""
 
 CLAIMS = 8
 """
-Most claims in one turn of the reactor. Deliveries that are parked at once behind their clients' retries leave room in the
-lanes, so without a limit the claims would go on as long as the backlog lasts.
+Maximum number of claims in one turn of the reactor. Deliveries that are parked at once behind their clients' retries leave room
+in the lanes, so without a limit the claims would go on as long as the backlog lasts.
 """
 
 AHEAD = 1 << 20
@@ -63,10 +66,10 @@ need not wait while it queues for room, and few are read in vain.
 """
 
 SHORT = 1 << 16
-"""Most bytes to keep free for recalling a body of which only the place is known."""
+"""Upper limit, in bytes, for reserving room to recall a body of which only the place is known."""
 
 LONGEST_COMMIT = 1.0
-"""Most seconds that the merge window waits for a commit."""
+"""Longest time that the merge window waits for a commit, in seconds."""
 
 UNREADABLE = 1.0
 """Seconds until deliveries that could not be read are recalled again."""
@@ -77,7 +80,7 @@ class Intake:
     Fills the lanes of one webhook from its outbox.
 
     :param clock: for timers.
-    :param settings: the webhook's.
+    :param settings: the webhook's settings.
     :param outbox: holds the pending deliveries; open between :meth:`start` and :meth:`close`.
     :param lanes: get the deliveries.
     :param counters: count the late deliveries.
@@ -115,8 +118,8 @@ class Intake:
         self._merge_timer: IDelayedCall | None = None
         # Number of deliveries in the window, or released from it, of which only the places are kept.
         self._shelved = 0
-        # Deliveries that the window has released and lanes have no room for yet; the bytes of their bodies, and of those in
-        # _recalling; and the batch that is being recalled.
+        # Deliveries that the window has released and lanes have no room for yet; the bytes of these and the next; and the batch
+        # that is being recalled.
         self._due: deque[Delivery | Shelved] = deque()
         self._due_size = 0
         self._recalling: Sequence[Delivery | Shelved] = ()

@@ -117,7 +117,7 @@ class Lanes:
     :ivar in_flight: number of requests without a result.
     :ivar limit: number of requests that may be in flight. Whoever raises it calls :meth:`admit`.
     :ivar memory: bounds the bodies that may be recalled.
-    :ivar lent: who has the borrowed room: a delivery, or a parked key whose first delivery is being recalled.
+    :ivar lent: holder of the borrowed room: a delivery, or a parked key whose first delivery is being recalled.
     :ivar kept: number by which the limit is lowered while a delivery is being recalled into borrowed room, or is about to be.
     :ivar awaited: number of deliveries that were pushed as places and have yet to be recalled for the first time.
     :ivar parked: number of keys that wait for a retry, or have waited for one.
@@ -251,7 +251,7 @@ class Lanes:
         return self.load < before
 
     def waits_beside(self, clients: Collection[str]) -> bool:
-        """Return whether a delivery of any other client than these waits in a lane."""
+        """Return whether a delivery of a client other than these waits in a lane."""
         return any(lane.waits_beside(clients) for lane in self._lanes)
 
     def newest(self, known: Callable[[str], bool]) -> str | None:
@@ -264,7 +264,7 @@ class Lanes:
         return max(found)[1] if found else None
 
     def prefer(self, key: str) -> None:
-        """Send the first delivery of a key that :meth:`newest` has found next, alone."""
+        """Make the first delivery of a key from :meth:`newest` the next one to be sent, alone."""
         lane = self._lane(key)
         lane.prefer(key)
         self.idle = {lane: None, **self.idle}
@@ -388,7 +388,7 @@ class Lane:
             self._timer = None
 
     def waits_beside(self, clients: Collection[str]) -> bool:
-        """Return whether a delivery of any other client than these waits here."""
+        """Return whether a delivery of a client other than these waits here."""
         return any(item.client not in clients for item in self._queue)
 
     def shelve(self) -> None:
@@ -488,7 +488,7 @@ class Lane:
             self._all.memory.missed()
         return entered
 
-    # Choosing what to send next.
+    # The next request.
 
     def _due(self) -> bool:
         batch, clock = self._all.batch, self._all.clock

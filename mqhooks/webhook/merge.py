@@ -17,7 +17,7 @@ from typing import cast
 from mqhooks.delivery import Delivery, Shelved
 
 REMEMBERED = 50_000
-"""Fewest clients whose last timestamp is remembered, to recognize deliveries that come late."""
+"""Minimum number of clients whose last timestamps are remembered, to recognize deliveries that come late."""
 
 
 Held = Delivery | Shelved
@@ -92,7 +92,7 @@ class MergeWindow:
         Release deliveries that were held long enough.
 
         :param now: seconds, by the same clock as :meth:`push`; a later time releases more.
-        :param limit: most deliveries to release.
+        :param limit: maximum number of deliveries to release.
         """
         released: list[Held] = []
         arrivals = self._arrivals

@@ -23,7 +23,7 @@ GZIP_LEVEL = 1
 """Higher levels take three times as long to save a tenth."""
 
 MOST_HEADS = 256
-"""Most entries to remember about deliveries' own headers: names that replace nothing, and heads."""
+"""Maximum number of entries to remember about deliveries' own headers: names that replace nothing, and heads."""
 
 _CONTENT_TYPES: dict[str | None, str] = {"structured": STRUCTURED, "batch": BATCH}
 

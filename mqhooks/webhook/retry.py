@@ -34,7 +34,7 @@ class RetryPolicy:
     """
     Applies a webhook's retry settings.
 
-    :param settings: the webhook's.
+    :param settings: the webhook's settings.
     """
 
     def __init__(self, settings: RetrySettings) -> None:
@@ -86,7 +86,7 @@ def retry_after(headers: Iterable[tuple[bytes, bytes]], now: float) -> float | N
     """
     Read an answer's ``Retry-After``: RFC 9110, section 10.2.3.
 
-    :param headers: the answer's.
+    :param headers: the answer's headers.
     :param now: seconds since 1970.
     :returns: seconds from now, 0 to :data:`MAX_RETRY_AFTER`; ``None`` without the header, or when it cannot be understood.
     """

@@ -47,7 +47,7 @@ class RetrySettings:
     :param jitter: the share of a backoff by which it may be longer or shorter, so that deliveries that failed together are not
         retried together.
     :param max_age: seconds until a delivery is given up.
-    :param max_attempts: most attempts of a delivery; 0 for no limit.
+    :param max_attempts: maximum number of attempts of a delivery; 0 for no limit.
     :param on: the statuses that are retried; ``3xx``, ``4xx`` and ``5xx`` stand for a hundred each.
     :param refusals: what happens when an endpoint refuses delivery after delivery with a status like 401, 404 or 410:
         ``hold`` keeps them and probes until the endpoint accepts one, ``bury`` turns them into dead letters.
@@ -69,9 +69,9 @@ class BatchSettings:
     """
     How several events share a request.
 
-    :param size: most events in a request.
+    :param size: maximum number of events in a request.
     :param linger: seconds that the first event of a request waits for others.
-    :param max_bytes: most bytes of a request's bodies, unless a single body is longer.
+    :param max_bytes: maximum size of a request's bodies in bytes, unless a single body is longer.
     :param format: ``array``: a JSON array. ``ndjson``: one JSON object per line.
     :param compression: how the request's body is compressed.
     """
@@ -178,7 +178,7 @@ class WebhookSettings:
     :param rules: without any, nothing is sent.
     :param headers: sent with each request, in this order, with names as configured.
     :param encoding: the encoding of a message's payload in the body.
-    :param pool_size: most connections that are open at once.
+    :param pool_size: maximum number of open connections.
     :param cancel_timeout: seconds until a request without a whole answer is given up.
     :param tls: ``None`` for the system's authorities and no client certificate.
     :param details: whether to append VerneMQ's further fields to NanoMQ's bodies.

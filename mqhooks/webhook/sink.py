@@ -36,7 +36,7 @@ from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.submit import submitter
 
 PAUSE_LOOK = 60.0
-"""Most seconds between two looks at the time of day, while a webhook is paused until some time."""
+"""Longest time between two looks at the time of day, in seconds, while a webhook is paused until some time."""
 
 APPENDED_BYTES = 1 << 20
 """Bytes of bodies, roughly, that are made before they go into the outbox."""

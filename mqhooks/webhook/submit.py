@@ -23,8 +23,8 @@ def submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) ->
     """
     Return the function that submits requests to a transport; see :meth:`mqhooks.interfaces.ICallbackTransport.submit`.
 
-    :param name: the webhook's, for the log.
-    :param url: the webhook's, for messages.
+    :param name: the webhook's name, for the log.
+    :param url: the webhook's URL, for messages.
     """
     if ICallbackTransport.providedBy(transport):
         submit: Submit = transport.submit

@@ -3,8 +3,8 @@ Get tokens from an OAuth 2.0 server, by the client credentials grant: RFC 6749, 
 
 - A webhook has one token. It is fetched when a request first needs it. The first request after three quarters of its lifetime
   has it renewed, and the old one is used meanwhile. While nothing is sent, nothing is fetched.
-- A server's answer is not trusted: anything wrong with it means that there is no token, and gives the reason. The waiting
-  attempts fail with that reason, and the token is fetched again when the circuit breaker lets the next attempt through.
+- A server's answer is not trusted: with any fault in it there is no token. The waiting attempts fail with the reason, and the
+  token is fetched again when the circuit breaker lets the next attempt through.
 - A token that the endpoint refuses is renewed once. Unless something is accepted after that, refusals are believed for a while,
   so that an endpoint that refuses everything does not cause a token request for each of its answers.
 """
@@ -70,7 +70,7 @@ class Tokens:
     :param clock: for the time.
     :param settings: the server, and our credentials there.
     :param transport: sends to the server, and keeps :data:`MAX_ANSWER` bytes of its answer; closed with this object.
-    :param name: the webhook's, for the log.
+    :param name: the webhook's name, for the log.
     """
 
     log = Logger()
