@@ -1,1 +1,1 @@
-"""Sources: each decodes what arrives into events and hands these to one sink."""
+"""Sources: each decodes its input into events and hands them to one sink."""

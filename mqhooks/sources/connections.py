@@ -1,5 +1,5 @@
 """
-What the connections of one source share: who they are, and the way to the sink.
+Base classes for a source's connections: the set of open ones, and their way to the sink.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mqhooks.support.listening import address_name
 
 
 class SourceProtocol(Protocol):
-    """One connection of a source; what it reads is for ``dataReceived`` to hand over."""
+    """One connection of a source. A subclass's ``dataReceived`` hands over what it reads."""
 
     factory: SourceFactory
 
     @property
     def peer(self) -> str:
-        """Who is at the other end, for the log."""
+        """The peer's address, for the log."""
         assert self.transport is not None
         return address_name(self.transport.getPeer())
 
@@ -32,7 +32,7 @@ class SourceProtocol(Protocol):
         self.factory.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Note that it ended."""
+        """Note that the connection ended."""
         self.factory.left(self)
 
     def close(self) -> None:
@@ -48,16 +48,16 @@ class SourceProtocol(Protocol):
 
 class SourceFactory(ServerFactory):
     """
-    Makes the protocols of a source's connections, and knows which are open.
+    Makes the protocols of a source's connections, and keeps track of the open ones.
 
-    A protocol calls :meth:`joined` and :meth:`left`, and hands events to the factory's ``handover``. It has ``close()``, which
-    closes the connection in order, and ``abort()``, as :class:`SourceProtocol` has.
+    A protocol calls :meth:`joined` and :meth:`left`, and hands events to the factory's ``handover``. Like
+    :class:`SourceProtocol`, it has ``close()``, which closes the connection in order, and ``abort()``.
 
-    :param sink: gets the events. It is not started or stopped here.
-    :param counters: the source's.
+    :param sink: gets the events. The factory neither starts nor stops it.
+    :param counters: the source's counters.
     :ivar counters: the same.
     :ivar handover: the way to the sink.
-    :ivar connections: those that are open.
+    :ivar connections: the open connections.
     """
 
     noisy = False
@@ -85,18 +85,18 @@ class SourceFactory(ServerFactory):
 
     @property
     def empty(self) -> bool:
-        """Whether no connection is open, and nothing that one has brought waits here."""
+        """Whether no connection is open and nothing waits to be handed over."""
         return not self.connections
 
     def when_empty(self) -> Deferred[None]:
-        """Get a ``Deferred`` that fires when the source is :attr:`empty`."""
+        """Return a ``Deferred`` that fires when the source is :attr:`empty`."""
         deferred: Deferred[None] = Deferred()
         self._emptied.append(deferred)
         self.tell_empty()
         return deferred
 
     def tell_empty(self) -> None:
-        """Tell those that wait for the source to be empty, if it is."""
+        """If the source is empty, fire the deferreds of :meth:`when_empty`."""
         if self.empty:
             waiting, self._emptied = self._emptied, []
             for deferred in waiting:

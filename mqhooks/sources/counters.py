@@ -1,5 +1,5 @@
 """
-Counters of what has come in, which all sources have.
+Counters that all sources have.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ class SourceCounters:
     Counters of one source, from its start. Events are counted when they are handed to the sink.
 
     :ivar hooks: events by hook.
-    :ivar connections: how many connections are open.
-    :ivar refused: events that were refused because there was no room for them.
-    :ivar pauses: how often backpressure held the source up for a second or longer.
-    :ivar paused: whether it does so now.
+    :ivar connections: open connections.
+    :ivar refused: events refused for lack of room.
+    :ivar pauses: times that backpressure held the source up for a second or longer.
+    :ivar paused: whether backpressure holds it up now.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class SourceCounters:
 
     @property
     def malformed(self) -> int:
-        """What should have become events and did not."""
+        """Inputs that should have become events and did not."""
         return 0
 
     @property
     def events(self) -> int:
-        """How many events came in."""
+        """Events so far, of all hooks."""
         return sum(self.hooks.values())

@@ -1,5 +1,7 @@
 """
-Handing events over to the sink: what all sources do with what they have decoded.
+Handing decoded events over to the sink, for all sources.
+
+A sink that raises, or whose ``Deferred`` fails, breaks its contract. That is logged and costs its batch; the source goes on.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ Watcher = Callable[[Sequence[Event]], object]
 
 class Handover:
     """
-    Counts events, shows them to whoever watches, and gives them to the sink.
+    Counts events, shows them to the watcher, and gives them to the sink.
 
-    A sink that breaks its contract and fails is logged; the source goes on, and tells its caller if it has one.
+    :meth:`receive` keeps a sink's failure from its caller; :meth:`store` reports it.
 
-    :param sink: gets the events. It is not started or stopped here.
-    :param counters: the source's.
-    :ivar watcher: called with each batch before the sink gets it; ``None`` for nobody.
+    :param sink: gets the events. It is neither started nor stopped here.
+    :param counters: the source's counters.
+    :ivar watcher: called with each batch before the sink gets it; ``None`` for no watcher.
     """
 
     log = Logger()
@@ -39,27 +41,27 @@ class Handover:
 
     @property
     def full(self) -> bool:
-        """Whether the sink has no room: sources that can refuse events do so."""
+        """Whether the sink has no room. Sources that can refuse events then do."""
         return self._bounded is not None and self._bounded.full
 
     @property
     def holds(self) -> bool:
-        """Whether the sink holds what it cannot accept yet: sources that cannot refuse events go on reading."""
+        """Whether the sink holds events that it cannot accept yet. Sources that cannot refuse events then go on reading."""
         return self._holding is not None and self._holding.holds
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """
         Have the sink accept a batch.
 
-        :returns: fires when it is accepted and there is room for more; ``None`` when that is so already.
+        :returns: fires when the batch is accepted and there is room for more; ``None`` if both hold already.
         """
         return self._pass_on(events, self._sink.receive)
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """
-        Have the sink commit a batch, whether there is room for more or not.
+        Have the sink commit a batch, whether or not there is room for more.
 
-        :returns: fires when it is committed, or fails when the sink does; ``None`` when it is committed already.
+        :returns: fires when the batch is committed, or fails when the sink does; ``None`` if it is committed already.
         """
         return self._pass_on(events, self._sink.receive if self._bounded is None else self._bounded.store, telling=True)
 

@@ -1,8 +1,8 @@
 """
-Listening for VerneMQ, and closing its connections at the end: what the services of all sources do.
+The service of every source: listens for VerneMQ, and closes its connections at the end.
 
-A source starts last and stops first: what has come still finds its sinks running. Connections are closed rather than left to
-the end of the process, so that VerneMQ notices at once.
+A source starts last and stops first, so its sinks are running whenever an event arrives. It closes connections instead of
+leaving that to the end of the process, so that VerneMQ notices at once.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from mqhooks.sources.handover import Watcher
 from mqhooks.support.listening import Listener, address_name
 
 CLOSING_TIME = 2.0
-"""How many seconds open connections get to take their last answers and to close, before they are aborted."""
+"""Seconds for open connections to take their last answers and close, before they are aborted."""
 
 
 @implementer(IEventSource)
 class SourceService(Service):
     """
-    Listens on any number of endpoints; stopping it closes their connections too.
+    Listens on any number of endpoints. Stopping it also closes their connections.
 
     :param reactor: listens and tells the time.
     :param descriptions: strings for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
-    :param factory: what the connections share.
+    :param factory: shared by the connections.
     :ivar factory: the same.
-    :cvar via: how events come.
-    :cvar awaited: what is listened for, for the log.
+    :cvar via: the source's short name, for example ``sidecar``.
+    :cvar awaited: the peer that it listens for, for the log.
     :raises mqhooks.errors.ConfigError: when a description is wrong.
     """
 
@@ -52,7 +52,7 @@ class SourceService(Service):
 
     @property
     def counters(self) -> SourceCounters:
-        """What has come in."""
+        """The source's counters."""
         return self.factory.counters
 
     def watch(self, watcher: Watcher | None) -> None:
@@ -61,12 +61,12 @@ class SourceService(Service):
 
     @property
     def addresses(self) -> list[Any]:
-        """Where it listens, as Twisted's addresses."""
+        """The addresses that it listens on, as Twisted's address objects."""
         return [port.getHost() for port in self._ports]
 
     def privilegedStartService(self) -> None:
         """
-        Listen; what connects is read once the reactor runs.
+        Listen. Connections are read once the reactor runs.
 
         :raises mqhooks.errors.ListenError: when an address is taken or not allowed.
         """
@@ -76,14 +76,14 @@ class SourceService(Service):
             self.log.info("listening for {awaited} on {address}", awaited=self.awaited, address=address_name(port.getHost()))
 
     def startService(self) -> None:
-        """Listen, unless that was done while there were privileges."""
+        """Listen, unless :meth:`privilegedStartService` already does."""
         super().startService()
         if not self._ports:
             self.privilegedStartService()
 
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
-        """Stop listening, then close what is open, waiting at most :data:`CLOSING_TIME` seconds for it."""
+        """Stop listening, then close open connections, waiting at most :data:`CLOSING_TIME` seconds for them."""
         super().stopService()
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])

@@ -1,9 +1,9 @@
 """
-Remembering the username behind each client id, and where needed, where it came from.
+Remembering each client's username and, where needed, its address.
 
 - VerneMQ's older encoder does not say which user's connection ended, and neither encoder says whose session expired. The
-  registration did, so its username is remembered. Neither says where the client came from: where a rule's details have it, the
-  address is remembered too.
+  registration named the user, so the table remembers the username from there. Neither encoder says where the client came from:
+  if a rule's details include the address, the table remembers that too.
 - The table is bounded by count and by bytes, because clients choose how long their names are.
 """
 
@@ -27,20 +27,20 @@ CONCERNED = _NAMELESS | {"on_register"}
 """The hooks whose events the table learns from or completes; it leaves all others as they are."""
 
 MAX_SESSIONS = 1_000_000
-"""How many sessions are remembered by default."""
+"""Default for the most sessions that are remembered."""
 
 MAX_SIZE = 64 << 20
-"""How many bytes they may take by default: what 330,000 sessions take with names of 20 characters."""
+"""Default for the most bytes that they may take: enough for 330,000 sessions with names of 20 characters."""
 
 ENTRY = 72 + getsizeof(b"")
-"""How many bytes a session takes besides its names: its place in the dict, averaged over its growth, and a header."""
+"""Bytes that a session takes besides its names: its place in the dict, averaged over its growth, and a header."""
 
 
 _END = 9
-"""Where an entry's address begins."""
+"""Offset of the address in an entry."""
 
 _LONGEST = 253
-"""How many bytes an address may have: its length and that of the port are one byte."""
+"""Longest address, in bytes: together with the two bytes of port it must fit a length of one byte."""
 
 
 class SessionTable:
@@ -48,17 +48,16 @@ class SessionTable:
     The usernames of registered clients, by mountpoint and client id.
 
     A session with names of 20 characters costs about 200 bytes; one without a username costs nothing. With addresses each costs
-    about 15 more, and one without a username about 200. When the table is full
-    the sessions that registered first are forgotten.
+    about 15 more, and one without a username about 200. When the table is full, it forgets the sessions that registered first.
 
-    VerneMQ's connections are read in no particular order, so an end may be read after the registration that followed it: it
-    forgets only a session that registered before.
+    VerneMQ's connections are read in no particular order, so a session's end may be read after the registration that followed
+    it. An end therefore forgets only a session that registered before it.
 
-    :param limit: how many sessions are remembered at most; 0 for none.
-    :param size: how many bytes they may take.
+    :param limit: most sessions to remember; 0 for none.
+    :param size: most bytes that they may take.
     :param needed: whether any sink needs usernames; if not, nothing is remembered.
-    :param addresses: whether any sink needs to know where clients came from, and when.
-    :ivar used: how many bytes they take.
+    :param addresses: whether any sink needs the clients' addresses and the times of their registrations.
+    :ivar used: bytes that the sessions take.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class SessionTable:
         self.limit(limit, size, needed=needed, addresses=addresses)
 
     def limit(self, limit: int, size: int, *, needed: bool, addresses: bool = False) -> None:
-        """Replace the bounds. What was not needed so far is unknown until the next registration."""
+        """Replace the bounds. Names and addresses that were not needed until now are learned at the next registration."""
         self._addresses = addresses
         self._limit = limit if needed else 0
         self._size = size
@@ -82,9 +81,9 @@ class SessionTable:
 
     def see(self, event: Event) -> Event:
         """
-        Learn the username from a registration, or add it to an event that lacks it.
+        Learn the username from a registration, or add it to an event that lacks one.
 
-        :returns: the event, with its username when its message names none but the client's registration did.
+        :returns: the event; if its message names no user but the client's registration did, with that username.
         """
         hook = event.hook
         if hook == "on_register":
@@ -118,7 +117,7 @@ class SessionTable:
         older = sessions.pop(key, None)
         if older is not None:
             if int.from_bytes(older[:8], "big", signed=True) > event.timestamp:
-                # This one was read after the registration that followed it.
+                # This registration was read after the one that followed it.
                 entry = older
             self.used -= len(older)
             if entry is None:
@@ -139,9 +138,9 @@ class SessionTable:
 
     def _shrink(self) -> None:
         """
-        Forget the oldest sessions when there are too many, and a 64th more.
+        If there are too many sessions, forget the oldest, and a 64th of the limit more.
 
-        A dict finds its first key by passing over those deleted before it, so some are forgotten at a time.
+        A dict finds its first key by skipping the deleted ones before it, so forgetting many at a time is cheaper.
         """
         sessions = self._sessions
         if len(sessions) <= self._limit and self.used <= self._size:
@@ -155,7 +154,7 @@ class SessionTable:
 
 
 def _address(message: Any) -> bytes:
-    """Make two bytes of port and the address; none when the address is none."""
+    """Encode the port in two bytes, followed by the address; nothing if there is no address, or it is too long."""
     address: bytes = message.peer_addr.encode()
     return (message.peer_port & 0xFFFF).to_bytes(2, "big") + address if 0 < len(address) <= _LONGEST else b""
 
@@ -163,7 +162,7 @@ def _address(message: Any) -> bytes:
 def _with_registration(event: Event, entry: bytes) -> Event:
     timestamp = int.from_bytes(entry[:8], "big", signed=True)
     if timestamp > event.timestamp:
-        # It belongs to a later connection.
+        # The registration belongs to a later connection.
         return event
     address = entry[_END + 2 :].decode()
     return replace(event, registration=Registration(timestamp, address, int.from_bytes(entry[_END : _END + 2], "big")))
@@ -174,5 +173,5 @@ def _key(event: Event) -> str | tuple[str, str]:
 
 
 def _cost(key: str | tuple[str, str]) -> int:
-    """Say how many bytes a session takes, but for those in its entry."""
+    """Return the bytes that a session takes, except for its entry."""
     return ENTRY + (getsizeof(key) if isinstance(key, str) else getsizeof(key) + sum(map(getsizeof, key)))
