@@ -9,7 +9,7 @@ from __future__ import annotations
 from mqhooks.sources.counters import SourceCounters
 
 UNKNOWN_NAMES = 64
-"""How many unknown types are counted by name; further ones share the name ``other``."""
+"""Unknown types that are counted by name; further ones share the name ``other``."""
 
 
 class SidecarCounters(SourceCounters):
@@ -17,10 +17,10 @@ class SidecarCounters(SourceCounters):
     Counters of one sidecar listener, from its start.
 
     ``frames = empty + unknown + malformed + events`` holds whenever no frame is unfinished, unless one was divided: more than
-    1,000 topics are several events.
+    1,000 topics become several events.
 
-    :ivar frames: how many frames arrived, complete or not.
-    :ivar empty: frames of length zero, VerneMQ's answer to an event that it cannot encode.
+    :ivar frames: frames that arrived, complete or not.
+    :ivar empty: frames of length zero, which VerneMQ sends for an event that it cannot encode.
     :ivar unknown: frames of a type that no hook sends, by the type's name.
     :ivar undecodable: frames that don't parse.
     :ivar oversized: frames longer than ``sidecar.max_frame`` (skipped), or than the hard limit (the connection was aborted).

@@ -1,11 +1,10 @@
 """
 Decoding a frame into an :class:`~mqhooks.events.Event`.
 
-VerneMQ's envelope always begins with the type and ends with the value, so most are taken apart by looking at three bytes.
-Everything else is left to protobuf, whose verdict counts.
-
-Reading a map costs a twentieth of all the decoding even when it is empty, as that of user properties mostly is. So a message is
-parsed with a twin that has a field of bytes in the map's place, and once more only when that is there.
+- VerneMQ's envelope always begins with the type and ends with the value, so three bytes are enough to take most of them apart.
+  Protobuf takes the rest apart and has the last word.
+- Reading a map takes a twentieth of the decoding time even when it is empty, as the map of user properties mostly is. So a
+  message is parsed with a twin that has a field of bytes in the map's place, and parsed again only when that field is set.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from mqhooks.sources.sidecar.messages import MESSAGES
 from mqhooks.sources.sidecar.twins import PROPERTIES, summary_of
 
 TYPE_URL = "type.googleapis.com/"
-"""What VerneMQ's encoder puts before a type's full name."""
+"""The prefix that VerneMQ's encoder puts before a type's full name."""
 
 
 def decode(frame: bytes) -> Event:
     """
     Decode one frame.
 
-    A string that is not UTF-8, for which protobuf would refuse the whole message, costs only its bad bytes: they become U+FFFD.
+    Protobuf would refuse a whole message for a string that is not UTF-8. Here it costs only the bad bytes: they become U+FFFD.
     A timestamp that 64 bits of nanoseconds cannot hold (before 1677, after 2262) becomes the nearest that they can.
 
     :param frame: a serialised ``google.protobuf.Any`` without the length before it. Unknown fields are ignored.
-    :returns: the event; its username is what the message says.
-    :raises mqhooks.errors.UnknownType: no hook sends messages of this type, or the frame names none.
-    :raises mqhooks.errors.MalformedFrame: the bytes are not a protobuf ``Any``, or not the message that it names.
+    :returns: the event, with the username that the message names.
+    :raises mqhooks.errors.UnknownType: when no hook sends messages of this type, or the frame names no type.
+    :raises mqhooks.errors.MalformedFrame: when the bytes are not a protobuf ``Any``, or not the message that it names.
     """
     try:
         end = frame[1] + 3
@@ -73,7 +72,7 @@ def decode(frame: bytes) -> Event:
 
 def type_of(frame: bytes) -> type[Message] | None:
     """
-    Tell the class of a frame's message, if its envelope is like VerneMQ's.
+    Return the class of a frame's message, if its envelope has VerneMQ's form.
 
     :param frame: two bytes or more.
     """
@@ -97,7 +96,7 @@ def open_frame(frame: bytes, wanted: Container[type[Message]]) -> tuple[type[Mes
 
 
 def _open(frame: bytes) -> tuple[_Parser, bytes]:
-    """Have protobuf take an envelope apart."""
+    """Take an envelope apart with protobuf."""
     try:
         envelope = AnyMessage.FromString(frame)
     except ProtobufError:
@@ -115,7 +114,8 @@ def _parser(protobuf: type[Message], read: Callable[..., Event]) -> _Parser:
     return protobuf, summary_of(protobuf).FromString, protobuf.FromString, read
 
 
-# The class; what parses, perhaps only telling whether there are user properties; what parses these; what reads the message.
+# The class; its parser, or its twin's, which tells only whether there are user properties; then the parser that reads those;
+# the function that makes the event.
 _Parser = tuple[type[Message], Callable[[bytes], Any], Callable[[bytes], Any] | None, Callable[..., Event]]
 _PARSERS: dict[str, _Parser] = {
     protobuf.DESCRIPTOR.full_name: _parser(protobuf, read) for _, protobuf, read in MESSAGES.values()

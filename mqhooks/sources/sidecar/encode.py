@@ -37,9 +37,9 @@ def encode(message: Message) -> bytes:
 
 def hook_of(frame: bytes) -> str:
     """
-    Tell the hook of a frame without decoding its message.
+    Return the name of a frame's hook without decoding its message.
 
-    :returns: a key of :data:`mqhooks.events.HOOKS`, or ``""`` when it is none of them.
+    :returns: a key of :data:`mqhooks.events.HOOKS`, or ``""`` for anything else.
     """
     try:
         return _NAMES.get(AnyMessage.FromString(frame).type_url.rpartition("/")[2], "")
@@ -48,7 +48,7 @@ def hook_of(frame: bytes) -> str:
 
 
 def varint(value: int) -> bytes:
-    """Write a number of 0 or more as protobuf's wire format has it."""
+    """Encode a number of 0 or more as a varint of protobuf's wire format."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

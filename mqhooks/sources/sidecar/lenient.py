@@ -1,8 +1,8 @@
 """
 Parsing messages whose strings are not UTF-8, which protobuf refuses.
 
-Erlang has no string type, so VerneMQ may send any bytes as a client id or a topic. Such a message is parsed once more, with a
-twin that has ``bytes`` for every ``string``.
+Erlang has no string type, so VerneMQ may send any bytes as a client id or a topic. Such a message is parsed again, with a twin
+that has ``bytes`` for every ``string``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mqhooks.sources.sidecar.twins import lenient_twin
 
 def parse_lenient(message_class: type[Message], data: bytes | bytearray) -> Any:
     """
-    Parse a message, replacing by U+FFFD what is not UTF-8 in its strings.
+    Parse a message, replacing bytes in its strings that are not UTF-8 with U+FFFD.
 
     :returns: an instance of ``message_class``.
-    :raises mqhooks.errors.MalformedFrame: when more than the strings is wrong.
+    :raises mqhooks.errors.MalformedFrame: when more than its strings is wrong.
     """
     try:
         twin = lenient_twin(message_class).FromString(data)

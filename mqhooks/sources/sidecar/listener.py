@@ -12,8 +12,8 @@ class SidecarService(SourceService):
     """
     Listens for the stream.
 
-    When it stops, what VerneMQ has written and was not read is lost. VerneMQ notices the end, and drops events until it
-    reconnects.
+    When it stops, whatever VerneMQ has written and mqhooks has not read is lost. VerneMQ notices the end, and drops events
+    until it reconnects.
     """
 
     via = "sidecar"

@@ -3,11 +3,11 @@ Bounding the memory that unfinished long frames take.
 
 - All connections together may hold a few MiB of them. Beyond that they take turns, each until its frame is complete; the others
   are paused as soon as they bring more of theirs. Short frames are never held up.
-- Frames of up to a MiB have room of their own and never wait for longer ones: a few slow peers must not hold up what is common.
-- Whole frames may wait as well, because what they carry is worked off piece by piece (:mod:`mqhooks.sources.sidecar.pieces`).
-  When these become many, no further long frame is begun.
-- A slow peer must not cost the others more than seconds: while others wait, the connection whose turn it is must bring a share
-  of its frame every few seconds, or that frame is skipped. The connection stays, and so does what is queued for it.
+- Frames of up to a MiB have their own room and never wait for longer ones: a few slow peers must not hold up the common case.
+- Whole frames may wait too, because they are worked off piece by piece (:mod:`mqhooks.sources.sidecar.pieces`). While too many
+  bytes of them wait, no further long frame is begun.
+- A slow peer must not cost the others more than seconds. While others wait, the connection whose turn it is must bring a share
+  of its frame every few seconds, or that frame is skipped. The connection stays open, and keeps what VerneMQ has queued for it.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 LONG = 64 << 10
-"""A frame of at most this many bytes is short: it needs no turn."""
+"""Longest frame, in bytes, that counts as short: it needs no turn."""
 
 HELD = 4 << 20
-"""How many bytes of unfinished frames longer than :data:`COMMON` all connections may hold before they take turns."""
+"""Bytes of unfinished frames longer than :data:`COMMON` that all connections may hold before they take turns."""
 
 COMMON = 1 << 20
-"""A long frame of at most this many bytes counts towards another limit."""
+"""Longest frame, in bytes, that counts towards :data:`HELD_COMMON` instead."""
 
 HELD_COMMON = 32 << 20
-"""How many bytes of those all connections may hold before they take turns."""
+"""Bytes of unfinished long frames of up to :data:`COMMON` that all connections may hold before they take turns."""
 
 WHOLE = 32 << 20
-"""How many bytes of whole long frames may wait to be worked off before no further one is begun."""
+"""Bytes of whole long frames that may wait to be worked off before no further one is begun."""
 
 STALLED = 5.0
-"""How many seconds a connection has to bring a share of its frame while others wait."""
+"""Seconds that a connection has to bring a share of its frame while others wait."""
 
 SHARES = 4
-"""How many shares a frame has, so that a turn ends within 20 seconds at most while others wait."""
+"""Shares of a frame: a turn ends within 20 seconds while others wait."""
 
 
 class FrameReader(Protocol):
     """
     A connection that reads frames.
 
-    :ivar held: how many bytes of an unfinished long frame it holds.
+    :ivar held: bytes of an unfinished long frame that it holds.
     :ivar waiting: whether it is paused until it has its turn.
     """
 
@@ -51,7 +51,7 @@ class FrameReader(Protocol):
 
     @property
     def length(self) -> int:
-        """How many bytes that frame will have."""
+        """Length of that frame, in bytes."""
 
     def regulate(self) -> None:
         """Pause or resume reading."""
@@ -65,8 +65,8 @@ class LongFrames:
     Gives connections their turns, each until its frame ends, while all of them together hold too much.
 
     :param reactor: tells the time.
-    :param limit: bytes beyond which they take turns.
-    :ivar held: how many bytes of unfinished long frames all of them hold.
+    :param limit: bytes of unfinished frames beyond which they take turns.
+    :ivar held: bytes of unfinished long frames that all of them hold.
     """
 
     def __init__(self, reactor: IReactorTime, limit: int) -> None:
@@ -84,7 +84,7 @@ class LongFrames:
 
     def note(self, reader: FrameReader, held: int) -> None:
         """
-        Note how much a connection holds now: less than before when its frame is complete, 0 when the connection has ended.
+        Note the bytes that a connection holds now: fewer than before when its frame is complete, 0 when the connection ended.
         """
         grown = held - reader.held
         reader.held = held
@@ -99,19 +99,19 @@ class LongFrames:
         elif grown > 0 and (self.held > self._limit or self._whole > WHOLE):
             self._wait(reader)
         elif not held and reader in self._waiting:
-            # TLS delivers what it has already read, even to a paused connection.
+            # TLS delivers bytes that it has already read, even to a paused connection.
             del self._waiting[reader]
             reader.waiting = False
             reader.regulate()
         self._go_on()
 
     def wait_for(self, whole: int) -> None:
-        """Note how many bytes of whole long frames wait to be worked off."""
+        """Note the bytes of whole long frames that wait to be worked off."""
         self._whole = whole
         self._go_on()
 
     def brake(self, *, braked: bool) -> None:
-        """Note whether backpressure pauses all connections: then nothing can arrive, and no connection is too slow."""
+        """Note whether backpressure pauses all connections: if so, nothing can arrive, and no connection is too slow."""
         now = self._clock.seconds()
         if braked:
             self._braked = now
@@ -149,13 +149,13 @@ class LongFrames:
             self._watch = None
 
     def _look(self) -> None:
-        """See whether the connection that others wait for makes progress."""
+        """Check that the connection that others wait for makes progress."""
         self._watch = None
         left = STALLED if self._braked is not None else self._came + STALLED - self._clock.seconds()
         if left <= 0 and self._suspected and self._reading is not None:
             self._suspected = False
             self._reading.give_up()
             return
-        # This process may have been busy: what has arrived meanwhile is read before the second look.
+        # This process may have been busy: bytes that arrived meanwhile are read before the second look.
         self._suspected = left <= 0
         self._watch = self._clock.callLater(max(0.0, left), self._look)

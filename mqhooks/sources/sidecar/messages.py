@@ -1,9 +1,9 @@
 """
-Each hook's protobuf message, and how it becomes an event.
+Turning each hook's protobuf message into an event.
 
 Reading a field of a protobuf message costs as much as everything that Python does around it. So each field is read only once,
-and each hook has a function of its own, which builds the value from positional arguments. User properties are not read there:
-most messages have none, and an empty map costs more than any other field.
+and each hook has its own function, which builds the value from positional arguments. These functions don't read user
+properties: most messages have none, and an empty map costs more than any other field.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ from mqhooks.pb.on_unsubscribe_pb2 import OnUnsubscribe
 
 class MessageType(NamedTuple):
     """
-    How one hook's message travels.
+    One hook's message on the wire.
 
     :param hook: a key of :data:`mqhooks.events.HOOKS`.
     :param protobuf: the generated class.
-    :param read: makes an event of a parsed message; the timestamp is given, in nanoseconds, and user properties if there are
-        any.
+    :param read: turns a parsed message, its timestamp in nanoseconds, and its user properties, if there are any, into an event.
     """
 
     hook: str
@@ -210,4 +209,4 @@ MESSAGES: Mapping[str, MessageType] = MappingProxyType(
         )
     }
 )
-"""How each hook's message travels, by the hook's name."""
+"""Each hook's message, by the hook's name."""

@@ -1,11 +1,11 @@
 """
-Dividing frames that carry very much, and working them off piece by piece.
+Dividing frames with very many topics or user properties, and working them off piece by piece.
 
-- One SUBSCRIBE of 16 MiB can name millions of topics. In one go they would stop everything for ten seconds and take gigabytes.
-  So it becomes many events with some of the topics each: one is made when the one before it was accepted, in another turn of
-  the reactor.
-- User properties stay with their event however many there are, so only the first of them are kept.
-- What the same client does next waits behind its divided frame, so that the order is kept. Clients take turns.
+- One SUBSCRIBE of 16 MiB can name millions of topics. As one event they would stop everything for ten seconds and take
+  gigabytes. So it becomes many events with some of the topics each. Each is made once the one before it is accepted, in another
+  turn of the reactor.
+- User properties cannot be divided: they belong to their event. So only the first of them are kept.
+- The same client's next frames wait behind its divided one, so that order is kept. Clients take turns.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from mqhooks.sources.sidecar.messages import MESSAGES
 from mqhooks.sources.sidecar.twins import PROPERTIES, without
 
 MANY = 1000
-"""How many topics an event has at most, and how many user properties."""
+"""Most topics in an event, and most user properties."""
 
 UNDIVIDED = 2 * MANY
-"""A frame of at most this many bytes cannot carry more than that."""
+"""Longest frame, in bytes, that cannot carry more than :data:`MANY` of them."""
 
 PIECE = 64 << 10
-"""About how many bytes of them an event has at most, unless a single one has more."""
+"""About the most bytes of topics or user properties in an event, unless a single one is longer."""
 
 NAMES = 1 << 20
 """
-About how many bytes of names a piece repeats at most: client id and username stand in each topic's body, and user properties
-may.
+About the most bytes of names that a piece repeats: each topic's body contains the client id and username, and perhaps the user
+properties.
 """
 
 OTHERS = 16 * MANY
-"""How many further fields a divided message may have. There are a dozen, but walking over millions would stop everything."""
+"""Most other fields in a divided message. A hook sends a dozen, but walking over millions would stop everything."""
 
 Client = tuple[str, str]
 """Mountpoint and client id."""
@@ -53,7 +53,7 @@ TOPICS = "topics"
 
 
 def _having(name: str) -> dict[type[Message], int]:
-    """List the messages that have a field, with its number."""
+    """Return the messages that have a field, with the field's number."""
     fields = {message.protobuf: message.protobuf.DESCRIPTOR.fields_by_name.get(name) for message in MESSAGES.values()}
     return {protobuf: field.number for protobuf, field in fields.items() if field is not None}
 
@@ -64,11 +64,11 @@ _WITH_TOPICS = _having(TOPICS)
 
 class Divided(NamedTuple):
     """
-    A frame that carries more than one event takes.
+    A frame that carries more than one event may.
 
-    :param events: its events, made one by one, each with the bytes that it stands for. They end in a
-        :class:`~mqhooks.errors.MalformedFrame` at a piece that is not what the message says.
-    :param client: whose they are.
+    :param events: its events, made one by one, each with its share of the frame in bytes. At a malformed piece they end in a
+        :class:`~mqhooks.errors.MalformedFrame`.
+    :param client: the client that they belong to.
     :param cut: whether they have only the first of the frame's user properties.
     """
 
@@ -81,7 +81,7 @@ def divide(frame: bytes) -> Divided | None:
     """
     Divide a frame.
 
-    :returns: ``None`` for a frame that is one event.
+    :returns: ``None`` for a frame that becomes one event.
     :raises mqhooks.errors.UnknownType: as :func:`~mqhooks.sources.sidecar.decode.decode` does.
     :raises mqhooks.errors.MalformedFrame: likewise.
     """
@@ -123,13 +123,13 @@ def _envelope(protobuf: type[Message], value: bytes) -> bytes:
 
 def _has_few(frame: bytes, number: int) -> bool:
     """
-    Tell in no time of most frames that they cannot have more than :data:`MANY` fields of a number.
+    Return whether a frame cannot have more than :data:`MANY` fields of a number. Most frames take no time.
 
-    :param frame: one of a usual form; it may still be malformed.
+    :param frame: a frame with VerneMQ's envelope; it may still be malformed.
     """
     if len(frame) <= 4 * UNDIVIDED and frame.count(number << 3 | 2) <= MANY:
         return True
-    # A payload that leaves no room for many others.
+    # One field, such as a payload, may leave no room for many others.
     try:
         _, at = _varint(frame, frame[1] + 3)
         for _, start, end in islice(_fields(frame, at), 2 * len(MESSAGES)):
@@ -142,9 +142,9 @@ def _has_few(frame: bytes, number: int) -> bool:
 
 def _first(value: bytes, number: int) -> tuple[bytes, bool]:
     """
-    Gather the first fields of a number, up to :data:`MANY` or :data:`PIECE`.
+    Gather the first fields of a number, up to :data:`MANY` of them or :data:`PIECE` bytes.
 
-    :returns: them, and whether there are more.
+    :returns: the fields, and whether there are more.
     """
     kept: list[bytes] = []
     size = 0
@@ -158,10 +158,10 @@ def _first(value: bytes, number: int) -> tuple[bytes, bool]:
 
 def _pieces(value: bytes, number: int, most: int) -> Iterator[bytes]:
     """
-    Cut a message where a piece has enough of a repeated field.
+    Cut a message into pieces, each with a limited number of a repeated field.
 
-    :param number: the field's.
-    :param most: how many of it a piece has at most.
+    :param number: the field's number.
+    :param most: most occurrences of the field in a piece.
     """
     begin = count = 0
     for start, _ in _fields_of(value, number):
@@ -175,9 +175,9 @@ def _pieces(value: bytes, number: int, most: int) -> Iterator[bytes]:
 
 def _fields_of(value: bytes, number: int) -> Iterator[tuple[int, int]]:
     """
-    Find a message's fields of a number: where each begins and ends.
+    Find a message's fields of a number, and yield where each begins and ends.
 
-    :raises mqhooks.errors.MalformedFrame: when it is no message, or has more than :data:`OTHERS` fields beside them.
+    :raises mqhooks.errors.MalformedFrame: when it is no message, or has more than :data:`OTHERS` other fields.
     """
     others = 0
     for tag, start, end in _fields(value, 0):
@@ -193,9 +193,9 @@ def _fields(value: bytes, at: int) -> Iterator[tuple[int, int, int]]:
     """
     Walk over a message's fields.
 
-    :param at: where the first one begins.
-    :returns: of each its tag, where it begins and where it ends.
-    :raises mqhooks.errors.MalformedFrame: where there is no field.
+    :param at: offset of the first one.
+    :returns: the tag, begin and end of each.
+    :raises mqhooks.errors.MalformedFrame: at bytes that are not a field.
     """
     end = len(value)
     while at < end:
@@ -215,7 +215,7 @@ def _fields(value: bytes, at: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _varint(value: bytes, at: int) -> tuple[int, int]:
-    """Read a number; say where it ends."""
+    """Read a varint; return it and the offset behind it."""
     number = 0
     for shift, byte in zip(range(0, 70, 7), value[at : at + 10], strict=False):
         at += 1
@@ -227,13 +227,13 @@ def _varint(value: bytes, at: int) -> tuple[int, int]:
 
 class _Item:
     """
-    What waits for its turn.
+    A frame that waits for its turn.
 
     :param owner: the connection that brought it.
-    :param events: its events, each with bytes.
-    :param client: whose they are.
+    :param events: its events, each with its share of the frame in bytes.
+    :param client: the client that they belong to.
     :param size: bytes of the frame.
-    :param alone: whether each of the events has a turn of its own.
+    :param alone: whether each of the events has its own turn.
     :ivar begun: whether one of them was handed over.
     """
 
@@ -250,14 +250,15 @@ class _Item:
 
 class Pieces:
     """
-    Works off divided frames, and what their clients did next, in the order in which they were read.
+    Works off divided frames, and their clients' next frames, each client's in the order in which they were read.
 
     :param clock: its ``callLater(0, …)`` ends a turn.
-    :param hand_over: called with events, their bytes, and how many frames they begin; says when they are accepted.
+    :param hand_over: called with events, their bytes, and the number of frames that begin with them. Returns a ``Deferred``
+        that fires when they are accepted; ``None`` when they are already.
     :param failed: called with a connection, the error, and 0 if events of the frame were handed over before it, else 1.
-    :param changed: called when another number of bytes waits.
+    :param changed: called when the number of waiting bytes changes.
     :ivar short: bytes of short frames that wait.
-    :ivar clients: what waits of each client.
+    :ivar clients: the waiting frames of each client.
     """
 
     def __init__(
@@ -277,23 +278,23 @@ class Pieces:
 
     @property
     def behind(self) -> int:
-        """How many bytes of long frames wait behind the one that is worked off."""
+        """Bytes of long frames that wait behind the one that is being worked off."""
         first = next((items[0].size for items in self.clients.values() if items), 0)
         return self._long - (first if first > LONG else 0)
 
     def add(self, owner: Any, divided: Divided, size: int) -> None:
-        """Work off a divided frame of so many bytes."""
+        """Work off a divided frame of ``size`` bytes."""
         self._add(_Item(owner, divided.events, divided.client, size, alone=True))
 
     def add_behind(self, owner: Any, frame: bytes, client: Client) -> None:
-        """Have a frame wait behind the divided one of its client; as bytes it takes the least memory."""
+        """Have a frame wait behind its client's divided one. It waits as bytes, which take the least memory."""
         self._add(_Item(owner, map(_decoded, (frame,)), client, len(frame), alone=False))
 
     def drop(self) -> int:
         """
         Forget all frames.
 
-        :returns: how many they were.
+        :returns: how many frames were forgotten.
         """
         items = [item for waiting in self.clients.values() for item in waiting]
         self.clients.clear()
@@ -323,7 +324,7 @@ class Pieces:
         events: list[Event] = []
         size = frames = 0
         client = next(iter(self.clients), None)
-        # The client goes to the end: others have their turn. It stays until what is handed over is accepted.
+        # The client goes to the end: others have their turn. It stays until its events are accepted.
         items = self.clients.pop(client) if client is not None else deque[_Item]()
         if client is not None:
             self.clients[client] = items

@@ -5,11 +5,11 @@ Each frame is a 4-byte big-endian length and that many bytes. Nothing is ever se
 
 - Short frames are cut by Twisted's own ``Int32StringReceiver``. It joins everything it holds with each piece that arrives,
   which takes time quadratic in a long frame's length, so long frames are collected separately, and a fresh receiver takes over
-  behind each.
-- A bad frame costs only itself: closing a connection would cost all that VerneMQ has queued for it. It is closed only for an
-  impossible length, since then there is no telling where the next frame begins.
-- Backpressure: while more than a mebibyte of frames waits to be accepted, no connection is read, unless the sink holds it: an
-  outbox whose servers elect a leader does.
+  after each.
+- A bad frame costs only itself: closing a connection would cost everything that VerneMQ has queued for it. It is closed only
+  for an impossible length, since then there is no telling where the next frame begins.
+- Backpressure: while more than a mebibyte of frames waits to be accepted, no connection is read. The exception is a sink that
+  holds events itself, as an outbox does while its servers elect a leader.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from mqhooks.support.printable import printable
 from mqhooks.support.ratelimit import RateLimit
 
 HARD_LIMIT = (256 << 20) + (1 << 20)
-"""MQTT's largest payload and an envelope. There are no longer frames: what was read as a length was something else."""
+"""MQTT's largest payload and an envelope, in bytes. No frame is longer: a larger number is not a length."""
 
 UNACCEPTED_LIMIT = 1 << 20
-"""How many bytes of frames may wait for the sinks to accept them before the connections are paused."""
+"""Bytes of frames that may wait for the sinks to accept them before the connections are paused."""
 
 SHORT_LIMIT = 4 << 20
-"""How many bytes of short frames may wait behind divided ones, or be divided, before the connections are paused."""
+"""Bytes of short frames that may be divided, or wait behind divided ones, before the connections are paused."""
 
 PATIENCE = 1.0
 """Seconds of backpressure before a warning: a batch that waits only for its commit is accepted sooner."""
 
 GATHERED = 1 << 16
-"""How many bytes of frames are handed over as a batch without waiting for the end of the reactor's turn."""
+"""Bytes of frames beyond which a batch is handed over without waiting for the end of the reactor's turn."""
 
 LOOK = 0.25
-"""How many seconds lie between two looks whether what waits is held meanwhile, until that warning."""
+"""Seconds between two checks, until that warning, whether the sink now holds what it cannot accept."""
 
 
 class _ShortFrames(Int32StringReceiver):
     """
     Twisted's receiver, unchanged, which cuts one connection's short frames.
 
-    It cannot go on after a frame that is too long for it.
+    It cannot continue after a frame that is too long for it.
 
     :param connection: gets the frames, and the beginning of a long one.
     """
@@ -84,9 +84,9 @@ class _LongFrame:
     """
     An unfinished long frame.
 
-    :param length: how many bytes it has.
+    :param length: its bytes.
     :param kept: whether its bytes are kept; if not, the frame is skipped.
-    :ivar missing: how many bytes are still to come.
+    :ivar missing: bytes still to come.
     """
 
     def __init__(self, length: int, *, kept: bool) -> None:
@@ -96,9 +96,9 @@ class _LongFrame:
 
     def take(self, data: bytes) -> bytes:
         """
-        Add what has arrived.
+        Add the bytes that have arrived.
 
-        :returns: what follows the frame.
+        :returns: the bytes that follow the frame.
         """
         piece, rest = data[: self.missing], data[self.missing :]
         self.missing -= len(piece)
@@ -107,24 +107,24 @@ class _LongFrame:
         return rest
 
     def discard(self) -> None:
-        """Skip the rest of the frame, and forget what has arrived of it."""
+        """Skip the rest of the frame, and forget the bytes that have arrived."""
         self.kept = False
         self._content = bytearray()
 
     def join(self) -> bytes:
-        """Hand out the whole frame, once."""
+        """Return the whole frame, once."""
         content, self._content = self._content, bytearray()
         return bytes(content)
 
 
 class SidecarProtocol(SourceProtocol, Int32StringReceiver):
     """
-    Decodes a stream's frames into events, and hands those of each read to the factory.
+    Decodes a stream's frames into events, and hands the events of each read to the factory.
 
-    Each frame goes through :meth:`stringReceived`, except for those longer than ``sidecar.max_frame``, which are not kept. A
+    Each frame goes through :meth:`stringReceived`, except for those longer than ``sidecar.max_frame``, which are skipped. A
     frame in any number of pieces costs time linear in its length.
 
-    :ivar held: how many bytes of an unfinished long frame it holds.
+    :ivar held: bytes of an unfinished long frame that it holds.
     :ivar waiting: whether it is paused until other connections have finished their long frames.
     """
 
@@ -185,7 +185,7 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
         """
         Collect a frame that is too long for Twisted's receiver, or skip it.
 
-        :param rest: what has arrived after its length.
+        :param rest: the bytes that have arrived after its length.
         """
         if length > self.MAX_LENGTH:
             self.lengthLimitExceeded(length)
@@ -222,7 +222,7 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
 
     @property
     def length(self) -> int:
-        """How many bytes the unfinished long frame has; 0 when there is none."""
+        """Length of the unfinished long frame, in bytes; 0 without one."""
         return 0 if self._long is None else self._long.length
 
     def give_up(self) -> None:
@@ -267,7 +267,7 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
             counters.undecodable += 1
             factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
         except Exception:
-            # If this got out, the base class would deliver frames twice.
+            # If this escaped, the base class would deliver frames twice.
             counters.undecodable += 1
             factory.log.failure("{peer}: a frame of {size} bytes cannot be decoded", peer=self.peer, size=len(string))
         counters.frames += 1
@@ -297,17 +297,17 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
 
 class SidecarFactory(SourceFactory):
     """
-    What the connections share: the sink, the counters, the session table, and backpressure.
+    Holds what the connections share: the sink, the counters, the session table, and backpressure.
 
     :param reactor: a clock, whose ``callLater(0, …)`` ends a turn.
-    :param sink: gets the events. It is not started or stopped here.
+    :param sink: gets the events. The factory neither starts nor stops it.
     :param max_frame: bytes; a longer frame is skipped and counted.
     :param sessions: remembers usernames; ``None`` for a table of its own.
-    :param gather: for how many seconds events are gathered into a batch; 0 until the end of the reactor's turn.
+    :param gather: seconds for which events are gathered into a batch; 0: until the end of the reactor's turn.
     :ivar braked: whether backpressure pauses all connections.
-    :ivar pieces: works off the frames that carry very much.
+    :ivar pieces: works off divided frames.
     :ivar long_frames: decides which connections are read while unfinished frames take too much memory.
-    :ivar common_frames: likewise, for the shorter ones of them.
+    :ivar common_frames: likewise, for frames of up to :data:`~mqhooks.sources.sidecar.longframes.COMMON` bytes.
     """
 
     protocol: Any = SidecarProtocol
@@ -343,7 +343,7 @@ class SidecarFactory(SourceFactory):
         self._flushing: IDelayedCall | None = None
 
     def limit(self, *, max_frame: int, gather: float) -> None:
-        """Replace the limits; see the class for what they are."""
+        """Replace the limits; the class describes them."""
         self.max_frame = min(max_frame, HARD_LIMIT)
         for protocol in self.connections:
             protocol.limit()
@@ -375,7 +375,7 @@ class SidecarFactory(SourceFactory):
         return not self.connections and not self.pieces.clients
 
     def give_up(self) -> None:
-        """Abort all connections, and forget what is not yet handed over."""
+        """Abort all connections, and forget events that are not yet handed over."""
         lost = self.pieces.drop()
         if lost:
             self.log.error("stopped in the middle of {count} frames with many topics: what is left of them is lost", count=lost)
@@ -383,13 +383,13 @@ class SidecarFactory(SourceFactory):
 
     def accept(self, events: list[Event], size: int) -> None:
         """
-        Hand events to the sink, as one batch for all connections that are read in this turn of the reactor, or while
+        Hand events to the sink, in one batch with those of all connections that are read in this turn of the reactor, or while
         events are gathered.
 
         A batch costs the sink and the outbox as much as several events: at 5,000 events a second over 100 connections, one
         batch for each connection costs a sixth more than one for each turn, and one for each 5 ms a third less.
 
-        :param size: how many bytes the events' frames took.
+        :param size: bytes of the events' frames.
         """
         self._gathered += events
         self._gathered_size += size
@@ -400,7 +400,7 @@ class SidecarFactory(SourceFactory):
             self._flushing = self._clock.callLater(max(wait, 0.0), self.flush)
 
     def flush(self) -> None:
-        """Hand over what was read and not yet handed over, as one batch."""
+        """Hand over the gathered events as one batch."""
         if self._flushing is not None and self._flushing.active():
             self._flushing.cancel()
         self._flushing = None
@@ -412,7 +412,7 @@ class SidecarFactory(SourceFactory):
             self._hand_over(events, size, len(events))
 
     def _hand_over_piece(self, events: list[Event], size: int, frames: int) -> Deferred[None] | None:
-        # What was read before goes first.
+        # Events that were read before go first.
         self.flush()
         seen = [self.sessions.see(event) if event.hook in CONCERNED else event for event in events]
         return self._hand_over(seen, size, frames)
@@ -424,7 +424,7 @@ class SidecarFactory(SourceFactory):
 
         Events are counted here rather than when they are read, so that these counters and the sinks' always agree.
 
-        :param frames: how many frames begin with these events.
+        :param frames: number of frames that begin with these events.
         :returns: fires when the batch is accepted; ``None`` when it is.
         """
         self.counters.frames += frames
@@ -452,7 +452,7 @@ class SidecarFactory(SourceFactory):
         self.tell_empty()
 
     def _regulate(self) -> None:
-        """Pause all connections, or go on with them."""
+        """Pause or resume all connections."""
         pieces, unaccepted = self.pieces, self._unaccepted
         unbearable = unaccepted > UNACCEPTED_LIMIT and not self.handover.holds
         if not self.braked and (unbearable or pieces.short > SHORT_LIMIT):

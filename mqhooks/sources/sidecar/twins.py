@@ -1,8 +1,8 @@
 """
-Twins of protobuf messages: classes that parse the same bytes by another definition.
+Making twins of protobuf messages: classes that parse the same bytes by another definition.
 
-On the wire text, bytes, a nested message and an entry of a map look the same, and fields that a definition lacks are kept as
-they are. So a twin can take in what its original refuses, or pass over what takes long.
+Text, bytes, a nested message and an entry of a map look the same on the wire, and fields that a definition lacks are kept as
+they are. So a twin can accept bytes that its original refuses, or skip a field that takes long to parse.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from google.protobuf.message_factory import GetMessageClass
 from mqhooks.errors import MalformedFrame
 
 PROPERTIES = "user_properties"
-"""The field that most messages of the hooks have and few clients fill."""
+"""The field of most messages that few clients fill."""
 
 
 def lenient_twin(message_class: type[Message]) -> type[Any]:
-    """Make a twin with bytes for text, which takes what is not UTF-8, and repeated entries for maps."""
+    """Make a twin with bytes for text, so that it accepts what is not UTF-8, and repeated entries for maps."""
     return _twin(message_class.DESCRIPTOR, _loosen)
 
 
 def summary_of(message_class: type[Message]) -> type[Any]:
     """
-    Make a twin whose user properties are bytes, which it has if there is an entry: those of the last one.
+    Make a twin whose user properties are bytes: those of the last entry, and unset if there is no entry.
 
-    They may be empty: encoders may leave out an empty key and an empty value.
+    Set, they may still be empty: encoders may leave out an empty key and an empty value.
     """
     return _twin(message_class.DESCRIPTOR, partial(_close, PROPERTIES))
 
 
 def without(message_class: type[Message], field: str, data: bytes) -> bytes:
     """
-    Take a field out of a message, however often it is in there. Neither it nor anything else is looked into.
+    Remove every occurrence of a field from a message, without parsing what any field contains.
 
     :raises mqhooks.errors.MalformedFrame: when the bytes are not a protobuf message.
     """
@@ -67,14 +67,14 @@ def _close(name: str, message: DescriptorProto) -> None:
         if field.name == name:
             field.type, field.label = FieldDescriptorProto.TYPE_BYTES, FieldDescriptorProto.LABEL_OPTIONAL
             field.ClearField("type_name")
-            # What proto3 calls optional is alone in a oneof.
+            # A field that proto3 calls optional is alone in a oneof.
             field.proto3_optional, field.oneof_index = True, len(message.oneof_decl)
             message.oneof_decl.add(name=f"_{name}")
     message.ClearField("nested_type")
 
 
 def _loosen(message: DescriptorProto) -> None:
-    # Without its option a map is the repeated entries that it is on the wire; the last of one key wins when they are copied.
+    # Without its option a map is a list of entries, as on the wire. When they are copied, the last of a key wins.
     message.options.ClearField("map_entry")
     for field in message.field:
         if field.type == FieldDescriptorProto.TYPE_STRING:
