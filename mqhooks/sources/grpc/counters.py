@@ -12,13 +12,13 @@ class GrpcCounters(SourceCounters):
     """
     Counters of gRPC calls, from the source's start.
 
-    Health checks are not counted. ``events`` may be more than the calls answered with status 0: a caller may have given up, and
-    more than 1,000 topics are several events.
+    Health checks are not counted. ``events`` may exceed the calls answered with status 0: a caller may have given up, and more
+    than 1,000 topics become several events.
 
     :ivar calls: calls by the status that answered them; those that the caller ended first under ``CANCELLED``.
-    :ivar undecodable: calls whose message is no event.
+    :ivar undecodable: calls whose message is not an event.
     :ivar unknown: calls with an event of a type that no hook sends.
-    :ivar orphaned: calls that began and never ended: they were reset.
+    :ivar orphaned: calls that began, never ended and were reset.
     """
 
     def __init__(self) -> None:
@@ -30,5 +30,5 @@ class GrpcCounters(SourceCounters):
 
     @property
     def malformed(self) -> int:
-        """Calls that should have brought an event and did not; those that never ended are not among them."""
+        """Calls that should have brought an event and did not, except for those that never ended."""
         return self.undecodable

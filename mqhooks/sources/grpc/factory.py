@@ -1,10 +1,10 @@
 """
-What gRPC's connections share: calls become events, and are answered once these are committed.
+Turning the calls of all gRPC connections into events, and answering them once these are committed.
 
-- VerneMQ makes no call twice, whatever the answer, and waits 500 ms for it. So status 0 says that the event is committed and
-  nothing else; what cannot be committed now is refused at once rather than left to wait.
+- VerneMQ makes no call twice, whatever the answer, and waits 500 ms for it. So status 0 means that the event is committed and
+  nothing else, and an event that cannot be committed now is refused at once rather than left to wait.
 - The events of all calls that end in one turn of the reactor are one batch.
-- A caller that has waited long enough is told so. Its event may still be committed: nobody can take it back.
+- A call whose time is up is answered with an error. Its event may still be committed: nobody can take it back.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from mqhooks.support.printable import printable
 from mqhooks.support.ratelimit import RateLimit
 
 UNFINISHED = 64 << 20
-"""How many bytes of messages that have not ended all connections may hold, or one message of ``sidecar.max_frame``."""
+"""Bytes of unfinished messages that all connections together may hold; always room for one of ``sidecar.max_frame``."""
 
 UNSTORED = 4 << 20
-"""How many bytes of messages may wait for their commit before further events are refused."""
+"""Bytes of messages that may wait for their commit before further events are refused."""
 
 DIVIDED = 32 << 20
-"""How many bytes of messages with very many topics may wait before further ones are refused."""
+"""Bytes of messages with very many topics that may wait before further ones are refused."""
 
 ENDING_TIME = 10.0
 """Seconds from a call's headers to the end of its message."""
 
 COMMIT_TIME = 5.0
-"""Seconds that a commit may take: whoever would wait longer is told that it has not come."""
+"""Seconds that a commit may take. A caller that would wait longer gets an error then."""
 
 SERVING, NOT_SERVING = b"\0\0\0\0\2\x08\1", b"\0\0\0\0\2\x08\2"
 """The answers to a health check."""
@@ -67,13 +67,13 @@ class _Awaited:
     """
     Calls that wait for one commit.
 
-    :param factory: has the clock.
-    :param calls: each with when its caller stops waiting.
+    :param clock: tells the time.
+    :param calls: the calls; each has its caller's timeout.
     """
 
     def __init__(self, clock: IReactorTime, calls: list[Call]) -> None:
         self._clock = clock
-        # The first to give up come first: to look at all of them for each takes seconds when there are thousands.
+        # The first to give up come first: with thousands of calls, searching them all for each one takes seconds.
         self._calls = deque(sorted(calls, key=_limit))
         self._timer: IDelayedCall | None = None
         self._schedule()
@@ -107,7 +107,7 @@ def _limit(call: Call) -> float:
 
 
 def answer(calls: list[Call], status: int, words: str = "") -> None:
-    """Answer calls of any connections, with one write to each of these."""
+    """Answer calls of any connections, with one write to each connection."""
     connections = dict.fromkeys(call.connection for call in calls)
     for call in calls:
         call.connection.answer(call, status, words)
@@ -117,10 +117,10 @@ def answer(calls: list[Call], status: int, words: str = "") -> None:
 
 class GrpcFactory(SourceFactory):
     """
-    What the connections share: the sink, the counters, the session table, and the bounds.
+    Holds what the connections share: the sink, the counters, the session table, and the limits.
 
     :param clock: tells the time; its ``callLater(0, …)`` ends a turn.
-    :param sink: gets the events. It is not started or stopped here.
+    :param sink: gets the events. The factory neither starts nor stops it.
     :param max_frame: bytes; a longer message is refused.
     :param sessions: remembers usernames; ``None`` for a table of its own.
     :ivar clock: the same.
@@ -136,7 +136,7 @@ class GrpcFactory(SourceFactory):
     ) -> None:
         super().__init__(sink, GrpcCounters())
         self.clock = clock
-        # Health checks come and go, and are not worth a line.
+        # Connections that have made an event's call. Those for health checks come and go, and are not worth a line.
         self._callers: set[GrpcProtocol] = set()
         self._sessions = SessionTable() if sessions is None else sessions
         self._max_frame = max_frame
@@ -154,7 +154,7 @@ class GrpcFactory(SourceFactory):
         self._current: _Awaited | None = None
 
     def limit(self, *, max_frame: int) -> None:
-        """Replace the longest message's length."""
+        """Replace the limit for a message's length."""
         self._max_frame = max_frame
 
     def left(self, protocol: GrpcProtocol) -> None:
@@ -172,10 +172,10 @@ class GrpcFactory(SourceFactory):
             self._sweeper.cancel()
             self._sweeper = None
 
-    # Calls that have not ended.
+    # Unfinished calls.
 
     def began(self, call: Call) -> None:
-        """Note a call."""
+        """Note a new call."""
         self._unfinished[call] = None
         if call.path == EVENT and call.connection not in self._callers:
             self._callers.add(call.connection)
@@ -185,7 +185,7 @@ class GrpcFactory(SourceFactory):
             self._sweeper = self.clock.callLater(ENDING_TIME, self._sweep)
 
     def brought(self, call: Call, size: int) -> None:
-        """Note that more of a call's message has come, and refuse what becomes too much."""
+        """Note that more of a call's message has come, and refuse the call if it is too long or all take too much."""
         content = call.content
         self._unfinished_size += size
         if len(content) >= 5 and int.from_bytes(content[1:5], "big") > self._max_frame:
@@ -205,7 +205,7 @@ class GrpcFactory(SourceFactory):
         call.connection.refuse(call, RESOURCE_EXHAUSTED, "the message exceeds sidecar.max_frame")
 
     def answered(self, call: Call, status: int) -> None:
-        """Count a call that is over."""
+        """Count an answered call."""
         self._forget(call)
         if call.path != CHECK:
             self.counters.calls[status] += 1
@@ -221,7 +221,7 @@ class GrpcFactory(SourceFactory):
             self._unfinished_size -= len(call.content)
 
     def _sweep(self) -> None:
-        """Reset the calls that have had their time to end."""
+        """Reset the calls that did not end in time."""
         self._sweeper = None
         now = self.clock.seconds()
         connections: dict[GrpcProtocol, None] = {}
@@ -234,10 +234,10 @@ class GrpcFactory(SourceFactory):
         for connection in connections:
             connection.flush()
 
-    # Calls that have.
+    # Finished calls.
 
     def ended(self, call: Call) -> None:
-        """Make an event of a call whose message is here; one whose caller has left meanwhile counts as well."""
+        """Turn a call whose message is complete into an event, even if its caller has left meanwhile."""
         self._forget(call)
         if call.refusal is not None:
             return
@@ -286,7 +286,7 @@ class GrpcFactory(SourceFactory):
                 if self._flushing is None:
                     self._flushing = self.clock.callLater(0, self._flush)
                 return
-            # The order of a client stays, and so its next events wait behind the pieces; as bytes they take the least memory.
+            # To keep the client's order, its next events wait behind the pieces; as bytes they take the least memory.
             divided = Divided(((decode(waiting), size) for waiting in (frame,)), client, cut=False)
         elif divided.cut:
             who = printable(divided.client[1], 64)
@@ -303,7 +303,7 @@ class GrpcFactory(SourceFactory):
         self._pieces.add(awaited, divided._replace(events=self._worked_off(divided.events, awaited, size)), size)
 
     def _worked_off(self, events: Iterator[tuple[Event, int]], awaited: _Awaited, size: int) -> Iterator[tuple[Event, int]]:
-        """Pass events on one by one, which are asked for when the one before is committed; at the end answer the call."""
+        """Pass events on, each asked for once the one before is committed, and answer the call at the end."""
         try:
             for event in events:
                 self._current = awaited
@@ -324,7 +324,7 @@ class GrpcFactory(SourceFactory):
         awaited.end(INVALID_ARGUMENT, "a part of the message is not an event")
 
     def _flush(self) -> None:
-        """Hand over what the calls of this turn brought, as one batch."""
+        """Hand over the events of this turn's calls as one batch."""
         if self._flushing is not None and self._flushing.active():
             self._flushing.cancel()
         self._flushing = None
@@ -369,10 +369,10 @@ class GrpcFactory(SourceFactory):
         self.complain(calls[0].connection, "full", f"events are refused: {words}")
         answer(calls, RESOURCE_EXHAUSTED, words)
 
-    # The end.
+    # Stopping.
 
     def give_up(self) -> None:
-        """Abort all connections, and forget what is not yet handed over."""
+        """Abort all connections, and forget events that are not yet handed over."""
         lost = self._pieces.drop()
         if lost:
             self.log.error("stopped in the middle of {count} calls with many topics: what is left of them is lost", count=lost)
@@ -388,14 +388,14 @@ class GrpcFactory(SourceFactory):
 
 
 class _Compressed(Exception):
-    """A message is compressed."""
+    """Raised for a compressed message."""
 
 
 def _message(content: bytes) -> bytes:
     """
-    Take the five bytes off a message.
+    Remove the five bytes before a message.
 
-    :raises mqhooks.errors.MalformedFrame: when it is not one whole message.
+    :raises mqhooks.errors.MalformedFrame: when the content is not exactly one message.
     """
     if len(content) < 5 or content[0] > 1 or int.from_bytes(content[1:5], "big") != len(content) - 5:
         raise MalformedFrame("not one gRPC message")
@@ -406,9 +406,9 @@ def _message(content: bytes) -> bytes:
 
 def _frame(message: bytes) -> bytes:
     """
-    Take the event out of an ``EventRequest``: what a frame of the TCP stream holds.
+    Extract the event from an ``EventRequest``: the bytes that a frame of the TCP stream has.
 
-    :raises mqhooks.errors.MalformedFrame: when there is none.
+    :raises mqhooks.errors.MalformedFrame: when the message is not an ``EventRequest``, or has no event.
     """
     if message[:1] == b"\x0a":
         at, length, shift = 1, 0, 0

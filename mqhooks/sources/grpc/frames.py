@@ -1,8 +1,8 @@
 """
 Cutting an HTTP/2 connection's bytes into whole frames, before ``h2`` sees them.
 
-``h2`` keeps the protocol. What it leaves open is bounded here: it collects a frame of any length before it refuses it, it works
-off all that it is given in one go, and it answers no call any more once the peer has said that it opens no further ones.
+``h2`` implements the protocol, and this module bounds what it does not: ``h2`` collects a frame of any length before it refuses
+it, works off all its input in one go, and no longer answers calls once the peer has said that it opens no more.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client sends first."""
 
 MAX_FRAME = 1 << 14
-"""Bytes of a frame: what HTTP/2 allows unless the server says more, and ours does not."""
+"""Longest frame, in bytes: HTTP/2's default, which we don't raise."""
 
 MAX_HEADERS = 8 << 10
-"""Bytes of a call's headers as they are sent; VerneMQ's are 300. A byte may cost as much as two microseconds."""
+"""Most bytes of a call's headers on the wire; VerneMQ sends 300. A byte may cost as much as two microseconds."""
 
 TURN = 64
-"""How many frames of a connection are worked off in one turn of the reactor; 128 bytes of headers count as one more."""
+"""Frames of a connection that are worked off in one turn of the reactor; each 128 bytes of headers count as one more."""
 
 SMALL = 64
-"""A data frame of at least so many bytes is no abuse."""
+"""Shortest data frame, in bytes, that never counts as idle."""
 
 _DATA, _HEADERS, _PRIORITY, _GOAWAY, _CONTINUATION = 0, 1, 2, 7, 9
 _END_STREAM, _END_HEADERS = 1, 4
@@ -32,9 +32,9 @@ PROTOCOL_ERROR, FRAME_SIZE_ERROR, ENHANCE_YOUR_CALM = 1, 6, 11
 
 class Unacceptable(MqhooksError):
     """
-    A connection cannot go on.
+    Raised when a connection cannot go on.
 
-    :param code: why, in HTTP/2's codes.
+    :param code: HTTP/2's error code.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -44,9 +44,9 @@ class Unacceptable(MqhooksError):
 
 class Frames:
     """
-    Cuts what one connection sends after its preface.
+    Cuts one connection's bytes, after its preface, into frames.
 
-    :ivar idle: how many frames went by that are no part of a call that was worth it; the owner takes some off.
+    :ivar idle: frames that did not advance a call; the owner lowers it with time and with each answered call.
     :ivar leaving: whether the peer has said that it opens no further calls.
     """
 
@@ -57,15 +57,15 @@ class Frames:
         self._headers = 0
 
     def add(self, data: bytes) -> None:
-        """Take in what was read."""
+        """Add bytes that were read."""
         self._buffer += data
 
     def cut(self) -> tuple[bytes, bool]:
         """
-        Cut off the next frames, at most :data:`TURN`, without those that are of no use.
+        Cut off the next frames, at most :data:`TURN`, leaving out those that ``h2`` does not need.
 
-        :returns: them, and whether there may be more.
-        :raises Unacceptable: when there is a frame that no client of ours sends.
+        :returns: the frames, and whether there may be more.
+        :raises Unacceptable: at a frame that is too long, or a call with too many bytes of headers.
         """
         buffer = self._buffer
         at = start = count = 0
@@ -79,7 +79,7 @@ class Frames:
             except Unacceptable:
                 if not count:
                     raise
-                # The calls before it first.
+                # The calls before it come first.
                 count = TURN
                 break
             after = at + 9 + length
@@ -114,9 +114,9 @@ class Frames:
 
 def goaway(last: int, code: int = 0) -> bytes:
     """
-    Make the frame that ends a connection once the calls up to the last one are answered; ``h2`` would end it at once.
+    Make the frame that ends a connection once the calls up to ``last`` are answered; ``h2`` would end it at once.
 
     :param last: the last call's number.
-    :param code: why, in HTTP/2's codes.
+    :param code: HTTP/2's error code.
     """
     return b"\0\0\x08\x07\0\0\0\0\0" + last.to_bytes(4, "big") + code.to_bytes(4, "big")

@@ -15,14 +15,14 @@ from mqhooks.support.listening import can_be_reached
 
 class GrpcService(SourceService):
     """
-    Listens for calls; when it stops, it answers those that are here.
+    Listens for calls. When it stops, it answers those that have arrived.
 
-    VerneMQ is told then that no further calls are taken (GOAWAY), and drops events until it reconnects.
+    It then tells VerneMQ that it takes no further calls (GOAWAY), and VerneMQ drops events until it reconnects.
 
     :param reactor: listens and tells the time.
     :param settings: where to listen.
-    :param factory: what the connections share.
-    :raises mqhooks.errors.ConfigError: when a description is wrong, or other machines can connect without the settings' leave.
+    :param factory: shared by the connections.
+    :raises mqhooks.errors.ConfigError: when a description is wrong, or other machines can connect and the settings forbid it.
     """
 
     via = "grpc"
@@ -39,5 +39,5 @@ class GrpcService(SourceService):
                 )
 
     def limit(self, *, max_frame: int) -> None:
-        """Replace the longest message's length."""
+        """Replace the limit for a message's length."""
         self.factory.limit(max_frame=max_frame)

@@ -1,10 +1,10 @@
 """
-The connections of VerneMQ's gRPC client: HTTP/2 without TLS, without upgrade.
+The connections of VerneMQ's gRPC client: HTTP/2 without TLS and without upgrade.
 
-- ``h2`` keeps the protocol; :mod:`~mqhooks.sources.grpc.frames` bounds what it leaves open. What a peer can make us do or hold
-  is bounded by frames a turn, calls a connection, and bytes of answers that it does not read.
+- ``h2`` implements the protocol; :mod:`~mqhooks.sources.grpc.frames` bounds what it does not. The work and memory that a peer
+  can cause are bounded by frames a turn, calls a connection, and bytes of answers that it does not read.
 - Every call is answered in gRPC, whatever is wrong with it: an HTTP error ends the process in VerneMQ that owns the connection,
-  and with it all of its calls. Only what never ends is reset.
+  and with it all of its calls. Only a call that never ends is reset.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ EVENT = b"/webhook.v1beta1.PluginService/Event"
 CHECK = b"/grpc.health.v1.Health/Check"
 
 CALLS = 1000
-"""How many calls of a connection may be open; VerneMQ has 100 in flight over all connections."""
+"""Most open calls of a connection; VerneMQ has 100 in flight over all connections."""
 
 WINDOW = 1 << 20
-"""How many bytes of a call, and of all calls of a connection, may be on their way."""
+"""Flow control window, in bytes, of a call and of a connection."""
 
 IDLE = 2000
-"""How many frames a connection may send beyond those of its calls, at once."""
+"""Frames that a connection may send at once beyond those of its calls."""
 
 IDLE_RATE = 500
-"""How many of them a second."""
+"""Such frames that it may send each second after that."""
 
 WORTH = 8
-"""How many of them an answered call is worth: window updates and pings belong to it."""
+"""Such frames that each answered call allows, for window updates and pings."""
 
 PREFACE_TIME = 10.0
-"""Seconds that a client has to send its first bytes."""
+"""Seconds that a client has to send its preface."""
 
 EMPTY = b"\0\0\0\0\0"
 """The empty message, which answers an event."""
@@ -63,7 +63,7 @@ _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-
 
 class _Connection(H2Connection):
     """
-    An ``h2`` connection that remembers fewer of the calls that have ended: 65,536 of each of 100 connections take a gigabyte.
+    An ``h2`` connection that remembers fewer ended calls: 65,536 for each of 100 connections take a gigabyte.
     """
 
     MAX_CLOSED_STREAMS = 1024
@@ -73,16 +73,16 @@ class Call:
     """
     One call that is not answered yet.
 
-    :ivar connection: where it came.
+    :ivar connection: its connection.
     :ivar stream: its number there.
-    :ivar path: what it calls.
-    :ivar packed: how its message may be compressed.
+    :ivar path: the method that it calls.
+    :ivar packed: the compression that its message may have.
     :ivar timeout: seconds that the caller waits; ``None`` when it does not say.
     :ivar began: when it began, in the reactor's seconds.
-    :ivar content: what has come of its message.
-    :ivar taken: bytes of it, and of padding, that its window has to be opened for.
-    :ivar ended: whether that is all.
-    :ivar refusal: with which status and words it is refused, if it is.
+    :ivar content: the part of its message that has arrived.
+    :ivar taken: bytes, including padding, for which its window has not been opened again.
+    :ivar ended: whether the message is complete.
+    :ivar refusal: status and words of its refusal, if it is refused.
     """
 
     __slots__ = ("began", "connection", "content", "ended", "packed", "path", "refusal", "stream", "taken", "timeout")
@@ -109,7 +109,7 @@ def timeout(value: bytes | None) -> float | None:
     """
     Read a ``grpc-timeout``.
 
-    :returns: seconds; ``None`` when there is none that can be read.
+    :returns: seconds; ``None`` when it is missing or cannot be read.
     """
     match = None if value is None else _TIMEOUT.fullmatch(value)
     return None if match is None else int(match[1]) * _UNITS[match[2]]
@@ -117,7 +117,7 @@ def timeout(value: bytes | None) -> float | None:
 
 class Owner(Interface):
     """
-    What a connection's protocol tells of its calls.
+    What a connection's protocol needs from its factory.
 
     :ivar clock: tells the time; its ``callLater(0, …)`` ends a turn.
     """
@@ -131,22 +131,22 @@ class Owner(Interface):
         """Note that a connection ended."""
 
     def began(self, call: Call) -> None:
-        """Note a call."""
+        """Note a new call."""
 
     def brought(self, call: Call, size: int) -> None:
-        """Note that more of a call's message has come; it may be refused."""
+        """Note that more of a call's message has come; the call may be refused."""
 
     def ended(self, call: Call) -> None:
-        """Take a whole call; it is answered now or later."""
+        """Take a complete call, and answer it now or later."""
 
     def answered(self, call: Call, status: int) -> None:
-        """Count a call that is over."""
+        """Count an answered call."""
 
     def orphaned(self, call: Call) -> None:
         """Count a call that never ended."""
 
     def complain(self, protocol: GrpcProtocol, kind: str, complaint: str) -> None:
-        """Log what is wrong with a peer, at times."""
+        """Log what is wrong with a peer, at a limited rate."""
 
 
 @implementer(IPushProducer)
@@ -154,7 +154,7 @@ class GrpcProtocol(Protocol):
     """
     Takes calls, and answers them when the factory says so.
 
-    :ivar calls: those that are not answered, by number, in the order in which they began.
+    :ivar calls: the unanswered calls, by number, in the order in which they began.
     """
 
     factory: Owner
@@ -168,7 +168,7 @@ class GrpcProtocol(Protocol):
             H2Configuration(
                 client_side=False,
                 header_encoding=None,
-                # What is wrong with one call must not end the others'.
+                # A fault in one call must not end the others.
                 validate_inbound_headers=False,
                 normalize_inbound_headers=False,
                 validate_outbound_headers=False,
@@ -178,7 +178,7 @@ class GrpcProtocol(Protocol):
         self._h2.local_settings = Settings(
             client=False,
             initial_values={
-                # More than we keep: with h2, one call beyond it ends the connection.
+                # More than we keep, because h2 ends the connection at one call beyond it.
                 SettingCodes.MAX_CONCURRENT_STREAMS: 2 * CALLS,
                 SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
                 SettingCodes.MAX_HEADER_LIST_SIZE: 1 << 14,
@@ -198,7 +198,7 @@ class GrpcProtocol(Protocol):
 
     @property
     def peer(self) -> str:
-        """Who is at the other end, for the log."""
+        """The peer's address, for the log."""
         assert self.transport is not None
         return address_name(self.transport.getPeer())
 
@@ -214,7 +214,7 @@ class GrpcProtocol(Protocol):
         self.factory.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Leave the factory's connections. What its calls brought is kept; what they have not brought is lost."""
+        """Leave the factory's connections. Events of complete calls are kept; unfinished calls are lost."""
         self._lost = self._closing = True
         self._began()
         self._blocked.clear()
@@ -222,10 +222,10 @@ class GrpcProtocol(Protocol):
             self._cancelled(call)
         self.factory.left(self)
 
-    # What comes in.
+    # Reading.
 
     def dataReceived(self, data: bytes) -> None:
-        """Take in one read of the socket. Nothing is raised."""
+        """Take in one read of the socket. Raise nothing."""
         if self._lost:
             return
         if not self._begun:
@@ -262,7 +262,7 @@ class GrpcProtocol(Protocol):
         self.abort()
 
     def _work(self) -> None:
-        """Work off some frames; the rest in the next turn, so that others have theirs."""
+        """Work off some frames, and leave the rest for the next turn, so that other connections have theirs."""
         self._working = False
         if self._lost:
             return
@@ -288,12 +288,12 @@ class GrpcProtocol(Protocol):
         except ProtocolError as error:
             raise Unacceptable(int(error.error_code), f"not HTTP/2 as it should be ({error})") from None
         except Exception as error:
-            # Whatever else damaged bytes make of h2 and the libraries below it.
+            # Damaged bytes can make h2 and the libraries below it raise anything.
             name = type(error).__name__
             raise Unacceptable(PROTOCOL_ERROR, f"not HTTP/2 as it should be ({name}: {error})") from None
 
     def _calm(self) -> None:
-        """End a connection that sends much more than calls."""
+        """Raise :exc:`Unacceptable` if the peer sends far more frames than its calls need."""
         frames = self._frames
         if frames.idle > IDLE:
             now = self.factory.clock.seconds()
@@ -303,7 +303,7 @@ class GrpcProtocol(Protocol):
                 raise Unacceptable(ENHANCE_YOUR_CALM, "a flood of frames that belong to no calls")
 
     def _take(self, events: list[Any]) -> None:
-        # ``h2`` has seen all of them, so a call may be over already: nothing is sent before each of them was looked at.
+        # ``h2`` has seen all of these events, so a call may be over already: look at them all before sending anything.
         ended: list[Call] = []
         opened = False
         taken = 0
@@ -343,9 +343,9 @@ class GrpcProtocol(Protocol):
 
     def _make_room(self, taken: int) -> None:
         """
-        Let the peer send more once half of a window is used. ``h2`` would look at each call.
+        Let the peer send more once half of the window is used. ``h2`` itself would look at each call.
 
-        :param taken: how many bytes came.
+        :param taken: bytes that came.
         """
         self._taken += taken
         if self._taken >= WINDOW // 2:
@@ -373,14 +373,14 @@ class GrpcProtocol(Protocol):
         if call.refusal is not None:
             self._early.append(call)
 
-    # What goes out.
+    # Answering.
 
     def answer(self, call: Call, status: int, words: str = "", message: bytes = EMPTY) -> None:
         """
-        Answer a call, unless it is answered or its caller has left. :meth:`flush` sends it.
+        Answer a call, unless it is answered or its caller has left. :meth:`flush` sends the answer.
 
-        :param words: what is wrong, in plain ASCII; always the same few, since the peer keeps them in its header table.
-        :param message: for status 0, with the five bytes before it.
+        :param words: the reason, in plain ASCII. Use only a few fixed texts, since the peer keeps them in its header table.
+        :param message: the message for status 0, with the five bytes before it.
         """
         if self.calls.pop(call.stream, None) is None:
             return
@@ -401,7 +401,7 @@ class GrpcProtocol(Protocol):
             self._reset(call.stream, ErrorCodes.NO_ERROR)
 
     def refuse(self, call: Call, status: int, words: str) -> None:
-        """Refuse a call that has not ended, and forget what has come of it."""
+        """Refuse a call that has not ended, and forget the part that has arrived."""
         call.refusal = status, words
         call.content = bytearray()
         self._early.append(call)
@@ -416,13 +416,13 @@ class GrpcProtocol(Protocol):
                 self.answer(call, *call.refusal)
 
     def orphan(self, call: Call) -> None:
-        """Reset a call that does not end."""
+        """Reset a call that does not end, and count it."""
         if self.calls.pop(call.stream, None) is not None:
             self.factory.orphaned(call)
             self._reset(call.stream, ErrorCodes.CANCEL)
 
     def flush(self) -> None:
-        """Write what is to be sent."""
+        """Write the bytes that are ready to be sent."""
         data = self._h2.data_to_send()
         if data and not self._lost:
             assert self.transport is not None
@@ -431,7 +431,7 @@ class GrpcProtocol(Protocol):
 
     def _send(self, stream: int, message: bytes) -> None:
         if self._h2.local_flow_control_window(stream) < len(message):
-            # The peer has no room for five bytes; one that never has gets no further than MAX_CONCURRENT_STREAMS.
+            # The peer has no room for five bytes. If it never has, MAX_CONCURRENT_STREAMS bounds what is kept here.
             self._blocked[stream] = message
             return
         self._h2.send_headers(stream, _OK_HEADERS)
@@ -442,22 +442,22 @@ class GrpcProtocol(Protocol):
         try:
             self._h2.reset_stream(stream, code)
         except ProtocolError:
-            # The peer has reset it itself.
+            # The peer has reset the call itself.
             pass
 
     def _cancelled(self, call: Call) -> None:
         del self.calls[call.stream]
         self.factory.answered(call, CANCELLED)
 
-    # Going on and ending.
+    # Pausing and ending.
 
     def pauseProducing(self) -> None:
-        """Read no more: the peer does not read its answers."""
+        """Stop reading, because the peer does not read its answers."""
         self._unread = True
         self._regulate()
 
     def resumeProducing(self) -> None:
-        """Go on reading."""
+        """Resume reading."""
         self._unread = False
         self._regulate()
 
@@ -474,7 +474,7 @@ class GrpcProtocol(Protocol):
             transport.resumeProducing()
 
     def close(self) -> None:
-        """Take no further calls, answer those that are here, and close the connection."""
+        """Take no further calls, answer those that have arrived, and close the connection."""
         if not self._closing:
             self._closing = True
             if self._begun and self.transport is not None:
@@ -487,7 +487,7 @@ class GrpcProtocol(Protocol):
             self._lose()
 
     def _end(self, code: int, why: str) -> None:
-        """Close a connection whose peer does what no client of ours does."""
+        """Close the connection because of a fault of the peer."""
         if self._lost:
             return
         self.factory.complain(self, "protocol", f"{why}: connection closed")

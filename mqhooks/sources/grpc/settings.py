@@ -1,5 +1,5 @@
 """
-Where gRPC calls are taken.
+Settings of the gRPC source.
 """
 
 from __future__ import annotations
@@ -7,19 +7,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GRPC_PORT = 8893
-"""Where gRPC calls are taken by default; nothing listens for them unless it is asked for."""
+"""Default port for gRPC calls. Nothing listens there unless the configuration asks for it."""
 
 GRPC_LISTEN = f"tcp:{GRPC_PORT}:interface=127.0.0.1"
-"""The same as an endpoint."""
+"""The same as an endpoint string."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcSettings:
     """
-    Where VerneMQ's gRPC calls are taken.
+    Settings for taking VerneMQ's gRPC calls.
 
-    :param listen: Twisted endpoint strings; none for no gRPC.
-    :param insecure: whether other machines may connect: there is neither TLS nor authentication.
+    :param listen: Twisted endpoint strings; empty for no gRPC.
+    :param insecure: whether other machines may connect, although there is neither TLS nor authentication.
     """
 
     listen: tuple[str, ...] = ()

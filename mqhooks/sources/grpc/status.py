@@ -1,5 +1,5 @@
 """
-What gRPC's status codes are called.
+Names of gRPC's status codes.
 """
 
 from __future__ import annotations
@@ -23,4 +23,4 @@ STATUSES = {
     UNIMPLEMENTED: "UNIMPLEMENTED",
     UNAVAILABLE: "UNAVAILABLE",
 }
-"""Those that a call can end with, with their names."""
+"""The names of the codes that a call can end with."""
