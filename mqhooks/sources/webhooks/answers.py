@@ -1,7 +1,7 @@
 """
-What VerneMQ is answered.
+Answers to VerneMQ's requests.
 
-Every hook is told ``next``: mqhooks never grants or changes anything. VerneMQ takes every status but 200 for an error.
+Every hook is told ``next``: mqhooks never grants or changes anything. VerneMQ treats every status except 200 as an error.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import msgspec
 
 class Answer(msgspec.Struct, frozen=True):
     """
-    An answer.
+    An HTTP response.
 
-    :param head: its status line and headers, each with its end; what ends the head is missing.
+    :param head: its status line and headers, each with its line end, but without the empty line after them.
     :param body: its body.
     """
 
@@ -24,10 +24,10 @@ class Answer(msgspec.Struct, frozen=True):
 
     def write(self, *, connection: bytes = b"", bodiless: bool = False) -> bytes:
         """
-        Put it into bytes.
+        Encode the answer.
 
         :param connection: the ``Connection`` header's value, if it needs one.
-        :param bodiless: whether the body is left out, as for ``HEAD``.
+        :param bodiless: whether to leave the body out, as for ``HEAD``.
         """
         further = b"connection: %b\r\n" % connection if connection else b""
         return b"%b%b\r\n%b" % (self.head, further, b"" if bodiless else self.body)
@@ -41,18 +41,18 @@ def _answer(status: HTTPStatus, body: bytes, further: bytes = b"") -> Answer:
 
 def problem(status: HTTPStatus, text: str, further: bytes = b"") -> Answer:
     """
-    Make the answer that says what is wrong.
+    Make an answer that reports an error.
 
-    :param further: further headers, each with its end.
+    :param further: more headers, each with its line end.
     """
     return _answer(status, msgspec.json.encode({"error": text}), further)
 
 
 NEXT = _answer(HTTPStatus.OK, b'{"result":"next"}')
-"""Fine."""
+"""The answer to everything that is not refused."""
 
 NEXT_BYTES = NEXT.write()
-"""The same, as HTTP/1.1 has it on a connection that goes on."""
+"""The same, encoded for an HTTP/1.1 connection that stays open."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-"""Have a client that waits for it send its body."""
+"""Tells a client that waits for it to send its body."""

@@ -1,5 +1,5 @@
 """
-Counters of the requests that VerneMQ's webhooks make.
+Counters of the requests from VerneMQ's webhooks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ class WebhooksCounters(SourceCounters):
     """
     Counters of one listener, from its start.
 
-    :ivar questions: what VerneMQ asked an authorizer and was told to ask the next one, by hook; no events.
-    :ivar unknown: requests of hooks that are not known.
+    :ivar questions: questions to an authorizer, by hook. They are no events; the answer is always ``next``.
+    :ivar unknown: requests of unknown hooks.
     :ivar undecodable: bodies that are not what their hook sends.
     :ivar oversized: bodies longer than ``max_body``.
-    :ivar truncated: requests that their connection's end cut off, or that came too slowly.
-    :ivar invalid: what is no request for this address: not HTTP, another path or method, no hook.
+    :ivar truncated: requests cut off by the end of their connection, or that came too slowly.
+    :ivar invalid: requests that don't belong here: not HTTP, another path or method, no hook.
     :ivar unauthorized: requests with a wrong token or password, or without one.
-    :ivar late: events whose commit did not come in time to be answered; they may still be committed.
+    :ivar late: events that were not committed in time for their answer; they may still be committed.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class WebhooksCounters(SourceCounters):
         self.late = 0
 
     def count(self, kind: str) -> None:
-        """Count a request that is refused, by the counter's name."""
+        """Count a refused request, by the counter's name."""
         setattr(self, kind, getattr(self, kind) + 1)
 
     @property

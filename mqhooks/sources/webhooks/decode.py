@@ -1,9 +1,9 @@
 """
-Decoding the body of a request of VerneMQ's ``vmq_webhooks`` into an :class:`~mqhooks.events.Event`.
+Decoding the body of a request from VerneMQ's ``vmq_webhooks`` into an :class:`~mqhooks.events.Event`.
 
-- The header ``vernemq-hook`` alone says which hook it is; keys are read by name, and unknown ones are ignored. VerneMQ's own
-  bodies have neither time nor session; gojek's fork adds them.
-- Only what JSON can carry to an endpoint gets in: numbers of 64 bits at most, and no deep nesting.
+- The header ``vernemq-hook`` alone names the hook; keys are read by name, and unknown ones are ignored. VerneMQ's own bodies
+  have neither time nor session; gojek's fork adds them.
+- Only values that JSON can carry on to an endpoint get in: numbers of 64 bits at most, and no deep nesting.
 """
 
 from __future__ import annotations
@@ -54,22 +54,22 @@ QUESTIONS = (
     "auth_on_subscribe_m5",
     "on_auth_m5",
 )
-"""The hooks that ask an authorizer. They are no events, and carry passwords: nothing of them is read."""
+"""The hooks that ask an authorizer. They are no events, and carry passwords, so their bodies are not read."""
 
 OTHERS = 10_000
-"""How many values the other properties may have, those in lists and objects included."""
+"""Most values in the properties other than user properties, including those in lists and objects."""
 
 OTHERS_SIZE = 2 << 20
-"""How many bytes of JSON they may have; MQTT's properties have 64 KiB each."""
+"""Most bytes of JSON in them; MQTT's properties have 64 KiB each."""
 
 REFUSED = 128
 """The QoS of a topic that was refused; MQTT 5 has further numbers above it."""
 
 DEPTH = 8
-"""How deep a property may be nested."""
+"""Most levels of nesting in a property."""
 
 _UNSET = "undefined"
-"""What the fork writes for what is not set."""
+"""The fork's placeholder for a value that is not set."""
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -129,9 +129,9 @@ class _Pair(msgspec.Struct, gc=False):
 
 class _Said(NamedTuple):
     """
-    What a body says, apart from what stands there as the event has it.
+    A body's values that need decoding; the event takes the others as they are.
 
-    :param properties: those of MQTT 5 without the user properties, by VerneMQ's names; ``None`` when there are none.
+    :param properties: MQTT 5's properties without the user properties, by VerneMQ's names; ``None`` when there are none.
     """
 
     time: int
@@ -153,11 +153,11 @@ _any = msgspec.json.Decoder().decode
 
 class Hook(NamedTuple):
     """
-    How one hook's request is read.
+    Reads one hook's requests.
 
-    :param chain: whether VerneMQ takes the answer for a decision: anything but "next" would be one, or an error.
-    :param body: its body's type.
-    :param read: makes the event of a body and what it says.
+    :param chain: whether VerneMQ treats the answer as a decision: anything except "next" would be one, or an error.
+    :param body: parses the body's JSON.
+    :param read: makes the event from the parsed body and its decoded values.
     :param mqtt5: whether its client speaks MQTT 5.
     """
 
@@ -173,8 +173,8 @@ def decode(hook: Hook, body: bytes, now: int, *, text: bool = False) -> Event:
 
     :param body: its JSON.
     :param now: when it arrived, in nanoseconds since 1970: the event's time, unless the body has one.
-    :param text: whether VerneMQ writes payloads as text. If not, one that is not base64 is taken as text all the same.
-    :raises mqhooks.errors.MalformedBody: when the body is not what the hook sends; the message does not show its content.
+    :param text: whether VerneMQ writes payloads as text. If not, a payload that is not base64 is still read as text.
+    :raises mqhooks.errors.MalformedBody: when the hook does not send such a body; the message does not show its content.
     """
     try:
         read = hook.body(body)
@@ -189,9 +189,9 @@ def decode(hook: Hook, body: bytes, now: int, *, text: bool = False) -> Event:
 
 def divide(event: Event) -> Iterator[Event]:
     """
-    Make several events of one that carries very many topics, as the sidecar's frames do; usually it is the only one.
+    Divide an event with very many topics into several, as the sidecar does with its frames; most events stay whole.
 
-    What each topic's body repeats counts as well: client id, username and properties can be long.
+    The size of what each topic's body repeats counts too: client id, username and properties can be long.
     """
     topics = getattr(event.message, "topics", ())
     if len(topics) < 2:
@@ -224,7 +224,7 @@ def _time(text: str | None, now: int) -> int:
     except (ValueError, OverflowError):
         return now
     nanoseconds = seconds * 1_000_000_000 + int((match[2] or "0").ljust(9, "0"))
-    # As the sidecar's decoder does: 64 bits.
+    # 64 bits, as in the sidecar's decoder.
     return min(max(nanoseconds, -0x8000_0000_0000_0000), 0x7FFF_FFFF_FFFF_FFFF)
 
 
@@ -238,7 +238,7 @@ def _payload(payload: str, *, text: bool) -> bytes:
 
 
 def _properties(raw: msgspec.Raw) -> tuple[UserProperties, Properties | None]:
-    # What is skipped costs next to nothing; what is decoded can take a hundred times its bytes, and seconds.
+    # Skipping costs next to nothing; decoding can take a hundred times the bytes, and seconds.
     if _size(raw) > OTHERS_SIZE and _size(raw) - _size(_user_property(raw).p_user_property) > OTHERS_SIZE:
         raise MalformedBody(f"not what this hook sends: its properties have more than {OTHERS_SIZE} bytes")
     properties = {}
@@ -257,7 +257,7 @@ def _properties(raw: msgspec.Raw) -> tuple[UserProperties, Properties | None]:
 
 
 def _first(pairs: Iterable[tuple[str, str]]) -> UserProperties:
-    """Keep the first user properties, as many as the sidecar's frames may have."""
+    """Keep the first user properties, up to the sidecar's limits."""
     kept: dict[str, str] = {}
     size = 0
     for key, value in islice(pairs, MANY):
@@ -277,7 +277,7 @@ def _plain_text(encoded: str) -> str:
 
 
 def _frozen(value: Any, depth: int) -> Any:
-    """Make a value that cannot be changed, and refuse what the encoder of a body could not write."""
+    """Make a value immutable, and refuse one that could not be encoded in a body."""
     if isinstance(value, list | dict):
         if not depth:
             raise ValueError("too deep")
@@ -294,7 +294,7 @@ def _set(text: str | None) -> str:
 
 
 def _event(hook: str, message: Any, body: _Body, said: _Said, user: str = "") -> Event:
-    # The order is that of the requests: a client has one at a time.
+    # Requests come in order, since a client has one at a time: no merge window needs the timestamps.
     return Event(hook, message, said.time, body.mountpoint, body.client_id, user, False, said.mqtt5, said.properties)  # noqa: FBT003
 
 
@@ -356,7 +356,7 @@ def _subscribe(body: _Subscription, said: _Said) -> Event:
 
 
 def _options(topics: list[_Topic]) -> tuple[SubscriptionOptions | None, ...]:
-    # There are few different ones, and perhaps a million topics.
+    # There may be a million topics, but few different options.
     known: dict[tuple[bool, bool, str], SubscriptionOptions] = {}
     options: list[SubscriptionOptions | None] = []
     for topic in topics:
@@ -430,7 +430,7 @@ def _number(name: str, names: tuple[str, ...]) -> int:
 
 def _hooks() -> Iterator[tuple[bytes, Hook]]:
     reads: tuple[tuple[str, bool, bool, Any, Callable[[Any, _Said], Event]], ...] = (
-        # Name, whether there is a variant for MQTT 5, whether the answer is a decision.
+        # Name, whether there is a variant for MQTT 5, whether the answer is a decision, the body's type, the event's maker.
         ("on_register", True, False, _Registration, _register),
         ("on_register_failed", True, False, _Registration, _register_failed),
         ("on_publish", True, False, _Message, _publish),
@@ -452,4 +452,4 @@ def _hooks() -> Iterator[tuple[bytes, Hook]]:
 
 
 HOOKS: Mapping[bytes, Hook] = MappingProxyType(dict(_hooks()))
-"""How each hook's request is read, by what its header says."""
+"""The reader of each hook's requests, by the value of the header ``vernemq-hook``."""

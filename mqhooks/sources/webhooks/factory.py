@@ -1,11 +1,11 @@
 """
-What all of VerneMQ's connections share: from requests to committed events, and back to answers.
+Turning the requests of all of VerneMQ's connections into committed events, and answering them.
 
-- An answer means that the event is committed: VerneMQ acknowledges its client's message after it.
-- What all connections bring in one turn of the reactor is one batch, and so one commit. There is no waiting for more.
+- An answer means that the event is committed: VerneMQ acknowledges its client's message only then.
+- The events that all connections bring in one turn of the reactor are one batch, and so one commit. It does not wait for more.
 - Refusing is better than stalling: a stalled request holds up its client, and 50 of them every hook that goes to this address.
-  So what cannot be committed is refused at once, and what is not committed within seconds is given up. Where VerneMQ takes the
-  answer for a decision, it is told to go on all the same.
+  So an event that cannot be committed is refused at once, and one that is not committed within seconds is given up. Where
+  VerneMQ treats the answer as a decision, the answer is ``next`` all the same.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.support.ratelimit import RateLimit
 
 ANSWER_TIME = 4.0
-"""How many seconds a commit may take before VerneMQ is answered without it: less than its own 5."""
+"""Seconds that a commit may take before VerneMQ gets an answer without it: less than VerneMQ's own timeout of 5."""
 
 REQUEST_TIME = 30.0
-"""How many seconds a request may take from its first byte to its last."""
+"""Seconds that a request may take from its first byte to its last."""
 
 IDLE_TIME = 300.0
-"""How many seconds an idle connection is kept: longer than VerneMQ keeps it, so that it is VerneMQ who closes it."""
+"""Seconds that an idle connection stays open: longer than VerneMQ keeps it, so that VerneMQ closes it."""
 
 UNCOMMITTED_LIMIT = 64 << 20
-"""How many bytes of bodies may wait for their commit before further ones are refused."""
+"""Bytes of bodies that may wait for their commit before further ones are refused."""
 
 DIVIDED = 16 << 20
-"""How many bytes of bodies with very many topics may be worked off before further ones are refused."""
+"""Bytes of bodies with very many topics that may be in progress before further ones are refused."""
 
 PATIENCE = 1.0
-"""Seconds of refusing before a warning, and between two looks at the connections."""
+"""Seconds of refusing before a warning, and between two checks of the connections."""
 
 _FULL = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the outbox has no room for more events")
 _LOST = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event was not accepted: the log of mqhooks says why")
@@ -63,7 +63,7 @@ _TOO_MANY = problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many events with very m
 
 
 class _Batch:
-    """Events that are committed together: the requests that brought them, how many bytes they had, and the deadline's timer."""
+    """Events that are committed together: the requests that brought them, their bytes, and the deadline's timer."""
 
     __slots__ = ("exchanges", "late", "overdue", "size")
 
@@ -75,7 +75,7 @@ class _Batch:
 
 
 class _Divided(NamedTuple):
-    """An event with very many topics, or one that waits behind such: its pieces, its bytes, its deadline."""
+    """An event with very many topics, or one that waits behind such an event: its pieces, bytes and deadline."""
 
     exchange: Exchange
     pieces: deque[Event]
@@ -86,16 +86,16 @@ class _Divided(NamedTuple):
 @implementer(IProtocolNegotiationFactory)
 class WebhooksFactory(SourceFactory):
     """
-    What the connections share.
+    Holds what the connections share: the sink, the counters, the session table, and the limits.
 
     :param reactor: a clock, whose ``callLater(0, …)`` ends a turn.
-    :param sink: gets the events. It is not started or stopped here.
-    :param settings: what is accepted as a request.
+    :param sink: gets the events. The factory neither starts nor stops it.
+    :param settings: decide which requests are accepted.
     :param sessions: remembers usernames; ``None`` for a table of its own.
-    :param now: the time of day, in nanoseconds since 1970.
-    :ivar guard: who may post.
+    :param now: returns the time of day, in nanoseconds since 1970.
+    :ivar guard: decides who may post.
     :ivar long_bodies: decides which connections are read while unfinished bodies take too much memory.
-    :ivar common_bodies: likewise, for the shorter ones of them.
+    :ivar common_bodies: likewise, for bodies of up to :data:`~mqhooks.sources.sidecar.longframes.COMMON` bytes.
     """
 
     protocol: Any = WebhooksProtocol
@@ -134,11 +134,11 @@ class WebhooksFactory(SourceFactory):
         self._watch.clock = reactor
 
     def seconds(self) -> float:
-        """Tell the time, in the reactor's seconds."""
+        """Return the time, in the reactor's seconds."""
         return self._clock.seconds()
 
     def change(self, settings: WebhooksSettings) -> None:
-        """Replace path, token, user and password, and the limit of bodies."""
+        """Replace path, token, user and password, the limit for bodies, and the payloads' encoding."""
         self.guard = Guard(settings)
         self.max_body = settings.max_body
         self._text = settings.payload_encoding == "text"
@@ -146,12 +146,12 @@ class WebhooksFactory(SourceFactory):
     # The connections.
 
     def startFactory(self) -> None:
-        """Look after the connections from now on."""
+        """Begin to check the connections."""
         if not self._watch.running:
             self._watch.start(PATIENCE, now=False)
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - Twisted's interface
-        """Say what is spoken over TLS: a client that asks for HTTP/2 too has to be told."""
+        """Return the protocols for TLS: a client that also offers HTTP/2 must be told."""
         return [b"http/1.1"]
 
     def joined(self, protocol: WebhooksProtocol) -> None:
@@ -165,7 +165,7 @@ class WebhooksFactory(SourceFactory):
         """
         Note that a connection ended.
 
-        :param cut: whether in the middle of a request.
+        :param cut: whether it ended in the middle of a request.
         """
         super().left(protocol)
         if cut:
@@ -174,7 +174,7 @@ class WebhooksFactory(SourceFactory):
 
     def close(self) -> Deferred[None]:
         """
-        Answer what was asked for, and close all connections, within :data:`CLOSING_TIME` seconds.
+        Answer all complete requests, and close all connections, within :data:`CLOSING_TIME` seconds.
 
         :returns: fires when no connection is open.
         """
@@ -190,7 +190,7 @@ class WebhooksFactory(SourceFactory):
             self._watch.stop()
 
     def give_up(self) -> None:
-        """Abort all connections, and forget what is not yet handed over."""
+        """Abort all connections, and forget events that are not yet handed over."""
         if self._pieces:
             count = sum(map(len, self._pieces.values()))
             self._pieces.clear()
@@ -201,7 +201,7 @@ class WebhooksFactory(SourceFactory):
         super().give_up()
 
     def _look(self) -> None:
-        """Close what is too slow, and say whether events are refused."""
+        """Close slow and idle connections, and log when refusing begins and ends."""
         now = self._clock.seconds()
         for protocol in list(self.connections):
             if protocol.closing:
@@ -231,7 +231,7 @@ class WebhooksFactory(SourceFactory):
         return bool(self._overdue) or self._uncommitted > UNCOMMITTED_LIMIT or self.handover.full
 
     def count_question(self, hook: bytes) -> bool:
-        """Count a question to an authorizer; returns whether it is one."""
+        """Count a request if it is a question to an authorizer, and return whether it is."""
         name = hook.decode("latin-1")
         questions = self.counters.questions
         if name not in questions:
@@ -240,7 +240,7 @@ class WebhooksFactory(SourceFactory):
         return True
 
     def take(self, exchange: Exchange, hook: Hook, body: bytes) -> None:
-        """Take what a request brought, and answer it: at once when it is refused, else after the commit."""
+        """Take a request's event, and answer the request: at once if refused, otherwise after the commit."""
         if self._full:
             if self._refusing is None:
                 self._refusing = self._clock.seconds()
@@ -267,7 +267,7 @@ class WebhooksFactory(SourceFactory):
         else:
             exchange.events = len(pieces)
             self._divided += len(body)
-            # The order of a client stays: what follows waits behind the pieces.
+            # To keep the client's order, its next events wait behind the pieces.
             divided = _Divided(exchange, pieces, len(body), self._clock.seconds() + ANSWER_TIME)
             self._pieces.setdefault(client, deque()).append(divided)
             self._schedule()
@@ -283,7 +283,7 @@ class WebhooksFactory(SourceFactory):
             self._flushing = self._clock.callLater(0, self._flush)
 
     def _flush(self) -> None:
-        """Hand over what this turn of the reactor has brought, as one batch."""
+        """Hand over the events of this turn of the reactor as one batch."""
         self._next_piece()
         self._flushing = None
         events, self._events = self._events, []
@@ -302,7 +302,7 @@ class WebhooksFactory(SourceFactory):
             self._schedule()
 
     def _next_piece(self) -> None:
-        """Take a part of what carries very many topics, one a turn, so that it does not hold up what others bring."""
+        """Add one piece of a divided event to the batch: one a turn, so that other events are not held up."""
         if not self._pieces:
             return
         client = next(iter(self._pieces))
@@ -315,7 +315,7 @@ class WebhooksFactory(SourceFactory):
             self._divided -= divided.size
             waiting.popleft()
         if waiting:
-            # Other clients have their turn first.
+            # The other clients have their turn first.
             self._pieces[client] = waiting
 
     def _settle(self, batch: _Batch) -> None:
@@ -327,7 +327,7 @@ class WebhooksFactory(SourceFactory):
                 self._overdue -= 1
 
     def _not_stored(self, _: Failure, batch: _Batch) -> None:
-        """Answer what the sink failed to take; that is logged already."""
+        """Answer requests whose events the sink failed to take. The handover has logged the failure."""
         self._settle(batch)
         self.counters.refused += len(batch.exchanges)
         for exchange in batch.exchanges:
@@ -341,7 +341,7 @@ class WebhooksFactory(SourceFactory):
                 exchange.finish(NEXT)
 
     def _give_up_on(self, batch: _Batch) -> None:
-        """Answer what was not committed in time. It may still be."""
+        """Answer requests whose events were not committed in time. They may still be."""
         batch.overdue = True
         self._overdue += 1
         if self._refusing is None:

@@ -1,5 +1,5 @@
 """
-Who may post events, and where.
+Deciding who may post events, and where.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mqhooks.sources.webhooks.settings import WebhooksSettings
 
 class Guard:
     """
-    Checks a request's address and what it presents.
+    Checks a request's target, and its token or password.
 
     :param settings: the path, the token, user and password.
     """
@@ -33,15 +33,15 @@ class Guard:
         self.unauthorized = problem(HTTPStatus.UNAUTHORIZED, text, b'www-authenticate: Basic realm="mqhooks"\r\n')
 
     def here(self, url: bytes) -> bool:
-        """Say whether a request's target is the right one."""
+        """Return whether a request's target is the right one."""
         return url == self._path or unquote_to_bytes(url.partition(b"?")[0]) == self._path
 
     def allows(self, url: bytes, authorization: bytes) -> bool:
         """
-        Say whether a request may pass.
+        Return whether a request may pass.
 
         :param url: its target.
-        :param authorization: its header of that name; empty when there is none.
+        :param authorization: its ``Authorization`` header; empty if it has none.
         """
         if not self.locked:
             return True

@@ -1,5 +1,5 @@
 """
-What ``vernemq.conf`` has to say so that VerneMQ posts its events here.
+Lines for ``vernemq.conf`` that make VerneMQ post its events here.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.support.listening import interface_of
 
 HIDDEN = "…"
-"""What stands for a token or a password."""
+"""The placeholder for a token or a password."""
 
 _FORK = frozenset({"on_register_failed", "on_delivery_complete"})
 
 
 def instructions(settings: WebhooksSettings, hooks: Collection[str]) -> Iterator[str]:
     """
-    Write the lines for some hooks, with both variants of those that have one for MQTT 5.
+    Write the lines for some hooks, in both variants where there is one for MQTT 5.
 
-    :param hooks: which events are wanted, by the hooks' names.
-    :returns: lines of ``vernemq.conf``, without token and password.
+    :param hooks: names of the hooks whose events are wanted.
+    :returns: lines of ``vernemq.conf``, with placeholders for token and password.
     """
     endpoint = address(settings)
     yield "plugins.vmq_webhooks = on"
@@ -40,7 +40,7 @@ def instructions(settings: WebhooksSettings, hooks: Collection[str]) -> Iterator
 
 
 def address(settings: WebhooksSettings) -> str:
-    """Say where VerneMQ is to post to, as far as that is known from here."""
+    """Return the URL that VerneMQ has to post to, with ``HOST`` and ``PORT`` where they are unknown here."""
     kinds = [interface_of(description) for description in settings.listen]
     kind, interface, port = next((parts for parts in kinds if parts[2] is not None), ("tcp", "", None))
     host = interface if interface not in ("", "0.0.0.0", "::") else "HOST"

@@ -17,12 +17,12 @@ from mqhooks.support.listening import can_be_reached
 
 class WebhooksService(SourceService):
     """
-    Listens for requests; when it stops, it answers those that are here. What is refused then, VerneMQ loses.
+    Listens for requests. When it stops, it answers those that have arrived; VerneMQ loses events that are refused then.
 
     :param reactor: listens.
-    :param settings: where it listens, and what it accepts.
-    :param factory: what the connections share.
-    :raises mqhooks.errors.ConfigError: when an endpoint is wrong, or others could post there without a token.
+    :param settings: where it listens, and which requests it accepts.
+    :param factory: shared by the connections.
+    :raises mqhooks.errors.ConfigError: when an endpoint is wrong, or other machines could post without token or password.
     """
 
     via = "webhooks"
@@ -41,7 +41,7 @@ def check(settings: WebhooksSettings) -> None:
     """
     Check that strangers cannot post events.
 
-    :raises mqhooks.errors.ConfigError: when an endpoint can be reached from elsewhere, and nothing has to be presented there.
+    :raises mqhooks.errors.ConfigError: when other machines can reach an endpoint, and it asks for no token or password.
     """
     for description in settings.listen:
         if not settings.locked and can_be_reached(description):

@@ -1,12 +1,12 @@
 """
 One of VerneMQ's connections: HTTP/1.1, requests in, answers out in the same order.
 
-- VerneMQ 2.2.0 writes head and body apart and waits for the acknowledgement of the head, which the kernel would delay by 40 ms.
-  So what is incomplete is acknowledged at once (``TCP_QUICKACK``, which has to be asked for each time).
-- Answers go straight to the socket, which saves a fifth of what an event costs. Once a socket has not taken all of one, what
-  follows on its connection goes by Twisted's transport.
-- Connections are kept open: one that we close may lose the request that is on its way. Only when there is no telling where the
-  next request begins is a connection closed.
+- VerneMQ 2.2.0 writes head and body separately, and between them waits for the head's TCP acknowledgement, which the kernel
+  would delay by 40 ms. So an incomplete request is acknowledged at once (``TCP_QUICKACK``, which has to be set each time).
+- Answers go straight to the socket, which saves a fifth of an event's cost. Once the socket has not taken all of an answer, the
+  rest and all later answers of the connection go through Twisted's transport.
+- Connections stay open: closing one may lose a request that is on its way. We close one only when there is no telling where the
+  next request begins, or when it is slow or idle for too long.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from mqhooks.sources.webhooks.guard import Guard
 from mqhooks.support.listening import address_name
 
 MAX_HEAD = 16 << 10
-"""How many bytes a request's head may have."""
+"""Most bytes in a request's head."""
 
 PIPELINED = 64
-"""How many requests of one connection may wait for their answers before it is not read any more."""
+"""Requests of one connection that may wait for their answers before reading stops."""
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _TOO_LONG = problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the request's head has more than {MAX_HEAD} bytes")
@@ -46,18 +46,18 @@ _LATE = problem(HTTPStatus.REQUEST_TIMEOUT, "the request did not come in time")
 
 
 class _RefusedHeadError(Exception):
-    """Stops the parser."""
+    """Stops the parser when a request's head is too long."""
 
 
 class Owner(Protocol):
     """
-    What the connections share.
+    What a connection's protocol needs from its factory.
 
-    :ivar guard: who may post.
-    :ivar counters: what has come in.
+    :ivar guard: decides who may post.
+    :ivar counters: the source's counters.
     :ivar max_body: bytes; longer bodies are refused.
     :ivar long_bodies: decides which connections are read while unfinished bodies take too much memory.
-    :ivar common_bodies: likewise, for the shorter ones of them.
+    :ivar common_bodies: likewise, for bodies of up to :data:`~mqhooks.sources.sidecar.longframes.COMMON` bytes.
     """
 
     guard: Guard
@@ -67,7 +67,7 @@ class Owner(Protocol):
     common_bodies: LongFrames
 
     def seconds(self) -> float:
-        """Tell the time, in the reactor's seconds."""
+        """Return the time, in the reactor's seconds."""
 
     def joined(self, protocol: WebhooksProtocol) -> None:
         """Note a new connection."""
@@ -76,10 +76,10 @@ class Owner(Protocol):
         """Note that a connection ended."""
 
     def count_question(self, hook: bytes) -> bool:
-        """Count a question to an authorizer; returns whether it is one."""
+        """Count a request if it is a question to an authorizer, and return whether it is."""
 
     def take(self, exchange: Exchange, hook: Hook, body: bytes) -> None:
-        """Take what a request brought, and answer it."""
+        """Take a request's event, and answer the request."""
 
     def complain(self, protocol: WebhooksProtocol, kind: str, complaint: str) -> None:
         """Log what is wrong with a peer's requests."""
@@ -90,11 +90,11 @@ class Exchange:
     A request that waits for its answer.
 
     :param protocol: its connection.
-    :param chain: whether VerneMQ wants "next" whatever happens.
-    :param connection: what its answer says about the connection.
+    :param chain: whether VerneMQ must be told "next" whatever happens.
+    :param connection: the answer's ``Connection`` header; empty for none.
     :param bodiless: whether its answer has no body.
-    :ivar answer: the answer's bytes, once there is one.
-    :ivar events: how many events still have to be committed.
+    :ivar answer: the answer's bytes; ``None`` until it is answered.
+    :ivar events: events that still have to be committed.
     """
 
     __slots__ = ("answer", "bodiless", "chain", "connection", "events", "protocol")
@@ -108,7 +108,7 @@ class Exchange:
         self.events = 1
 
     def finish(self, answer: Answer) -> None:
-        """Answer it, unless that was done."""
+        """Answer the request, unless it is answered."""
         if self.answer is not None:
             return
         if answer is NEXT and not self.connection:
@@ -121,12 +121,12 @@ class Exchange:
 @implementer(IPushProducer)
 class WebhooksProtocol(BaseProtocol):
     """
-    One connection.
+    Reads one connection's requests, and writes their answers in order.
 
-    :ivar peer: who is connected, for log lines.
-    :ivar began: when the unfinished request began, in the reactor's seconds; ``None`` while there is none.
+    :ivar peer: the peer's address, for log lines.
+    :ivar began: when the unfinished request began, in the reactor's seconds; ``None`` without one.
     :ivar quiet: when the connection was last used.
-    :ivar held: how many bytes of an unfinished long body it holds.
+    :ivar held: bytes of an unfinished long body that it holds.
     :ivar waiting: whether it is paused until other long bodies have ended.
     """
 
@@ -166,7 +166,7 @@ class WebhooksProtocol(BaseProtocol):
     # The connection.
 
     def connectionMade(self) -> None:
-        """Prepare the connection."""
+        """Set the socket's options, and join the factory's connections."""
         transport: Any = self.transport
         peer = transport.getPeer()
         self.peer = address_name(peer if hasattr(peer, "host") else transport.getHost())
@@ -183,27 +183,27 @@ class WebhooksProtocol(BaseProtocol):
         self.factory.joined(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget the connection. Events that it brought stay accepted."""
+        """Leave the factory's connections. Events that this one brought stay accepted."""
         self._lost = True
         self._socket = self._direct = None
         self._hold(0)
         self.factory.left(self, cut=self.began is not None and not self.closing)
 
     def pauseProducing(self) -> None:
-        """Read no more, since the peer does not read its answers."""
+        """Stop reading, because the peer does not read its answers."""
         self._choked = True
         self.regulate()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._choked = False
         self.regulate()
 
     def stopProducing(self) -> None:
-        """Note that nothing can be written any more."""
+        """Do nothing: the connection is lost, and :meth:`connectionLost` follows."""
 
     def regulate(self) -> None:
-        """Read, or read no more: because of this connection's answers, or because others have their turn."""
+        """Pause reading if too many answers are due or other connections have their turn; otherwise resume it."""
         transport: Any = self.transport
         if self._lost or self.closing:
             return
@@ -213,7 +213,7 @@ class WebhooksProtocol(BaseProtocol):
             transport.resumeProducing()
 
     def finish(self) -> None:
-        """Close the connection once what it has asked for is answered; a request that is not complete gets no answer."""
+        """Close the connection once its complete requests are answered. An incomplete one gets no answer."""
         self.closing = True
         self.quiet = self.factory.seconds()
         if not self._exchanges:
@@ -237,14 +237,14 @@ class WebhooksProtocol(BaseProtocol):
     # Reading.
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse what has come."""
+        """Parse the bytes of one read."""
         if self.closing:
             return
         before = None if self.began is None else (self._begun, self._came)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
-            # That is answered already.
+            # The request is answered already.
             return
         except HttpParserError as error:
             if isinstance(error.__context__, _RefusedHeadError):
@@ -254,7 +254,7 @@ class WebhooksProtocol(BaseProtocol):
         if self.began is None or self.closing:
             return
         if before == (self._begun, self._came):
-            # It may be a part of a header or a trailer that the parser keeps and has not passed on yet.
+            # It may be part of a header or a trailer, which the parser keeps and has not passed on yet.
             self._trickled += len(data)
             if self._trickled > MAX_HEAD:
                 self._fail(_TOO_LONG, f"a request's head has more than {MAX_HEAD} bytes")
@@ -263,7 +263,7 @@ class WebhooksProtocol(BaseProtocol):
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def on_message_begin(self) -> None:
-        """Note that a request begins."""
+        """Begin a request."""
         self._reset()
         self._begun += 1
         self.began = self.factory.seconds()
@@ -291,7 +291,7 @@ class WebhooksProtocol(BaseProtocol):
             self._expects = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
-        """Decide what becomes of the request."""
+        """Decide whether to read the request's body, and whether to refuse it."""
         factory = self.factory
         guard = factory.guard
         if self._parser.should_upgrade():
@@ -310,7 +310,7 @@ class WebhooksProtocol(BaseProtocol):
         elif not self._hook_name:
             self._refuse(_NO_HOOK, "invalid", "a request has no header vernemq-hook")
         if self._refusal is not None and (self._expects or self._refusal is _UPGRADE):
-            # Whether the body still comes is up to the client, so there is no telling where the next request begins.
+            # The client may or may not send the body now, so there is no telling where the next request begins.
             self._answer(self._refusal, b"close")
         elif self._expects:
             waiting = Exchange(self, chain=False, connection=b"", bodiless=False)
@@ -332,7 +332,7 @@ class WebhooksProtocol(BaseProtocol):
         self._hold(0)
 
     def on_body(self, data: bytes) -> None:
-        """Keep a part of the body, if it is of use."""
+        """Keep a part of the body, unless the request is refused or not an event."""
         self._came += len(data)
         if not self._kept:
             return
@@ -348,7 +348,7 @@ class WebhooksProtocol(BaseProtocol):
             self._hold(self._came)
 
     def on_message_complete(self) -> None:
-        """Hand over what the request brought, and answer it in its turn."""
+        """Hand over the request's event; the request is answered in its turn."""
         factory = self.factory
         self.began = None
         self.quiet = factory.seconds()
@@ -389,7 +389,7 @@ class WebhooksProtocol(BaseProtocol):
             self.regulate()
 
     def _fail(self, answer: Answer, reason: str, kind: str = "invalid") -> None:
-        """Answer what is no request, and close the connection behind what was asked before."""
+        """Answer with an error, and close the connection after the answers to earlier requests."""
         if self.closing:
             return
         self.factory.counters.count(kind)
@@ -403,11 +403,11 @@ class WebhooksProtocol(BaseProtocol):
 
     @property
     def length(self) -> int:
-        """How many bytes the unfinished body will have, as far as that is known."""
+        """Length of the unfinished body, in bytes; ``max_body`` while it is unknown."""
         return self._length or self.factory.max_body
 
     def give_up(self) -> None:
-        """Give up a long body that comes too slowly while others wait."""
+        """Give up a long body that comes too slowly while others wait for its room."""
         self.late()
 
     def _hold(self, held: int) -> None:
@@ -419,7 +419,7 @@ class WebhooksProtocol(BaseProtocol):
     # Answering.
 
     def send(self) -> None:
-        """Send the answers that are there, up to the first that is not."""
+        """Send the answers that are ready, up to the first request that has none yet."""
         exchanges = self._exchanges
         ready = []
         while exchanges and (answer := exchanges[0].answer) is not None:
@@ -440,18 +440,18 @@ class WebhooksProtocol(BaseProtocol):
             try:
                 data = data[self._direct.send(data) :]
             except OSError:
-                # It takes nothing now, or the connection has ended: the transport finds out.
+                # The socket takes nothing now, or the connection has ended: the transport finds out.
                 pass
             if not data:
                 return
-            # What the transport holds goes before what follows.
+            # From now on, everything goes through the transport, behind the bytes that it holds.
             self._direct = None
         transport: ITransport = self.transport  # type: ignore[assignment]
         transport.write(data)
 
 
 def _socket(transport: Any) -> Any:
-    # Behind TLS there is the connection that carries it.
+    # TLS wraps the transport that has the socket.
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport.getHandle()

@@ -1,5 +1,5 @@
 """
-How VerneMQ's own webhooks are received.
+Settings of the source for VerneMQ's own webhooks.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from typing import Literal
 PayloadEncoding = Literal["base64", "text"]
 
 PORT = 8892
-"""Where VerneMQ's ``vmq_webhooks`` posts to by default."""
+"""Default port for VerneMQ's ``vmq_webhooks``."""
 
 LISTEN = f"tcp:{PORT}:interface=127.0.0.1"
-"""The same as an endpoint."""
+"""The same as an endpoint string."""
 
 PATH = "/vernemq"
-"""The path that it posts to by default."""
+"""Default path of the requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebhooksSettings:
     """
-    What is accepted as a request of VerneMQ's.
+    Settings that decide which requests are accepted as VerneMQ's.
 
     :param listen: Twisted endpoints; empty for not listening.
-    :param path: where requests go; their query is ignored but for the token.
-    :param token: what a request must present, unless it presents user and password; ``None`` for none.
+    :param path: the requests' path; of their query only the token is read.
+    :param token: token that a request must present, unless it presents user and password; ``None`` for none.
     :param user: for Basic authentication; ``None`` for none.
     :param password: likewise.
     :param max_body: bytes; longer bodies are refused.
@@ -43,5 +43,5 @@ class WebhooksSettings:
 
     @property
     def locked(self) -> bool:
-        """Whether requests must prove who they are."""
+        """Whether requests must present a token or a password."""
         return self.token is not None or self.user is not None
