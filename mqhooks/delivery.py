@@ -1,5 +1,5 @@
 """
-Deliveries, the requests that carry them, and what becomes of them.
+Deliveries, the requests that carry them, and their results.
 
 Everything here is a plain value: made in one room, handed to the next, and owned by its current holder.
 """
@@ -15,12 +15,12 @@ from mqhooks.errors import OutboxError
 
 class Variation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """
-    How the request of one delivery differs from those of its webhook's others.
+    One delivery's deviations from its webhook's usual request.
 
     :param method: ``None`` for POST.
     :param path: path and query; ``None`` for the webhook's.
-    :param headers: sent in place of the webhook's of the same name, and in addition to the others.
-    :param problem: why there is no such request, so that it cannot be sent; ``None`` when there is.
+    :param headers: sent in addition to the webhook's headers, replacing those of the same name.
+    :param problem: why the request cannot be made, so that nothing can be sent; ``None`` when it can.
     """
 
     method: str | None = None
@@ -34,14 +34,14 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
     A body on its way to one webhook.
 
     :param id: unique among all deliveries of all webhooks and the same in every attempt: the idempotency key, ``webhook-id``.
-    :param client: whose delivery it is.
+    :param client: the client whose order it keeps.
     :param timestamp: when the event happened, in nanoseconds since 1970.
     :param body: the request's body, byte for byte.
     :param accepted: when it was accepted, in milliseconds since 1970.
-    :param attempts: how often it was tried since the process began.
+    :param attempts: attempts since the process began.
     :param place: where its outbox keeps it.
     :param window: whether it waits in the merge window.
-    :param variation: how its request differs from the webhook's others.
+    :param variation: its request's deviations from the webhook's usual one.
     """
 
     id: str
@@ -57,11 +57,11 @@ class Delivery(msgspec.Struct, gc=False, array_like=True):
 
 class Shelved(msgspec.Struct, frozen=True, gc=False):
     """
-    Stands for a claimed delivery of which only the place is kept, and what its order depends on.
+    Stands for a claimed delivery of which only the place is kept, and the values that decide its order.
 
     :param client: the delivery's; likewise ``timestamp``, ``place`` and ``id``.
-    :param size: bytes of its body.
-    :param body: none, whatever the delivery's is.
+    :param size: bytes of the delivery's body.
+    :param body: always empty.
     """
 
     client: str
@@ -78,13 +78,13 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     :param number: its number in the outbox; 0 until it has one.
     :param webhook: the webhook's name.
-    :param delivery: what was to be delivered.
-    :param url: where.
+    :param delivery: the delivery that was given up.
+    :param url: the URL that it was for.
     :param reason: why it was given up, in a few words.
-    :param status: the last answer's status; 0 when there was none.
+    :param status: the last answer's status; 0 when there was no answer.
     :param answer: the first KiB of the last answer's body.
-    :param died: when, in milliseconds since 1970.
-    :param damage: why its delivery cannot be replayed: it is damaged, or was stored without its body.
+    :param died: when it was given up, in milliseconds since 1970.
+    :param damage: why it cannot be replayed: it is damaged, or was stored without its body; empty when it can.
     """
 
     number: int
@@ -99,7 +99,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """The URL of its request: path and query are the delivery's own, if it has some."""
+        """The URL of its request, with the delivery's own path and query if it has them."""
         own = self.delivery.variation
         return self.url if own is None or own.path is None else address(self.url, own.path)
 
@@ -120,25 +120,25 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 def address(url: str, path: str) -> str:
-    """Get the URL of a request whose path and query are its own."""
+    """Return the URL of a request that has its own path and query."""
     host = re.match(r"[^:]*://[^/?#]*", url)
     return f"{host[0] if host else ''}{path}"
 
 
 class Counts(msgspec.Struct, frozen=True):
     """
-    What one outbox has accepted since the process began, and what became of it:
+    The deliveries that one outbox has accepted since the process began, by their fate:
     ``accepted = delivered + dead + dropped + handed + pending`` at every moment.
 
-    :param appended: made of events.
+    :param appended: made from events.
     :param resumed: left by an earlier process, or accepted by another one.
     :param replayed: dead letters that were put back.
-    :param delivered: those that have arrived.
-    :param dead: those that became dead letters, counted each time.
-    :param dropped: those dropped to make room, or lost.
-    :param pending: those that wait, or are in flight.
+    :param delivered: arrived.
+    :param dead: turned into dead letters, counted each time.
+    :param dropped: dropped to make room, or lost.
+    :param pending: waiting, or in flight.
     :param forgotten: dead letters discarded to make room for newer ones.
-    :param handed: those that another process delivers now.
+    :param handed: handed to another process, which delivers them now.
     """
 
     appended: int
@@ -153,17 +153,17 @@ class Counts(msgspec.Struct, frozen=True):
 
     @property
     def accepted(self) -> int:
-        """All that were accepted."""
+        """All deliveries that were accepted."""
         return self.appended + self.resumed + self.replayed
 
 
 class Head(msgspec.Struct, frozen=True):
     """
-    What all requests of one webhook have in common.
+    The common part of one webhook's requests.
 
     :param method: for example ``POST``.
     :param url: absolute.
-    :param headers: no ``Content-Length``, ``Host`` or ``webhook-*`` among them.
+    :param headers: without ``Content-Length``, ``Host`` and ``webhook-*``.
     """
 
     method: str
@@ -173,11 +173,11 @@ class Head(msgspec.Struct, frozen=True):
 
 class Request(msgspec.Struct, gc=False):
     """
-    One attempt.
+    One attempt's request.
 
-    :param head: what its webhook's requests have in common.
+    :param head: the common part of its webhook's requests.
     :param headers: this attempt's own: ``webhook-id``, ``webhook-timestamp``, ``webhook-signature``, and a variation's.
-    :param body: as it is sent.
+    :param body: the body as it is sent.
     :param method: a variation's; ``None`` for the head's.
     :param path: a variation's path and query; ``None`` for those of the head's URL.
     """
@@ -191,13 +191,13 @@ class Request(msgspec.Struct, gc=False):
 
 class Response(msgspec.Struct, frozen=True, gc=False):
     """
-    What an endpoint answered.
+    An endpoint's answer.
 
     :param status: the status code.
     :param headers: names and values as they came.
     :param body: its first KiB.
-    :param length: how many bytes of the body were read.
-    :param complete: whether these are all bytes of the body.
+    :param length: bytes of the body that were read.
+    :param complete: whether that is the whole body.
     """
 
     status: int

@@ -20,7 +20,7 @@ class ConfigError(MqhooksError):
     :param message: what is wrong and what to do about it.
     :param where: the file, option or string that holds the setting.
     :param key: the setting's path within it, for example ``webhook.events[0].topic``.
-    :param place: the file and the line that has it, like ``nanomq.conf:12``, if they are known; an included file, too.
+    :param place: file and line of the setting, like ``nanomq.conf:12``, if they are known; perhaps of an included file.
     """
 
     def __init__(self, message: str, where: str = "", key: str = "", place: str = "") -> None:
@@ -32,7 +32,7 @@ class ConfigError(MqhooksError):
 
     @property
     def told(self) -> str:
-        """The line for whoever has to mend it: the message with the place."""
+        """The line for the person who has to fix it: the message with the place."""
         return ": ".join(part for part in (self.place or self.where, self.key, self.message) if part)
 
     @property
@@ -59,16 +59,16 @@ class ConfigErrors(ConfigError):
 
 
 def together(mistakes: Iterable[ConfigError]) -> ConfigError:
-    """Make one error of one or more, each of which is told once."""
+    """Combine one or more errors into one, leaving out duplicates."""
     different = list({str(mistake): mistake for each in mistakes for mistake in each.mistakes}.values())
     return different[0] if len(different) == 1 else ConfigErrors(different)
 
 
 class NoAnswer(MqhooksError):
     """
-    A running bridge gives no verdict: it cannot be reached, does not let us in, or is something else.
+    A running bridge gives no verdict: it cannot be reached, does not let us in, or is another program.
 
-    :cvar status: the exit status of a command that needed one.
+    :cvar status: the exit status of a command that needed a verdict.
     """
 
     status = 2
@@ -78,21 +78,21 @@ class Remark(str):
     """
     A line about a setting that is odd but not wrong.
 
-    :param error: what to say, and where it is.
+    :param error: the text, and the place that it is about.
     :ivar told: the line with the place, see :attr:`ConfigError.told`.
     """
 
     told: str
 
     def __new__(cls, error: ConfigError) -> Remark:
-        """Make the line of an error that is none."""
+        """Make a remark with an error's text and place."""
         made = super().__new__(cls, error)
         made.told = error.told
         return made
 
 
 def told(what: object) -> str:
-    """Write an error or a remark as a line, with the place if that is known."""
+    """Format an error or a remark as a line, with the place if it is known."""
     return str(getattr(what, "told", what))
 
 
@@ -105,15 +105,15 @@ class OutboxError(MqhooksError):
 
 
 class OutboxUnavailable(OutboxError):
-    """It cannot be read or written now; that may pass by itself."""
+    """The outbox cannot be read or written now; that may pass."""
 
 
 class OutboxNoRoom(OutboxUnavailable):
-    """It cannot be written because the disk is full, or may be."""
+    """The outbox cannot be written because the disk is full, or may be."""
 
 
 class OutboxDamaged(OutboxError):
-    """Its content is not what was written."""
+    """The outbox's content is not what was written."""
 
 
 class Unstorable(OutboxError):
@@ -157,11 +157,11 @@ class ConnectFailed(DeliveryError):
 
 
 class NotAuthenticated(ConnectFailed):
-    """There is nothing to authenticate with, so nothing was sent."""
+    """Credentials are missing, so nothing was sent."""
 
 
 class ConnectionBroken(DeliveryError):
-    """The connection ended before a whole answer had come."""
+    """The connection ended before the answer was complete."""
 
 
 class DeliveryTimeout(DeliveryError):
@@ -181,15 +181,15 @@ class NATSUnavailable(NATSError):
 
 
 class NATSMalformed(NATSUnavailable):
-    """What a server sends is not NATS's protocol."""
+    """A server sends something other than NATS's protocol."""
 
 
 class NATSRefused(NATSUnavailable):
-    """A server does not let us in, or not do what we want: credentials, permissions, limits."""
+    """A server does not let us in or does not let us do what we want: credentials, permissions, limits."""
 
 
 class NATSFull(NATSUnavailable):
-    """The server reads too slowly: too much waits to be sent, and this was not added to it."""
+    """The server reads too slowly: too much waits to be sent already, so this message was not queued."""
 
 
 class NATSTooLong(NATSError):
@@ -197,7 +197,7 @@ class NATSTooLong(NATSError):
 
 
 class NATSNoResponders(NATSError):
-    """Nobody listens on the subject: nobody has got the request."""
+    """Nobody listens on the subject, so nobody received the request."""
 
 
 class NATSUnknownOutcome(NATSError):
@@ -218,7 +218,7 @@ class JetStreamError(NATSError):
 
     :param what: the request, for example ``STREAM.CREATE.orders``.
     :param code: like an HTTP status: 404, or 503 while there is no leader.
-    :param err_code: which error exactly; 0 if the server doesn't say.
+    :param err_code: JetStream's own error number; 0 if the server doesn't give one.
     :param description: JetStream's words.
     """
 

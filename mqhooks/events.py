@@ -1,5 +1,5 @@
 """
-Events: what VerneMQ's hooks report, as plain values.
+Events: the reports of VerneMQ's hooks, as plain values.
 
 Every source makes these, and every sink receives them. They know nothing of a wire format; decoding is the source's business.
 The messages have VerneMQ's fields in the order of their numbers and with protobuf's defaults, so an absent field is the empty
@@ -16,7 +16,7 @@ import msgspec
 
 
 class Properties(dict[str, Any]):
-    """Properties of MQTT 5. Like the rest of an event they cannot be changed, and have a hash."""
+    """Properties of MQTT 5. Like the rest of an event they are immutable and hashable."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -35,17 +35,17 @@ class UserProperties(Properties):
 
 
 NO_PROPERTIES = UserProperties()
-"""What an event has that came without user properties."""
+"""The properties of an event that came without user properties."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """What any hook reports in one call. The timestamp is in nanoseconds since 1970, negative before."""
+    """Base class of every hook's message. The timestamp is in nanoseconds since 1970, negative before."""
 
     timestamp: int = 0
 
 
 class MatchedACL(msgspec.Struct, frozen=True, gc=False):
-    """The ACL that allowed a topic; both are empty when VerneMQ names none."""
+    """The ACL that allowed a topic; name and pattern are empty when VerneMQ names none."""
 
     name: str = ""
     pattern: str = ""
@@ -60,7 +60,7 @@ class TopicInfo(msgspec.Struct, frozen=True, gc=False):
 
 
 class SubscriptionOptions(msgspec.Struct, frozen=True, gc=False):
-    """What a client of MQTT 5 asks for with a topic besides its QoS, in VerneMQ's words; ``rap`` is retain as published."""
+    """An MQTT 5 client's options for a topic besides its QoS, by VerneMQ's names; ``rap`` is *retain as published*."""
 
     no_local: bool = False
     rap: bool = False
@@ -195,7 +195,7 @@ class SessionExpired(Message, frozen=True, gc=False):
 
 
 class MessageDrop(Message, frozen=True, gc=False):
-    """A message for a client was dropped; ``reason`` is VerneMQ's own word for why."""
+    """A message for a client was dropped; ``reason`` is VerneMQ's own word."""
 
     client_id: str = ""
     mountpoint: str = ""
@@ -228,8 +228,8 @@ HOOKS: Mapping[str, type[Message]] = MappingProxyType(
 
 M5_HOOKS = tuple(hook for hook, message in HOOKS.items() if "user_properties" in message.__struct_fields__)
 """
-Those that newer versions of VerneMQ's fork have for clients of MQTT 5 too, with ``_m5`` behind the name. The messages are the
-same, with user properties.
+The hooks that newer versions of VerneMQ's fork also have for clients of MQTT 5, with ``_m5`` after the name. Their messages are
+the same, with user properties.
 """
 
 REASONS = (
@@ -274,11 +274,11 @@ FAILURES = (
 
 class Registration(msgspec.Struct, frozen=True, gc=False):
     """
-    What is remembered of a client's registration when its connection ends.
+    A client's registration, as remembered when its connection ends.
 
     :param timestamp: when it registered, in nanoseconds since 1970.
-    :param peer_addr: where it came from.
-    :param peer_port: and from which port.
+    :param peer_addr: the client's address.
+    :param peer_port: the client's port.
     """
 
     timestamp: int
@@ -291,16 +291,16 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     One call of one hook.
 
     :param hook: the hook's name, a key of :data:`HOOKS`.
-    :param message: what VerneMQ sent, an instance of ``HOOKS[hook]``.
+    :param message: VerneMQ's message, an instance of ``HOOKS[hook]``.
     :param timestamp: the time of the call in nanoseconds since 1970; negative before.
     :param mountpoint: ``""`` for the default one.
     :param client_id: the client that the event is about.
-    :param username: ``""`` when neither the message nor the client's registration gives one.
+    :param username: ``""`` when neither the message nor the client's registration names one.
     :param window: whether it waits in the merge window, because its source may mix up the order.
     :param mqtt5: whether its source says that the client speaks MQTT 5.
     :param properties: properties of MQTT 5 other than the user properties, by VerneMQ's names; ``None`` when there are none.
-    :param registration: with the end of a connection, its registration, where a rule needs it and it is known.
-    :param options: of a subscription, those of each of its topics, where its source brings them; ``None`` for a topic without.
+    :param registration: for the end of a connection, its registration, if a rule needs it and it is known.
+    :param options: for a subscription, the options of each of its topics, if its source has them; ``None`` for a topic without.
     """
 
     hook: str
@@ -317,7 +317,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """The topics that the event carries: one for a message, any number for a subscription, else none."""
+        """The event's topics: one for a message, any number for a subscription, otherwise none."""
         message = self.message
         if isinstance(message, Subscribe):
             return tuple(info.topic for info in message.topics)
@@ -331,7 +331,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         List every field of the message in VerneMQ's own words, in the order of their numbers.
 
         :returns: pairs of the proto file's name and a value: the timestamp in milliseconds, enums by :func:`reason_name` or
-            :func:`failure_name`, a payload as bytes, other values as JSON has them. User properties are sorted by key.
+            :func:`failure_name`, a payload as bytes, other values as in JSON. User properties are sorted by key.
         """
         message = self.message
         for name in message.__struct_fields__:
@@ -359,9 +359,7 @@ def reason_name(number: int) -> str:
 
 
 def failure_name(number: int) -> str:
-    """
-    Name the reason of a refused registration, as :func:`reason_name` does for a disconnect.
-    """
+    """Name the reason of a refused registration, as :func:`reason_name` does for a disconnect."""
     return _name(FAILURES, number)
 
 

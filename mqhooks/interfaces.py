@@ -1,5 +1,5 @@
 """
-The interfaces through which the rooms know each other.
+The interfaces between the rooms.
 
 An event goes :class:`IEventSource` → :class:`IEventSink` → :class:`IOutbox` → :class:`IWebhookTransport` → endpoint; only
 "accepted" and "wait" (backpressure) flow back.
@@ -28,8 +28,8 @@ class IEventSink(IService):
         """
         Accept events.
 
-        A sink never raises or fails because of an event: it takes what it is given, and counts what it cannot use. The caller
-        may pass further batches before an earlier one is accepted; it stops reading its source while too much is unaccepted,
+        A sink never raises or fails because of an event: it takes every event, and counts those that it cannot use. The caller
+        may pass further batches before an earlier one is accepted. It stops reading its source while too much is unaccepted,
         unless the sink holds it (:class:`IHolding`).
 
         :param events: a batch, usually what one turn of the reactor has read, in the order read. It may be empty. The sink must
@@ -41,16 +41,16 @@ class IEventSink(IService):
 
 class IBoundedSink(IEventSink):
     """
-    A sink for sources that answer each event: it says when events are committed, and apart from that whether it has room.
+    A sink for sources that answer each event: it reports separately when events are committed, and whether it has room.
 
-    ``receive`` answers both at once, for sources that only stop reading.
+    ``receive`` combines the two, for sources that can only stop reading.
     """
 
     full: bool = Attribute("Whether it has no room, so that a source refuses events rather than let them wait.")
 
     def store(events: Sequence[Event]) -> Deferred[None] | None:
         """
-        Accept events, whether there is room for more or not.
+        Accept events, whether or not there is room for more.
 
         :param events: as for ``receive``.
         :returns: ``None`` when they are committed already, else a ``Deferred`` that fires with ``None`` once they are.
@@ -59,9 +59,9 @@ class IBoundedSink(IEventSink):
 
 class IHolding(Interface):
     """
-    A sink or an outbox that may hold for a while, in memory, what cannot be committed.
+    A sink or an outbox that may hold events in memory for a while when they cannot be committed.
 
-    It holds a bounded amount. What it holds is not accepted, so a kill loses it.
+    The amount is bounded. Held events are not accepted, so a kill loses them.
     """
 
     holds: bool = Attribute(
@@ -72,7 +72,7 @@ class IHolding(Interface):
 
 class IEventSource(IService):
     """
-    Where events come from: a service that listens, and hands what it reads to the sink that it was made for.
+    Where events come from: a service that listens, and hands the events that it reads to its sink.
 
     It starts after the sink and stops before it.
     """
@@ -85,17 +85,17 @@ class IEventSource(IService):
         """
         Show each batch to a watcher before the sink gets it.
 
-        :param watcher: called with the batch, which it must not change; it must not raise. It replaces the previous one;
+        :param watcher: called with the batch, which it must not change; it must not raise. It replaces the previous watcher;
             ``None`` for none.
         """
 
 
 class IShownSink(IEventSink):
-    """A sink that has something to say of itself; others are shown by their name, and whether they run."""
+    """A sink with details for the status page, which shows only the name and state of other sinks."""
 
     def shown() -> Mapping[str, str | float | bool | None]:
         """
-        Say what the status page shows of it, by name: some numbers and short texts, no secrets.
+        Return details for the status page, by name: some numbers and short texts, no secrets.
 
         Called each second while somebody watches. It must neither block nor raise; if it does raise, the page says so.
         """
@@ -103,10 +103,10 @@ class IShownSink(IEventSink):
 
 class IOutbox(Interface):
     """
-    What one webhook has accepted and not yet delivered.
+    The deliveries that one webhook has accepted and not yet settled.
 
     ``accepted = delivered + dead + dropped + handed + pending`` at every moment: only the outbox counts. A delivery arrives at
-    least once. What returns a ``Deferred`` may answer later, since the storage may be a remote server.
+    least once. Methods that return a ``Deferred`` may answer later, since the storage may be a remote server.
     """
 
     durable: bool = Attribute("Whether what is pending outlives the process.")
@@ -123,7 +123,7 @@ class IOutbox(Interface):
 
     def append(deliveries: Sequence[Delivery], *, room: bool = True) -> Deferred[None] | None:
         """
-        Accept deliveries, in this order. Accepted means committed; nothing counts as accepted earlier.
+        Accept deliveries, in this order. They count as accepted once they are committed, and not earlier.
 
         :param room: whether the answer also waits until there is room for more.
         :returns: ``None`` when they are accepted and, if asked for, there is room; else a ``Deferred`` that fires with ``None``
@@ -132,13 +132,13 @@ class IOutbox(Interface):
 
     def claim(limit: int, size: int) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Hand out deliveries that were appended and not yet claimed, oldest first, at least of each client. A claimed delivery
+        Hand out deliveries that were appended and not yet claimed, oldest first, at least for each client. A claimed delivery
         stays pending until it is acknowledged or buried. One claim may wait at a time.
 
-        :param limit: how many at most; 1 or more.
-        :param size: about how many bytes of bodies; the first delivery is handed out however long it is.
-        :returns: at least one delivery, or a ``Deferred`` that fires with at least one as soon as there is one. It may be
-            cancelled: then it fails with ``CancelledError``, and nothing is claimed.
+        :param limit: most deliveries to hand out; 1 or more.
+        :param size: about the most bytes of bodies; the first delivery is handed out however long it is.
+        :returns: at least one delivery, or a ``Deferred`` that fires with at least one as soon as there is one. If the
+            ``Deferred`` is cancelled, it fails with ``CancelledError``, and nothing is claimed.
         """
 
     def shelve(places: Iterable[int]) -> None:
@@ -151,7 +151,7 @@ class IOutbox(Interface):
 
     def recall(places: Iterable[int]) -> Sequence[Delivery] | Deferred[Sequence[Delivery]]:
         """
-        Hand out claimed deliveries once more, in this order, to a caller that kept only their places.
+        Hand out claimed deliveries again, in this order, to a caller that kept only their places.
 
         :param places: each delivery's ``place``.
         :returns: the deliveries. One that is missing is no longer pending: it was dropped to make room, or is lost.
@@ -160,26 +160,26 @@ class IOutbox(Interface):
 
     def acknowledge(deliveries: Sequence[Delivery]) -> None:
         """
-        Forget claimed deliveries that have arrived. What is no longer pending is left as it is.
+        Forget claimed deliveries that have arrived. Deliveries that are no longer pending are left as they are.
 
         The write is repeated until it succeeds. After a crash before that, they are sent again: at least once.
         """
 
     def bury(delivery: Delivery, url: str, reason: str, status: int, answer: bytes, died: int) -> None:
         """
-        Turn a claimed delivery into a dead letter: it is not tried again. What is no longer pending is left as it is.
+        Turn a claimed delivery into a dead letter: it is not tried again. One that is no longer pending is left as it is.
 
-        :param url: where it was to go.
+        :param url: the URL that it was for.
         :param reason: why it is given up.
-        :param status: the last answer's status; 0 when there was none.
+        :param status: the last answer's status; 0 when there was no answer.
         :param answer: the beginning of the last answer's body.
         :param died: now, in milliseconds since 1970.
         """
 
     def reclaim() -> None:
         """
-        Hand out again what was claimed and is still pending, in the order in which it was appended and before anything else.
-        Whoever claimed it before must no longer acknowledge or bury it. A waiting claim is cancelled.
+        Hand out again the deliveries that were claimed and are still pending, in the order in which they were appended and
+        before all others. Whoever claimed them before must no longer acknowledge or bury them. A waiting claim is cancelled.
         """
 
     def abandon() -> None:
@@ -189,18 +189,18 @@ class IOutbox(Interface):
 
 
 class IGate(Interface):
-    """What may be sent where processes share an outbox: another one may own a delivery by the time it is to be sent."""
+    """Decides what may be sent when processes share an outbox: by then another process may own a delivery."""
 
     def enter(deliveries: list[Delivery]) -> list[Delivery]:
         """
         Ask before claimed deliveries are sent.
 
-        :returns: those that may be, in this order. The others are not the caller's any more: it forgets them. Who owns them
-            claims them anew, be it the same process.
+        :returns: those that may be sent, in this order. The others are no longer the caller's, and it forgets them. Their
+            owner, which may be the same process, claims them again.
         """
 
     def leave(deliveries: Sequence[Delivery]) -> None:
-        """Note that an attempt has ended, whatever became of these."""
+        """Note that an attempt to send these has ended, whatever its outcome."""
 
 
 class IWebhookTransport(Interface):
@@ -208,7 +208,7 @@ class IWebhookTransport(Interface):
 
     def send(request: Request) -> Deferred[Response]:
         """
-        Send a request and wait for its response, at most the transport's timeout, the wait for a connection included.
+        Send a request, and wait for its response until the transport's timeout, which includes the wait for a connection.
 
         :returns: a ``Deferred`` that may have fired already. It fires with the response, whatever its status, or fails with a
             :class:`~mqhooks.errors.DeliveryError`: ``ConnectFailed`` when the endpoint got no byte of the request (no route,
@@ -231,7 +231,7 @@ class ICallbackTransport(IWebhookTransport):
         """
         Send a request like :meth:`~IWebhookTransport.send`.
 
-        :param done: called once with what the ``Deferred`` would have fired or failed with, possibly before this returns.
+        :param done: called once with the response, or with the error of a failed ``send``, possibly before this returns.
         """
 
 
@@ -247,7 +247,7 @@ class ISinkPlugin(Interface):
 
     def build(reactor: object, /, *args: str, **kwargs: str) -> IEventSink:
         """
-        Make the sink of a description. Nothing is opened or connected before the sink is started.
+        Make the sink that a description names. It opens and connects nothing before it is started.
 
         :param reactor: for timers, connections and listening.
         :param args: the description's positional parts, unescaped.

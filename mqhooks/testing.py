@@ -50,7 +50,7 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
     :param timestamp: nanoseconds since 1970.
     :param fields: fields of the hook's message by their names in the proto file, for example ``client_id``, ``topic`` or
         ``payload``; the others have defaults. A nested message may be a dictionary. A reason is a number or VerneMQ's name for
-        it, with or without ``REASON_``. ``username`` may be given for every hook: where the message has none, it stands for the
+        it, with or without ``REASON_``. ``username`` may be given for every hook: if the message has no such field, it is the
         one remembered from the client's registration.
     :raises ValueError: when there is no such hook, its message has no such field, or a field has the wrong type.
     """
@@ -69,7 +69,7 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
     try:
         message: Any = msgspec.convert(values | {"timestamp": timestamp}, message_type)
     except msgspec.ValidationError as error:
-        # In older versions of msgspec it is no ValueError.
+        # Older versions of msgspec don't derive it from ValueError.
         raise ValueError(f"{hook}: {error}") from error
     if "user_properties" in values:
         message = msgspec.structs.replace(message, user_properties=UserProperties(message.user_properties))
@@ -88,7 +88,7 @@ class RecordingSink(Service):
     A sink that records what it receives.
 
     :ivar batches: every batch received, in order.
-    :ivar error: raised by ``receive`` instead of accepting, which no sink should do; ``None`` for nothing.
+    :ivar error: raised by ``receive`` instead of accepting, which no real sink may do; ``None`` to accept.
     :ivar waiting: the Deferreds that ``receive`` returned while acceptance was on hold. Fire or fail them in any order.
     """
 
@@ -108,7 +108,7 @@ class RecordingSink(Service):
         self._on_hold = True
 
     def release(self) -> None:
-        """Accept what is on hold, oldest first, and everything that follows at once."""
+        """Accept the batches on hold, oldest first, and from now on each batch at once."""
         self._on_hold = False
         waiting, self.waiting = self.waiting, []
         for accepted in waiting:

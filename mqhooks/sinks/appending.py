@@ -1,5 +1,5 @@
 """
-Appending lines to a file that may be rotated, or to an open descriptor.
+Appending lines to a file that may be rotated, or to an open descriptor, and the base class of sinks that do so.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Appender:
         Append lines.
 
         :param lines: whole lines.
-        :param count: how many lines there are.
-        :returns: how many bytes of them the file keeps.
+        :param count: number of lines.
+        :returns: bytes of them that the file keeps.
         """
         if self.descriptor is None:
             self.lost += count
@@ -159,9 +159,9 @@ class Appender:
 
 def _append(descriptor: int, lines: bytes) -> tuple[int, OSError | None]:
     """
-    Write lines; if that fails, remove what was written of the last one.
+    Write lines; if that fails, remove the part of a line at the end.
 
-    :returns: how many bytes the file keeps, and why writing failed.
+    :returns: bytes that the file keeps, and the error, if there was one.
     """
     written = 0
     try:
@@ -214,7 +214,7 @@ class AppendingSink(Service):
         return self._appender.lost
 
     def shown(self) -> dict[str, str | float | bool | None]:
-        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        """Return details for the status page; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return {"file": self._appender.name, "written": self.written, "lost": self.lost}
 
     def startService(self) -> None:

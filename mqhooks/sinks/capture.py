@@ -23,7 +23,7 @@ from mqhooks.support.recording import Record, line, resume
 @implementer(IShownSink)
 class CaptureSink(AppendingSink):
     """
-    Records the frame of each event and when it came. :mod:`mqhooks.support.recording` describes the file format.
+    Records each event's frame and its time of arrival. :mod:`mqhooks.support.recording` describes the file format.
 
     The file is appended to, created with mode 0640 less the umask, and reopened at SIGHUP, between two batches. A batch is one
     synchronous write. Events that cannot be written, to a full disk for example, are counted in :attr:`lost` and logged once a
@@ -31,10 +31,10 @@ class CaptureSink(AppendingSink):
 
     :param reactor: tells the time, and reopens after a signal.
     :param path: the file.
-    :param encode: makes a frame of an event's message, such as ``mqhooks.sources.sidecar.encode.encode``.
+    :param encode: encodes an event's message as a frame, as ``mqhooks.sources.sidecar.encode.encode`` does.
     :param max_size: the size limit in bytes, 0 for none; further events are counted in :attr:`left_out` until the file is
         reopened.
-    :param now: the time of day, in nanoseconds since 1970.
+    :param now: returns the time of day, in nanoseconds since 1970.
     """
 
     log = Logger()
@@ -70,7 +70,7 @@ class CaptureSink(AppendingSink):
             self._size += self._appender.append(b"".join(lines), len(lines))
 
     def shown(self) -> dict[str, str | float | bool | None]:
-        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        """Return details for the status page; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return super().shown() | {"left out": self.left_out}
 
     def _fitting(self, lines: list[bytes]) -> list[bytes]:

@@ -25,7 +25,7 @@ from mqhooks.nanomq.topics import compile_filter
 @implementer(IShownSink, IBoundedSink, IHolding)
 class FanOut(MultiService):
     """
-    Passes each batch to several sinks; it is accepted once all have accepted it. They stop concurrently.
+    Passes each batch to several sinks. A batch is accepted once all have accepted it. The sinks stop concurrently.
 
     A sink that breaks its contract and fails does not affect the others: the failure is counted in :attr:`failures`, and the
     1st, 10th, 100th … is logged.
@@ -41,7 +41,7 @@ class FanOut(MultiService):
         for sink in self._sinks:
             sink.setServiceParent(self)
         self.failures = 0
-        # Batches that sinks which never hold anything have not accepted.
+        # Batches that are not accepted by sinks that never hold any.
         self._lagging = 0
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
@@ -55,7 +55,7 @@ class FanOut(MultiService):
 
     @property
     def holds(self) -> bool:
-        """Whether a sink holds what it cannot accept yet, and those that never hold anything have accepted all."""
+        """Whether a sink holds events that it cannot accept yet, and the sinks that never hold any have accepted all."""
         return not self._lagging and any(map(_holds, self._sinks))
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
@@ -73,11 +73,11 @@ class FanOut(MultiService):
         return waiting[0] if len(waiting) == 1 else gatherResults(waiting).addCallback(_nothing)
 
     def shown(self) -> dict[str, str | float | bool | None]:
-        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        """Return details for the status page; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return {"failures": self.failures}
 
     def pass_on(self, sink: IEventSink, events: Sequence[Event], *, room: bool = True) -> Deferred[None] | None:
-        """Pass a batch on to one sink, and wait for room as well if asked to. An error is counted, not raised."""
+        """Pass a batch on to one sink, and if asked, wait for room too. An error is counted, not raised."""
         try:
             accepted = sink.receive(events) if room or not IBoundedSink.providedBy(sink) else sink.store(events)
             if accepted is None:
@@ -132,7 +132,7 @@ class _Selection(MultiService):
         self.filtered = 0
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Pass on what passes the test; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
+        """Pass on the events that pass the test; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
         passed = self._select(events)
         return self._sink.receive(passed) if passed else None
 
@@ -143,11 +143,11 @@ class _Selection(MultiService):
 
     @property
     def holds(self) -> bool:
-        """Whether the other sink holds what it cannot accept yet."""
+        """Whether the other sink holds events that it cannot accept yet."""
         return _holds(self._sink)
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
-        """Pass on what passes the test; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
+        """Pass on the events that pass the test; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
         passed = self._select(events)
         if not passed:
             return None
@@ -160,20 +160,20 @@ class _Selection(MultiService):
         return passed
 
     def shown(self) -> dict[str, str | float | bool | None]:
-        """Say what the status page shows of it; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
+        """Return details for the status page; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return {"filtered": self.filtered}
 
 
 class FilterSink(_Selection):
     """
-    Passes on the events that match every criterion given. A criterion is one string, or several of which one has to match.
+    Passes on the events that match every criterion given. A criterion is one string, or several, one of which has to match.
 
     :param sink: gets the events that match.
     :param hooks: hooks by VerneMQ's names, for example ``on_publish``.
     :param topics: MQTT topic filters. A subscription matches when one of its topics does; an event without topics never does.
     :param clients: client ids, globs: ``*`` matches any characters, ``?`` one and ``[abc]`` one of these.
     :param mountpoints: mountpoints; the default one is ``""``.
-    :raises mqhooks.errors.ConfigError: when there is no such hook, or a topic filter is malformed.
+    :raises mqhooks.errors.ConfigError: when a hook does not exist, or a topic filter is malformed.
     """
 
     def __init__(
@@ -230,13 +230,13 @@ def _topic_criterion(filters: Iterable[str]) -> Callable[[Event], bool]:
 
 class SampleSink(_Selection):
     """
-    Passes on all events of a share of the clients.
+    Passes on all events of some of the clients.
 
-    A client's mountpoint and id alone decide: the choice is the same in every process and after a restart, and a larger share
+    Only a client's mountpoint and id decide, so the choice is the same in every process and after a restart, and a larger share
     only adds clients.
 
     :param sink: gets the events of those clients.
-    :param share: more than 0, at most 1.
+    :param share: the share of the clients, more than 0 and at most 1.
     :raises mqhooks.errors.ConfigError: when the share is out of range.
     """
 

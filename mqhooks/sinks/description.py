@@ -1,5 +1,5 @@
 """
-Sinks described by strings, like Twisted's endpoints: ``log:path=/var/log/mqhooks.jsonl``.
+Making sinks from strings, as Twisted makes its endpoints: ``log:path=/var/log/mqhooks.jsonl``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 def sinkFromString(reactor: object, description: str) -> IEventSink:
     """
-    Make the sink of a description, as Twisted's ``serverFromString`` does for endpoints.
+    Make the sink that a description names, as Twisted's ``serverFromString`` does for endpoints.
 
     :param reactor: passed to the plugin that makes the sink.
     :param description: ``prefix:argument:key=value``; see :func:`parse`. The prefix is that of an

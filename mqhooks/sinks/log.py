@@ -1,5 +1,5 @@
 """
-Events as JSON lines.
+The ``log`` sink: writes events as JSON lines.
 """
 
 from __future__ import annotations

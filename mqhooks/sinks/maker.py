@@ -1,5 +1,5 @@
 """
-Sink plugins made of functions.
+Making a sink plugin from a function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SinkMaker:
     A sink plugin for :func:`~mqhooks.sinks.sinkFromString` whose arguments are those of a function.
 
     :param prefix: the description's part before the first colon.
-    :param usage: the arguments on one line, as help and errors show them.
+    :param usage: the arguments on one line, for help and errors.
     :param make: called with the reactor and the description's arguments, as strings; returns the sink. It may raise
         :class:`~mqhooks.errors.ConfigError` with the argument's name as its ``key``.
     """

@@ -1,5 +1,5 @@
 """
-The plugins of sinks that need only events; :mod:`mqhooks.app.plugins` has the others.
+Plugins for the sinks that need only events; :mod:`mqhooks.app.plugins` has the others.
 """
 
 from __future__ import annotations
