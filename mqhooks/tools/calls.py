@@ -1,5 +1,5 @@
 """
-Calling like VerneMQ's webhooks plugin: a request for each event, and for each client one at a time.
+Making requests like VerneMQ's webhooks plugin: one for each event, and one at a time for each client.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mqhooks.events import Event
 from mqhooks.http.pooled import PooledTransport
 
 WAITING = 1000
-"""How many calls may wait for earlier ones of their clients; VerneMQ's sessions wait themselves."""
+"""Calls that may wait for earlier ones of their clients; in VerneMQ the sessions themselves wait."""
 
 TIMEOUT = 5.0
 """Seconds that an answer may take: VerneMQ's ``response_timeout``."""
@@ -53,8 +53,8 @@ class Call(NamedTuple):
     """
     One request.
 
-    :param hook: what its header ``vernemq-hook`` says.
-    :param client: whose event it is: the mountpoint and the client id.
+    :param hook: its header ``vernemq-hook``.
+    :param client: mountpoint and id of the event's client.
     :param body: a JSON object.
     """
 
@@ -67,7 +67,7 @@ def call_of(event: Event) -> Call | None:
     """
     Make the request of an event, with the keys in VerneMQ's order.
 
-    Half of the clients speak MQTT 5, whose hooks have names of their own. A payload is in base64.
+    Half of the clients speak MQTT 5, whose hooks have their own names. A payload is in base64.
 
     :returns: ``None`` for a hook that the plugin does not have.
     """
@@ -97,12 +97,12 @@ def _value(key: str, message: Any, *, newer: bool) -> Any:
 
 class CallPool:
     """
-    Makes calls over a number of connections, for each client one at a time, and counts the answers.
+    Makes calls over a number of connections, one at a time for each client, and counts the answers.
 
     :param reactor: connects, and tells the time.
-    :param url: where to; a whole URL, which may hold credentials.
-    :param size: how many calls may be under way.
-    :ivar answers: how often each status was answered; ``no answer`` for calls that got none.
+    :param url: the URL to call, which may hold credentials.
+    :param size: most calls in flight.
+    :ivar answers: answers by status; ``no answer`` for calls that got none.
     """
 
     log = Logger()
@@ -129,7 +129,7 @@ class CallPool:
 
     @property
     def outcome(self) -> str:
-        """How often each status was answered."""
+        """The number of answers of each status."""
         return ", ".join(f"{answer}: {count}" for answer, count in self.answers.most_common())
 
     @property
@@ -157,7 +157,7 @@ class CallPool:
         self._clients.clear()
         self._turn.clear()
         self._waiting = 0
-        # What ends now is no news.
+        # Calls that end now are not worth a warning.
         self._complained = True
         self._transport.close()
         self._go_on()

@@ -1,8 +1,8 @@
 """
-A demo of several machines on one: ``python -m mqhooks.tools.clusterdemo [SECONDS]``.
+A demo of a cluster on one machine: ``python -m mqhooks.tools.clusterdemo [SECONDS]``.
 
-Three servers of NATS, two bridges that share an outbox in them, a receiver, and clients that post events as VerneMQ does.
-In a terminal a key kills each process and starts it again. With a number of seconds some are killed by themselves.
+It runs three NATS servers, two bridges that share an outbox in them, a receiver, and clients that post events as VerneMQ does.
+In a terminal, each process has a key that kills it or starts it again. With a number of seconds, the demo itself kills some.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from mqhooks.tools.demo import main as run_demo
 from mqhooks.tools.ports import free_port
 
 CLIENTS = 16
-"""How many clients each bridge has. Each sends its next event when the one before is answered."""
+"""Clients of each bridge. Each sends its next event after the answer to the one before."""
 
 EVERY = 0.1
-"""How many seconds lie between two events of a client."""
+"""Seconds between the answer to a client's event and its next event."""
 
 DRAIN = 20.0
-"""How many seconds what was accepted may take to arrive at the end."""
+"""Seconds that accepted events may take to arrive at the end."""
 
 STARTING = 30.0
-"""How many seconds all processes may take to start."""
+"""Seconds that all processes together may take to start."""
 
 _ARRIVED = re.compile(r"\S+ POST /hook 200 .*client=(\S+) topic=demo/(\d+) id=(\S+)")
 
@@ -64,13 +64,13 @@ mqhooks {{
 
 class Ledger:
     """
-    What was accepted, and what has arrived of it.
+    Counts the accepted and the arrived events.
 
-    :ivar accepted: clients and numbers that were answered 200.
-    :ivar arrived: those that have arrived.
-    :ivar twice: how many came again.
-    :ivar inverted: how many came, for the first time, after a later one of their client.
-    :ivar last: the id that came last.
+    :ivar accepted: clients and numbers of the events that were answered with 200.
+    :ivar arrived: clients and numbers of the events that have arrived.
+    :ivar twice: repeated arrivals.
+    :ivar inverted: first arrivals after a later event of their client.
+    :ivar last: the id that arrived last.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Ledger:
         self._latest: dict[str, int] = {}
 
     def read(self, line: str) -> None:
-        """Read a line of the receiver."""
+        """Read a line of the receiver's output."""
         found = _ARRIVED.match(line)
         if found is None:
             return
@@ -95,7 +95,7 @@ class Ledger:
 
     @property
     def missing(self) -> int:
-        """How many were accepted and have not arrived."""
+        """The number of events that were accepted and have not arrived."""
         return len(self.accepted - self.arrived)
 
 
@@ -103,7 +103,7 @@ class Part(Child):
     """
     One of the processes, which may be killed and started again.
 
-    :param key: what kills and starts it.
+    :param key: the key that kills and starts it.
     :param read: called with each line that it writes.
     """
 
@@ -114,11 +114,11 @@ class Part(Child):
         self._read_line = read
 
     def line_received(self, line: str) -> None:
-        """Pass a line on."""
+        """Pass a line of output on."""
         self._read_line(line)
 
     async def begin(self) -> None:
-        """Start it, unless it runs."""
+        """Start the process, unless it runs."""
         if not self.running:
             self.running = True
             ended = await self.start()
@@ -127,9 +127,9 @@ class Part(Child):
 
 class ClusterDemo:
     """
-    All processes, and what is shown of them.
+    Runs all processes, and shows their state.
 
-    :param server: the program of NATS.
+    :param server: the NATS server's program.
     :param directory: for configurations and streams.
     """
 
@@ -161,15 +161,15 @@ class ClusterDemo:
         self.parts.append(Part("r", "receiver", receiver, self.ledger.read))
 
     def part(self, key: str) -> Part:
-        """Get the process of a key."""
+        """Return the process that has a key."""
         return next(part for part in self.parts if part.key == key)
 
     async def start(self) -> list[asyncio.Task[None]]:
         """
-        Start all, and the clients once everything can be delivered.
+        Start all processes, and the clients once everything can be delivered.
 
-        :returns: the clients.
-        :raises RuntimeError: when a process ends instead.
+        :returns: the clients' tasks.
+        :raises RuntimeError: when a process ends, or the cluster is not ready in time.
         """
         for part in self.parts:
             await part.begin()
@@ -192,7 +192,7 @@ class ClusterDemo:
         return len(cluster["members"]) == 2 and not any(one["unowned"] for one in cluster["webhooks"])
 
     async def status(self) -> dict[str, Any] | None:
-        """Ask any bridge that answers; all know the whole."""
+        """Get the status from any bridge that answers; each knows about the whole cluster."""
         for port in self._pages:
             with suppress(OSError, ValueError, asyncio.TimeoutError, asyncio.IncompleteReadError):
                 answer = await asyncio.wait_for(_ask(port, b"GET /api/status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"), 1.0)
@@ -218,7 +218,7 @@ class ClusterDemo:
             await asyncio.sleep(EVERY)
 
     async def press(self, key: str) -> None:
-        """Kill the process of a key, or start it again."""
+        """Kill the process that has a key, or start it again."""
         part = self.part(key)
         if part.running:
             part.kill()
@@ -228,7 +228,7 @@ class ClusterDemo:
             self.log.append(f"{part.title} was started again")
 
     async def drain(self, clients: list[asyncio.Task[None]]) -> None:
-        """Send nothing more, and wait until everything accepted has arrived; whoever was killed is started again."""
+        """Send nothing more, start all killed processes again, and wait until all accepted events have arrived."""
         self._stopping = True
         for part in self.parts:
             await part.begin()
@@ -240,13 +240,13 @@ class ClusterDemo:
             await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
-        """Stop all, the servers last."""
+        """Stop all processes, the servers last."""
         for part in reversed(self.parts):
             if part.running:
                 await part.stop()
 
     def lines(self, status: dict[str, Any] | None, rate: float) -> Iterator[str]:
-        """Say how everything is."""
+        """Describe the state of everything in a few lines."""
         ledger = self.ledger
         cluster = (status or {}).get("cluster") or {"members": [], "webhooks": []}
         shares = [part for webhook in cluster["webhooks"] for part in webhook["partitions"]]
@@ -292,7 +292,7 @@ def _publish(client: str, number: int) -> bytes:
 
 @contextmanager
 def _keys(pressed: Callable[[str], object]) -> Iterator[None]:
-    """Read keys one by one, if there is a terminal."""
+    """Read keys one by one, if standard input is a terminal."""
     if not sys.stdin.isatty():
         yield
         return
@@ -308,7 +308,7 @@ def _keys(pressed: Callable[[str], object]) -> Iterator[None]:
 
 
 async def _misfortunes(demo: ClusterDemo, seconds: float) -> None:
-    """Kill one of each kind, and start it again."""
+    """Kill one process of each kind, and start it again."""
     for key in ("a", "2", "r"):
         await asyncio.sleep(seconds / 5)
         await demo.press(key)
@@ -320,9 +320,9 @@ async def demonstrate(server: str, seconds: float | None) -> int:
     """
     Run everything and show it, until the time is up, a signal comes, or ``q`` is pressed.
 
-    :param server: the program of NATS.
-    :param seconds: for how long; ``None`` for no limit.
-    :returns: the exit status: 1 when something was lost, or came in the wrong order.
+    :param server: the NATS server's program.
+    :param seconds: duration; ``None`` for no limit.
+    :returns: the exit status: 1 when an event was lost or came out of order, or none was accepted.
     :raises OSError: when a process cannot be started.
     """
     stopped = asyncio.Event()
@@ -366,7 +366,7 @@ async def demonstrate(server: str, seconds: float | None) -> int:
 
 
 async def _show(demo: ClusterDemo, stopped: asyncio.Event, seconds: float | None) -> None:
-    """Show how everything is, once a second."""
+    """Show the state of everything once a second."""
     began = last = monotonic()
     before = 0
     while not stopped.is_set() and (seconds is None or monotonic() - began < seconds):

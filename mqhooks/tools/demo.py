@@ -21,7 +21,7 @@ from typing import Any
 from mqhooks.tools.ports import free_port
 
 LAST_LINES = 15
-"""How many of a process's last lines are shown when it fails."""
+"""Last lines of a process that are shown when it fails."""
 
 STOPPING_TIME = 20.0
 """Seconds that a process gets to stop; the bridge itself takes up to 10 to deliver what is pending."""
@@ -35,9 +35,9 @@ _SENT = re.compile(r"\bsent (\d+) events\b")
 
 class Child:
     """
-    One of the processes. It has a process group of its own: Ctrl-C reaches only the demo, which stops them in order.
+    One of the processes. It has its own process group: Ctrl-C reaches only the demo, which stops the processes in order.
 
-    :param title: what it is, for the reader.
+    :param title: its description, for the reader.
     :param command: the program and its arguments.
     """
 
@@ -53,7 +53,7 @@ class Child:
         Start the process.
 
         :returns: a task that ends with the process; its result is the exit status.
-        :raises OSError: when there is no such program.
+        :raises OSError: when the program does not exist.
         """
         self._process = await asyncio.create_subprocess_exec(
             *self.command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, process_group=0, limit=LINE_LIMIT
@@ -62,7 +62,7 @@ class Child:
         return self._ended
 
     async def stop(self) -> None:
-        """Terminate the process; kill it when it does not stop in time."""
+        """Terminate the process, and kill it if it does not stop in time."""
         if not self._ended.done():
             self._process.terminate()
             if not (await asyncio.wait([self._ended], timeout=STOPPING_TIME))[0]:
@@ -88,7 +88,7 @@ class Child:
 
 class ReceiverProcess(Child):
     """
-    The receiver; the webhooks that it prints are printed.
+    The receiver. The webhooks that it prints are printed again.
 
     :ivar arrived: webhooks printed.
     """
@@ -106,7 +106,7 @@ class SimulatorProcess(Child):
     """
     The simulator.
 
-    :ivar sent: events sent, as its summary says.
+    :ivar sent: events sent, from its summary.
     """
 
     sent = 0
@@ -119,9 +119,9 @@ class SimulatorProcess(Child):
 
 async def demonstrate(seconds: float | None) -> int:
     """
-    Run the three processes and print what arrives.
+    Run the three processes and print the webhooks that arrive.
 
-    :param seconds: for how long; ``None`` for no limit.
+    :param seconds: duration; ``None`` for no limit.
     :returns: the exit status.
     :raises OSError: when a process cannot be started.
     """
@@ -167,7 +167,7 @@ async def run(children: Sequence[Child], seconds: float | None) -> int:
     """
     Run processes until a signal comes, the time is up, or one of them ends; then stop the others.
 
-    :param children: in the order in which to start them. They are stopped in reverse order, one after the other.
+    :param children: started in this order, and stopped in reverse order, one after the other.
     :param seconds: ``None`` for no limit.
     :returns: 0 when all of them ran until they were stopped, else 1, after printing what failed.
     :raises OSError: when a process cannot be started.
@@ -208,11 +208,11 @@ def complain(*lines: str) -> None:
 
 def main(name: str, demonstrate: Callable[[float | None], Coroutine[Any, Any, int]], *, example: int = 10) -> int:
     """
-    Run a demo with the arguments of the command line: for how many seconds, if that is not until Ctrl-C.
+    Run a demo with the command line's argument: the number of seconds, without which it runs until Ctrl-C.
 
-    :param name: what it is called in messages.
-    :param demonstrate: runs it; returns the exit status.
-    :param example: a good number of seconds.
+    :param name: its name in messages.
+    :param demonstrate: runs the demo, and returns the exit status.
+    :param example: a good number of seconds, for the message about a wrong argument.
     :returns: the exit status.
     """
     try:

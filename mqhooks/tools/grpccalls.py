@@ -1,5 +1,5 @@
 """
-Calling like the gRPC channel of VerneMQ's fork: over many connections, many calls at once, and in no order.
+Making calls like the gRPC channel of VerneMQ's fork: over many connections, many at once, and in no order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mqhooks.pb.event_request_pb2 import EventRequest
 from mqhooks.tools.pool import PoolConnection, SenderPool
 
 CALLS = 100
-"""How many calls may be under way over all connections: VerneMQ's ``grpc_worker_pool_size``."""
+"""Most calls in flight over all connections: VerneMQ's ``grpc_worker_pool_size``."""
 
 TIMEOUT = 0.5
 """Seconds before a call is given up: VerneMQ's ``grpc_timeout``."""
@@ -47,7 +47,7 @@ def message_of(frame: bytes) -> bytes | None:
     """
     Make the message of a call.
 
-    :param frame: what the sidecar would send, without its length.
+    :param frame: the frame that the sidecar would send, without its length.
     :returns: the message with gRPC's prefix; ``None`` for an empty frame, for which there is no call.
     """
     if not frame:
@@ -60,11 +60,11 @@ def message_of(frame: bytes) -> bytes | None:
 
 class GrpcConnection(PoolConnection):
     """
-    A connection whose calls are answered; the pool counts the answers.
+    A connection that makes calls; the pool counts the answers.
 
     :param pool: the pool.
-    :param clock: gives calls up.
-    :param limit: how many calls may be under way.
+    :param clock: for the calls' timeouts.
+    :param limit: most calls in flight.
     """
 
     def __init__(self, pool: SenderPool, clock: IReactorTime, limit: int) -> None:
@@ -84,7 +84,7 @@ class GrpcConnection(PoolConnection):
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Note that nothing under way is answered any more."""
+        """Note that calls in flight get no answer any more."""
         for stream in list(self._calls):
             self._answered(stream, "connection lost")
         super().connectionLost(reason)
@@ -155,7 +155,7 @@ class GrpcConnection(PoolConnection):
         (self._pool.busy if self._choked or len(self._calls) >= self._limit else self._pool.free)(self)
 
     def pauseProducing(self) -> None:
-        """Make no calls: the buffer is full."""
+        """Stop making calls: the buffer is full."""
         self._choked = True
         self._regulate()
 
@@ -180,5 +180,5 @@ class GrpcConnection(PoolConnection):
 
 
 def connections(clock: IReactorTime, size: int) -> Callable[[SenderPool], GrpcConnection]:
-    """Make the connections of a pool of a size."""
+    """Return the function that makes a pool's connections."""
     return partial(GrpcConnection, clock=clock, limit=max(CALLS // size, 1))

@@ -1,5 +1,5 @@
 """
-A model of MQTT sessions as VerneMQ's hooks see them, without a broker.
+A model of MQTT sessions that generates the calls of VerneMQ's hooks without a broker.
 """
 
 from __future__ import annotations
@@ -75,18 +75,18 @@ class SessionModel:
 
     It picks a hook by its weight and a client at random. When the hook cannot happen to the client yet, what it requires
     happens first: a register before a publish, a subscribe before a delivery. So registers, and whatever else is required,
-    occur even without a weight of their own.
+    occur even without a weight.
 
     Timestamps increase strictly. A payload is JSON padded with spaces: the client, ``seq`` (the number of the payload among the
     client's, from 1) and ``n`` (its number among all, from 1).
 
     :param random: the only source of variation: the same state gives the same events.
-    :param now: the time of day, in nanoseconds since 1970.
-    :param clients: how many clients there are.
+    :param now: returns the time of day, in nanoseconds since 1970.
+    :param clients: number of clients.
     :param mix: weights by hook.
     :param payload_size: in bytes; a payload is longer where its JSON requires it.
-    :param generation: of VerneMQ's encoder. That of 2024 has no session ids, no username when a client leaves, user properties
-        of registrations only, and sends an empty frame instead of ``on_register_failed``: the event's message is ``None``.
+    :param generation: year of VerneMQ's encoder. That of 2024 has no session ids, no username when a client leaves, and user
+        properties only of registrations. For ``on_register_failed`` it sends an empty frame: the event's message is ``None``.
     """
 
     def __init__(
@@ -355,7 +355,7 @@ class _Client:
         self.id = name = f"device-{index:06d}"
         self.username = "" if index % 10 == 9 else f"user-{index:06d}"
         self.address = f"10.{index >> 16 & 255}.{index >> 8 & 255}.{index & 255}"
-        # A quarter speaks MQTT 5, and half of these give properties to what they do later too.
+        # A quarter speaks MQTT 5 and registers with user properties; half of these also send them later.
         self.properties = self.marks = NO_PROPERTIES
         if index % 4 == 1:
             self.properties = UserProperties({"firmware": f"1.{index % 7}", "site": f"site-{index % 5}"})
@@ -380,9 +380,7 @@ class _Client:
 
 
 def _next_step(client: _Client, aim: str) -> str:
-    """
-    Find the next hook on the way to the one aimed at.
-    """
+    """Find the next hook on the way to the one aimed at."""
     if aim == "on_register_failed":
         return aim
     subscribed = aim not in _NEEDS_SUBSCRIPTION or client.subscriptions
@@ -408,7 +406,7 @@ _CLEAN = {
     "on_offline_message": False,
     "on_session_expired": False,
 }
-"""Whether the session of a hook is a clean one, which ends with its connection."""
+"""Whether a hook needs a clean session, which ends with its connection; other hooks happen to both."""
 
 _NEEDS_SUBSCRIPTION = frozenset(
     {"on_unsubscribe", "on_deliver", "on_delivery_complete", "on_offline_message", "on_message_drop"}

@@ -1,5 +1,5 @@
 """
-A pool of connections to one peer, like that of VerneMQ's events sidecar.
+A pool of connections to one peer, like the pool of VerneMQ's events sidecar.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PoolConnection(Protocol):
 
     def close(self) -> Deferred[None]:
         """
-        Close the connection once the kernel has taken what was written.
+        Close the connection once the kernel has taken everything that was written.
 
         :returns: a ``Deferred`` that fires when it is closed.
         """
@@ -90,15 +90,15 @@ class _ConnectionFactory(Factory):
 
 class SenderPool:
     """
-    Keeps a number of connections open. A lost one is opened again, with a backoff from 0.5 to 10 seconds.
+    Keeps a number of connections open. A lost one is opened again after a backoff of 0.5 to 10 seconds.
 
     :param clock: for the backoff.
     :param endpoint: connects to the peer.
     :param name: the peer's name in the log.
-    :param size: how many connections.
+    :param size: number of connections.
     :param random: the source of jitter.
     :param make: makes a connection.
-    :ivar answers: what connections were answered, where they are.
+    :ivar answers: number of answers of each kind, if the connections get any.
     """
 
     log = Logger()
@@ -124,7 +124,7 @@ class SenderPool:
         self._complained = False
         self._reason = ""
         self.size = size
-        """How many connections to keep open."""
+        """Number of connections to keep open."""
         self.ready: list[PoolConnection] = []
         """The connections that can take frames."""
         self.lost = 0
@@ -144,7 +144,7 @@ class SenderPool:
 
     @property
     def outcome(self) -> str:
-        """How many connections were lost, if any were, and what was answered."""
+        """The number of lost connections, if any, and of each kind of answer."""
         lost = [f"connections lost: {self.lost}"] if self.lost else []
         return ", ".join(lost + [f"{answer}: {count}" for answer, count in self.answers.most_common()])
 
@@ -154,7 +154,7 @@ class SenderPool:
 
     def close(self) -> Deferred[None]:
         """
-        Close the connections, each once the kernel has taken what was written to it.
+        Close the connections, each once the kernel has taken everything that was written to it.
 
         :returns: a ``Deferred`` that fires when all are closed.
         """
@@ -188,7 +188,7 @@ class SenderPool:
             self._complain()
 
     def busy(self, connection: PoolConnection) -> None:
-        """Take a connection from the ready ones."""
+        """Remove a connection from the ready ones."""
         if connection in self.ready:
             self.ready.remove(connection)
 

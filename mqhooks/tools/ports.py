@@ -1,8 +1,9 @@
 """
-Free ports for processes that are started in a moment.
+Finding free ports for processes that are about to start.
 
-The system takes the ports of outgoing connections from a range of its own. One from there, free now, may be taken by the time
-that the process listens; so these are below it, and picked at random, so that two who look at once find different ones.
+The system takes the ports of outgoing connections from a certain range. A port in it that is free now may be taken by the time
+that the process listens. So these ports are below it, and picked at random, so that two processes that look at the same time
+find different ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def free_port(random: Random | None = None) -> int:
     """
     Find a port of 127.0.0.1 that nobody listens on.
 
-    :raises OSError: when there is none.
+    :raises OSError: when none is found.
     """
     upper = 32768
     with suppress(OSError, ValueError, IndexError):

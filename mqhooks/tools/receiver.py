@@ -33,11 +33,11 @@ from mqhooks.tools.tally import Received, Tally
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """
-    How requests are answered.
+    Settings that decide how requests are answered.
 
     :param status: the status of a normal answer.
     :param fail: the share of requests answered with ``fail_status``, from 0 to 1.
-    :param fail_status: the status of those.
+    :param fail_status: the status of these answers.
     :param drop: the share of requests answered by closing the connection; ``fail`` and ``drop`` are at most 1 together.
     :param delay: seconds from a request to its answer.
     :param secrets: ``whsec_…`` or ``whpk_…``; if there are any, a request not signed with one of them is answered with 401.
@@ -54,7 +54,7 @@ class Behaviour:
         """
         Choose an answer.
 
-        :param luck: from 0 to below 1.
+        :param luck: a random number from 0 to below 1.
         :returns: the status; ``None`` to close the connection.
         """
         if luck < self.drop:
@@ -98,9 +98,9 @@ def receiver_site(
     Make the factory of an endpoint that accepts every method and every path.
 
     :param clock: for delays and timeouts.
-    :param behaviour: how requests are answered; with 200 by default.
+    :param behaviour: decides how requests are answered; with 200 by default.
     :param random: decides which requests fail.
-    :param tally: counts; one that keeps everything by default.
+    :param tally: counts requests; by default one that keeps them all.
     :param show: called with each request.
     :returns: the factory and the tally.
     """
@@ -221,7 +221,7 @@ class ReceiverService(Service):
     :param reactor: listens and tells the time.
     :param description: for Twisted's ``serverFromString``, completed by :func:`mqhooks.support.listening.complete`.
     :param factory: makes the connections.
-    :param tally: counts what comes.
+    :param tally: counts the requests.
     :param write: writes a line.
     :param quiet: whether to write the tally every second, if it has changed.
     :raises mqhooks.errors.ConfigError: when the description is wrong.
@@ -251,7 +251,7 @@ class ReceiverService(Service):
 
     @property
     def address(self) -> Any:
-        """Where it listens, a Twisted address."""
+        """The address that it listens on, as Twisted's address object."""
         assert self._port is not None
         return self._port.getHost()
 
@@ -265,7 +265,7 @@ class ReceiverService(Service):
         self.log.info("listening for webhooks on {address}", address=address_name(self._port.getHost()))
 
     def startService(self) -> None:
-        """Listen, unless it was done with privileges already."""
+        """Listen, unless :meth:`privilegedStartService` already does."""
         super().startService()
         if self._port is None:
             self.privilegedStartService()
@@ -355,7 +355,7 @@ class Options(CommandOptions):
 
 def makeService(options: Options) -> IService:
     """
-    Make the receiver of the options. It writes to standard output itself: twistd's log would spoil the lines.
+    Make the receiver that the options describe. It writes to standard output itself: twistd's log would spoil the lines.
 
     :raises SystemExit: when the address is not an endpoint.
     """
@@ -370,10 +370,10 @@ def makeService(options: Options) -> IService:
 
 def from_options(reactor: Any, options: Options, stream: BinaryIO) -> ReceiverService:
     """
-    Make the receiver of the options.
+    Make the receiver that the options describe.
 
     :param reactor: listens, tells the time, and is stopped when the reader of the stream has gone.
-    :param stream: where requests and counts are written.
+    :param stream: gets the lines about requests and counts.
     :raises mqhooks.errors.ConfigError: when the address is not an endpoint.
     """
     description = options["listen"] or f"tcp:{8080 if options['port'] is None else options['port']}:interface=127.0.0.1"

@@ -1,5 +1,5 @@
 """
-Replaying what the ``capture`` sink has recorded.
+Replaying the ``capture`` sink's recordings.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mqhooks.tools.sender import CHUNK, Pool, Sender, framed
 
 class Capture:
     """
-    A capture file, read once in advance to check it. What is appended afterwards is ignored.
+    A capture file, read once in advance to check it. Records appended afterwards are ignored.
 
     :param path: the file.
     :raises mqhooks.errors.ConfigError: when it cannot be read, is not a capture, is of a newer version, or is damaged.
-    :ivar count: how many frames it holds.
+    :ivar count: number of frames.
     :ivar span: seconds from the first frame to the latest.
     """
 
@@ -53,15 +53,15 @@ class Capture:
 
 class Replay(Sender):
     """
-    Sends recorded frames, spaced in time as they came. Frames that are late because the peer did not read go out at once.
+    Sends recorded frames at the intervals at which they came. A frame that is late because the peer did not read goes at once.
 
     :param clock: for the pace.
     :param pool: not yet opened.
-    :param records: what to send; at the end the connections are closed.
+    :param records: the records to send; at the end the connections are closed.
     :param random: picks connections.
-    :param speed: how many times as fast as they came; infinite for as fast as the peer reads.
+    :param speed: factor by which to send faster than they came; infinite for as fast as the peer reads.
     :param when_done: called when all frames are sent and all connections are closed.
-    :param encode: makes of a frame what the pool sends; ``None`` for what it cannot.
+    :param encode: turns a frame into the item that the pool sends; ``None`` for a frame that it cannot send.
     """
 
     log = Logger()

@@ -1,5 +1,5 @@
 """
-Sending events at a pace, like VerneMQ.
+Sending events at a given pace, as VerneMQ does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from mqhooks.events import HOOKS
 
 CHUNK = 512
-"""How many events are written in one reactor turn."""
+"""Events written in one turn of the reactor."""
 
 CLOSING_TIME = 5.0
 """Seconds that the peer gets to read what was written when the sender stops."""
@@ -27,9 +27,7 @@ _LENGTH = Struct("!I")
 
 
 def framed(content: bytes) -> bytes:
-    """
-    Prefix a frame with its length.
-    """
+    """Prefix a frame with its length."""
     return _LENGTH.pack(len(content)) + content
 
 
@@ -37,7 +35,7 @@ class Pool(Protocol):
     """
     Where a sender's events go.
 
-    :ivar size: how many connections or calls there may be.
+    :ivar size: most connections or calls.
     :ivar wake: called when it is ready after it was not.
     """
 
@@ -46,11 +44,11 @@ class Pool(Protocol):
 
     @property
     def outcome(self) -> str:
-        """What became of what was sent, as far as it is known, for the log."""
+        """The fate of the sent items, as far as it is known, for the log."""
 
     @property
     def ready(self) -> object:
-        """Whether it takes something now."""
+        """Whether it takes an item now."""
 
     def open(self) -> Deferred[None]:
         """Get ready; fires when sending may begin."""
@@ -67,10 +65,10 @@ class Pool(Protocol):
 
 class Sender(Service):
     """
-    Sends events by a pool.
+    Sends events through a pool.
 
-    It starts once the pool is open, and waits while it is not ready. What was written to a connection that breaks
-    may be lost, as VerneMQ's events are. Subclasses decide in :meth:`_send` what goes out and when.
+    It starts once the pool is open, and waits while it is not ready. Events written to a connection that breaks may be lost, as
+    VerneMQ's are. Subclasses decide in :meth:`_send` which events go out, and when.
 
     :param clock: tells the time.
     :param pool: not yet opened.

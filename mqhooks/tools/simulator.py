@@ -1,5 +1,5 @@
 """
-A simulator of VerneMQ: events of made-up clients, sent in any of the ways that VerneMQ has.
+A simulator of VerneMQ: makes up clients and sends their events, in any of the ways that VerneMQ has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TICK = 0.01
 """Seconds between two writes when the rate is limited."""
 
 CATCH_UP = 1.0
-"""How many seconds' worth of events are sent at once after a stall."""
+"""After a stall, the most events that are sent at once, in seconds' worth at the rate."""
 
 
 def frame(message: Message | None) -> bytes:
@@ -55,11 +55,11 @@ class Simulator(Sender):
 
     :param clock: for the pace.
     :param pool: not yet opened.
-    :param events: what to send; at the end the connections are closed.
+    :param events: the events to send; at the end the connections are closed.
     :param random: picks connections.
     :param rate: events per second; 0 for as fast as the peer reads.
     :param when_done: called when all events are sent and all connections are closed.
-    :param encode: makes of a frame what the pool sends; ``None`` for what it cannot.
+    :param encode: turns a frame into the item that the pool sends; ``None`` for a frame that it cannot send.
     """
 
     log = Logger()
@@ -117,7 +117,7 @@ class Simulator(Sender):
 _PLAIN = re.compile("[!-~]*")
 
 TARGETS = {"sidecar": "tcp:127.0.0.1:8890", "webhooks": "http://127.0.0.1:8892/vernemq", "grpc": "tcp:127.0.0.1:8893"}
-"""Where mqhooks listens by default, for each way to send."""
+"""The address that mqhooks listens on by default, for each way to send."""
 
 
 def _mix(text: str) -> dict[str, float]:
@@ -163,7 +163,7 @@ class Options(CommandOptions):
         """
         Check the options against each other, and complete them.
 
-        :raises UsageError: when they do not go together.
+        :raises UsageError: when options contradict each other.
         """
         self["target"] = self["target"] or TARGETS[self["via"]]
         if self["speed"] is not None and self["replay"] is None:
@@ -172,7 +172,7 @@ class Options(CommandOptions):
 
 def makeService(options: Options) -> Sender:
     """
-    Make the simulator of the options. It ends the process once everything is sent.
+    Make the simulator that the options describe. It ends the process once everything is sent.
 
     :raises SystemExit: when the target is not an endpoint, or there is no capture to replay.
     """
@@ -186,7 +186,7 @@ def makeService(options: Options) -> Sender:
 
 def from_options(reactor: Any, options: Options) -> Sender:
     """
-    Make the simulator of the options.
+    Make the simulator that the options describe.
 
     :param reactor: connects, tells the time, and is stopped once everything is sent.
     :raises mqhooks.errors.ConfigError: when the target is not an endpoint, or there is no capture to replay.
@@ -213,7 +213,7 @@ def from_options(reactor: Any, options: Options) -> Sender:
 
 
 def _encoder(via: str) -> Callable[[bytes], Any]:
-    """Say how a frame is sent; the function makes ``None`` of what this way does not have."""
+    """Return the function that encodes a frame for a way to send; it returns ``None`` for hooks that this way lacks."""
     if via == "webhooks":
         return lambda frame: call_of(decode(frame)) if frame else None
     if via == "grpc":
@@ -242,7 +242,7 @@ def _pool(reactor: Any, via: str, target: str, size: int, random: Random) -> Poo
 
 
 def _is_url(text: str) -> bool:
-    """Whether requests can be sent there."""
+    """Return whether a text is a URL that requests can be sent to."""
     try:
         parts = urlsplit(text)
         return (
@@ -256,7 +256,7 @@ def _is_url(text: str) -> bool:
 
 
 def _shown(options: Options) -> str:
-    """Say where to, without credentials."""
+    """Return the target without credentials."""
     target: str = options["target"]
     return hide_url(target) if options["via"] == "webhooks" else target
 

@@ -1,5 +1,5 @@
 """
-What the receiver was sent and what it answered, as counts and as readable lines.
+Counting the receiver's requests and answers, and describing them in readable lines.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from datetime import datetime
 from mqhooks.support.printable import printable
 
 FIELD_LIMIT = 80
-"""How many characters of a name are shown."""
+"""Most characters of a name that are shown."""
 
 BODY_LIMIT = 240
-"""How many characters of a body are shown."""
+"""Most characters of a body that are shown."""
 
 UNPACK_LIMIT = 1 << 20
-"""How many bytes of a compressed body are unpacked, which may be a thousand times as long as it is."""
+"""Most bytes that a compressed body is unpacked to: it could become a thousand times as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
     """
-    A request.
+    A request that the receiver got.
 
     :param time: when it was complete, in seconds since 1970.
     :param method: for example ``POST``.
@@ -33,7 +33,7 @@ class Received:
     :param headers: in the order in which they came, names as Twisted writes them.
     :param body: byte for byte.
     :param status: the status it was answered with; ``None`` when the connection was closed instead.
-    :param problem: what is wrong with its signature; ``None`` when nothing is, or it was not verified.
+    :param problem: the fault of its signature; ``None`` when it is right, or was not verified.
     """
 
     time: float
@@ -76,7 +76,7 @@ class Received:
         return "\n".join(lines)
 
     def _unpacked(self) -> tuple[bytes, str]:
-        """Get the body as it was before its compression, or the beginning of it, and words about that."""
+        """Return the uncompressed body, at most its first :data:`UNPACK_LIMIT` bytes, and a remark about the compression."""
         encodings = [value.strip().lower() for name, value in self.headers if name.lower() == "content-encoding"]
         if encodings != ["gzip"]:
             return self.body, ""
@@ -90,10 +90,10 @@ class Received:
 
 class Tally:
     """
-    Counts what the receiver received.
+    Counts the receiver's requests and answers.
 
-    :param keep: how many of the latest requests to keep in :attr:`received`; ``None`` for all.
-    :param remember: how many of the latest webhook-ids to remember, to notice duplicates; ``None`` for all.
+    :param keep: number of latest requests to keep in :attr:`received`; ``None`` for all.
+    :param remember: number of latest webhook-ids to remember, to notice duplicates; ``None`` for all.
     """
 
     def __init__(self, keep: int | None = 0, remember: int | None = 100_000) -> None:
@@ -123,7 +123,7 @@ class Tally:
         """The most connections open at once."""
 
     def arrived(self, received: Received) -> None:
-        """Count a request received."""
+        """Count and keep a request."""
         self.requests += 1
         self.received.append(received)
 
@@ -141,13 +141,13 @@ class Tally:
             self._succeeded(webhook_id)
 
     def connected(self) -> None:
-        """Count a connection opened."""
+        """Count a new connection."""
         self.connections += 1
         self.open += 1
         self.most_open = max(self.most_open, self.open)
 
     def disconnected(self) -> None:
-        """Count a connection closed."""
+        """Count the end of a connection."""
         self.open -= 1
 
     def describe(self) -> str:
