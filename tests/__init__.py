@@ -6,8 +6,8 @@ import os
 
 from hypothesis import settings
 
-# Twisted forks to start a process, and grpcio's threads must not come to life in it before it becomes another program. Here,
-# because grpcio reads it when it is imported, and any test may be the first to do that.
+# Twisted forks to start a process, and grpcio's threads must not start in the child before it becomes another program. It is
+# set here because grpcio reads it when it is imported, and any test may be the first to do that.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 # How long an example takes depends on the machine, not on the code: nothing fails for being slow.

@@ -1,5 +1,5 @@
 """
-A bridge within the test's own process, and its status page over real connections.
+A bridge within the test's own process, and requests to its status page over real connections.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RETRY = RetrySettings(initial=0.05, maximum=0.05, jitter=0)
 
 
 class WatchedSidecar(SidecarFactory):
-    """Says who watches its events."""
+    """Keeps the watcher of its events for the test."""
 
     watcher = None
 
@@ -68,16 +68,16 @@ class Engine:
         }
 
     def outbox(self, name):
-        """The outbox of a webhook: all have the same."""
+        """Return the outbox of a webhook: all have the same."""
         return self
 
     def there(self):
-        """Who is there, and what each tells."""
+        """Return the bridges that are there, and the shares that each reports."""
         return {name.replace("_", "-"): shares for name, shares in self.shares.items()}
 
 
 class AdminCase(TestCase):
-    """A bridge of the test's own, and how to ask its status page."""
+    """Starts a bridge, and asks its status page."""
 
     timeout = 300
 
@@ -85,10 +85,10 @@ class AdminCase(TestCase):
         """
         Start a bridge with webhooks of these names, all of which go to one endpoint.
 
-        :param answer: what the endpoint does with a request.
-        :param admin: who may ask, and where.
+        :param answer: called by the endpoint with each request.
+        :param admin: the status page's settings.
         :param path: the outbox that an earlier bridge has left.
-        :param query: what follows the endpoint's URL.
+        :param query: appended to the endpoint's URL.
         """
         self.endpoint = Endpoint(answer)
         url = self.endpoint.listen(self, reactor) + query
@@ -120,7 +120,7 @@ class AdminCase(TestCase):
         self.origin = f"http://127.0.0.1:{self.port}"
 
     def stop(self):
-        """Stop the bridge, unless that was done."""
+        """Stop the bridge, unless it is stopped."""
         return self.service.stopService() if self.service.running else None
 
     def send(self, *contents):
@@ -128,7 +128,7 @@ class AdminCase(TestCase):
         self.broker.transport.write(b"".join(map(framed, contents)))
 
     def publish(self, count=1, **fields):
-        """Send messages, each of another client."""
+        """Send messages, each from another client."""
         self.send(*(envelope(make_event("on_publish", client_id=f"c{index}", **fields).message) for index in range(count)))
 
     async def bury(self, count, name="billing", status=422):
@@ -140,10 +140,10 @@ class AdminCase(TestCase):
         await self.store.flushed()
         self.endpoint.answer = answer
 
-    # Asking.
+    # Requests.
 
     async def ask(self, path, method="GET", *, headers=(), body=None, change=True):
-        """Send a request; gives the status, the body as text, and the headers."""
+        """Send a request, keep the answer's headers, and return its status and its body as text."""
         sent = dict(headers)
         if method != "GET" and change:
             sent.setdefault("X-Mqhooks", "1")
@@ -155,13 +155,13 @@ class AdminCase(TestCase):
         return answer.code, await treq.text_content(answer)
 
     async def json(self, path, method="GET", *, status=200, **options):
-        """Send a request whose answer is JSON."""
+        """Send a request, and return its answer, which must be JSON."""
         code, text = await self.ask(path, method, **options)
         self.assertEqual((code, self.headers["content-type"]), (status, "application/json"), text)
         return json.loads(text)
 
     async def refused(self, status, path, method="GET", **options):
-        """Send a request that is refused; gives the reason."""
+        """Send a request that must be refused, and return the reason."""
         answer = await self.json(path, method, status=status, **options)
         self.assertEqual(list(answer), ["error"])
         self.assertNotIn("\n", answer["error"])
@@ -182,7 +182,7 @@ class AdminCase(TestCase):
 
 
 class Follower(Protocol):
-    """Reads server-sent events. They come in chunks, whose lengths are left out."""
+    """Reads server-sent events. They come in chunks, whose lengths are ignored."""
 
     def __init__(self):
         self.buffer = b""
@@ -196,7 +196,7 @@ class Follower(Protocol):
         self.closed.callback(None)
 
     def heard(self, name):
-        """What has come of one kind."""
+        """Return the data of all events of one kind."""
         found = []
         for message in self.buffer.decode().split("\n\n"):
             lines = [line for line in message.replace("\r\n", "\n").split("\n") if ": " in line]

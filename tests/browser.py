@@ -33,21 +33,21 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--no-proxy-server",
-    # Nothing but this machine has an address.
+    # Only this machine has an address.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 def missing() -> str | None:
-    """Why no browser can be driven here, in a line; ``None`` when one can."""
+    """Return why no browser can be driven here, in a line; ``None`` when one can."""
     absent = [program for program in PROGRAMS if which(program) is None]
     return f"{' and '.join(absent)} not found: make programs installs them on Debian" if absent else None
 
 
 class Driver:
     """
-    A chromedriver and the browser that it drives, for all the tests of a process: to start them costs more than most tests do.
+    A chromedriver and the browser that it drives, for all tests of a process: starting them takes longer than most tests.
 
     :ivar session: the address of the browser's session.
     """
@@ -58,7 +58,7 @@ class Driver:
         self._scratch = TemporaryDirectory(ignore_cleanup_errors=True)
 
     async def start(self, reactor):
-        """Start both."""
+        """Start driver and browser."""
         base = f"http://127.0.0.1:{await self._listen(reactor)}"
         wanted = {
             "browserName": "chrome",
@@ -73,10 +73,10 @@ class Driver:
         self.session = f"{base}/session/{opened['sessionId']}"
 
     async def _listen(self, reactor):
-        """Start the driver on a port that it picks. It wants one of both families, and ends when one of them is in use."""
+        """Start the driver on a port that it picks. It needs the port in IPv4 and IPv6, and ends when one of them is in use."""
         log = Path(self._scratch.name) / "log"
         for _ in range(5):
-            # No process of the reactor's, since it outlives a test.
+            # Not a process of the reactor's, since it outlives a test.
             with log.open("wb") as output:
                 self._process = Popen([which("chromedriver"), "--port=0"], stdin=DEVNULL, stdout=output, stderr=STDOUT)
             while True:
@@ -92,7 +92,7 @@ class Driver:
         raise AssertionError(f"chromedriver ended: {said}")
 
     def stop(self):
-        """End both."""
+        """Stop browser and driver."""
         if self.session is not None:
             # There is no reactor any more.
             with suppress(OSError):
@@ -110,7 +110,7 @@ class Shared:
 
     @classmethod
     async def get(cls, reactor):
-        """Start it when there is none."""
+        """Return the driver, and start it if necessary."""
         if cls.driver is None:
             driver = Driver()
             try:
@@ -123,7 +123,7 @@ class Shared:
 
     @classmethod
     def end(cls):
-        """End it."""
+        """Stop the driver, if there is one."""
         driver, cls.driver = cls.driver, None
         if driver is not None:
             driver.stop()
@@ -133,7 +133,7 @@ atexit.register(Shared.end)
 
 
 async def ask(reactor, method, url, what=None):
-    """Ask a driver for something; the answer's value."""
+    """Send a driver a request, and return the answer's value."""
     data = None if what is None else dumps(what).encode()
     headers = {"content-type": "application/json"}
     answer = await treq.request(method, url, data=data, headers=headers, agent=Agent(reactor), reactor=reactor)
@@ -169,7 +169,7 @@ class Browser:
 
     @inlineCallbacks
     def stop(self):
-        """Close the window. If that fails, the next test has another browser."""
+        """Close the window. If that fails, the next test gets another browser."""
         try:
             yield Deferred.fromCoroutine(self._ask("DELETE", "window"))
             yield Deferred.fromCoroutine(self._command("window", {"handle": self._first}))
@@ -182,11 +182,11 @@ class Browser:
         await self._command("url", {"url": url})
 
     async def run(self, script, *args):
-        """Run the body of a function in the page; what it returns, or its promise resolves to."""
+        """Run the body of a function in the page, and return its result, or that of its promise."""
         return await self._command("execute/sync", {"script": script, "args": list(args)})
 
     async def until(self, expression, *args):
-        """Wait for a JavaScript expression to be true; its value. The test case's timeout bounds it."""
+        """Wait for a JavaScript expression to be true, at most for the test case's timeout, and return its value."""
         while True:
             value = await self.run(f"return {expression}", *args)
             if value:
@@ -194,11 +194,11 @@ class Browser:
             await deferLater(self._reactor, 0.1)
 
     async def text(self, selector):
-        """What is seen of an element."""
+        """Return the visible text of an element."""
         return await self.run("return document.querySelector(arguments[0]).innerText", selector)
 
     async def click(self, selector):
-        """Click on an element as a person does: it has to be seen, and nothing may lie over it."""
+        """Click on an element as a person does: it must be visible, and nothing may cover it."""
         await self._act(selector, "click", {})
 
     async def type(self, selector, text):
@@ -206,37 +206,37 @@ class Browser:
         await self._act(selector, "value", {"text": text})
 
     async def complaints(self):
-        """What the console has got since the last time: errors, refused requests, violations of the content's policy."""
+        """Return the console's new messages: errors, refused requests, violations of the content security policy."""
         return [entry["message"] for entry in await self._command("se/log", {"type": "browser"})]
 
     async def dialog(self):
-        """The text of a dialog that a script opened; ``None`` when there is none."""
+        """Return the text of a dialog that a script opened; ``None`` without one."""
         try:
             return await self._ask("GET", "alert/text")
         except LookupError:
             return None
 
     async def look(self, *, width, height, dark=False):
-        """Show the page on a screen of this size, in this scheme."""
+        """Show the page on a screen of this size, in this colour scheme."""
         await self._tool("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self._tool("Emulation.setEmulatedMedia", features=[scheme])
 
     async def disable_scripts(self):
-        """Run no scripts of pages that are opened from now on; those of tests still run."""
+        """Disable the scripts of pages that are opened from now on; scripts of tests still run."""
         await self._tool("Emulation.setScriptExecutionDisabled", value=True)
 
     async def screenshot(self):
-        """The screen as PNG."""
+        """Return the screen as PNG."""
         return b64decode(await self._ask("GET", "screenshot"))
 
     async def _act(self, selector, action, what):
-        """Act on an element; once more when the page has just replaced or moved it. The test case's timeout bounds it."""
+        """Act on an element, again if the page has just replaced or moved it, at most for the test case's timeout."""
         while True:
             try:
                 return await self._command(f"element/{await self._find(selector)}/{action}", what)
             except LookupError:
-                # It was replaced since it was found.
+                # The element was replaced after it was found.
                 pass
             except AssertionError as error:
                 if "element click intercepted" not in str(error) and "element not interactable" not in str(error):

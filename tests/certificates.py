@@ -1,4 +1,4 @@
-"""Certificates for tests, made anew each time."""
+"""Certificates for tests, made fresh for each run."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -10,9 +10,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 
 class Authority:
-    """
-    A certificate authority of its own, or below another.
-    """
+    """A root certificate authority, or one below another."""
 
     def __init__(self, name="Test authority", parent=None):
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -38,9 +36,9 @@ class Authority:
 
     def issue(self, *, dns=(), addresses=(), common_name="Test", days=(-1, 1)):
         """
-        Make a key and a certificate; returns the certificate as PEM and the key as an object.
+        Make a key and a certificate, and return the certificate as PEM and the key as an object.
 
-        :param days: from when to when the certificate is valid, in days from now.
+        :param days: begin and end of the certificate's validity, in days from now.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
@@ -50,11 +48,11 @@ class Authority:
 
 
 def pem(certificate):
-    """A certificate as PEM."""
+    """Encode a certificate as PEM."""
     return certificate.public_bytes(Encoding.PEM)
 
 
 def key_pem(key, password=None):
-    """A key as PEM."""
+    """Encode a key as PEM."""
     encryption = BestAvailableEncryption(password) if password else NoEncryption()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)

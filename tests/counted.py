@@ -1,5 +1,5 @@
 """
-A webhook as the minute's summary sees it, whose outbox counts what really happens to its deliveries.
+A webhook for tests of the minute's summary, whose outbox really counts its deliveries.
 """
 
 from __future__ import annotations

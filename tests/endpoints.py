@@ -1,5 +1,5 @@
 """
-A webhook endpoint for tests that answers as it is told, byte by byte if need be.
+A webhook endpoint whose answers the test decides, byte by byte if necessary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.ports import kept_port
 
 @dataclass
 class Request:
-    """What arrived."""
+    """A request that arrived."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Request:
     connection: Connection = field(repr=False)
 
     def header(self, name):
-        """The value of a header that may be there once."""
+        """Return the value of a header that may occur once; ``None`` without it."""
         values = [value for key, value in self.headers if key.lower() == name.lower()]
         assert len(values) <= 1, values
         return values[0] if values else None
@@ -73,9 +73,9 @@ class Connection(Protocol):
 
 class Endpoint(Factory):
     """
-    Keeps what arrives.
+    Keeps the requests that arrive.
 
-    :param answer: called with each request; the default answers 200.
+    :param answer: called with each request; the default answers with 200.
     """
 
     protocol = Connection
@@ -91,9 +91,9 @@ class Endpoint(Factory):
 
     def listen(self, case, reactor, port=0, listen=None):
         """
-        Listen on loopback until the test case ends; returns the URL.
+        Listen on loopback until the test case ends, and return the URL.
 
-        :param port: what an earlier call was given; nobody else gets it once this one has stopped.
+        :param port: the port of an earlier call. Nobody else gets it after that one has stopped.
         """
         port = (listen or reactor.listenTCP)(port or kept_port(case), self, interface="127.0.0.1")
         case.addCleanup(self.stop, port)

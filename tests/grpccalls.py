@@ -1,5 +1,5 @@
 """
-Calling as VerneMQ's gRPC client does: without a network, byte by byte, or with grpcio over a socket.
+Making calls as VerneMQ's gRPC client does: without a network, byte by byte, or with grpcio over a socket.
 """
 
 import json
@@ -43,7 +43,7 @@ class Golden(NamedTuple):
 
 
 def golden_calls():
-    """Every recorded call, its message with the five bytes before it."""
+    """Yield every recorded call, its message with the five bytes before it."""
     with (DATA / "grpc.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
@@ -55,23 +55,23 @@ HEADERS = next(golden_calls()).headers
 
 
 def request(message) -> bytes:
-    """An ``EventRequest`` with a message of ``mqhooks.pb``, or with the bytes of an ``Any``."""
+    """Make an ``EventRequest`` with a message of ``mqhooks.pb``, or with the bytes of an ``Any``."""
     frame = message if isinstance(message, bytes) else envelope(message)
     return b"\x0a" + varint(len(frame)) + frame
 
 
 def prefixed(message: bytes, flag=0) -> bytes:
-    """A message with the five bytes before it."""
+    """Put the five bytes before a message."""
     return bytes([flag]) + len(message).to_bytes(4, "big") + message
 
 
 @implementer(IBoundedSink)
 class StoringSink(Service):
     """
-    Commits at once, or when told.
+    Commits at once, or when the test says so.
 
-    :ivar events: what it was given.
-    :ivar waiting: what is to fire, if it holds.
+    :ivar events: the events that it was given.
+    :ivar waiting: the deferreds that :meth:`commit` fires, if it holds.
     """
 
     name = None
@@ -105,7 +105,7 @@ class StoringSink(Service):
 
 
 class Answer(NamedTuple):
-    """What a call got."""
+    """The answer to a call."""
 
     status: int | None
     words: str
@@ -116,9 +116,9 @@ class Answer(NamedTuple):
 
 class Client:
     """
-    An HTTP/2 client over a transport that is none.
+    An HTTP/2 client over a transport in memory.
 
-    :ivar h2: what it sends with; :meth:`send` hands that over.
+    :ivar h2: makes the bytes that :meth:`send` hands over.
     :ivar closed: whether the server has closed the connection.
     :ivar gone: the error code of its GOAWAY.
     """
@@ -140,7 +140,7 @@ class Client:
         return self.transport.disconnecting
 
     def call(self, message, *, path=EVENT, end=True, flush=True, data=None, **changed):
-        """Make a call; returns its number."""
+        """Make a call, and return its number."""
         headers = dict(HEADERS) | {":path": path} | {name.replace("_", "-"): value for name, value in changed.items()}
         stream = self.h2.get_next_available_stream_id()
         self.h2.send_headers(stream, [header for header in headers.items() if header[1] is not None])
@@ -154,12 +154,12 @@ class Client:
         return stream
 
     def send(self, data=None):
-        """Hand over bytes, by default what ``h2`` has, and let the server have its turn."""
+        """Hand over bytes, by default those of ``h2``, and let the server have its turn."""
         self.protocol.dataReceived(self.h2.data_to_send() if data is None else data)
         self.turn()
 
     def turn(self, seconds=0.0):
-        """Let time pass, and read what has come."""
+        """Let time pass, and read the bytes that have come."""
         for _ in range(100):
             self.clock.advance(0)
             self.read()
@@ -183,7 +183,7 @@ class Client:
                 self._parts.setdefault(event.stream_id, {})["reset"] = int(event.error_code)
 
     def answer(self, stream):
-        """What a call got; ``None`` when it got nothing yet."""
+        """Return the answer to a call; ``None`` while there is none."""
         parts = self._parts.get(stream)
         if parts is None or not ({"ended", "reset"} & parts.keys()):
             return None
@@ -193,7 +193,7 @@ class Client:
 
 
 class CallsMixin:
-    """Makes a factory with a clock and a sink that does as it is told."""
+    """Makes a factory with a clock and a sink that the test controls."""
 
     def make(self, **settings):
         self.clock = Clock()
@@ -209,7 +209,7 @@ class CallsMixin:
 
 class Stub:
     """
-    VerneMQ's calls by grpcio, as Deferreds.
+    VerneMQ's calls through grpcio, as deferreds.
 
     :param case: the test case; it closes the channel.
     """
@@ -222,7 +222,7 @@ class Stub:
         return self.channel.unary_unary(path).future(message, timeout=timeout, **options)
 
     def call(self, message, **options):
-        """Fires with the answer's status as a number, and its message or words."""
+        """Make a call; returns a ``Deferred`` that fires with the status as a number, and the message or the error's text."""
         done = Deferred()
 
         def tell(future):

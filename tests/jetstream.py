@@ -1,4 +1,4 @@
-"""Bridges' outboxes in JetStream, as stores of the test's own process."""
+"""JetStream outboxes of several bridges, as stores in the test's own process."""
 
 from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
@@ -28,7 +28,7 @@ class JetStreamMixin:
         self.js = JetStream(self.client)
 
     def store(self, *names, max_size=8 << 20, dead_max=10, nats=None, file=None, **options):
-        """Make a store with outboxes of these names and start it; returns it and the first outbox."""
+        """Make a store with outboxes of these names, start it, and return it and the first outbox."""
         settings = JetStreamSettings(
             nats or NATSSettings(self.nodes.servers), **{"replicas": 1, "partitions": 1, "synced": True, **options}
         )
@@ -39,24 +39,24 @@ class JetStreamMixin:
         return store, outboxes[0]
 
     async def claim(self, outbox, count):
-        """Claim so many."""
+        """Claim ``count`` deliveries."""
         claimed = []
         while len(claimed) < count:
             claimed += await maybeDeferred(outbox.claim, count - len(claimed), 1 << 30)
         return claimed
 
     async def ready(self, outbox):
-        """Wait until an outbox owns everything."""
+        """Wait until an outbox owns all partitions."""
         await until(lambda: outbox.ready_to_claim)
 
 
 class Link(Factory):
     """
-    A way to a server that can be cut.
+    A proxy in front of a server, which can be cut.
 
-    :param port: the server's.
-    :ivar mute: whether what the server says gets lost.
-    :ivar cut: whether nothing gets through.
+    :param port: the server's port.
+    :ivar mute: whether bytes from the server are lost.
+    :ivar cut: whether all bytes are lost.
     """
 
     noisy = False
@@ -73,7 +73,7 @@ class Link(Factory):
         return End(self)
 
     def break_off(self):
-        """Cut it, and end what goes through it."""
+        """Cut the link, and end the connections through it."""
         self.cut = True
         for end in self.ends:
             end.transport.abortConnection()

@@ -1,5 +1,5 @@
 """
-Reading ``/metrics``, and what has to hold of it at every moment.
+Reading ``/metrics``, and checking the identities that hold at every moment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from twisted.web.client import Agent
 
 
 async def read_metrics(reactor, origin, **headers):
-    """Read them; gives each sample's value by its name and its labels' values, in the order of the labels' names."""
+    """Return each metric's value by its name and its labels' values, in the order of the labels' names."""
     answer = await treq.get(
         f"{origin}/metrics", headers=headers, agent=Agent(reactor, connectTimeout=10), reactor=reactor, timeout=30
     )
@@ -27,7 +27,7 @@ async def read_metrics(reactor, origin, **headers):
 
 
 def broken_identities(samples):
-    """Say which of the identities do not hold."""
+    """Return the identities that do not hold."""
     broken = []
 
     def expect(what, left, right):

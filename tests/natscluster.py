@@ -36,7 +36,7 @@ http: 127.0.0.1:{monitor}
 
 
 def program():
-    """The server's program."""
+    """Return the path of the server's program."""
     found = os.environ.get("MQHOOKS_NATS_SERVER") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
     if found is None:
         raise SkipTest("no nats-server: it is in the test extra")
@@ -48,15 +48,15 @@ _JETSTREAM = 'jetstream {{ store_dir: {store}, sync_interval: "{sync}", max_mem:
 
 class Cluster:
     """
-    Servers of one cluster, each with JetStream; ended when the test case ends.
+    Servers of one cluster, each with JetStream, killed when the test case ends.
 
     :param case: the test case.
     :param size: one server, or three.
     :param sync: JetStream's ``sync_interval``: ``always``, or a time; ``None`` for no JetStream.
-    :param more: further configuration of each server.
+    :param more: more configuration for each server.
     :param advertise: whether servers tell clients of each other.
-    :param stores: where each server keeps its files, if not beside its configuration.
-    :ivar processes: each server's, ``None`` while it is killed.
+    :param stores: each server's directory for streams, if not beside its configuration.
+    :ivar processes: each server's process, ``None`` while it is killed.
     """
 
     def __init__(self, case, size=1, sync="2m", more="", *, advertise=True, stores=()):
@@ -92,29 +92,29 @@ class Cluster:
 
     @property
     def servers(self):
-        """Where they are."""
+        """The servers' addresses."""
         return tuple(Server("127.0.0.1", port) for port in self.clients)
 
     async def start(self):
-        """Start all, and wait until they can be used."""
+        """Start all servers, and wait until they can be used."""
         for number in range(self.size):
             self.spawn(number)
         await self.ready()
         return self
 
     def spawn(self, number):
-        """Start one of them, or start it again."""
+        """Start a server, for the first time or again."""
         directory = self.directory / f"n{number}"
         with (directory / "log").open("ab") as log:
             command = [self.program, "-c", str(directory / "nats.conf")]
             self.processes[number] = subprocess.Popen(command, stdout=log, stderr=log)
 
     async def ready(self, seconds=20.0):
-        """Wait until all that run are well and have a leader."""
+        """Wait until all running servers are healthy and have a leader."""
         await until(lambda: deferToThread(self._well), seconds)
 
     def ailments(self):
-        """What those servers say that are not well."""
+        """Return what the unhealthy servers report."""
         said = []
         for number in [number for number, process in enumerate(self.processes) if process is not None]:
             try:
@@ -126,25 +126,25 @@ class Cluster:
         return said
 
     def log(self, number=0):
-        """What a server has said."""
+        """Return a server's log."""
         return (self.directory / f"n{number}" / "log").read_text()
 
     def kill(self, number):
-        """End a server as a power failure does."""
+        """Kill a server."""
         process, self.processes[number] = self.processes[number], None
         process.kill()
         process.wait()
 
     def stop(self, number):
-        """Have a server stand still."""
+        """Suspend a server."""
         self.processes[number].send_signal(signal.SIGSTOP)
 
     def go_on(self, number):
-        """Have it go on."""
+        """Resume a server."""
         self.processes[number].send_signal(signal.SIGCONT)
 
     def end(self):
-        """End all."""
+        """Kill all servers."""
         for number, process in enumerate(self.processes):
             if process is not None:
                 self.kill(number)
@@ -172,9 +172,9 @@ OPERATOR, ACCOUNT, USER = 14, 0, 20
 
 class NKey:
     """
-    A key as NATS writes it.
+    A key in NATS's format.
 
-    :param kind: whose.
+    :param kind: the kind of its owner.
     """
 
     def __init__(self, kind=USER):
@@ -185,7 +185,7 @@ class NKey:
         self.public = encoded(bytes([kind]) + self.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
     def token(self, subject, name, **claims):
-        """A JWT about another key, signed by this one."""
+        """Return a JWT about another key, signed by this one."""
         body = {"iat": 1_700_000_000, "iss": self.public, "jti": name, "name": name, "sub": subject.public}
         parts = {"typ": "JWT", "alg": "ed25519-nkey"}, {**body, "nats": {"version": 2, **claims}}
         text = ".".join(base64(json.dumps(part).encode()) for part in parts)
@@ -193,17 +193,17 @@ class NKey:
 
 
 def encoded(raw):
-    """Base32 with a checksum."""
+    """Encode bytes in Base32 with a checksum."""
     return b32encode(raw + crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
 
 
 def base64(raw):
-    """Base64 as JWTs have it."""
+    """Encode bytes in Base64 as in JWTs."""
     return urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def credentials(token, seed):
-    """The text of a file of credentials, as ``nsc`` writes it."""
+    """Return the text of a credentials file, as ``nsc`` writes it."""
     return (
         f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
         "************************* IMPORTANT *************************\nNKEY Seed printed below can be used to sign and prove "

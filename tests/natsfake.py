@@ -1,4 +1,4 @@
-"""A server that says what a test wants, over a real connection."""
+"""A NATS server whose words the test decides, over a real connection."""
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
@@ -12,9 +12,9 @@ class Fake(Factory):
     Listens on loopback until the test case ends.
 
     :param case: the test case.
-    :param greeting: what each client is sent at first.
-    :param answers: what is answered to each line, by its verb; by default a pong to each ping.
-    :ivar received: what all clients have sent.
+    :param greeting: the first bytes sent to each client.
+    :param answers: the answer to each line, by its verb; by default a pong to each ping.
+    :ivar received: the bytes that all clients have sent.
     """
 
     noisy = False

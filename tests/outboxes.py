@@ -28,7 +28,7 @@ def deliveries(count, start=0, size=0):
 
 
 class ReactorClock(MemoryReactorClock):
-    """A clock that runs at once what is to run when the reactor runs, and counts how often it is stopped."""
+    """A clock as a running reactor, which runs ``callWhenRunning`` at once and counts calls of ``stop``."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class ReactorClock(MemoryReactorClock):
 
 @implementer(IReactorThreads)
 class ThreadedClock(ReactorClock):
-    """A clock with threads: what they want to call is called when it is advanced."""
+    """A clock with threads: it runs their ``callFromThread`` calls when it is advanced."""
 
     def __init__(self):
         super().__init__()
@@ -66,15 +66,15 @@ class ThreadedClock(ReactorClock):
 
 class Faults:
     """
-    Makes files that fail where they are told to.
+    Makes files that fail when the test wants it.
 
-    :ivar writes: raised by the next transactions, one after the other; ``None`` lets one succeed.
-    :ivar before_write: called before each transaction, as what happens while a thread writes; it may be replaced.
-    :ivar reads: raised when something is read; ``None`` for nothing.
+    :ivar writes: errors for the next transactions, one after the other; ``None`` lets one succeed.
+    :ivar before_write: called once, before the next transaction, to act while a thread writes; it may set itself again.
+    :ivar reads: raised by every read; ``None`` lets reads succeed.
     :ivar written: the transactions that succeeded, as lists of changes.
     :ivar before_move: called before the log is moved, in the thread.
-    :ivar moved: how often it was.
-    :ivar log_length: how many pages it has, whatever it has.
+    :ivar moved: times that the log was moved.
+    :ivar log_length: length in pages to report for the log; ``None`` for the true one.
     """
 
     def __init__(self, longest_row=LONGEST_ROW):
@@ -162,7 +162,7 @@ class StoreCase(SynchronousTestCase):
             self.kill(self.stores[-1][0])
 
     def kill(self, store):
-        """Leave what a SIGKILL leaves: the file as it is, and no lock."""
+        """Stop a store as a SIGKILL does: leave the file as it is, and no lock."""
         ((_, clock, faults),) = [each for each in self.stores if each[0] is store]
         self.stores = [each for each in self.stores if each[0] is not store]
         if store.running:
@@ -185,7 +185,7 @@ class StoreCase(SynchronousTestCase):
         return accepted
 
     def claim(self, limit=PLENTY, size=PLENTY, outbox=None):
-        """Claim all that can be claimed now."""
+        """Claim all deliveries that can be claimed now."""
         outbox = outbox or self.outbox
         claimed = []
         while len(claimed) < limit:

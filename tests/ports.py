@@ -1,18 +1,18 @@
-"""Ports that are closed, or that are opened again."""
+"""Reserving a port that can be closed and opened again."""
 
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
 
 
 def kept_port(case):
     """
-    Find a port of 127.0.0.1 that refuses connections until the test case listens on it, and again when it listens no more.
+    Find a port of 127.0.0.1 that refuses connections whenever the test case does not listen on it.
 
-    :param case: the test case; nobody else is given the port before it ends.
+    :param case: the test case; nobody else gets the port before it ends.
     """
-    # It is bound and does not listen, so the system gives it neither to a listener nor to an outgoing connection.
+    # The socket is bound and does not listen, so the system gives the port neither to a listener nor to an outgoing connection.
     kept = socket()
     case.addCleanup(kept.close)
-    # As Twisted's listeners have it: both may be bound.
+    # Twisted's listeners set it too, so both may be bound.
     kept.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     kept.bind(("127.0.0.1", 0))
     return kept.getsockname()[1]

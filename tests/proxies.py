@@ -1,5 +1,5 @@
 """
-An HTTP proxy for tests: tunnels, and requests that are passed on.
+An HTTP proxy for tests, with tunnels and forwarded requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.waiting import until
 
 
 def end(protocol, reason):
-    """End one connection as the other one has ended."""
+    """End a connection in the way that its peer has ended."""
     if reason.check(ConnectionDone):
         protocol.transport.loseConnection()
     else:
@@ -115,10 +115,10 @@ class _Client(Protocol):
 
 class Proxy(Factory):
     """
-    Keeps what it is asked.
+    Keeps the requests that it gets.
 
-    :param user: the name and password that it wants.
-    :param answer: bytes that it answers instead of doing anything.
+    :param user: the name and password that it demands.
+    :param answer: bytes to answer with instead of connecting.
     """
 
     protocol = _Client
@@ -133,14 +133,14 @@ class Proxy(Factory):
         self.ended = 0
 
     def listen(self, case):
-        """Listen on loopback until the test case ends; returns the port."""
+        """Listen on loopback until the test case ends, and return the port."""
         port = self.reactor.listenTCP(0, self, interface="127.0.0.1")
         case.addCleanup(self.stop, port)
         self.port = port
         return port.getHost().port
 
     def settings(self, case, **more):
-        """Listen, and say so as settings."""
+        """Listen, and return the settings for using this proxy."""
         return ProxySettings("127.0.0.1", self.listen(case), **more)
 
     async def stop(self, port):

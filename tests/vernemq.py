@@ -1,5 +1,5 @@
 """
-Requests of VerneMQ's webhooks plugin: those that its own code made, and the means to make others.
+Requests of VerneMQ's webhooks plugin: some that its own code made, and a function that makes others.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Recorded(NamedTuple):
 
     @property
     def values(self) -> dict[str, Any]:
-        """What its JSON says."""
+        """The body, decoded from JSON."""
         decoded: dict[str, Any] = json.loads(self.body)
         return decoded
 
 
 def recorded() -> Iterator[Recorded]:
-    """Every recorded request."""
+    """Yield every recorded request."""
     with (DATA / "vernemq-webhooks.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
@@ -51,7 +51,7 @@ def request(
     length: int | None = None,
     **values: object,
 ) -> bytes:
-    """Make a request; without a body, one of a message with some values of its own."""
+    """Make a request; without ``body``, for a message with ``values`` in place of the defaults."""
     if body is None:
         message = {"username": None, "mountpoint": "", "client_id": "c", "qos": 1, "topic": "t", "payload": "", "retain": False}
         body = json.dumps(message | values).encode()

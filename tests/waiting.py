@@ -10,7 +10,7 @@ class Ahead:
     """
     The reactor, with a clock that can be set ahead; its timers stay where they are.
 
-    :ivar ahead: by how many seconds.
+    :ivar ahead: seconds by which the clock is ahead.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ async def until(condition, seconds=60.0):
     Wait until a condition holds, and return what it returned.
 
     :param condition: called again and again; may be a coroutine function.
-    :param seconds: fail after so many. They are many: a busy machine may not get to anything for long.
+    :param seconds: time limit. It is generous, because a busy machine may be slow to get to anything.
     """
     end = reactor.seconds() + seconds
     while True:

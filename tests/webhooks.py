@@ -1,4 +1,4 @@
-"""What the tests of the webhook room share: a transport, an outbox and a sink that do as they are told."""
+"""Shared helpers for tests of the webhook room: a transport, an outbox and a sink that the test controls."""
 
 import json
 from random import Random
@@ -21,12 +21,12 @@ URL = "http://h/hook"
 
 
 def publish(client, number, **fields):
-    """An event whose body says its number."""
+    """Make an event whose payload is a number."""
     return make_event("on_publish", client_id=client, payload=str(number).encode(), topic="t", **fields)
 
 
 def respond(status, headers=(), body=b""):
-    """What an endpoint answers."""
+    """Make an endpoint's answer."""
     return Response(status, list(headers), body, len(body), complete=True)
 
 
@@ -60,7 +60,7 @@ class Attempt:
         return int(self.body["payload"])
 
     def end(self, result):
-        """End it with a status, a response or an error."""
+        """End the attempt with a status, a response or an error."""
         if isinstance(result, Exception):
             self._answered.errback(result)
         else:
@@ -69,7 +69,7 @@ class Attempt:
 
 @implementer(IWebhookTransport)
 class FakeTransport:
-    """Ends attempts when told, or at once."""
+    """Ends attempts when the test says so, or at once."""
 
     def __init__(self):
         self.in_flight = []
@@ -86,7 +86,7 @@ class FakeTransport:
         return answered
 
     def end(self, result=200, index=0):
-        """End one attempt; returns it."""
+        """End one attempt, and return it."""
         attempt = self.in_flight.pop(index)
         attempt.end(result)
         return attempt
@@ -97,13 +97,13 @@ class FakeTransport:
 
 
 class DurableOutbox(MemoryOutbox):
-    """Says that it outlives the process."""
+    """An outbox in memory that claims to outlive the process."""
 
     durable = True
 
 
 class SinkMixin:
-    """Makes a sink with a clock, a transport and an outbox that do as they are told."""
+    """Makes a sink with a clock, a transport and an outbox that the test controls."""
 
     def make(self, outbox=None, **settings):
         self.clock, self.transport = Clock(), FakeTransport()
@@ -127,7 +127,7 @@ class SinkMixin:
         return self.sink
 
     def authenticated(self, settings):
-        """What sends where the settings ask for authentication."""
+        """Return the transport for settings that ask for authentication."""
         return AuthenticatedTransport(self.transport, credentials_for(self.clock, settings.auth), settings)
 
     @property
@@ -135,17 +135,17 @@ class SinkMixin:
         return self.transport.in_flight
 
     def lines(self):
-        """The lines of the log."""
+        """Return the lines of the log."""
         return [formatEvent(event) for event in self.logged]
 
     def assert_identities(self):
-        """What every count has to keep."""
+        """Check the identities that all counts keep."""
         counters, counts = self.sink.counters, self.outbox.counts
         self.assertEqual(counters.events, counters.filtered + counters.matched)
         self.assertEqual(counters.attempts, counters.arrived + counters.refused + counters.failed)
         self.assertEqual(counts.accepted, counts.delivered + counts.dead + counts.dropped + counts.pending)
 
     def end_all(self, result=200):
-        """End attempts, and those that follow at once, until none is in flight."""
+        """End attempts, including those that they cause, until none is in flight."""
         while self.in_flight:
             self.transport.end(result)

@@ -1,1 +1,1 @@
-"""What every provider of an interface keeps."""
+"""The contracts that every provider of an interface has to keep."""

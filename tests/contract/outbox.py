@@ -1,5 +1,5 @@
 """
-What every outbox keeps.
+The contract that every outbox has to keep.
 
 Mix :class:`OutboxContract` into a ``TestCase`` that opens an outbox. Answers may come later: claims and recalls are
 awaited.
@@ -32,17 +32,17 @@ def numbered(*numbers):
 
 class OutboxContract:
     """
-    Define ``open()``: open an empty outbox and return it, or a Deferred of it. Its limits are :attr:`max_size` and at least 10
-    dead letters.
+    Define ``open()``: open an empty outbox and return it, or a Deferred that fires with it. Its limits are :attr:`max_size` and
+    at least 10 dead letters.
 
-    Where time is not the reactor's, define ``settle()``: let the outbox do what it has put off; it may return a Deferred.
+    If time is not the reactor's, define ``settle()``: let the outbox do its deferred work; it may return a Deferred.
     A durable one defines ``reopen()``: end the outbox as a crash would, after ``settle()``, and open it again.
     """
 
     max_size = 100_000
 
     def settle(self):
-        """Let the outbox do what it has put off."""
+        """Let the outbox do its deferred work."""
 
     async def answer(self, result):
         """Wait for an answer that may be there already."""
@@ -52,14 +52,14 @@ class OutboxContract:
         return result
 
     async def append(self, outbox, deliveries):
-        """Append, and wait until it is accepted; not where the outbox is full."""
+        """Append, and wait until it is accepted. Don't use it on a full outbox: the wait would not end."""
         return await self.answer(outbox.append(deliveries))
 
     async def claim(self, outbox, limit=1000, size=PLENTY):
         return await self.answer(outbox.claim(limit, size))
 
     async def claim_all(self, outbox):
-        """Claim all that is pending, none of which may be claimed already."""
+        """Claim all pending deliveries, none of which may be claimed already."""
         claimed = []
         while len(claimed) < outbox.counts.pending:
             claimed += await self.claim(outbox)

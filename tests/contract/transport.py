@@ -1,4 +1,4 @@
-"""What every provider of IWebhookTransport keeps, against real servers on loopback."""
+"""The contract that every webhook transport has to keep, tested against real servers on loopback."""
 
 import shutil
 import subprocess
@@ -37,13 +37,11 @@ const server = require("http").createServer((request, response) => {
 });
 server.listen(0, "127.0.0.1", () => console.log(server.address().port));
 """
-"""An endpoint that says what it got."""
+"""An endpoint that answers with the request that it got."""
 
 
 class TransportContract:
-    """
-    Mix into a TestCase that has ``make(url, **options)``: options are ``size``, ``timeout`` and ``tls``.
-    """
+    """Mix into a TestCase that has ``make(url, **options)``, with the options ``size``, ``timeout`` and ``tls``."""
 
     timeout = 120
 
@@ -221,7 +219,7 @@ class TransportContract:
         await self.endpoint.port.stopListening()
         results = await gatherResults([self.defer(self.result(transport)) for _ in range(10)])
         self.assertEqual({type(error) for error in results}, {ConnectFailed})
-        # Other words follow it in the log.
+        # The log appends more words to it.
         self.assertRegex(str(results[0]), r"refused\b.*[^.]$")
 
     def defer(self, coroutine):
