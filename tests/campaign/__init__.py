@@ -1,5 +1,5 @@
 """
-The fault campaign: the bridge as a process, and everything that may go wrong around it.
+The fault campaign: the bridge as a process, and the faults that may happen around it.
 
-``python -m tests.campaign`` runs the long form; ``tests.test_faults`` runs each scenario once, small.
+``python -m tests.campaign`` runs the long form; ``tests.test_faults`` runs each scenario once, in a short form.
 """

@@ -1,7 +1,7 @@
 """
 Run the long form: ``python -m tests.campaign [--seed SEED] [--table FILE] [--faults NUMBER] [--both] [NAME …]``.
 
-The table goes to the standard output, and to the file as reStructuredText. The exit status is 1 when a promise is broken.
+The results go to standard output, and as tables in reStructuredText to the file. The exit status is 1 when a promise is broken.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SILENCES = ["What was done to a cluster", "Times", "Longest silence of a partiti
 
 
 def table(heads, widths, lines) -> str:
-    """Make a list-table."""
+    """Format a list-table."""
     text = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for cells in [heads, *lines]:
         text += [f"   {'  ' if index else '* '}- {cell}".rstrip() for index, cell in enumerate(cells)]
@@ -65,7 +65,7 @@ def table(heads, widths, lines) -> str:
 
 
 def tables(rows: list[Row]) -> str:
-    """Make the table of what rows came to, and the one of how long partitions were silent."""
+    """Format the table of results, and if there are any, the one of partitions' silences."""
     text = table(list(COLUMNS), "40 9 9 9 7 8 8 9 7 9", [[get(row) for get in COLUMNS.values()] for row in rows])
     lines = [
         [kind, times, _seconds(longest), "" if most is None else f"at most {most:g} s"]
@@ -80,7 +80,7 @@ def _seconds(number: float | None) -> str:
 
 
 async def main(reactor, names, seed, path, faults, *, both):
-    """Play, show, write."""
+    """Run the scenarios, print the results, and write the tables."""
     rows = []
     for name in names:
         print(f"{name} --seed {seed}", end=" ", flush=True)  # noqa: T201
@@ -109,7 +109,7 @@ def _tell(what: str) -> None:
 
 
 def run() -> None:
-    """Read the command line."""
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign")
     parser.add_argument("--seed", default=f"{random.SystemRandom().getrandbits(32):08x}")
     parser.add_argument("--table")

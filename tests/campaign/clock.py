@@ -1,4 +1,4 @@
-"""The time of day of a process, which can be set to another one while it runs."""
+"""Setting the time of day of a process while it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DayTime:
     """
     A process's time of day.
 
-    :param directory: of its own.
+    :param directory: a directory that nothing else uses.
     :ivar before: Python that the process runs before anything else.
     """
 
@@ -32,7 +32,7 @@ class DayTime:
         self.before = _JUMPING.format(path=self._path)
 
     def set(self, offset):
-        """Have it be so many seconds ahead of the time it really is, from now on; a process that stopped starts with that."""
+        """Set it ``offset`` seconds ahead of the true time from now on. It also applies to processes that start later."""
         with open(f"{self._path}.new", "w") as file:
             file.write(str(offset))
         os.replace(f"{self._path}.new", self._path)

@@ -1,7 +1,8 @@
 """
-Bridges that accept and bridges that deliver, an outbox in JetStream, three servers of NATS, and links between them.
+Faults in a cluster: bridges that accept, bridges that deliver, an outbox in JetStream, three NATS servers, and links between
+them.
 
-Each acceptor has a producer of its own that posts events as VerneMQ's webhooks do: what was answered 200 is accepted.
+Each acceptor has its own producer, which posts events as VerneMQ's webhooks do: an event answered with 200 is accepted.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ from tests.ports import kept_port
 from tests.processes import Twistd
 
 PARTITIONS = 4
-"""Each producer has clients in all of them."""
+"""Partitions of the outbox. Each producer has clients in all of them."""
 
 CONNECTIONS = 24
-"""How many each producer has, with one client on each."""
+"""Connections of each producer, with one client on each."""
 
 LIVES = 1_000_000
-"""What the numbers of a producer's connections begin with is its own number, times this."""
+"""The numbers of a producer's connections begin at its own number times this."""
 
 ROLES = ("accept", "accept", "deliver", "deliver")
-"""What each of the bridges does."""
+"""The role of each bridge."""
 
 NODES = 3
 
 REFUSED = 97
-"""Of so many events of a client one is refused for good, an early one."""
+"""The endpoint refuses one of this many events of each client for good, first an early one."""
 
 NETWORK = 'lame_duck_duration: "30s"\nlame_duck_grace_period: "1s"'
 
@@ -70,7 +71,7 @@ HOUR = 3600.0
 
 
 def client(producer, connection):
-    """Find a name for a connection's client: connections next to each other have clients in all partitions by turns."""
+    """Find a name for a connection's client, so that successive connections have clients in successive partitions."""
     names = (f"client-{producer}-{connection}-{number}" for number in count())
     return next(name for name in names if partition_of(name, PARTITIONS) == connection % PARTITIONS)
 
@@ -79,13 +80,13 @@ class Member:
     """
     A bridge: one process after the other, on the same ports.
 
-    :param stage: where it plays.
-    :param number: which one it is.
-    :param role: what it does: ``accept``, ``deliver``, or ``both``.
-    :ivar links: to each server of NATS.
-    :ivar daytime: what it takes for the time of day.
-    :ivar producer: the one that posts to it; ``None`` for none.
-    :ivar first_life: the first of the producer's connections that was made to the process that runs.
+    :param stage: its stage.
+    :param number: its number.
+    :param role: ``accept``, ``deliver``, or ``both``.
+    :ivar links: a link to each NATS server.
+    :ivar daytime: its time of day.
+    :ivar producer: the producer that posts to it; ``None`` for none.
+    :ivar first_life: number of the producer's first connection to the current process.
     """
 
     def __init__(self, stage, number, role):
@@ -106,14 +107,14 @@ class Member:
         self.process = None
 
     def configure(self):
-        """Write its configuration."""
+        """Write the bridge's configuration."""
         servers = ", ".join(f'"nats://127.0.0.1:{link.number}"' for link in self.links)
         settings = {"endpoint": self.stage.endpoint.number, "pool": self.pool, "servers": servers, "partitions": PARTITIONS}
         path = self.config.with_suffix("")
         self.config.write_text(CONFIG.format(**settings, role=self.role, path=path), encoding="utf-8")
 
     async def start(self):
-        """Start it, and wait until it accepts, or the status page is there."""
+        """Start the bridge, and wait until it accepts events, or serves its status page if it only delivers."""
         if self.producer is not None:
             self.first_life = self.producer.next_life
         ports = ("--webhooks-port", str(self.port), "--admin-port", str(self.admin_port))
@@ -122,11 +123,11 @@ class Member:
         await self.process.until(what, anywhere=True)
 
     async def owns(self):
-        """Wait until it has a partition."""
+        """Wait until the bridge owns a partition."""
         await self.process.until(r"MQ_webhook_\d+: is ours now", anywhere=True)
 
     def signal(self, name):
-        """Send it a signal."""
+        """Send the process a signal."""
         if self.process.ended.called:
             self.stage.broken.append(f"a bridge has ended by itself: {self.output[-2000:]}")
         else:
@@ -134,21 +135,21 @@ class Member:
 
     @property
     def lives(self):
-        """Which of the producers' connections were made to the process that runs."""
+        """The numbers of the producer's connections to the current process."""
         return range(0) if self.producer is None else range(self.first_life, self.producer.next_life)
 
     def ahead(self):
-        """By how many seconds its clock was ahead when it took the event that has arrived last of those that it took."""
+        """Return the seconds by which its clock was ahead when it accepted the newest of its events that have arrived."""
         newest = next(one for one in reversed(self.stage.endpoint.arrivals) if one.life in self.lives)
         return json.loads(newest.body)["ts"] / 1000 - time()
 
     async def kill(self):
-        """End it with SIGKILL."""
+        """End the process with SIGKILL."""
         self.signal("KILL")
         await self.ended()
 
     async def terminate(self):
-        """End it with SIGTERM, which has to be in order."""
+        """End the process with SIGTERM; it has to stop in order."""
         self.signal("TERM")
         if not await self.stage.until(lambda: self.process.ended.called, "the end in order", 20.0):
             await self.kill()
@@ -157,13 +158,13 @@ class Member:
         await self.ended()
 
     async def ended(self):
-        """Wait for its end, and keep what it said."""
+        """Wait for the process to end, and keep its output."""
         await self.stage.until(lambda: self.process.ended.called, "the end")
         self.log += self.output
 
     @property
     def output(self):
-        """What the process has said that runs."""
+        """The output of the current process."""
         return self.process.stdout + self.process.stderr
 
 
@@ -172,13 +173,13 @@ class ClusterStage(Ground):
     Bridges, servers and an endpoint.
 
     :param reactor: for everything.
-    :param seed: of all chance.
-    :param roles: of each bridge.
-    :param rate: how many events each bridge that accepts gets in a second.
-    :param hold: how many seconds most faults last.
-    :param disk: a small file system of its own for the last server's files, or ``None``.
-    :ivar faults: what was done, from when until when.
-    :ivar mood: how the endpoint answers what it does not refuse for good.
+    :param seed: for all random choices.
+    :param roles: the role of each bridge.
+    :param rate: events a second for each bridge that accepts.
+    :param hold: duration of most faults, in seconds.
+    :param disk: a small file system for the last server's files, or ``None``.
+    :ivar faults: each fault's kind, the longest silence allowed, begin and end, and whether it counts for the silences.
+    :ivar mood: answers the requests that the endpoint does not refuse for good.
     :ivar acceptors: the bridges that accept; likewise ``deliverers``.
     """
 
@@ -209,16 +210,16 @@ class ClusterStage(Ground):
             self.mood(arrival)
 
     async def clean(self):
-        """End everything."""
+        """Stop everything."""
         closed = [producer.stop() for producer in self.producers]
         await self.endpoint.close()
         await super().clean()
         for each in closed:
-            # Without the bridges their connections end, whatever they wait for.
+            # The bridges are gone, so the connections end, whatever they wait for.
             await each
 
     async def start(self):
-        """Start servers, bridges and producers; all partitions are owned, by all bridges."""
+        """Start servers, bridges and producers, and wait until each deliverer owns a partition and deliveries arrive."""
         await self.nodes.start()
         for member in self.members:
             await member.start()
@@ -239,7 +240,7 @@ class ClusterStage(Ground):
         await self.flows()
 
     async def well(self):
-        """Wait until all servers are well, or note what they say."""
+        """Wait until all servers are healthy, or note what they report."""
         try:
             await self.nodes.ready(60)
         except AssertionError:
@@ -247,15 +248,15 @@ class ClusterStage(Ground):
             self.broken.append(f"all servers of NATS well: not within 60 s: {'; '.join(ailments)}")
 
     async def flows(self, what="deliveries of all partitions"):
-        """Wait until what is accepted from now on arrives, of each producer and each partition."""
+        """Wait until events accepted from now on arrive, for each producer and each partition."""
         now = self.reactor.seconds() + 0.3
         all_ = [(producer, partition) for producer in range(len(self.producers)) for partition in range(PARTITIONS)]
         await self.until(lambda: all(self._flowed.get(each, 0) > now for each in all_), what)
 
-    # The end.
+    # Checks.
 
     async def count(self):
-        """Let the endpoint be away and nothing more come; what then counts as pending has to be what still arrives."""
+        """Close the endpoint, send nothing more, and check that exactly the pending deliveries arrive when it is back."""
         await self.endpoint.close()
         await self.wait(1.0)
         rates = [producer.each for producer in self.producers]
@@ -266,7 +267,7 @@ class ClusterStage(Ground):
         before = len(self.endpoint.arrivals)
         self.endpoint.open()
         await self.drained()
-        # What the former owner of a partition had delivered in its last moments arrives again.
+        # Deliveries that a partition's former owner made in its last moments arrive again.
         arrived = {one.id for one in self.endpoint.arrivals[before:] if one.settled}
         if len(arrived) != pending:
             self.broken.append(f"{pending:g} were pending, {len(arrived)} arrived")
@@ -275,7 +276,7 @@ class ClusterStage(Ground):
             producer.each = rate
 
     async def still(self, look, what):
-        """Wait until something stays the same for a second; returns what it is."""
+        """Wait until a value stays the same for a second, and return it."""
         seen, since = None, 0.0
         for _ in range(300):
             value = look()
@@ -290,11 +291,11 @@ class ClusterStage(Ground):
         return seen
 
     async def pending(self):
-        """What all bridges say is pending; notes what does not add up."""
+        """Return the number of pending deliveries that all bridges report."""
         return sum([samples["mqhooks_outbox_pending", "webhook"] for samples in await self.metrics()])
 
     async def metrics(self):
-        """The metrics of all bridges."""
+        """Return the metrics of all bridges, and note identities that do not hold."""
         every = [await read_metrics(self.reactor, f"http://127.0.0.1:{member.admin_port}") for member in self.members]
         for samples in every:
             self.broken += broken_identities(samples)
@@ -302,9 +303,10 @@ class ClusterStage(Ground):
 
     async def accounts(self):
         """
-        Compare what each bridge says that it has accepted since it was started with what has arrived of that; nothing waits.
+        Compare the events that each bridge has accepted since its start, by its metrics, with those that have arrived. Call it
+        when nothing is pending.
 
-        What a process has accepted that has ended, no metric says any more. What was answered 200 is a part of what was
+        The metrics leave out events that an earlier process accepted. Fewer events may have been answered with 200 than were
         accepted: an answer may be lost.
         """
         for member, samples in zip(self.members, await self.metrics(), strict=True):
@@ -326,7 +328,7 @@ class ClusterStage(Ground):
             await self.wait(0.1)
 
     async def finish(self, title):
-        """Drain, look at everything, and say what it came to."""
+        """Drain, check everything, and return the result."""
         self.mood = self.endpoint.accept
         for producer in self.producers:
             await producer.stop()
@@ -355,7 +357,7 @@ class ClusterStage(Ground):
         self.broken.append(f"the bridges' logs are in {kept}")
 
     async def letters(self):
-        """The ids of the dead letters in JetStream."""
+        """Return the ids of the dead letters in JetStream."""
         client = NATSClient(self.reactor, NATSSettings(self.nodes.servers))
         client.start()
         try:
@@ -537,7 +539,7 @@ async def unheard(stage, members):
 
 
 async def spilled(stage):
-    """Have one accept into its file; every other time it is killed meanwhile."""
+    """Cut an acceptor off until it accepts into its file; half of the time, also kill it."""
     member = stage.random.choice(stage.acceptors)
     for link in member.links:
         link.cut()
@@ -593,7 +595,8 @@ async def counted(stage):
 
 
 DELIVERER, NODE, PLANNED = 5.0, 10.0, 1.0
-"""How many seconds a partition may be silent at most. One that accepts holds up nobody but its own producer."""
+"""Seconds that a partition may be silent after a fault of a deliverer, a server, or without one. An acceptor holds up nobody
+except its own producer."""
 
 ACCEPTORS, DELIVERERS = attrgetter("acceptors"), attrgetter("deliverers")
 
@@ -625,11 +628,11 @@ FAULTS = {
     "the endpoint down, 2 s": (endpoint_down, None),
     "the endpoint away; all that waits counted": (counted, None),
 }
-"""What goes wrong, and for how many seconds a partition may be silent then."""
+"""The faults, and for each the seconds that a partition may be silent; ``None`` for no limit."""
 
 
 def fill(path):
-    """Leave no room on a file system."""
+    """Fill a file system by writing a file."""
     with open(path, "wb", buffering=0) as file:
         try:
             while file.write(bytes(1 << 16)):
@@ -640,7 +643,7 @@ def fill(path):
 
 @asynccontextmanager
 async def small_disk(ground):
-    """A file system of 64 MiB; ``None`` where none may be mounted."""
+    """Mount a file system of 64 MiB for the ``with``; give ``None`` where that is not allowed."""
     directory = ground.mktemp()
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", directory]
     try:
@@ -655,13 +658,13 @@ async def small_disk(ground):
 
 
 async def cluster(reactor, seed, *, times=40, kinds=tuple(FAULTS), roles=ROLES, rate=200, hold=3.0, tell=lambda what: None):
-    """One fault after the other, of all kinds alike; at each third the endpoint is slow, fails now and then, or is down."""
+    """Cause faults one after the other, all kinds equally often; at each third the endpoint is slow, failing or down."""
     ground = Ground(reactor, seed)
     try:
         async with small_disk(ground) as disk:
             kinds = [kind for kind in kinds if disk is not None or FAULTS[kind][0] is not disk_full]
             if "both" in roles:
-                # All that accept deliver, too.
+                # All bridges that accept also deliver.
                 kinds = [kind for kind in kinds if "an acceptor" not in kind]
             stage = ClusterStage(reactor, seed, roles=roles, rate=rate, hold=hold, disk=disk)
             try:
@@ -686,7 +689,7 @@ async def _play(stage, kinds, times, tell):
         left = left or random.sample(kinds, len(kinds))
         kind = left.pop()
         fault, most = FAULTS[kind]
-        # By turns, so that each kind is measured too.
+        # In turn, so that each kind is also measured with a healthy endpoint.
         unwell = most is None or (number // len(kinds) + kinds.index(kind)) % 3 == 0
         await stage.wait(random.uniform(0.2, 1.0))
         began = stage.reactor.seconds()

@@ -1,4 +1,4 @@
-"""An endpoint that writes down what arrives and how it answered, and whose behaviour can be changed at any moment."""
+"""An endpoint that records requests and answers, and whose behaviour can be changed at any moment."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Arrival:
     """
     One request.
 
-    :param run: the how-manieth process of the bridge sent it.
-    :param life: the producer's connection that the event was sent over, and ``number`` which one it was on it.
-    :param sequence: which event of its client it is.
-    :param ended: when it was answered, or broken off by either side; ``None`` while it is under way.
-    :param status: how it was answered; 0 when it was not, or not with a whole head.
-    :param whole: whether it was answered as a whole.
+    :param run: number of the bridge's process that sent it, from 0.
+    :param life: number of the producer's connection that the event was sent over.
+    :param number: number of the event on that connection, from 0.
+    :param sequence: number of the event among its client's, from 1.
+    :param ended: when it was answered, or broken off by either side; ``None`` while it is in flight.
+    :param status: the answer's status; 0 without an answer, or without a complete head.
+    :param whole: whether the complete answer was sent.
     """
 
     run: int
@@ -44,18 +45,18 @@ class Arrival:
 
     @property
     def settled(self):
-        """Whether it was answered for good."""
+        """Whether the answer was final: a success or a refusal."""
         return self.whole and (200 <= self.status < 300 or self.status == 410)
 
 
 class Recorder:
     """
-    Listens on a port of its own that stays the same.
+    Listens on one port, and records arrivals.
 
     :param reactor: listens and tells the time.
     :param number: the port.
     :ivar behave: answers an arrival.
-    :ivar run: what is written into the arrivals that come over connections made from now on.
+    :ivar run: the ``run`` of arrivals over connections made from now on.
     """
 
     def __init__(self, reactor, number):
@@ -70,7 +71,7 @@ class Recorder:
 
     @property
     def connections(self):
-        """How many connections are open."""
+        """The number of open connections."""
         return self._endpoint.open
 
     def open(self):
@@ -78,7 +79,7 @@ class Recorder:
         self._listening = self._reactor.listenTCP(self.number, self._endpoint, interface="127.0.0.1")
 
     async def close(self):
-        """Refuse connections, and break those off that wait for an answer; an answer that was given still goes out."""
+        """Refuse connections, and break off those that wait for an answer. Answers already given still go out."""
         listening, self._listening = self._listening, None
         if listening is not None:
             await maybeDeferred(listening.stopListening)
@@ -142,7 +143,7 @@ class Recorder:
         return lambda arrival: self._reactor.callLater(seconds, self.answer, arrival, 200)
 
     def shares(self, random: Random, shares):
-        """Make a behaviour: answer parts of the requests with other statuses than 200."""
+        """Make a behaviour: answer shares of the requests with other statuses than 200."""
 
         def behave(arrival):
             luck = random.random()
@@ -156,7 +157,7 @@ class Recorder:
         return behave
 
     def busy(self, random: Random, share, seconds):
-        """Make a behaviour: answer a part with 429 and a ``Retry-After``."""
+        """Make a behaviour: answer a share of the requests with 429 and a ``Retry-After``."""
 
         def behave(arrival):
             if random.random() < share:
@@ -173,7 +174,7 @@ class Recorder:
         def behave(arrival):
             arrival.connection.send(ANSWER[:HEAD] if head else ANSWER[: HEAD // 2])
             arrival.status = 200 if head else 0
-            # Later, because a reset may overtake what was sent before it.
+            # Later, because a reset may overtake bytes sent before it.
             self._reactor.callLater(0.02, abort, arrival)
 
         def abort(arrival):

@@ -31,7 +31,7 @@ class _End(Protocol):
         self.pump()
 
     def pump(self):
-        """Pass on what is due, in order."""
+        """Pass on the data that is due, in order."""
         if self.link.held or self.other is None or not self.other.transport:
             return
         while self.waiting:
@@ -63,13 +63,13 @@ class _Onward(ClientFactory):
 
 class Link(Factory):
     """
-    Listens on a port of its own.
+    Listens on its own port, and passes data on to another.
 
     :param reactor: for everything.
     :param target: the port of 127.0.0.1 that it leads to.
-    :ivar delay: how many seconds everything takes on its way, either way.
-    :ivar held: whether everything is held back; it goes on its way later, as TCP has it.
-    :ivar broken: whether it is cut: connections are broken off, and new ones too.
+    :ivar delay: seconds that data takes, in each direction.
+    :ivar held: whether data is held back, to be passed on later, as TCP does after an interruption.
+    :ivar broken: whether it is cut: open connections were aborted, and new ones are refused.
     """
 
     noisy = False
@@ -87,7 +87,7 @@ class Link(Factory):
         return None if self.broken else _End(self)
 
     def cut(self):
-        """Break off what goes over it."""
+        """Abort all connections, and refuse new ones."""
         self.broken = True
         for end in list(self.ends):
             end.transport.abortConnection()
@@ -97,7 +97,7 @@ class Link(Factory):
         self.held = True
 
     def slow(self, delay):
-        """Let everything take longer."""
+        """Delay everything."""
         self.delay = delay
 
     def mend(self):
@@ -108,6 +108,6 @@ class Link(Factory):
             end.pump()
 
     async def close(self):
-        """Be there no more."""
+        """Stop listening, and abort all connections."""
         await maybeDeferred(self._port.stopListening)
         self.cut()

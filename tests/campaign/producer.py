@@ -1,4 +1,4 @@
-"""A stand-in for VerneMQ whose events can be told apart."""
+"""A stand-in for VerneMQ that numbers its events, so that each can be recognized."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ TICK = 0.01
 
 class Producer:
     """
-    Sends events over several connections, and opens each anew when it breaks. A client's events go over the same connection.
+    Sends events over several connections, and reopens each that breaks. A client's events go over the same connection.
 
     :param reactor: connects and paces.
     :param port: of 127.0.0.1.
-    :param connections: how many.
-    :param clients: how many clients each connection has.
-    :param rate: how many events are sent in a second, over all of them.
-    :param size: how many bytes of padding a payload has.
-    :param name: names a client, by the number of its connection and its own.
-    :param first: the number of its first connection, where several producers send to one endpoint.
-    :ivar sent: how many events each connection that was ever made was given.
-    :ivar open: which of these connections are open.
-    :ivar whole: which of these connections were closed in order, once all was written.
+    :param connections: number of connections.
+    :param clients: clients of each connection.
+    :param rate: events a second, over all connections.
+    :param size: bytes of padding in a payload.
+    :param name: returns a client's name for the number of its connection and its own.
+    :param first: the number of its first connection, if several producers send to one endpoint.
+    :ivar sent: events written to each connection, by the number of every connection ever made.
+    :ivar open: the connections that are open.
+    :ivar whole: the connections that were closed in order, after everything was written.
     """
 
     webhooks = False
@@ -56,16 +56,16 @@ class Producer:
 
     @property
     def total(self):
-        """How many events were written, arrived or not."""
+        """The number of events written, arrived or not."""
         return sum(self.sent.values())
 
     @property
     def next_life(self):
-        """The number of the connection that is made next."""
+        """The number of the next connection."""
         return self.first + len(self.sent)
 
     def stop(self):
-        """Send nothing more and close the connections; fires when they are closed."""
+        """Send nothing more, close the connections, and return a ``Deferred`` that fires when they are closed."""
         self.stopped = True
         return self._closed
 
@@ -77,7 +77,7 @@ class Producer:
 
 
 class _Link(ClientFactory):
-    """One of the connections and those that follow it."""
+    """Makes one of the connections, and those that replace it."""
 
     noisy = False
 
@@ -159,7 +159,7 @@ class _Line(Protocol):
         producer = self.producer
         number = producer.sent[self.life]
         producer.sent[self.life] += 1
-        # Neighbours in the stream are of different clients, and of the same one now and then.
+        # Successive events usually belong to different clients, and now and then to the same one.
         client = self.link.names[number * 7 // 9 % len(self.link.names)]
         sequence = producer.sequences[client] = producer.sequences.get(client, 0) + 1
         payload = json.dumps({"life": self.life, "number": number, "sequence": sequence, "padding": producer.padding})
@@ -171,10 +171,10 @@ class _Line(Protocol):
 
 class Poster(Producer):
     """
-    Calls webhooks instead: on each connection one at a time, the next when the one before is answered.
+    Posts to webhooks instead. Each connection sends a request only after the answer to the one before.
 
-    :ivar answered: which events were answered 200: a connection and a number.
-    :ivar refused: what else was answered.
+    :ivar answered: connection and number of each event that was answered with 200.
+    :ivar refused: all other answers.
     """
 
     webhooks = True
@@ -186,7 +186,7 @@ class Poster(Producer):
 
 
 class _Poster(_Line):
-    """One connection that asks and waits for the answer."""
+    """One connection, which posts an event and waits for the answer."""
 
     waiting = False
     came = b""

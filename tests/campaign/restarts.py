@@ -1,6 +1,6 @@
 """
-Measures what a restart costs, with sockets of mqhooks' own and with such that systemd keeps open: the simulator goes on while
-the bridge is restarted, and what is missing at the end is counted.
+Measures the cost of a restart, with mqhooks' own sockets and with sockets that systemd keeps open: the simulator sends on while
+the bridge is restarted, and the missing events are counted at the end.
 
 ``python -m tests.campaign.restarts --table docs/restarts.inc`` takes two minutes.
 """
@@ -32,9 +32,9 @@ WAYS = {"sidecar": "the sidecar's stream", "webhooks": "VerneMQ's own webhooks"}
 
 class Run:
     """
-    A bridge whose endpoint is down, so that all it accepts is pending, and a simulator.
+    A bridge whose endpoint is down, so that all accepted deliveries stay pending, and a simulator.
 
-    :param via: how events come.
+    :param via: the way that events come: ``sidecar`` or ``webhooks``.
     :param kept: whether the socket stays open while the bridge is down.
     """
 
@@ -82,14 +82,14 @@ class Run:
         self.bridge.wait()
 
     def pending(self) -> int:
-        """How many events were accepted."""
+        """Return the number of accepted events."""
         with urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as answer:
             found = re.search(rb"^mqhooks_outbox_pending\{[^}]*\} (\S+)$", answer.read(), re.M)
         assert found is not None
         return int(float(found[1]))
 
     def measure(self, restarts: int) -> tuple[float, int, list[float]]:
-        """Send events and restart the bridge; gives the seconds, the events missing, and how long each restart took."""
+        """Send events and restart the bridge; return the seconds, the missing events, and the seconds of each restart."""
         count = RATE * SECONDS
         options = [
             "--via",
@@ -136,7 +136,7 @@ def main() -> None:
                 assert missing == 0, f"{missing} events are missing without a restart"
             with ExitStack() as stack:
                 seconds, missing, took = Run(stack, via, kept=kept).measure(RESTARTS)
-            # While there is no connection, VerneMQ drops what the simulator puts off. A client of its webhooks waits instead.
+            # Without a connection, VerneMQ drops events that the simulator sends later. A client of its webhooks waits instead.
             waited = max(0.0, seconds - usual) * RATE if via == "sidecar" else 0.0
             cost[kept] = f"{round((missing + waited) / RESTARTS)} in {sum(took) / RESTARTS:.1f} s"
             lasted = ", ".join(f"{each:.1f} s" for each in took)

@@ -1,4 +1,4 @@
-"""What goes wrong: each is a coroutine that plays it and returns a row of the table."""
+"""The scenarios: coroutines, each of which causes faults and returns a row of the table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.campaign.stage import Stage
 
 PAGE = 4096
 UNWRITABLE = "cannot be written"
-"""What the bridge's log says of an outbox that cannot be."""
+"""The words in the bridge's log about an outbox that cannot be written."""
 
 
 @asynccontextmanager
 async def staged(*args, **settings):
-    """A stage that is cleaned up."""
+    """Make a stage for the ``with``, and clean it up at the end."""
     stage = Stage(*args, **settings)
     try:
         yield stage
@@ -32,7 +32,7 @@ async def staged(*args, **settings):
 
 
 async def kills(reactor, seed, *, times=5, sync="normal", longest=1.0, via="sidecar"):
-    """SIGKILL at random moments under load; the endpoint is fast, slow or fails now and then."""
+    """Send SIGKILL at random moments under load; the endpoint is fast, slow or fails now and then."""
     async with staged(reactor, seed, outbox=f"sync = {sync}", via=via, rate=1500) as stage:
         endpoint = stage.endpoint
         behaviours = [endpoint.accept, endpoint.after(0.02), endpoint.shares(stage.random, {500: 0.02, 410: 0.01})]
@@ -52,7 +52,7 @@ async def kills(reactor, seed, *, times=5, sync="normal", longest=1.0, via="side
 
 
 async def terms(reactor, seed, *, times=3):
-    """SIGTERM at random moments under load."""
+    """Send SIGTERM at random moments under load."""
     async with staged(reactor, seed, rate=1500) as stage:
         stage.endpoint.behave = stage.endpoint.after(0.01)
         for _ in range(times):
@@ -70,7 +70,7 @@ async def terms(reactor, seed, *, times=3):
 
 
 async def misbehaviour(reactor, seed, *, times=1, length=0.6):
-    """The endpoint misbehaves in one way after the other, and is well in between."""
+    """Have the endpoint misbehave in one way after the other, and be healthy in between."""
     async with staged(reactor, seed, rate=600) as stage:
         endpoint = stage.endpoint
         refuses = endpoint.shares(stage.random, {500: 0.3, 410: 0.05, 408: 0.02, 425: 0.02})
@@ -101,7 +101,7 @@ async def misbehaviour(reactor, seed, *, times=1, length=0.6):
 
 
 async def broken_off(reactor, seed, *, length=0.5):
-    """The endpoint answers 200, and breaks off before the body."""
+    """Have the endpoint answer 200, and break off before the body."""
     async with staged(reactor, seed, rate=600) as stage:
         stage.endpoint.behave = stage.endpoint.reset(head=True)
         await stage.start()
@@ -111,7 +111,7 @@ async def broken_off(reactor, seed, *, length=0.5):
 
 
 async def down(reactor, seed, *, times=2, length=1.5):
-    """The endpoint's port is closed for a while; every other time the bridge is killed meanwhile."""
+    """Close the endpoint's port for a while; every other time, kill the bridge meanwhile."""
     async with staged(reactor, seed, rate=1500) as stage:
         await stage.start()
         for time in range(times):
@@ -128,7 +128,7 @@ async def down(reactor, seed, *, times=2, length=1.5):
 
 
 async def one_of_two(reactor, seed, *, length=1.0):
-    """Two webhooks; the endpoint of one is down, the other must not be held up."""
+    """Close the endpoint of one of two webhooks, and check that the other is not held up."""
     rate = 800
     async with staged(reactor, seed, webhooks=("one", "two"), rate=rate) as stage:
         await stage.start()
@@ -144,7 +144,7 @@ async def one_of_two(reactor, seed, *, length=1.0):
 
 
 async def overfull(reactor, seed, *, on_full, times=1):
-    """The endpoint is down until the outbox has no room left, and the bridge is killed then."""
+    """Close the endpoint until the outbox has no room left, and then kill the bridge."""
     async with staged(reactor, seed, outbox=f"max_size = 1MiB, on_full = {on_full}", rate=4000, size=300) as stage:
         await stage.start()
         await stage.wait(0.3)
@@ -166,7 +166,7 @@ async def overfull(reactor, seed, *, on_full, times=1):
 
 
 async def disk_full(reactor, seed, *, times=1):
-    """The outbox's file system is full, and has room again; ``None`` where no file system may be mounted."""
+    """Fill the outbox's file system, and free it again; return ``None`` where no file system may be mounted."""
     async with staged(reactor, seed) as home:
         directory = home.mktemp()
         if not _mounted(directory):
@@ -182,7 +182,7 @@ async def _fill_and_free(stage, filler, times):
     await stage.start()
     await stage.wait(0.4)
     for time in range(times):
-        # What is delivered leaves pages that later events fit into; what waits needs new ones.
+        # Delivered events leave pages that later ones fit into; waiting ones need new pages.
         await stage.endpoint.close()
         _fill(filler)
         stage.unnoted()
@@ -215,7 +215,7 @@ def _mounted(directory):
 
 
 async def unwritable(reactor, seed, *, times=1, via="sidecar"):
-    """No file may grow (``RLIMIT_FSIZE``), and then they may again."""
+    """Forbid files to grow (``RLIMIT_FSIZE``), and then allow it again."""
     async with staged(reactor, seed, via=via, rate=1500, size=400) as stage:
         await stage.start()
         await stage.wait(0.4)
@@ -234,7 +234,7 @@ async def unwritable(reactor, seed, *, times=1, via="sidecar"):
 
 
 async def unwritable_end(reactor, seed):
-    """SIGTERM while no file may grow: it has to end, and has lost nothing of what it had accepted."""
+    """Send SIGTERM while no file may grow: the bridge has to end, and must not lose accepted events."""
     async with staged(reactor, seed, rate=1500, size=400) as stage:
         await stage.start()
         await stage.wait(0.4)
@@ -257,14 +257,14 @@ def _limit_files(stage, size):
 
 
 async def damage(reactor, seed, *, kind):
-    """The outbox is damaged between two runs while much is pending; what is left of it is handed over to another."""
+    """Damage the outbox between two runs while much is pending, and salvage what is left of it."""
     async with staged(reactor, seed, rate=3000) as stage:
         await stage.start()
         await stage.wait(0.3)
         await stage.endpoint.close()
         await stage.wait(0.7)
         if kind == "free pages":
-            # What is delivered leaves them.
+            # Delivered events leave free pages.
             stage.endpoint.open()
             await stage.wait(1.0)
             await stage.until(lambda: stage.free_pages() > 20, "pages are free")
@@ -272,7 +272,7 @@ async def damage(reactor, seed, *, kind):
         killed = stage.random.random() < 0.5
         await (stage.kill() if killed else stage.terminate())
         with closing(sqlite3.connect(stage.outbox)) as connection:
-            # Else what is damaged would be written anew from the log.
+            # Otherwise the log would overwrite the damage.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         counters = stage.audit()["hook"]
         DAMAGES[kind](stage)
@@ -281,13 +281,13 @@ async def damage(reactor, seed, *, kind):
         stage.endpoint.open()
         await stage.wait(0.5)
         if stage.says("the next start sets it aside"):
-            # It has found the damage while it ran; its supervisor starts it again.
+            # The bridge has found the damage while it ran, and ends: start it again, as a supervisor would.
             await stage.ended()
             await stage.start()
             await stage.wait(0.3)
         for path in damaged_files(str(stage.outbox)):
             handed = int(salvage(path, str(stage.outbox)).partition(" ")[0])
-            # The file that took its place begins to count anew, and what is handed over stands behind what came since.
+            # The file that took its place counts from 0, and salvaged deliveries come after those accepted since.
             stage.set_aside(delivered=counters[1], pending=counters[-1], handed=handed)
         how = "SIGKILL" if killed else "SIGTERM"
         return await stage.finish(f"the outbox damaged after {how}: {kind}", said="is damaged")
@@ -305,7 +305,7 @@ def _overwrite_middle(stage, count):
 
 def _overwrite_free(stage):
     with stage.outbox.open("rb") as file:
-        # Where SQLite's file format has the first page of the list of free ones.
+        # In SQLite's file format, this is the number of the first page in the list of free ones.
         first = int.from_bytes(file.read(100)[32:36], "big")
     assert first, "no page is free"
     _overwrite(stage, (first - 1) * PAGE, PAGE)
@@ -331,7 +331,7 @@ DAMAGES = {
 
 
 async def clock(reactor, seed, *, jumps=(3600.0, -3600.0), restart=False):
-    """The time of day jumps; no timer may stop, none may end at once."""
+    """Let the time of day jump: no timer may stop or fire too early."""
     rate = 600
     async with staged(reactor, seed) as home:
         daytime = DayTime(home.mktemp())

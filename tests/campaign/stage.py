@@ -1,4 +1,4 @@
-"""Where a scenario plays: producer, bridge and endpoint, and what is checked when it is over."""
+"""The stage of a scenario: producer, bridge and endpoint, and the checks at the end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.ports import kept_port
 from tests.processes import Twistd
 
 UNDER_WAY = 0.1
-"""How many seconds before a kill an answer may have been given and not been noted. A hundredth of it is what it takes."""
+"""Seconds before a kill within which an answer may have been given and not noted. Usually a hundredth is enough."""
 
 POOL = 8
-"""How many connections a webhook has. Each may bring an answer that a bridge is killed before it reads."""
+"""Connections of a webhook. Each may bring an answer that a killed bridge had not read."""
 
 COUNTERS = ("accepted", "delivered", "dead", "dropped")
 
@@ -35,16 +35,15 @@ COUNTERS = ("accepted", "delivered", "dead", "dropped")
 @dataclass
 class Row:
     """
-    What a scenario came to.
+    The result of a scenario.
 
-    :param title: what was done.
-    :param sent: how many events were written to a socket; those that nobody had read when a process ended are lost to it.
-    :param requests: how many requests came.
-    :param twice: how many came again although they had been answered for good.
+    :param title: the scenario, in words.
+    :param sent: events written to a socket, including those that a process had not read when it ended.
+    :param requests: requests that came.
+    :param twice: requests that came again after a final answer.
     :param broken: the promises that were broken.
-    :param silences: for each kind of fault how often it came, the longest silence of a partition in seconds, and the most
-        asked.
-    :param late: silences that were longer.
+    :param silences: for each kind of fault its number, the longest silence of a partition in seconds, and the longest allowed.
+    :param late: silences that were longer than allowed.
     """
 
     title: str
@@ -63,10 +62,10 @@ class Row:
 
 class Ground:
     """
-    What every stage has: directories and an end at which things are put away, and waiting.
+    Base of every stage: temporary directories, cleaning up, and waiting.
 
     :param reactor: for everything.
-    :param seed: of all chance.
+    :param seed: for all random choices.
     :ivar broken: the promises that were broken.
     """
 
@@ -76,30 +75,30 @@ class Ground:
         self.broken = []
         self._cleanups = []
 
-    # What Twistd wants of a test case.
+    # The methods of a test case that Twistd needs.
 
     def mktemp(self):
-        """A new directory."""
+        """Make a new directory."""
         directory = tempfile.mkdtemp(prefix="mqhooks-campaign-")
         self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
         return directory
 
     def addCleanup(self, function, *args, **kwargs):  # noqa: N802
-        """Have something done at the end."""
+        """Call a function at the end."""
         self._cleanups.append((function, args, kwargs))
 
     async def clean(self):
-        """End everything."""
+        """Stop everything."""
         while self._cleanups:
             function, args, kwargs = self._cleanups.pop()
             await maybeDeferred(function, *args, **kwargs)
 
     def wait(self, seconds):
-        """Let time pass."""
+        """Return a ``Deferred`` that fires after some seconds."""
         return deferLater(self.reactor, seconds)
 
     async def until(self, condition, what, seconds=30.0):
-        """Wait for something to become true, or note a broken promise."""
+        """Wait for a condition to become true, or note a broken promise."""
         end = self.reactor.seconds() + seconds
         while not condition():
             if self.reactor.seconds() > end:
@@ -114,17 +113,17 @@ class Stage(Ground):
     One bridge after the other on the same outbox.
 
     :param reactor: for everything.
-    :param seed: of all chance.
-    :param directory: where the outbox is; a new one unless it is given.
-    :param webhooks: their names.
-    :param outbox: further settings of the outbox.
+    :param seed: for all random choices.
+    :param directory: the outbox's directory; a new one by default.
+    :param webhooks: the webhooks' names.
+    :param outbox: more settings for the outbox.
     :param before: Python that the bridge runs before anything else.
-    :param via: how the events come: ``sidecar`` or ``webhooks``.
+    :param via: the way that events come: ``sidecar`` or ``webhooks``.
     :param producer: settings of the producer.
-    :ivar log: what the bridges have written that have ended.
-    :ivar forgotten: how many deliveries had arrived that the outbox was made to forget.
-    :ivar gone: how many were pending that it was made to forget.
-    :ivar anew: whether it was set aside, and another has taken its place.
+    :ivar log: the output of bridges that have ended.
+    :ivar forgotten: arrived deliveries that a damaged outbox no longer counts.
+    :ivar gone: pending deliveries that were lost with a damaged outbox.
+    :ivar anew: whether the outbox was set aside, and another has taken its place.
     """
 
     def __init__(self, reactor, seed, *, directory=None, webhooks=("hook",), outbox="", before="", via="sidecar", **producer):
@@ -161,26 +160,26 @@ class Stage(Ground):
         self.producer = None
 
     async def clean(self):
-        """End everything."""
+        """Stop everything."""
         closed = None if self.producer is None else self.producer.stop()
         for endpoint in self.endpoints.values():
             await endpoint.close()
         await super().clean()
         if closed is not None:
-            # Without the bridge its connections end, whatever they wait for.
+            # The bridge is gone, so the producer's connections end, whatever they wait for.
             await closed
 
     @property
     def refused(self):
-        """How many events were answered with anything but 200; they may have been accepted all the same."""
+        """The number of events answered with another status than 200; they may still have been accepted."""
         return len(self.producer.refused) if self.via == "webhooks" else 0
 
     # The play.
 
     async def keeps_up(self, name, most, what):
         """
-        Wait until an endpoint is at most so many deliveries behind what was sent. More is sent all the time, so one that is
-        held up never is; a busy machine is late now and then.
+        Wait until an endpoint is at most ``most`` deliveries behind the events that were sent. More are sent all the time, so
+        an endpoint that is held up never catches up; one on a busy machine does.
         """
 
         def behind():
@@ -211,7 +210,7 @@ class Stage(Ground):
             self.produce()
 
     def says(self, text):
-        """Whether the bridge that runs has logged this."""
+        """Return whether the current bridge has logged this."""
         return text in self.bridge.stdout + self.bridge.stderr
 
     def produce(self, **settings):
@@ -220,7 +219,7 @@ class Stage(Ground):
         self.producer = producer(self.reactor, self.port, **{**self._producer, **settings})
 
     def unnoted(self):
-        """What is answered from now on, the bridge may not be able to note."""
+        """Note that the bridge may be unable to record answers from now on."""
         self._noted.setdefault(len(self.runs) - 1, self.reactor.seconds())
 
     async def kill(self):
@@ -232,7 +231,7 @@ class Stage(Ground):
         await self._ended()
 
     async def terminate(self):
-        """Look at the bridge's numbers, and end it with SIGTERM, which has to be in order."""
+        """Check the bridge's metrics, and end it with SIGTERM; it has to stop in order."""
         if not self.bridge.ended.called:
             await self._check_metrics()
         if not self.bridge.ended.called:
@@ -254,7 +253,7 @@ class Stage(Ground):
         if not await self.until(lambda: self.bridge.ended.called, "the end in order", 20.0):
             await self.kill()
             return
-        # twistd ends itself with the signal that it got, once all is stopped.
+        # twistd ends itself with the signal that it got, after it has stopped everything.
         if "Server Shut Down." not in self.bridge.stdout + self.bridge.stderr:
             self.broken.append(f"run {len(self.runs) - 1}: not stopped in order")
         await self._ended()
@@ -269,7 +268,7 @@ class Stage(Ground):
         self.log += log
 
     async def drain(self, seconds=60.0):
-        """Send nothing more and wait until all that was read has arrived."""
+        """Send nothing more, and wait until all events that were read have arrived."""
         if self.producer is not None:
             await self.producer.stop()
         await self.until(self._settled, "everything delivered", seconds)
@@ -288,9 +287,9 @@ class Stage(Ground):
 
     async def finish(self, title, said=""):
         """
-        Drain, stop, check, and say what it came to.
+        Drain, stop, check, and return the result.
 
-        :param said: what the log has to say.
+        :param said: text that the log has to contain.
         """
         await self.drain()
         await self.terminate()
@@ -304,30 +303,30 @@ class Stage(Ground):
         return row
 
     def set_aside(self, *, delivered, pending, handed):
-        """Note that the outbox was set aside, and what was handed over of it."""
+        """Note that the outbox was set aside, and how many of its deliveries were salvaged."""
         self.anew = True
         self.forgotten = delivered
         self.gone = max(pending - handed, 0)
 
-    # What the outbox says.
+    # The outbox's numbers.
 
     def counters(self):
-        """Each webhook's counters as they were committed last, and what is pending."""
+        """Return each webhook's counters as last committed, with the number of pending deliveries."""
         with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
             return _counters(connection)
 
     def handed_over(self):
-        """How much another process has handed over that the bridge has not taken yet."""
+        """Return how many rows from another process the bridge has not taken in yet."""
         with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
             return connection.execute("SELECT count(*) FROM inbox").fetchone()[0]
 
     def free_pages(self):
-        """How many pages of the file nothing is stored in."""
+        """Return the number of free pages in the file."""
         with closing(sqlite3.connect(f"file:{self.outbox}?mode=ro", uri=True)) as connection:
             return connection.execute("PRAGMA freelist_count").fetchone()[0]
 
     def audit(self):
-        """Compare the counters of a file that nobody uses with its rows. The file itself is left alone."""
+        """Compare the counters of a file that is not in use with its rows, in a copy, and return the counters."""
         with tempfile.TemporaryDirectory() as directory:
             copy = os.path.join(directory, "outbox")
             for suffix in ("", "-wal"):
@@ -354,7 +353,7 @@ class Stage(Ground):
                         self.broken.append(f"{name}: {dead} dead letters, {counters[name][2]} counted")
                 return counters
 
-    # What the endpoint saw.
+    # The endpoint's view.
 
     def _check(self, name, counters, row):
         accepted, delivered, dead, dropped, pending = counters
@@ -370,7 +369,7 @@ class Stage(Ground):
         expect = self.broken.append
         if pending:
             expect(f"{name}: {pending} pending after draining")
-        # What was under way when the file was damaged may be lost, or come twice.
+        # Deliveries in flight when the file was damaged may be lost, or come twice.
         unsure = POOL + self.gone if self.anew else 0
         if abs(accepted + self.forgotten - len(attempts) - dropped) > unsure:
             expect(f"{name}: {accepted} accepted, {len(attempts)} ever sent, {dropped} dropped")
@@ -389,7 +388,7 @@ class Stage(Ground):
                 self.broken += complaints
 
     def _check_stream(self, name, attempts, dropped, row):
-        """What was read of a connection is its beginning; of one that was closed in order it is all."""
+        """Check that each connection was read without gaps: to its end if it was closed in order."""
         ids = {}
         read = defaultdict(set)
         for id_, those in attempts.items():
@@ -427,13 +426,13 @@ class Stage(Ground):
 
 
 def out_of_order(arrivals):
-    """Say what was first tried, or first succeeded, in another order than its client's; at most one line."""
+    """Return at most one line about deliveries whose first attempts or successes were out of their client's order."""
     tried, delivered = {}, {}
     seen, done = set(), set()
     wrong = []
     for arrival in arrivals:
         if arrival.status == 410:
-            # Refused for good: if a kill undoes that, it comes again, and late.
+            # Refused for good. If a kill undoes that, the delivery comes again, and late.
             done.add(arrival.id)
         for last, known, counts in ((tried, seen, True), (delivered, done, 200 <= arrival.status < 300)):
             if counts and arrival.id not in known:
@@ -446,7 +445,7 @@ def out_of_order(arrivals):
 
 def _counters(connection):
     if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'webhook'").fetchone()[0]:
-        # The first bridge was killed before it had made the tables. What is missing later is missed by the end.
+        # The first bridge was killed before it had made the tables. Should they stay missing, the final checks notice.
         return {}
     rows = connection.execute(f"SELECT name, {', '.join(COUNTERS)} FROM webhook").fetchall()
     return {name: (*numbers, numbers[0] - sum(numbers[1:])) for name, *numbers in rows}
