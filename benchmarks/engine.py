@@ -1,5 +1,5 @@
 """
-Three servers of NATS, which keep the outbox that bridges share.
+Running three NATS servers, which keep the outbox that bridges share.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Engine:
     """
     The servers, ended at the end of a ``with``.
 
-    :param directory: where their files are.
-    :ivar urls: where they are.
+    :param directory: for their files.
+    :ivar urls: their addresses.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -79,7 +79,7 @@ class Engine:
         self._stack.close()
 
     def cpu(self) -> float:
-        """Count the seconds of CPU that all servers have used."""
+        """Return the seconds of CPU that all servers have used."""
         return sum(server.cpu() for server in self._servers)
 
     def _ready(self) -> bool:
@@ -87,7 +87,7 @@ class Engine:
 
 
 def read(port: int, path: str) -> dict[str, Any] | None:
-    """Read JSON from a page on loopback; ``None`` while it cannot be."""
+    """Read JSON from a page on loopback; return ``None`` while that is impossible."""
     try:
         with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=1) as answer:
             found: dict[str, Any] = json.load(answer)
@@ -97,7 +97,7 @@ def read(port: int, path: str) -> dict[str, Any] | None:
 
 
 def shared(pages: list[int]) -> bool:
-    """Say whether bridges share all partitions, as the pages of all of them tell."""
+    """Return whether the bridges share all partitions evenly, by all of their status pages."""
     for page in pages:
         cluster = (read(page, "api/status") or {}).get("cluster") or {"members": [], "webhooks": []}
         shares = [member["partitions"] for member in cluster["members"]]

@@ -1,11 +1,11 @@
 """
-The load: VerneMQ's side of the stream, as fast as the sidecar reads it or at a steady rate.
+Generating the load: VerneMQ's side of the stream, as fast as the sidecar reads it or at a steady rate.
 
 ``python -m benchmarks.load --port 8890 --events 100000`` prints a line of JSON before it writes: when it begins, in nanoseconds
 of the system's monotonic clock. It ends once all is written.
 
-The frames of all clients have the same length, so that each connection owns one small block of them, in which only what differs
-is written anew. Each client's events go over one connection, with timestamps that grow.
+The frames of all clients have the same length, so each connection has one small block of them, in which only the differences
+are overwritten. Each client's events go over one connection, with timestamps that grow.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from mqhooks.sources.sidecar.encode import varint
 from mqhooks.tools.simulator import frame
 
 BLOCK = 128 << 10
-"""How many bytes of frames a connection holds at most, if one frame is not longer."""
+"""Most bytes of frames in a connection's block, unless one frame is longer."""
 
 TICK = 0.001
-"""How many seconds lie between two looks at the clock when the rate is limited."""
+"""Seconds between two looks at the clock when the rate is limited."""
 
 MARK = b"#"
 """Begins the numbers in a payload; nothing else in a request has this character."""
 
 SMALLEST = 10 + 6 + 20 + len(MARK)
-"""How many bytes a payload has at least: the mark, the event's number, the client's and the time of the write."""
+"""Bytes of the shortest payload: the mark, the event's number, the client's and the time of the write."""
 
 _NANOS = 1 << 28
 _LOW = [bytes((value & 0x7F | 0x80, value >> 7 | 0x80)) for value in range(1 << 14)]
@@ -38,9 +38,9 @@ _LOW = [bytes((value & 0x7F | 0x80, value >> 7 | 0x80)) for value in range(1 << 
 
 class Frames:
     """
-    A block of frames in which the next events are written over the last.
+    A block of frames in which the next events overwrite the previous ones.
 
-    :param clients: the numbers of the clients, whose turns come round.
+    :param clients: the numbers of the clients, which take turns.
     :param size: bytes of a payload, at least :data:`SMALLEST`.
     """
 
@@ -74,16 +74,16 @@ class Frames:
         """
         Write the next events.
 
-        :param number: of the first one.
-        :param count: how many, at most ``capacity``.
+        :param number: number of the first event.
+        :param count: number of events, at most ``capacity``.
         :param stamp: nanoseconds of the monotonic clock, for the receiver to subtract.
-        :returns: their bytes, which are good until the next call.
+        :returns: their bytes, which are valid until the next call.
         """
         block, clients = self.block, self._clients
         numbers, client_at = self._at_numbers, self._at_client
         seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
         second = varint(seconds)
-        # All stamps are as long as the template's: the fraction of a second is squeezed into the numbers of five bytes.
+        # All timestamps are as long as the template's: the fraction of a second is scaled to numbers that take five bytes.
         nanos = _NANOS + nanos * 7 // 10
         tail = b"%020d" % stamp
         for index in range(count):
@@ -103,7 +103,7 @@ class Frames:
 
 class Link:
     """
-    One connection and what of its frames the other side has not taken.
+    One connection, with the bytes that the other side has not taken yet.
 
     :param port: of 127.0.0.1.
     """
@@ -116,14 +116,14 @@ class Link:
         self.socket.settimeout(0)
 
     def push(self) -> None:
-        """Send what the socket takes."""
+        """Send as much as the socket takes."""
         try:
             self.pending = self.pending[self.socket.send(self.pending) :]
         except BlockingIOError:
             pass
 
     def append(self, data: memoryview) -> None:
-        """Send it, after what waits."""
+        """Send data, after the bytes that wait."""
         self.pending = bytes(self.pending) + data
         self.push()
 
@@ -158,7 +158,7 @@ def pace(links: list[Link], events: int, rate: float) -> None:
     """
     Write the events one by one, ``rate`` of them a second.
 
-    One that the other side does not take at once waits; its time is that of the first try.
+    An event that the other side does not take at once waits; its time is that of the first try.
     """
     began = time.monotonic()
     number = 0
@@ -175,7 +175,7 @@ def pace(links: list[Link], events: int, rate: float) -> None:
 
 
 def main() -> None:
-    """Read the command line, say when it begins, write the events."""
+    """Read the command line, print the time of the beginning, and write the events."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--events", type=int, required=True)

@@ -1,8 +1,8 @@
 """
-The load over gRPC: as many calls in flight as VerneMQ's client has, as fast as they are answered.
+Generating the load over gRPC: as many calls in flight as VerneMQ's client has, as fast as they are answered.
 
-``python -m benchmarks.load_grpc --port 8893 --events 50000`` prints the line of JSON that :mod:`benchmarks.load` prints. A call
-that is not answered with status 0 ends it.
+``python -m benchmarks.load_grpc --port 8893 --events 50000`` prints the line of JSON that :mod:`benchmarks.load` prints. It
+ends at any answer with another status than 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mqhooks.sources.sidecar.encode import varint
 EVENT = "/webhook.v1beta1.PluginService/Event"
 
 IN_FLIGHT = 100
-"""How many calls wait for their answers: VerneMQ has 100 workers."""
+"""Calls in flight: VerneMQ has 100 workers."""
 
 CONNECTIONS = 10
 CLIENTS = 1000
@@ -36,7 +36,7 @@ async def call(port: int, events: int, size: int) -> None:
     numbers = iter(range(events))
 
     async def work(worker: int) -> None:
-        # Each has clients of its own and one call at a time, so that theirs come in order.
+        # Each worker has its own clients and one call at a time, so that each client's events come in order.
         frames = Frames(range(worker, CLIENTS, IN_FLIGHT), size)
         for number in numbers:
             frame = bytes(frames.write(number, 1, 0))[4:]

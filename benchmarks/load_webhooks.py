@@ -1,8 +1,8 @@
 """
-The load of VerneMQ's own webhooks: a request for each event over 50 connections, as fast as they are answered.
+Generating the load of VerneMQ's own webhooks: a request for each event over 50 connections, as fast as they are answered.
 
-``python -m benchmarks.load_webhooks --port 8892 --events 50000`` prints the line of JSON that :mod:`benchmarks.load` prints. An
-answer other than 200 ends it.
+``python -m benchmarks.load_webhooks --port 8892 --events 50000`` prints the line of JSON that :mod:`benchmarks.load` prints. It
+ends at any answer other than 200.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from benchmarks.load import MARK, SMALLEST
 
 CONNECTIONS = 50
-"""How many there are to one host and port, of VerneMQ 2.2; each client has one request under way."""
+"""VerneMQ 2.2's connections to one host and port; each client has one request in flight."""
 
 CLIENTS = 1000
 
@@ -28,10 +28,10 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 class Caller:
     """
-    One connection, and the clients whose turns come round on it.
+    One connection, and the clients that take turns on it.
 
-    :param clients: their numbers.
-    :param numbers: of the events that are still to be sent; all callers take from them.
+    :param clients: the clients' numbers.
+    :param numbers: the numbers of the events still to be sent; all callers take from it.
     :param size: bytes of a payload.
     """
 
@@ -45,7 +45,7 @@ class Caller:
         self._answer = b""
 
     def call(self) -> bool:
-        """Send the next event; returns whether there was one."""
+        """Send the next event, and return whether there was one."""
         number = next(self._numbers, None)
         if number is None:
             return False
@@ -64,7 +64,7 @@ class Caller:
         return True
 
     def answered(self) -> bool:
-        """Read; returns whether the whole answer is there."""
+        """Read from the socket, and return whether the answer is complete."""
         self._answer += self.socket.recv(1 << 16)
         head, end, body = self._answer.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)

@@ -1,5 +1,5 @@
 """
-What the documentation shows: tables, plots, and what they were measured on.
+Writing the documentation's tables and plots, and a line about the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.scenarios import SCENARIOS
 
 
 def machine() -> str:
-    """Say in a line what this runs on."""
+    """Describe the machine and the software in a line."""
     models = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else platform.machine()
     packages = []
@@ -44,7 +44,7 @@ def write(directory: Path, table: Sequence[Row], profile: Profile | None) -> Non
     """
     Write ``benchmarks.inc`` and the plots.
 
-    :param profile: ``None`` where it could not be taken.
+    :param profile: ``None`` if it could not be taken.
     """
     sections = {
         "machine": f"{machine()}. {_runs(table)}\n",

@@ -1,7 +1,7 @@
 """
-What the peers have in common: the same frames become the same bodies, and the requests carry the same headers.
+Shared code of the peers: the same frames become the same bodies, and the requests carry the same headers.
 
-They are what one writes in an afternoon: nothing durable, nothing tried again, and no order.
+The peers are what one writes in an afternoon: nothing durable, no retries, and no order.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from mqhooks.pb.on_publish_pb2 import OnPublish
 
 AT_ONCE = 32
-"""How many requests are under way at most."""
+"""Most requests in flight."""
 
 WAITING = 1000
-"""How many events may wait in memory before the stream is not read any more."""
+"""Events that may wait in memory before the stream is no longer read."""
 
 
 class Renderer:
     """
-    Makes a request's body and headers of a frame.
+    Makes a request's body and headers from a frame.
 
-    :param secret: signs each request as Standard Webhooks says; ``None`` for unsigned ones.
+    :param secret: signs each request by Standard Webhooks; ``None`` for unsigned requests.
     """
 
     def __init__(self, secret: str | None) -> None:
@@ -39,7 +39,7 @@ class Renderer:
         """
         Make NanoMQ's body of ``on_message_publish``.
 
-        :param frame: without its length.
+        :param frame: the frame without its length.
         """
         message = OnPublish.FromString(AnyMessage.FromString(frame).value)
         body = {
@@ -69,7 +69,7 @@ def arguments(name: str) -> argparse.ArgumentParser:
     """
     Make the command line of a peer.
 
-    :param name: of its module.
+    :param name: the name of its module.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--port", type=int, required=True, help="where to listen for VerneMQ")

@@ -1,6 +1,6 @@
 """
-What a Python team would put behind VerneMQ's gRPC: grpcio's asyncio server, a bounded queue, and 32 workers that post with one
-aiohttp session. A call is answered when its event is in the queue.
+The server that a Python team would write for VerneMQ's gRPC: grpcio's asyncio server, a bounded queue, and 32 workers that post
+with one aiohttp session. A call is answered when its event is in the queue.
 """
 
 from __future__ import annotations

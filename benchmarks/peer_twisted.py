@@ -1,8 +1,8 @@
 """
-A sidecar in Twisted, with its stock HTTP client: one ``treq.post`` for each event, or one request of
+A sidecar on Twisted, with its stock HTTP client: one ``treq.post`` for each event, or one request of
 ``twisted.web``'s ``Agent``.
 
-32 requests are under way at most, over a pool of persistent connections.
+At most 32 requests are in flight, over a pool of persistent connections.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Send = Callable[[bytes, dict[str, str]], Deferred[Any]]
 
 def client(reactor: Any, kind: str, url: str, authority: str | None) -> Send:
     """
-    Make what sends a request and reads its answer.
+    Return the function that sends a request and reads its answer.
 
     :param kind: ``treq`` or ``agent``.
     :param authority: a PEM file.
@@ -67,7 +67,7 @@ class Stream(Int32StringReceiver):
         self.factory.streams.add(self)
 
     def connectionLost(self, reason: Any = None) -> None:
-        """Leave them."""
+        """Leave the connections that are paused and resumed."""
         self.factory.streams.discard(self)
 
     def stringReceived(self, string: bytes) -> None:
@@ -77,7 +77,7 @@ class Stream(Int32StringReceiver):
 
 class Relay(ServerFactory):
     """
-    The events that wait, and those that are under way.
+    Holds the events that wait, and sends requests.
 
     :param send: sends a request.
     """
@@ -94,7 +94,7 @@ class Relay(ServerFactory):
         self._paused = False
 
     def relay(self, frame: bytes) -> None:
-        """Send what a frame becomes, or have it wait."""
+        """Send a frame's event, or let it wait."""
         self._waiting.append(self._renderer.body(frame))
         if len(self._waiting) >= WAITING and not self._paused:
             self._paused = True

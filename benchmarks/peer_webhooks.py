@@ -1,5 +1,5 @@
 """
-What a Python team would put behind VerneMQ's own webhooks: an aiohttp server, a bounded queue, and 32 workers that post with
+The server that a Python team would write for VerneMQ's own webhooks: aiohttp, a bounded queue, and 32 workers that post with
 one aiohttp session. A request is answered when its event is in the queue.
 """
 

@@ -1,5 +1,5 @@
 """
-Line charts as SVG.
+Drawing line charts as SVG.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def chart(title: str, across: str, up: str, lines: Mapping[str, Points], *, log:
     """
     Draw lines over a logarithmic axis.
 
-    :param across: what the horizontal axis is; its ticks are where the points are.
-    :param up: what the vertical axis is. It begins at 0, or at a power of ten.
-    :param lines: by name; x and y above 0 each, at least one point in all.
+    :param across: label of the horizontal axis; its ticks are at the points.
+    :param up: label of the vertical axis, which begins at 0, or at a power of ten.
+    :param lines: each line's points by its name; all x and y are above 0, and there is at least one point.
     :param log: whether the vertical axis is logarithmic too.
     """
     xs = sorted({x for points in lines.values() for x, _ in points})
@@ -89,6 +89,6 @@ def _steps(most: float) -> list[float]:
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "", *, colour: str = "") -> str:
-    # An attribute would give way to the style's rule.
+    # The style's rule would override an attribute.
     fill = f' style="fill: {colour}"' if colour else ""
     return f'  <text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}{more}>{escape(text)}</text>'

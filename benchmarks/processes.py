@@ -1,5 +1,5 @@
 """
-The processes of a run, and what the operating system knows of them. Linux only.
+Running the processes of a benchmark, and measuring their CPU and memory. Linux only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any
 
 PATIENCE = 60.0
-"""How many seconds a process may take to start, and how long nothing may happen before a run is given up."""
+"""Seconds that a process may take to start, and seconds without progress before a run is given up."""
 
 QUIET = 0.001
-"""How many seconds of CPU in :data:`PAUSE` seconds a process may use that has nothing to do."""
+"""Seconds of CPU that an idle process may use in :data:`PAUSE` seconds."""
 
 PAUSE = 0.1
 
@@ -34,10 +34,10 @@ class Process:
     A process, killed at the end of a ``with``.
 
     :param name: for messages.
-    :param arguments: what follows the program.
-    :param directory: where it runs and where its log is.
+    :param arguments: the arguments after the program.
+    :param directory: its working directory, which gets its log.
     :param talks: whether it reads commands, one a line, and answers with lines of JSON.
-    :param program: what runs; this Python unless given.
+    :param program: the program; this Python by default.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        """End it at once, if it still runs."""
+        """End the process at once, if it still runs."""
         self._process.kill()
         self._process.communicate()
 
     def stop(self) -> None:
         """
-        Have it end in order.
+        Stop the process in order.
 
-        :raises BenchmarkError: when it does not.
+        :raises BenchmarkError: when it does not end in time.
         """
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -82,7 +82,7 @@ class Process:
 
     def ask(self, command: str = "report") -> dict[str, Any]:
         """
-        Send a command and wait for the answer.
+        Send a command, and wait for the answer.
 
         :raises BenchmarkError: when it ends instead.
         """
@@ -109,7 +109,7 @@ class Process:
 
     def check(self) -> None:
         """
-        Look whether it runs.
+        Check that the process runs.
 
         :raises BenchmarkError: when it has ended.
         """
@@ -117,25 +117,24 @@ class Process:
             raise self.error("has ended")
 
     def error(self, what: str) -> BenchmarkError:
-        """Make an error of what happened, and of the last line that the process has logged."""
+        """Make an error from what happened, with the last line that the process has logged."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return BenchmarkError(f"{self.name} {what}" + (f"; its last words: {lines[-1].strip()}" if lines else ""))
 
     def cpu(self) -> float:
-        """Count the seconds of CPU that it, its threads and its children have used, those that have ended included."""
+        """Return the seconds of CPU that it, its threads and its children have used, including those that have ended."""
         return _cpu(self._process.pid)
 
     def peak(self) -> float:
-        """Say how many MB of memory it has had at most."""
+        """Return its peak memory, in MB."""
         status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
     def settle(self, quiet: float = QUIET) -> float:
         """
-        Wait until it has nothing to do.
+        Wait until the process is idle.
 
-        :param quiet: how many seconds of CPU in :data:`PAUSE` seconds are nothing.
-
+        :param quiet: seconds of CPU in :data:`PAUSE` seconds below which it counts as idle.
         :returns: :meth:`cpu`.
         """
         end = time.monotonic() + PATIENCE
@@ -159,7 +158,7 @@ def _cpu(pid: int) -> float:
         try:
             children = (task / "children").read_text(encoding="ascii").split()
         except OSError:
-            # A thread that has just ended: its children are another thread's now.
+            # The thread has just ended, and its children are another thread's now.
             continue
         seconds += sum(_cpu(int(child)) for child in children)
     return seconds
@@ -184,11 +183,11 @@ def wait_for_port(process: Process, port: int) -> None:
 
 def until(condition: Callable[[], bool], process: Process, progress: Callable[[], object], what: str) -> bool:
     """
-    Wait until something holds.
+    Wait until a condition holds.
 
-    :param process: on which it depends.
-    :param progress: something that changes as long as there is hope.
-    :raises BenchmarkError: when the process ends, or when there was no progress for :data:`PATIENCE` seconds.
+    :param process: the process that it depends on.
+    :param progress: returns a value that changes as long as there is progress.
+    :raises BenchmarkError: when the process ends, or makes no progress for :data:`PATIENCE` seconds.
     """
     seen, end = progress(), time.monotonic() + PATIENCE
     while not condition():

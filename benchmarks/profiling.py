@@ -1,7 +1,7 @@
 """
-Where the time of a delivery goes: mqhooks under cProfile, its functions grouped by the rooms that they are in.
+Finding out where a delivery's time goes: mqhooks under cProfile, its functions grouped by room.
 
-The profiler makes each call of a Python function dearer by a constant, so short functions look longer than they are.
+The profiler adds a constant cost to each call of a Python function, so short functions look longer than they are.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FOREIGN = {
     "zlib": re.compile(r"zlib"),
     "OpenSSL": re.compile(r"OpenSSL|_ssl|_hashlib|hmac"),
 }
-"""Functions written in C that are parts of their own. Others are counted with who calls them."""
+"""Functions written in C that form their own parts. The time of others counts for their callers."""
 
 WAITING = re.compile(r"'poll' of 'select\.epoll'")
-"""Mostly waits for what comes next; what the call itself costs cannot be told from that."""
+"""Left out: the call mostly waits, and its own cost cannot be told from that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Profile:
     """
     Shares of the time that the process was not waiting.
 
-    :param parts: by room or library.
-    :param functions: with the number of calls for each event; the dearest come first.
+    :param parts: shares by room or library.
+    :param functions: each function's name, calls for each event, and share; the most expensive first.
     """
 
     parts: Mapping[str, float]
@@ -52,9 +52,9 @@ def take(scenario: Scenario, events: int, directory: str, *, count: int = 15) ->
     """
     Run mqhooks under the profiler.
 
-    :param directory: where a new one for the outbox is made.
-    :param count: of how many functions.
-    :raises benchmarks.processes.BenchmarkError: when it cannot be measured.
+    :param directory: gets a temporary directory for the outbox.
+    :param count: number of functions to list.
+    :raises benchmarks.processes.BenchmarkError: when the run cannot be measured.
     """
     own = Path(tempfile.mkdtemp(prefix="mqhooks-bench-", dir=directory))
     try:
@@ -67,9 +67,9 @@ def take(scenario: Scenario, events: int, directory: str, *, count: int = 15) ->
 
 def summarise(stats: Stats, events: int, count: int) -> Profile:
     """
-    Group what the profiler has seen.
+    Group the profiler's figures.
 
-    :param stats: as it saves them.
+    :param stats: the figures as the profiler saves them.
     """
     parts: defaultdict[str, float] = defaultdict(float)
     times: dict[Function, float] = {}
@@ -118,4 +118,4 @@ FUNCTIONS: dict[str, Callable[[tuple[str, float, float]], str]] = {
     "calls for each event": lambda each: f"{each[1]:.2f}",
     "share": lambda each: f"{each[2]:.1%}",
 }
-"""What the tables say."""
+"""The columns of the tables."""

@@ -1,12 +1,12 @@
 """
-The endpoint: takes every request as fast as it can, and knows which events were in them.
+The endpoint: takes every request as fast as it can, and counts the events in them.
 
 ``python -m benchmarks.receiver --port 8080 --events 100000`` prints ``{"ready": true}`` once it listens, and one line of JSON
-for each line that it reads; it ends with its standard input.
+for each line that it reads. It ends at the end of its standard input.
 
-It is a loop around ``epoll`` that cuts requests by their ``content-length`` and answers all with the same 204. One request is
-one event, an array, or lines of JSON, compressed or not. The events in it are found by their mark, while nobody waits for an
-answer: what it reports may be a little behind.
+It is a loop around ``epoll`` that cuts requests by their ``content-length`` and answers all with the same 204. A request is one
+event, an array, or lines of JSON, compressed or not. Its events are found by their mark, when no requests are coming, so the
+report may be a little behind.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
 READ = 256 << 10
 
 KEPT = 256 << 20
-"""How many bytes of requests are kept at most before the events in them are counted."""
+"""Most bytes of requests that are kept before the events in them are counted."""
 
 QUIET = 0.1
-"""After how many seconds without a request they are."""
+"""Seconds without a request until the kept ones are counted."""
 
 AT_ONCE = 16
-"""How many requests are counted between two looks at the connections."""
+"""Requests that are counted between two looks at the connections."""
 
 
 class Tally:
     """
-    Which events have come.
+    Counts the events that have come.
 
-    :param events: how many are expected; their numbers are below it.
+    :param events: number of events expected; their numbers are below it.
     :ivar came: when the last request came, in nanoseconds of the monotonic clock.
-    :ivar requests: how many were counted.
-    :ivar distinct: how many events were in them, each counted once.
-    :ivar twice: how many came that had come before.
-    :ivar late: how many came for the first time after a later one of the same client.
+    :ivar requests: requests counted.
+    :ivar distinct: different events in them.
+    :ivar twice: repeated arrivals of events.
+    :ivar late: first arrivals of events after a later one of the same client.
     """
 
     def __init__(self, events: int) -> None:
@@ -63,7 +63,7 @@ class Tally:
 
     def take(self, body: bytes, now: int, *, compressed: bool) -> None:
         """
-        Keep a request, to count what is in it later.
+        Keep a request, to count its events later.
 
         :param now: when it came, in nanoseconds of the monotonic clock.
         """
@@ -77,7 +77,7 @@ class Tally:
         """
         Count the events in requests that were kept.
 
-        :param most: how many requests.
+        :param most: most requests to count.
         :returns: whether more are left.
         """
         for _ in range(min(most, len(self._kept))):
@@ -109,7 +109,7 @@ class Tally:
             at = body.find(MARK, at + 37)
 
     def report(self) -> dict[str, Any]:
-        """Say what was counted, and how long it took: milliseconds by percentile, when the load has stamped its events."""
+        """Return the counts, and if the load stamps its events, their delays in milliseconds by percentile."""
         took = sorted(self._took)
         at = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
         return {
@@ -128,9 +128,9 @@ class Connection:
     """
     One client's connection, whose requests are cut and answered.
 
-    :param sock: not blocking.
+    :param sock: a non-blocking socket.
     :param delay: nanoseconds that an answer takes.
-    :param later: gets when which socket is to be answered; all have the same delay.
+    :param later: gets the time of each answer and its socket; all answers have the same delay.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Connection:
 
     def readable(self) -> bool:
         """
-        Read and answer what is there.
+        Read and answer the requests that are there.
 
         :returns: whether the connection is still open.
         """
@@ -188,7 +188,7 @@ class Connection:
 
 def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None, delay: float = 0.0) -> None:
     """
-    Take requests until the standard input ends.
+    Take requests until the end of standard input.
 
     :param context: for TLS.
     :param delay: seconds that an answer takes.
@@ -199,7 +199,7 @@ def serve(listener: socket.socket, tally: Tally, context: ssl.SSLContext | None,
     poll.register(sys.stdin.fileno(), select.EPOLLIN)
     open_: dict[int, tuple[socket.socket, Connection]] = {}
     while True:
-        # What is counted while requests come would have them wait.
+        # Counting while requests come would make them wait.
         quiet = (time.monotonic_ns() - tally.came) / 1e9 > QUIET
         left = tally.count(AT_ONCE if quiet else 0)
         while later and later[0][0] <= time.monotonic_ns():
@@ -230,7 +230,7 @@ def _accept(listener: socket.socket, context: ssl.SSLContext | None) -> socket.s
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if context is not None:
-        # The client is quick: one handshake after the other costs less than a state for each.
+        # The client is quick, so doing one handshake after the other costs less than keeping a state for each.
         sock.settimeout(5)
         try:
             sock = context.wrap_socket(sock, server_side=True)

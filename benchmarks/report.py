@@ -1,5 +1,5 @@
 """
-The figures of several runs become rows, and rows become tables.
+Turning the figures of several runs into rows, and rows into tables.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from statistics import median
 from benchmarks.scenarios import Sample
 
 ENGINE = "NATS of {}"
-"""Names the row of the servers that keep an outbox: their CPU apart, all else as in the row before."""
+"""Name of the row for the servers that keep an outbox: it has their CPU, and all else as in the row before."""
 
 NOTHING = "-"
-"""Stands where there is nothing to say."""
+"""Placeholder for a missing value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """
-    What one sidecar has made of one scenario: medians of the runs, and the sums of what went wrong.
+    One sidecar's results in one scenario: medians of the runs, and sums of the failures.
 
-    :param key: the scenario's.
-    :param title: what was done.
-    :param sidecar: who did it.
-    :param runs: how many there were.
-    :param events: how many were sent in each.
+    :param key: the scenario's key.
+    :param title: the scenario's title.
+    :param sidecar: the sidecar's name.
+    :param runs: number of runs.
+    :param events: events sent in each run.
     :param cost: microseconds of CPU for each delivered event.
     :param rate: deliveries a second.
-    :param missing: how many were not delivered.
-    :param twice: how many were delivered again.
-    :param late: how many came after a later one of their client.
+    :param missing: events not delivered.
+    :param twice: repeated deliveries.
+    :param late: events that came after a later one of their client.
     :param peak: MB of memory.
-    :param ratio: the cost as a multiple of what it costs mqhooks; ``None`` when mqhooks has not been measured.
+    :param ratio: the cost as a multiple of mqhooks' cost; ``None`` when mqhooks has not been measured.
     :param took: milliseconds by percentile, or nothing.
     """
 
@@ -54,9 +54,9 @@ class Row:
 
 def rows(key: str, title: str, samples: Mapping[str, Sequence[Sample]]) -> list[Row]:
     """
-    Sum the runs up.
+    Sum up the runs.
 
-    :param samples: by sidecar; one without any has no row.
+    :param samples: the runs by sidecar; a sidecar without any has no row.
     """
     costs = {name: median(sample.cpu * 1e6 / max(sample.done, 1) for sample in runs) for name, runs in samples.items() if runs}
     names = list(costs)
@@ -101,10 +101,10 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "out of order": lambda row: f"{row.late:,}",
     "peak MB": lambda row: f"{row.peak:.0f}",
 }
-"""What the table says of each row."""
+"""The table's columns."""
 
 TIMES = {f"{name} ms": _milliseconds(name) for name in ("p50", "p99", "p99.9", "max")}
-"""What it says besides of those whose load was paced."""
+"""Further columns, filled for scenarios with a rate."""
 
 
 def plain(table: Sequence[Row]) -> str:

@@ -1,5 +1,5 @@
 """
-What is done with the sidecars, and what is measured of it.
+The scenarios that the sidecars run, and measuring a run.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from benchmarks.subjects import FLOOR, GRPC, PEERS, SHARED, WEBHOOKS, Via, Wirin
 from mqhooks.tools.ports import free_port
 
 GIVEN_UP = 20.0
-"""After how many seconds without a delivery what has not come counts as missing."""
+"""Seconds without a delivery until the remaining events count as missing."""
 
 LEASES = 0.01
-"""How many seconds of CPU in :data:`benchmarks.processes.PAUSE` seconds a bridge may use that only renews its leases."""
+"""Seconds of CPU that a bridge may use in :data:`benchmarks.processes.PAUSE` seconds while it only renews its leases."""
 
 IDLE = 30
-"""For how many seconds nothing happens."""
+"""Seconds that an idle scenario lasts."""
 
 SOON = {"retry": "{ initial = 200ms, max = 200ms }"}
-"""Has mqhooks look often whether the endpoint is back."""
+"""Makes mqhooks check often whether the endpoint is back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """
-    One line of the table for each sidecar that can do it.
+    A scenario: one line of the table for each sidecar that can run it.
 
-    :param title: what is done.
-    :param events: how many mqhooks gets; its peers get a share (:data:`benchmarks.subjects.SUBJECTS`) unless there is a rate.
+    :param title: its description in the table.
+    :param events: events for mqhooks; its peers get a share (:data:`benchmarks.subjects.SUBJECTS`) unless there is a rate.
     :param measures: ``relay`` counts from the first event to the last delivery, ``accept`` until all are committed while the
         endpoint is down, ``backlog`` from the moment when that endpoint comes back. ``idle`` counts for :data:`IDLE` seconds
         after the last delivery, each of which stands for an event; ``watched`` does so while the status page is open.
-    :param peers: who does it beside mqhooks.
+    :param peers: the sidecars that run it besides mqhooks.
     :param size: bytes of a payload.
     :param rate: events a second; 0 for as fast as they are read.
     :param webhook: keys of mqhooks' webhook block.
     :param signed: whether requests are signed.
     :param tls: whether the endpoint speaks TLS.
-    :param via: how the events come: over gRPC with 100 calls at a time, over webhooks with 50 requests.
-    :param runs: how often at most, for what takes long.
-    :param delay: how many seconds the endpoint takes to answer.
-    :param clients: how many there are; the fewer there are, the longer the fullest lane is at work after all others.
-    :param long: whether it is only for who has the time.
+    :param via: how the events come; over gRPC with 100 calls in flight, over webhooks with 50 requests.
+    :param runs: most runs, for scenarios that take long.
+    :param delay: seconds that the endpoint takes to answer.
+    :param clients: number of clients; the fewer, the longer the fullest lane still works after all others have finished.
+    :param long: whether it runs only on request, because it takes very long.
     """
 
     title: str
@@ -75,17 +75,17 @@ class Scenario:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """
-    What one run has given.
+    The results of one run.
 
-    :param events: how many were sent.
-    :param done: how many were delivered, or accepted when nothing was to be delivered.
-    :param cpu: seconds.
-    :param seconds: from the first to the last.
-    :param twice: how many were delivered again.
-    :param late: how many came after a later one of their client.
+    :param events: events sent.
+    :param done: events delivered; for ``accept``, events accepted.
+    :param cpu: seconds of CPU.
+    :param seconds: time from the first event to the last.
+    :param twice: repeated deliveries.
+    :param late: events that came after a later one of their client.
     :param peak: MB of memory.
     :param took: milliseconds by percentile; empty when there was no rate.
-    :param engine: seconds of CPU of the servers that keep the outbox, if there are any.
+    :param engine: seconds of CPU of the servers that keep the outbox; 0 without servers.
     """
 
     events: int
@@ -155,16 +155,16 @@ SCENARIOS = {
     "idle": Scenario("a second without events", 1_000, "idle", peers=("Go",), signed=True),
     "idle-watched": Scenario("the same, the status page open", 1_000, "watched", signed=True),
 }
-"""All of them, in the table's order. ``batch``, ``size``, ``backlog`` and ``rate`` stand for all whose names begin so."""
+"""All scenarios, in the table's order. The names ``batch``, ``size``, ``backlog`` and ``rate`` choose all that begin so."""
 
 
 class Run:
     """
-    One run of one sidecar: the load before it, the endpoint behind it.
+    One run of one sidecar, between the load and the endpoint.
 
-    :param directory: a new one on a disk.
-    :param events: how many are sent.
-    :param profile: where the profile of mqhooks goes.
+    :param directory: a new directory on a disk.
+    :param events: number of events to send.
+    :param profile: file for the profile of mqhooks; ``None`` for none.
     """
 
     def __init__(self, scenario: Scenario, name: str, directory: Path, events: int, profile: Path | None = None) -> None:
@@ -180,14 +180,14 @@ class Run:
         self._wiring = Wiring(directory, free_port(), url, scenario.signed, authority, scenario.webhook, via=scenario.via)
         self._name = name
         self._profile = profile
-        # The others that share the outbox with the one that gets the events.
+        # The bridges that share the outbox with the one that gets the events.
         self._others: list[Process] = []
 
     def measure(self) -> Sample:
         """
-        Do it.
+        Run and measure.
 
-        :raises BenchmarkError: when it cannot be measured.
+        :raises BenchmarkError: when the run cannot be measured.
         """
         with self._stack:
             down = self._scenario.measures in ("accept", "backlog")
@@ -240,7 +240,7 @@ class Run:
             return sample
 
     def _share(self) -> Engine:
-        """Start the servers of NATS, and those of the bridges that get no events."""
+        """Start the NATS servers, and the bridges that get no events."""
         engine = self._stack.enter_context(Engine(self._directory))
         self._wiring = replace(self._wiring, servers=engine.urls)
         self._pages = [self._wiring.page]
@@ -251,7 +251,7 @@ class Run:
         return engine
 
     def _rest(self, sidecar: Process) -> float:
-        """Wait until nobody has anything to do but to renew leases; returns the seconds of CPU that all have used."""
+        """Wait until all bridges only renew leases, and return the seconds of CPU that they have used."""
         quiet = LEASES if self._name in SHARED else QUIET
         return sum(each.settle(quiet) for each in (sidecar, *self._others))
 
@@ -285,22 +285,22 @@ class Run:
         return self._stack.enter_context(Process("load", arguments, self._directory, talks=True))
 
     def _accepted(self, sidecar: Process) -> None:
-        """Wait until all is committed."""
+        """Wait until all events are committed."""
         until(lambda: self._count() == self._events, sidecar, self._count, f"has not accepted {self._events} events")
 
     def _count(self) -> int:
-        # Another process may look in whenever it likes; a connection that stays open would keep the log of writes growing.
+        # Any process may read at any time. A connection that stays open would let the write-ahead log grow.
         with closing(sqlite3.connect(f"file:{self._directory}/outbox?mode=ro", uri=True, timeout=5)) as connection:
             ((count,),) = connection.execute("SELECT coalesce(sum(accepted), 0) FROM webhook")
         return int(count)
 
     def _delivered(self, sidecar: Process, receiver: Process) -> None:
-        """Wait until all has come, or nothing comes any more."""
+        """Wait until all events have come, or no more come."""
         seen, end = (-1, 0), 0.0
         while seen[0] < self._events:
             sidecar.check()
             report: dict[str, Any] = receiver.ask()
-            # While requests keep coming, those in them are not counted.
+            # While requests keep coming, the events in them are not counted.
             now = report["distinct"], report["came"]
             if now != seen:
                 seen, end = now, time.monotonic() + GIVEN_UP
@@ -310,7 +310,7 @@ class Run:
 
 
 def _read(watcher: socket.socket) -> None:
-    """Read until the end; an error is the end of the run."""
+    """Read until the end of the connection; an error means the end of the run."""
     with suppress(OSError):
         while watcher.recv(1 << 16):
             pass
@@ -318,11 +318,11 @@ def _read(watcher: socket.socket) -> None:
 
 def chosen(names: list[str], *, long: bool) -> dict[str, Scenario]:
     """
-    Find scenarios by their names, or by how these begin.
+    Find scenarios by their names, or by the beginnings of these.
 
-    :param names: none is all.
-    :param long: whether those that take long are among all.
-    :raises BenchmarkError: when there is none of a name.
+    :param names: empty for all.
+    :param long: whether to include those that take very long.
+    :raises BenchmarkError: when no scenario has a name.
     """
     for name in names:
         if not any(_called(key, name) for key in SCENARIOS):

@@ -1,5 +1,5 @@
 """
-The sidecars that are compared: mqhooks as operators run it, and its peers.
+Starting the sidecars that are compared: mqhooks as operators run it, and its peers.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ TWISTD = "from twisted.scripts.twistd import run; run()"
 @dataclass(frozen=True, slots=True)
 class Wiring:
     """
-    What a sidecar is told.
+    A sidecar's settings.
 
-    :param directory: its own.
-    :param port: where it listens for VerneMQ.
-    :param url: of the endpoint.
+    :param directory: its directory.
+    :param port: the port on which it listens for VerneMQ.
+    :param url: the endpoint's URL.
     :param signed: whether requests are signed.
-    :param authority: a PEM file with the certificate of who vouches for the endpoint; ``None`` for one without TLS.
+    :param authority: a PEM file with the certificate that the endpoint's is checked against; ``None`` without TLS.
     :param webhook: more keys of mqhooks' webhook block.
     :param page: the port of mqhooks' status page.
     :param via: how VerneMQ sends its events.
-    :param servers: of NATS, which keep the outbox; it is a file when there are none.
+    :param servers: the NATS servers that keep the outbox; if empty, the outbox is a file.
     """
 
     directory: Path
@@ -54,10 +54,10 @@ class Wiring:
 
 def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
     """
-    Start mqhooks, on an outbox in its directory.
+    Start mqhooks, with an outbox in its directory or on the servers.
 
-    :param profile: where cProfile's figures go when it ends; they cost a lot.
-    :raises BenchmarkError: when it does not know one of the keys.
+    :param profile: file for cProfile's figures, written when it ends. Profiling costs a lot of time.
+    :raises BenchmarkError: when mqhooks refuses the configuration, or does not know one of its keys.
     """
     keys = {"url": json.dumps(wiring.url), **wiring.webhook}
     if wiring.signed:
@@ -113,7 +113,7 @@ def start(name: str, wiring: Wiring) -> Process:
     """
     Start one of :data:`SUBJECTS`.
 
-    :raises BenchmarkError: when it cannot do what it is told.
+    :raises BenchmarkError: when it cannot be built, or refuses its settings.
     """
     if name == "mqhooks" or name in SHARED:
         return bridge(wiring)
@@ -131,7 +131,7 @@ def start(name: str, wiring: Wiring) -> Process:
 
 
 def absent() -> dict[str, str]:
-    """Say which peers cannot run here, and what would be needed."""
+    """Return the peers that cannot run here, and what each lacks."""
     missing = {}
     if find_spec("aiohttp") is None:
         missing["asyncio + aiohttp"] = missing[WEBHOOKS] = "aiohttp is not installed: pip install -e '.[bench]'"
@@ -145,7 +145,7 @@ def absent() -> dict[str, str]:
 
 
 FLOOR = "C, no work"
-"""The floor: a loop around epoll that takes frames and sends requests, and nothing else. It can neither sign nor use TLS."""
+"""The floor: a loop around epoll that only takes frames and sends requests. It can neither sign nor use TLS."""
 
 GRPC = "grpcio + aiohttp"
 """The peer that takes gRPC calls, and nothing else."""
@@ -163,9 +163,9 @@ SUBJECTS = {
     GRPC: 1.0,
     WEBHOOKS: 1.0,
 }
-"""All names, mqhooks' first, and what share of a scenario's events each gets: who is slow needs fewer for the same time."""
+"""All names, mqhooks first, with the share of a scenario's events that each gets: a slow one needs fewer for the same time."""
 
 SHARED = {"mqhooks, JetStream": 1, "mqhooks, JetStream, 2 bridges": 2}
-"""mqhooks again, with an outbox in JetStream: how many bridges share it."""
+"""mqhooks again, with an outbox in JetStream, and the number of bridges that share it."""
 
 PEERS = tuple(SUBJECTS)[1:]
