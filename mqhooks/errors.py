@@ -37,7 +37,7 @@ class ConfigError(MqhooksError):
 
     @property
     def mistakes(self) -> tuple[ConfigError, ...]:
-        """Each mistake by itself."""
+        """The mistakes, one by one."""
         return (self,)
 
 
@@ -54,7 +54,7 @@ class ConfigErrors(ConfigError):
 
     @property
     def mistakes(self) -> tuple[ConfigError, ...]:
-        """Each mistake by itself."""
+        """The mistakes, one by one."""
         return self._mistakes
 
 

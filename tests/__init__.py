@@ -10,6 +10,6 @@ from hypothesis import settings
 # set here because grpcio reads it when it is imported, and any test may be the first to do that.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
-# How long an example takes depends on the machine, not on the code: nothing fails for being slow.
+# An example's time depends on the machine, not on the code, so nothing fails for being slow.
 settings.register_profile("mqhooks", deadline=None)
 settings.load_profile("mqhooks")

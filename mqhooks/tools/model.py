@@ -73,9 +73,8 @@ class SessionModel:
     """
     Generates the events of a fleet of clients, without end.
 
-    It picks a hook by its weight and a client at random. When the hook cannot happen to the client yet, what it requires
-    happens first: a register before a publish, a subscribe before a delivery. So registers, and whatever else is required,
-    occur even without a weight.
+    It picks a hook by its weight and a client at random. When the hook cannot happen to the client yet, the hooks that it
+    requires happen first: a register before a publish, a subscribe before a delivery. So these occur even without a weight.
 
     Timestamps increase strictly. A payload is JSON padded with spaces: the client, ``seq`` (the number of the payload among the
     client's, from 1) and ``n`` (its number among all, from 1).

@@ -66,11 +66,11 @@ class PoolConnection(Protocol):
         self.transport.abortConnection()
 
     def pauseProducing(self) -> None:
-        """Stop getting frames: the buffer is full."""
+        """Leave the ready connections: the buffer is full."""
         self._pool.busy(self)
 
     def resumeProducing(self) -> None:
-        """Get frames again."""
+        """Rejoin the ready connections."""
         self._pool.free(self)
 
     def stopProducing(self) -> None:

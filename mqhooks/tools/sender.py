@@ -21,7 +21,7 @@ CHUNK = 512
 """Events written in one turn of the reactor."""
 
 CLOSING_TIME = 5.0
-"""Seconds that the peer gets to read what was written when the sender stops."""
+"""Seconds that the peer gets, when the sender stops, to read everything that was written."""
 
 _LENGTH = Struct("!I")
 

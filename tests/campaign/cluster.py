@@ -424,7 +424,7 @@ class ClusterStage(Ground):
             row.silences[kind] = number + 1, longest, most
 
 
-# What goes wrong.
+# The faults.
 
 
 async def killed(stage, members):

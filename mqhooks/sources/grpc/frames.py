@@ -10,7 +10,7 @@ from __future__ import annotations
 from mqhooks.errors import MqhooksError
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a client sends first."""
+"""The first bytes that a client sends."""
 
 MAX_FRAME = 1 << 14
 """Longest frame, in bytes: HTTP/2's default, which we don't raise."""

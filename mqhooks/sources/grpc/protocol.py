@@ -117,7 +117,7 @@ def timeout(value: bytes | None) -> float | None:
 
 class Owner(Interface):
     """
-    What a connection's protocol needs from its factory.
+    The interface of a factory that connections' protocols need.
 
     :ivar clock: tells the time; its ``callLater(0, …)`` ends a turn.
     """

@@ -120,5 +120,5 @@ _Parser = tuple[type[Message], Callable[[bytes], Any], Callable[[bytes], Any] | 
 _PARSERS: dict[str, _Parser] = {
     protobuf.DESCRIPTOR.full_name: _parser(protobuf, read) for _, protobuf, read in MESSAGES.values()
 }
-# Field 1 of google.protobuf.Any with its length and the type in it, and the tag of field 2.
+# Field 1 of google.protobuf.Any, with its length and the type, and the tag of field 2.
 _BY_PREFIX = {b"\x0a%c%b\x12" % (len(TYPE_URL + name), (TYPE_URL + name).encode()): parser for name, parser in _PARSERS.items()}

@@ -5,7 +5,7 @@ Turning the requests of all of VerneMQ's connections into committed events, and 
 - The events that all connections bring in one turn of the reactor are one batch, and so one commit. It does not wait for more.
 - Refusing is better than stalling: a stalled request holds up its client, and 50 of them every hook that goes to this address.
   So an event that cannot be committed is refused at once, and one that is not committed within seconds is given up. Where
-  VerneMQ treats the answer as a decision, the answer is ``next`` all the same.
+  VerneMQ treats the answer as a decision, the answer is still ``next``.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class _RefusedHeadError(Exception):
 
 class Owner(Protocol):
     """
-    What a connection's protocol needs from its factory.
+    The interface of a factory that connections' protocols need.
 
     :ivar guard: decides who may post.
     :ivar counters: the source's counters.
