@@ -51,13 +51,13 @@ class Pool(Protocol):
         """Whether it takes an item now."""
 
     def open(self) -> Deferred[None]:
-        """Get ready; fires when sending may begin."""
+        """Get ready, and return a ``Deferred`` that fires when sending may begin."""
 
     def put(self, item: Any, random: Random) -> None:
         """Send an item."""
 
     def close(self) -> Deferred[None]:
-        """Finish; fires when everything is closed."""
+        """Finish, and return a ``Deferred`` that fires when everything is closed."""
 
     def abort(self) -> None:
         """End at once."""

@@ -402,7 +402,7 @@ class ClusterStage(Ground):
             expect(f"{row.accepted} accepted, {row.delivered} delivered, {row.dead} dead, {row.pending} pending")
 
     def _silences(self, row):
-        """Find the longest silence of a partition in each kind of fault, while the endpoint was well."""
+        """Find the longest silence of a partition in each kind of fault, while the endpoint was healthy."""
         times = defaultdict(list)
         seen = set()
         for arrival in self.endpoint.arrivals:

@@ -1,5 +1,8 @@
 """
 Deciding who may post events, and where.
+
+- Tokens and passwords are compared in constant time, and each token in the query is tried.
+- The token may come in the query, as a bearer token, or as the password of any user.
 """
 
 from __future__ import annotations
