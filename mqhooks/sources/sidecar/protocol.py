@@ -307,7 +307,7 @@ class SidecarFactory(SourceFactory):
     :ivar braked: whether backpressure pauses all connections.
     :ivar pieces: works off divided frames.
     :ivar long_frames: decides which connections are read while unfinished frames take too much memory.
-    :ivar common_frames: likewise, for frames of up to :data:`~mqhooks.sources.sidecar.longframes.COMMON` bytes.
+    :ivar common_frames: likewise, for frames of up to a MiB.
     """
 
     protocol: Any = SidecarProtocol

@@ -95,7 +95,7 @@ class WebhooksFactory(SourceFactory):
     :param now: returns the time of day, in nanoseconds since 1970.
     :ivar guard: decides who may post.
     :ivar long_bodies: decides which connections are read while unfinished bodies take too much memory.
-    :ivar common_bodies: likewise, for bodies of up to :data:`~mqhooks.sources.sidecar.longframes.COMMON` bytes.
+    :ivar common_bodies: likewise, for bodies of up to a MiB.
     """
 
     protocol: Any = WebhooksProtocol

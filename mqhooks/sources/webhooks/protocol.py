@@ -57,7 +57,7 @@ class Owner(Protocol):
     :ivar counters: the source's counters.
     :ivar max_body: bytes; longer bodies are refused.
     :ivar long_bodies: decides which connections are read while unfinished bodies take too much memory.
-    :ivar common_bodies: likewise, for bodies of up to :data:`~mqhooks.sources.sidecar.longframes.COMMON` bytes.
+    :ivar common_bodies: likewise, for bodies of up to a MiB.
     """
 
     guard: Guard
