@@ -27,10 +27,10 @@ CONCERNED = _NAMELESS | {"on_register"}
 """The hooks whose events the table learns from or completes; it leaves all others as they are."""
 
 MAX_SESSIONS = 1_000_000
-"""Default for the most sessions that are remembered."""
+"""Default limit on the sessions that are remembered."""
 
 MAX_SIZE = 64 << 20
-"""Default for the most bytes that they may take: enough for 330,000 sessions with names of 20 characters."""
+"""Default limit on the bytes that they take: enough for 330,000 sessions with names of 20 characters."""
 
 ENTRY = 72 + getsizeof(b"")
 """Bytes that a session takes besides its names: its place in the dict, averaged over its growth, and a header."""

@@ -35,16 +35,16 @@ UNDIVIDED = 2 * MANY
 """Longest frame, in bytes, that cannot carry more than :data:`MANY` of them."""
 
 PIECE = 64 << 10
-"""About the most bytes of topics or user properties in an event, unless a single one is longer."""
+"""Approximate limit on the bytes of topics or user properties in an event; a single longer one still fits."""
 
 NAMES = 1 << 20
 """
-About the most bytes of names that a piece repeats: each topic's body contains the client id and username, and perhaps the user
-properties.
+Approximate limit on the bytes of names that a piece repeats: each topic's body contains the client id and username, and perhaps
+the user properties.
 """
 
 OTHERS = 16 * MANY
-"""Most other fields in a divided message. A hook sends a dozen, but walking over millions would stop everything."""
+"""Limit on a divided message's other fields. A hook sends a dozen, but walking over millions would stop everything."""
 
 Client = tuple[str, str]
 """Mountpoint and client id."""
@@ -123,7 +123,7 @@ def _envelope(protobuf: type[Message], value: bytes) -> bytes:
 
 def _has_few(frame: bytes, number: int) -> bool:
     """
-    Return whether a frame cannot have more than :data:`MANY` fields of a number. Most frames take no time.
+    Return whether a frame surely has no more than :data:`MANY` fields of a number. Fast for most frames.
 
     :param frame: a frame with VerneMQ's envelope; it may still be malformed.
     """
