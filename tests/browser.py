@@ -165,6 +165,8 @@ class Browser:
         self._first = await self._ask("GET", "window")
         opened = await self._command("window/new", {"type": "window"})
         await self._command("window", {"handle": opened["handle"]})
+        # Only one window has the focus, and it need not be this one.
+        await self._tool("Emulation.setFocusEmulationEnabled", enabled=True)
         await self.complaints()
 
     @inlineCallbacks

@@ -16,7 +16,6 @@ from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
 from twisted.web.resource import Resource
 from twisted.web.server import Site
-from twisted.web.static import Data
 
 from mqhooks import __version__
 from mqhooks.testing import make_event
@@ -36,8 +35,19 @@ NAMES = ("billing", "audit")
 AXE = MODULES / "axe-core" / "axe.min.js"
 
 
+class Elsewhere(Resource):
+    """A page of somebody else. The browser outlives the test, its connections must not."""
+
+    isLeaf = True
+
+    def render_GET(self, request):  # noqa: N802
+        request.setHeader("connection", "close")
+        request.setHeader("content-type", "text/html")
+        return b"<!doctype html><title>elsewhere</title>"
+
+
 class Page(TestCase):
-    """What the tests share."""
+    """Shared helpers."""
 
     timeout = 300
     skip = missing()
@@ -800,9 +810,7 @@ class Strangers(Page):
 
     async def foreign(self):
         """Serve another page on another port; its address."""
-        root = Resource()
-        root.putChild(b"", Data(b"<!doctype html><title>elsewhere</title>", "text/html"))
-        port = reactor.listenTCP(0, Site(root), interface="127.0.0.1")
+        port = reactor.listenTCP(0, Site(Elsewhere()), interface="127.0.0.1")
         self.addCleanup(lambda: maybeDeferred(port.stopListening))
         return f"http://127.0.0.1:{port.getHost().port}/"
 

@@ -13,13 +13,12 @@ LIMIT = 4 << 20
 
 def read_bounded(path: str, limit: int = LIMIT) -> bytes:
     """
-    Read a file. A FIFO does not block this, and a device does not fill the memory.
+    Read a file, or the beginning of what a device gives. A FIFO does not block this.
 
-    :param limit: bytes that it may have.
-    :raises OSError: when it cannot be read, or has more.
+    :param limit: bytes to read at most.
+    :raises OSError: when it cannot be read, or is a longer file.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        data = file.read(limit + 1) or b""
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit} bytes")
-    return data
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit} bytes")
+        return file.read(limit) or b""
