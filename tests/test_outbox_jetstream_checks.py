@@ -155,6 +155,24 @@ class DigestTests(JetStreamMixin, TestCase):
         await second.stopService()
         await self.ready(one)
 
+    async def test_an_acceptor_with_the_old_configuration_holds_nobody_up(self):
+        await self.begin()
+        self.configured("1", role="accept")
+        store, outbox = self.configured("1", role="deliver")
+        await self.ready(outbox)
+        await until(lambda: outbox.others)
+        store.configure({"w": "2"})
+
+        async def noted():
+            return (await self.js.last(outbox.names.letters, outbox.names.note)).payload
+
+        async def changed():
+            return await noted() == b"2"
+
+        self.assertEqual(await noted(), b"1")
+        await until(changed)
+        await self.ready(outbox)
+
     def test_what_is_in_it(self):
         def digest(text):
             path = Path(self.mktemp())

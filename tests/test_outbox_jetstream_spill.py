@@ -211,6 +211,52 @@ class SpillTests(JetStreamMixin, TestCase):
         await one.append(make(5, 10))
         await self.in_order(15)
 
+    async def test_stored_without_an_acknowledgement_it_is_counted_once_whatever_waits_behind_it(self):
+        await self.begin()
+        _, one = self.spilling()
+        self.watch(one)
+        await self.ready(one)
+        await one.append(make(5))
+        self.link.mute = True
+        first = one.append(make(5, 5))
+
+        async def there():
+            return (await self.js.last(one.names.stream(0), one.names.log(0))).headers["Nats-Msg-Id"].endswith("/msg_9")
+
+        await until(there)
+        second = one.append(make(5, 10))
+        self.link.break_off()
+        self.link.mute = False
+        await first
+        await second
+        self.link.cut = False
+        self.consume(one)
+        await self.in_order(15)
+        await self.accepted(15, one)
+
+    async def test_limits_are_raised_once_it_is_back(self):
+        await self.begin()
+        store, one = self.spilling()
+        await self.ready(one)
+
+        async def limit():
+            return (await self.js.stream_info(one.names.stream(0)))["config"]["max_bytes"]
+
+        before = await limit()
+        self.link.break_off()
+        await until(lambda: store.server is None)
+        store.resize(16 << 20, 20)
+        store.resize(24 << 20, 20)
+        self.link.cut = False
+
+        async def raised():
+            return await limit() == before + (16 << 20)
+
+        await until(raised)
+        await one.append(make(1))
+        told = [each for each in self.logged if each["log_level"].name in ("error", "critical") and "failure" in each]
+        self.assertEqual(told, [])
+
     async def test_without_a_file_nothing_more_is_accepted(self):
         await self.begin()
         self.link = Link(self, self.nodes.clients[0])

@@ -432,9 +432,9 @@ class Acceptor:
         self.spilling = True
         flying, self._flying = self._flying, None
         self._cancel()
-        parts = [] if flying is None else flying[1]
-        self._sent_before = len(parts) if self._sent else 0
-        parts += self._waiting
+        sent = [] if flying is None else flying[1]
+        self._sent_before = len(sent) if self._sent else 0
+        parts = [*sent, *self._waiting]
         self._waiting.clear()
         self.since = None
         flight = None if flying is None else self._flights.get(flying[1][-1][0].id)

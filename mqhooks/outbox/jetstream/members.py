@@ -184,7 +184,11 @@ class Members:
         :returns: its name; the digest when we have not listened for long enough; ``None`` when there is no such member.
         """
         now = self._monotonic()
-        there = [who for who, (_, last, sign) in self._heard.items() if sign.digest == digest and now - last < GONE]
+        there = [
+            who
+            for who, (_, last, sign) in self._heard.items()
+            if sign.delivers and sign.digest == digest and now - last < GONE
+        ]
         return there[0] if there else digest if now - self._since < GONE else None
 
     @property

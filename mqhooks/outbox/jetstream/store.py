@@ -352,29 +352,28 @@ class JetStreamStore(Service):
         if self._preparing or not self.running or self._started >= set(self._outboxes):
             return
         self._preparing = True
-        ensureDeferred(self._make()).addErrback(self._not_made).addCallback(self._made)
+        ensureDeferred(self._make()).addCallbacks(self._made, self._not_made)
 
     def _not_made(self, failure: Any) -> None:
+        self._preparing = False
         if not failure.check(NATSError, OutboxError):
             self.log.failure("preparing the streams failed", failure)
         if not self.running:
             return
         problem = failure.getErrorMessage()
-        self._unreachable = failure.check(NATSError) is not None
         if not all(outbox.started for outbox in self._outboxes.values()):
             # Otherwise only raising the limits has failed.
             self._problem = problem
+            self._unreachable = failure.check(NATSError) is not None
         if self._complaints.allow(problem) is not None:
             self.log.error("outbox: {problem}; trying again", problem=problem)
-        self._timer = self._reactor.callLater(AGAIN, self._prepare)
+        if self._timer is None or not self._timer.active():
+            self._timer = self._reactor.callLater(AGAIN, self._prepare)
 
     def _made(self, _: object) -> None:
-        self._preparing = False
-        if self._problem is None:
-            self._unreachable = False
-        if self._problem is None:
-            # A reload may have added a webhook meanwhile.
-            self._prepare()
+        self._preparing = self._unreachable = False
+        # A reload may have added a webhook meanwhile.
+        self._prepare()
 
     async def _make(self) -> None:
         settings, limits = self.settings, self._limits
