@@ -185,9 +185,7 @@ class Members:
         """
         now = self._monotonic()
         there = [
-            who
-            for who, (_, last, sign) in self._heard.items()
-            if sign.delivers and sign.digest == digest and now - last < GONE
+            who for who, (_, last, sign) in self._heard.items() if sign.delivers and sign.digest == digest and now - last < GONE
         ]
         return there[0] if there else digest if now - self._since < GONE else None
 
