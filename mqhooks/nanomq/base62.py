@@ -30,9 +30,7 @@ def encode(data: bytes) -> str:
     if not significant:
         return zeros
     numbers = [int.from_bytes(significant, "big")]
-    level = 1
-    while len(significant) * 8 > 2 * (5 << level):
-        level += 1
+    level = _level(len(significant))
     while level > _SCHOOLBOOK:
         numbers = [half for number in numbers for half in _split(number, level)]
         level -= 1
@@ -49,7 +47,15 @@ def prepare(size: int = 65_536) -> None:
 
     :param size: bytes; 64 KiB take some 60 ms.
     """
-    encode(b"\xff" * size)
+    _power(_level(size))
+
+
+def _level(size: int) -> int:
+    """Return how often a number of so many bytes is halved."""
+    level = 1
+    while size * 8 > 2 * (5 << level):
+        level += 1
+    return level
 
 
 def _split(number: int, level: int) -> tuple[int, int]:
