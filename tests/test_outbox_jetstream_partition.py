@@ -58,6 +58,15 @@ class Stream:
         self.own = SimpleNamespace(sequence=self.own.sequence + 1, payload=data)
         return succeed(SimpleNamespace(seq=self.own.sequence))
 
+    def purge(self, stream, *, subject, below):
+        return Deferred()
+
+    def direct(self, stream, start, *, subject):
+        return self.get(stream, start, subject=subject)
+
+    def get(self, stream, start, *, subject):
+        return succeed(next((self.log[each] for each in sorted(self.log) if each >= start), None))
+
     def direct_batch(self, stream, start, subject, *, limit, max_bytes, timeout):
         answer = Deferred()
         self.asked.append((start, limit, answer))
@@ -89,3 +98,36 @@ class PartitionTests(SynchronousTestCase):
         while stream.asked:
             stream.answer()
         self.assertEqual((outbox.handed_out, outbox.losses, partition.pending), ([5, 7, 8, 9], 0, 4))
+
+    def test_what_cannot_be_read_is_counted_as_lost(self):
+        clock, outbox = Clock(), Outbox()
+        # Of three deliveries one was settled by the last owner; the others are found in a backlog.
+        stream = Stream((5, 7, 8, 9), Checkpoint(upto=5, open={5: "1"}, tail=8, pending=6, size=6))
+        for damaged in (5, 8):
+            stream.log[damaged] = SimpleNamespace(sequence=damaged, headers={COUNT: "3"}, payload=b"\xff")
+        partition = self.owned(clock, outbox, stream)
+        self.assertEqual((outbox.losses, partition.pending, outbox.handed_out), (5, 2, [7, 9]))
+
+    def test_nobody_waits_for_a_message_that_is_gone(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((5,), Checkpoint(upto=5, tail=5))
+        partition = self.owned(clock, outbox, stream)
+        told = []
+        partition.when_counted(6, lambda: told.append(6))
+        for _ in range(50):
+            clock.advance(0.02)
+            while stream.asked:
+                stream.answer()
+        self.assertEqual((told, partition.tail), ([6], 5))
+
+    def owned(self, clock, outbox, stream):
+        """Return a partition that is taken over, and has read what there is."""
+        outbox.full = False
+        client = SimpleNamespace(subscribe=lambda subject, told: None)
+        partition = Partition(0, clock, client, stream, Names("MQ", "w"), outbox, clock.seconds)
+        partition.start()
+        clock.advance(0)
+        while stream.asked:
+            stream.answer()
+        self.flushLoggedErrors()
+        return partition

@@ -546,10 +546,13 @@ class Partition:
         if self._subscription is not None:
             self._client.unsubscribe(self._subscription)
             self._subscription = None
+        self._release_awaited()
+        self._owner.changed()
+
+    def _release_awaited(self) -> None:
         awaited, self._awaited = self._awaited, []
         for _, then in awaited:
             then()
-        self._owner.changed()
 
     def _suspend(self) -> None:
         """Note that the lease has ended by our clock: nothing is sent until it is renewed."""
@@ -683,10 +686,7 @@ class Partition:
     def _count(self, seq: int, headers: Mapping[str, str], payload: bytes) -> None:
         """Count the next message, and hand it out if there is no backlog."""
         behind = self.behind
-        try:
-            count = int(headers.get(COUNT, ""))
-        except ValueError:
-            count = len(decode_batch(payload) or ())
+        count = _number(headers, payload)
         self.tail = seq
         stored = accepted_by(headers.get(MESSAGE_ID, ""))
         if stored is not None:
@@ -710,12 +710,12 @@ class Partition:
         self._resuming = False
         self._owner.changed()
 
-    def _hand_out(self, row: Row, payload: bytes, counted: int | None = None) -> None:
+    def _hand_out(self, row: Row, payload: bytes, count: int) -> None:
         """Hand out the unsettled deliveries of a message."""
         self._read = max(self._read, row.seq)
         deliveries = decode_batch(payload)
-        if deliveries is None or (counted is not None and len(deliveries) != counted):
-            self._lost(row, payload, counted or 0)
+        if deliveries is None or len(deliveries) != count:
+            self._lost(row, payload, max(count - row.settled.bit_count(), 0))
             return
         if not row.count:
             row.count, row.size = len(deliveries), len(payload)
@@ -805,12 +805,12 @@ class Partition:
             if self._again and self._again[0].seq == seq:
                 row = self._again.popleft()
                 if self.rows.get(seq) is row:
-                    self._hand_out(row, payload)
+                    self._hand_out(row, payload, _number(headers, payload))
                 return
         if seq > self.tail:
             self._count(seq, headers, payload)
         elif seq > self._read and not (self._suspended or self.leaving or self._again) and self._owner.room():
-            self._hand_out(Row(self, seq), payload)
+            self._hand_out(Row(self, seq), payload, _number(headers, payload))
 
     def _gone(self, row: Row) -> None:
         if self.rows.pop(row.seq, None) is row:
@@ -832,6 +832,7 @@ class Partition:
         elif following is None:
             # The wanted message is purged, so it is settled.
             self._wanted = self.tail
+            self._release_awaited()
             if self._resuming:
                 self._caught_up()
 
@@ -847,3 +848,11 @@ class Partition:
             more, self.pending = -self.pending, 0
             self._owner.counted(more, resumed=True)
         self.size = 0
+
+
+def _number(headers: Mapping[str, str], payload: bytes) -> int:
+    """Return the number of deliveries in a message."""
+    try:
+        return int(headers.get(COUNT, ""))
+    except ValueError:
+        return len(decode_batch(payload) or ())
