@@ -1,10 +1,12 @@
 """``mqhooks outbox move``: from a file to JetStream, and back."""
 
+import os
 import sqlite3
 import sys
 from contextlib import closing
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
@@ -12,8 +14,10 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from mqhooks.__main__ import main
+from mqhooks.app import move
 from mqhooks.delivery import Variation
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.outbox.store import TOO_FULL
 from tests.contract.outbox import make
 from tests.jetstream import JetStreamMixin
 from tests.waiting import until
@@ -105,6 +109,23 @@ class MoveTests(JetStreamMixin, TestCase):
         told = "1 dead letters are damaged, or were stored without their bodies, and stay where they are: 1"
         self.assertEqual((done, self.errors), ("move: done", f"mqhooks: move: {told}\n"))
         self.assertEqual([letter.number for letter in self.opened().dead_letters()], [1])
+
+    async def test_dead_letters_stay_while_the_disk_is_full(self):
+        await self.begin()
+        store = self.opened()
+        outbox = store.outbox("w")
+        await outbox.append(make(2))
+        for delivery in [*await maybeDeferred(outbox.claim, 2, 1 << 30)]:
+            outbox.bury(delivery, "http://h/", "answered 410", 410, b"gone", 7)
+        await store.stopService()
+        moved = ["move: webhook w: 0 deliveries, 2 dead letters", "move: done"]
+        self.assertEqual(await self.move(self.file, self.engine), moved)
+        self.patch(move, "PATIENCE", 2.0)
+        full = self.patch(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=0))
+        await self.move(self.engine, self.file, status=1)
+        self.assertIn(TOO_FULL, self.errors)
+        full.restore()
+        self.assertEqual(await self.move(self.engine, self.file), moved)
 
     async def test_what_is_too_long_stays(self):
         await self.begin()

@@ -184,12 +184,16 @@ class Mover:
                 self._moved[letter.webhook] = deliveries, dead + 1
 
     async def _keep(self, letters: Sequence[DeadLetter]) -> None:
-        if isinstance(self._target, SqliteStore):
+        target = self._target
+        if isinstance(target, SqliteStore):
             for letter in letters:
-                self._target.outbox(letter.webhook).take_over_letter(structs.replace(letter, number=0))
-            await self._in_time(self._target.flushed(), self._target)
+                target.outbox(letter.webhook).take_over_letter(structs.replace(letter, number=0))
+            await self._in_time(target.flushed(), target)
+            while target.failing is not None:
+                # The disk has no room for them: the old outbox must not forget them yet.
+                await self._until(lambda: target.failing is None, target)
+                await self._in_time(target.flushed(), target)
         elif letters:
-            target = self._target
             target.outbox(letters[0].webhook)
             await self._until(lambda: target.failing is None, target)
             await target.letters.put(letters)

@@ -266,7 +266,7 @@ class SqliteStore(Service):
             self._file = None
 
     def flushed(self) -> Deferred[None]:
-        """Wait until everything so far is committed."""
+        """Wait until everything so far is committed, except for what the disk has no room for."""
         return self._store.flushed()
 
     # Dead letters.

@@ -165,7 +165,7 @@ class Store:
         return bool(self._requests or self._inbox or self._writing != ([], []))
 
     def flushed(self) -> Deferred[None]:
-        """Wait until everything so far is committed."""
+        """Wait until everything so far is committed, except for what the disk has no room for."""
         flushed: Deferred[None] = Deferred()
         if self._dirty or self._requests or self._inbox:
             self._flushed.append(flushed)
