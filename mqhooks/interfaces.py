@@ -61,7 +61,8 @@ class IHolding(Interface):
     """
     A sink or an outbox that may hold events in memory for a while when they cannot be committed.
 
-    The amount is bounded. Held events are not accepted, so a kill loses them.
+    The amount is bounded. Held events are not accepted, so a kill loses them. A sink around another provides this only if that
+    one does, since nothing but its source bounds what it has not accepted.
     """
 
     holds: bool = Attribute(

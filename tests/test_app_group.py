@@ -8,7 +8,8 @@ from mqhooks.app.group import LONG_PAYLOAD, WebhookGroup
 from mqhooks.interfaces import IHolding
 from mqhooks.nanomq.settings import Rule
 from mqhooks.outbox.memory import MemoryStore
-from mqhooks.testing import make_event
+from mqhooks.sinks import FanOut
+from mqhooks.testing import RecordingSink, make_event
 from mqhooks.webhook.settings import WebhookSettings
 from tests.webhooks import publish
 
@@ -16,11 +17,14 @@ from tests.webhooks import publish
 class LongPayloadTests(SynchronousTestCase):
     """Each webhook makes a body of it in a turn of its own."""
 
-    def make(self, count, max_size=1 << 30):
+    def make(self, count, max_size=1 << 30, holding=()):
         self.clock = Clock()
         store = MemoryStore(max_size, 10)
         settings = [WebhookSettings(f"w{number}", "http://h/", (Rule("on_message_publish"),)) for number in range(count)]
         self.outboxes = [store.outbox(each.name) for each in settings]
+        for number in holding:
+            alsoProvides(self.outboxes[number], IHolding)
+            self.outboxes[number].holds = True
         self.settings = settings
         return WebhookGroup(self.clock, settings, store.outbox, drain_time=1.0)
 
@@ -57,11 +61,8 @@ class LongPayloadTests(SynchronousTestCase):
         self.assertIsNone(group.receive([publish("c", 3)]))
 
     def test_what_comes_meanwhile_is_not_held_by_outboxes(self):
-        group = self.make(2)
-        self.assertFalse(group.holds)
-        for outbox in self.outboxes:
-            alsoProvides(outbox, IHolding)
-            outbox.holds = True
+        self.assertFalse(self.make(2).holds)
+        group = self.make(2, holding=(0, 1))
         self.assertTrue(group.holds)
         group.receive([self.long()])
         self.assertFalse(group.holds)
@@ -70,6 +71,28 @@ class LongPayloadTests(SynchronousTestCase):
         for outbox in self.outboxes:
             outbox.holds = False
         self.assertFalse(group.holds)
+
+    def test_what_waits_here_is_not_held_by_another_sink(self):
+        other = RecordingSink()
+        alsoProvides(other, IHolding)
+        other.holds = True
+        both = FanOut([self.make(2, holding=(0, 1)), other])
+        self.assertTrue(both.holds)
+        both.receive([self.long()])
+        self.assertFalse(both.holds)
+        self.clock.pump([0] * 10)
+        self.assertTrue(both.holds)
+
+    def test_an_outbox_that_never_holds_is_waited_for(self):
+        group = self.make(2, max_size=100, holding=(0,))
+        self.assertEqual([IHolding.providedBy(sink) for sink in group.sinks], [True, False])
+        self.assertTrue(group.holds)
+        waiting = group.receive([publish("c", number) for number in range(10)])
+        self.assertFalse(group.holds)
+        for outbox in self.outboxes:
+            outbox.resize(1 << 30, 10)
+        self.successResultOf(waiting)
+        self.assertTrue(group.holds)
 
     def test_a_full_outbox_is_waited_for(self):
         group = self.make(2, max_size=LONG_PAYLOAD)

@@ -81,8 +81,25 @@ class HoldingTests(SynchronousTestCase):
 
     def test_a_filter_asks_its_sink(self) -> None:
         self.assertTrue(FilterSink(self.sink).holds)
-        self.assertFalse(FilterSink(self.other).holds)
         verifyObject(IHolding, FilterSink(self.sink))
+        self.assertFalse(IHolding.providedBy(FilterSink(self.other)))
+
+    def test_a_sink_that_never_holds_is_waited_for_at_any_depth(self) -> None:
+        for inner in (
+            FilterSink(self.other),
+            SampleSink(self.other, 1),
+            FanOut([self.other]),
+            FanOut([HoldingSink(), self.other]),
+            SampleSink(FilterSink(FanOut([HoldingSink(), FilterSink(self.other)])), 1),
+        ):
+            sink = FilterSink(FanOut([self.holding, inner]))
+            self.assertTrue(sink.holds)
+            self.other.hold()
+            for pass_on in (sink.receive, sink.store):
+                pass_on([make_event("on_publish")])
+            self.assertFalse(sink.holds, inner)
+            self.other.release()
+            self.assertTrue(sink.holds, inner)
 
 
 class FanOutTests(SynchronousTestCase):

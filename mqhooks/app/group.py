@@ -95,9 +95,9 @@ class WebhookGroup(FanOut):
         return self._pass_in_turn(events, room=True)
 
     @property
-    def holds(self) -> bool:
-        """Whether outboxes hold what they cannot commit yet; not while batches wait here, which no outbox has."""
-        return not self._passing and super().holds
+    def lags(self) -> bool:
+        """Whether batches wait here, which no outbox has, or for an outbox that never holds any."""
+        return self._passing or super().lags
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass a batch on as :meth:`receive` does; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""

@@ -14,7 +14,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from mqhooks.errors import ConfigError
 from mqhooks.events import HOOKS, Event
@@ -54,9 +54,14 @@ class FanOut(MultiService):
         return any(_full(sink) for sink in self._sinks)
 
     @property
+    def lags(self) -> bool:
+        """Whether a sink that never holds any, at any depth, has not accepted all events."""
+        return bool(self._lagging) or any(map(_lags, self._sinks))
+
+    @property
     def holds(self) -> bool:
         """Whether a sink holds events that it cannot accept yet, and the sinks that never hold any have accepted all."""
-        return not self._lagging and any(map(_holds, self._sinks))
+        return not self.lags and any(map(_holds, self._sinks))
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass the batch on; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""
@@ -118,10 +123,15 @@ def _holds(sink: IEventSink) -> bool:
     return IHolding.providedBy(sink) and bool(sink.holds)
 
 
-@implementer(IShownSink, IBoundedSink, IHolding)
+def _lags(sink: IEventSink) -> bool:
+    return isinstance(sink, (FanOut, _Selection)) and sink.lags
+
+
+@implementer(IShownSink, IBoundedSink)
 class _Selection(MultiService):
     """
-    Passes on the events that pass a test, and counts the others in :attr:`filtered`.
+    Passes on the events that pass a test, and counts the others in :attr:`filtered`. It provides
+    :class:`~mqhooks.interfaces.IHolding` if the other sink does.
     """
 
     def __init__(self, sink: IEventSink, passes: Callable[[Event], bool]) -> None:
@@ -130,6 +140,8 @@ class _Selection(MultiService):
         self._sink = sink
         self._passes = passes
         self.filtered = 0
+        if IHolding.providedBy(sink):
+            alsoProvides(self, IHolding)
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass on the events that pass the test; see :meth:`mqhooks.interfaces.IEventSink.receive`."""
@@ -145,6 +157,11 @@ class _Selection(MultiService):
     def holds(self) -> bool:
         """Whether the other sink holds events that it cannot accept yet."""
         return _holds(self._sink)
+
+    @property
+    def lags(self) -> bool:
+        """Whether the other sink is made of sinks, one of which never holds events and has not accepted all."""
+        return _lags(self._sink)
 
     def store(self, events: Sequence[Event]) -> Deferred[None] | None:
         """Pass on the events that pass the test; see :meth:`mqhooks.interfaces.IBoundedSink.store`."""

@@ -20,7 +20,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from mqhooks.delivery import Delivery, Request, Response
 from mqhooks.errors import DeliveryError
@@ -42,10 +42,11 @@ APPENDED_BYTES = 1 << 20
 """Bytes of bodies, roughly, that are made before they go into the outbox."""
 
 
-@implementer(IBoundedSink, IHolding)
+@implementer(IBoundedSink)
 class WebhookSink(Service):
     """
-    Sends the events that the rules want to one endpoint, each client's in the order in which they happened.
+    Sends the events that the rules want to one endpoint, each client's in the order in which they happened. It provides
+    :class:`~mqhooks.interfaces.IHolding` if its outbox does.
 
     :param clock: for timers.
     :param settings: the endpoint and its rules.
@@ -85,6 +86,8 @@ class WebhookSink(Service):
         if settings.auth is not None:
             self.counters.failures.setdefault(AUTH, 0)
         self.outbox = outbox
+        if IHolding.providedBy(outbox):
+            alsoProvides(self, IHolding)
         self._clock = clock
         self._now = now
         self._transport = transport
