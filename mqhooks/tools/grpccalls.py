@@ -75,6 +75,8 @@ class GrpcConnection(PoolConnection):
         self._calls: dict[int, IDelayedCall] = {}
         self._waiting: dict[int, bytes] = {}
         self._choked = False
+        self._over = False
+        self._why: Failure | None = None
         self._idle: list[Deferred[None]] = []
 
     def connectionMade(self) -> None:
@@ -85,14 +87,22 @@ class GrpcConnection(PoolConnection):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Note that calls in flight get no answer any more."""
+        self._leave()
         for stream in list(self._calls):
             self._answered(stream, "connection lost")
-        super().connectionLost(reason)
+        super().connectionLost(self._why or reason)
 
     def send(self, item: bytes) -> None:
         """Make a call."""
-        stream = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream, _HEADERS)
+        try:
+            stream = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream, _HEADERS)
+        except ProtocolError:
+            # No number is left for a call, or those given up use up what the peer allows. A new connection helps with both.
+            self._pool.answers["connection lost"] += 1
+            self._why = Failure()
+            self.abort()
+            return
         self._calls[stream] = self._clock.callLater(TIMEOUT, self._answered, stream, "deadline exceeded")
         self._waiting[stream] = item
         self._write()
@@ -115,12 +125,36 @@ class GrpcConnection(PoolConnection):
     def dataReceived(self, data: bytes) -> None:
         """Take in answers."""
         try:
-            for event in self._h2.receive_data(data):
-                self._happened(event)
-        except ProtocolError:
+            events = self._h2.receive_data(data)
+        except Exception:
+            # Damaged bytes can make h2 and the libraries below it raise anything.
+            self._why = Failure()
             self.abort()
             return
+        # ``h2`` has seen all of these events, so calls or the connection may be over already.
+        for event in events:
+            if isinstance(event, StreamReset):
+                self._waiting.pop(event.stream_id or 0, None)
+            elif isinstance(event, ConnectionTerminated):
+                self._why = connectionDone
+                self._leave()
+        for event in events:
+            self._happened(event)
         self._write()
+        self._regulate()
+        if self._over:
+            self.abort()
+
+    def abort(self) -> None:
+        """Abort the connection; calls in flight get no answer."""
+        self._leave()
+        super().abort()
+
+    def _leave(self) -> None:
+        """Make no more calls, and send no more of their messages: ``h2`` would raise an error."""
+        self._over = True
+        self._waiting.clear()
+        self._regulate()
 
     def _happened(self, event: Event) -> None:
         if isinstance(event, ResponseReceived | TrailersReceived):
@@ -132,8 +166,6 @@ class GrpcConnection(PoolConnection):
             self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
         elif isinstance(event, StreamEnded | StreamReset):
             self._answered(event.stream_id, "no status")
-        elif isinstance(event, ConnectionTerminated):
-            self.transport.loseConnection()
 
     def _answered(self, stream: int | None, answer: str) -> None:
         timer = self._calls.pop(stream, None) if stream is not None else None
@@ -152,7 +184,8 @@ class GrpcConnection(PoolConnection):
                 waiting.callback(None)
 
     def _regulate(self) -> None:
-        (self._pool.busy if self._choked or len(self._calls) >= self._limit else self._pool.free)(self)
+        limit = min(self._limit, self._h2.remote_settings.max_concurrent_streams)
+        (self._pool.busy if self._over or self._choked or len(self._calls) >= limit else self._pool.free)(self)
 
     def pauseProducing(self) -> None:
         """Stop making calls: the buffer is full."""
