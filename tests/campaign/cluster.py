@@ -67,6 +67,9 @@ mqhooks.outbox {{
 }}
 """
 
+RELOADED = "configuration reloaded: webhook webhook changed"
+"""A bridge's answer to SIGHUP when its configuration has changed."""
+
 HOUR = 3600.0
 
 
@@ -153,7 +156,8 @@ class Member:
         self.signal("TERM")
         if not await self.stage.until(lambda: self.process.ended.called, "the end in order", 20.0):
             await self.kill()
-        elif "Server Shut Down." not in self.output:
+            return
+        if "Server Shut Down." not in self.output:
             self.stage.broken.append("a bridge was not stopped in order")
         await self.ended()
 
@@ -458,11 +462,12 @@ async def bridges_rolled(stage):
 
 async def reloaded(stage):
     for member in stage.members:
-        member.pool = 12 - member.pool + 4
+        # 8 and 12 in turn.
+        member.pool = 20 - member.pool
         member.configure()
         before = len(member.output)
         member.signal("HUP")
-        await stage.until(lambda: "configuration reloaded" in member.output[before:], "a reload")  # noqa: B023
+        await stage.until(lambda: RELOADED in member.output[before:], "a reload")  # noqa: B023
 
 
 async def clock_jumps(stage, members):

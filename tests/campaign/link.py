@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import deque
 
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
 
 
 class _End(Protocol):
-    """One of the two connections that a link joins."""
+    """
+    One of the two connections that a link joins.
+
+    :ivar waiting: what is on its way from here to the other one, and when it is due: data, or ``None`` for the end.
+    """
 
     def __init__(self, link, other=None):
         self.link = link
         self.other = other
         self.waiting = deque()
+        self._timer = None
         if other is not None:
             other.other = self
 
@@ -23,29 +29,54 @@ class _End(Protocol):
         self.link.ends.add(self)
         if self.other is None:
             self.link.reactor.connectTCP("127.0.0.1", self.link.target, _Onward(self))
-        else:
+        elif self.other in self.link.ends:
             self.other.pump()
+        else:
+            self.drop()
 
     def dataReceived(self, data):
+        self._put(data)
+
+    def connectionLost(self, reason):
+        if self not in self.link.ends:
+            return
+        if not reason.check(ConnectionDone):
+            # A reset discards what was sent before.
+            self.waiting.clear()
+        self._put(None)
+
+    def _put(self, data):
         self.waiting.append((self.link.reactor.seconds() + self.link.delay, data))
         self.pump()
 
     def pump(self):
-        """Pass on the data that is due, in order."""
+        """Pass on what is due, in order."""
+        self._stop_timer()
         if self.link.held or self.other is None or not self.other.transport:
             return
         while self.waiting:
             left = self.waiting[0][0] - self.link.reactor.seconds()
             if left > 0:
-                self.link.reactor.callLater(left, self.pump)
+                self._timer = self.link.reactor.callLater(left, self.pump)
                 return
-            self.other.transport.write(self.waiting.popleft()[1])
+            data = self.waiting.popleft()[1]
+            if data is None:
+                self.link.ends.discard(self)
+                self.other.transport.loseConnection()
+            else:
+                self.other.transport.write(data)
 
-    def connectionLost(self, reason):
+    def drop(self):
+        """Abort the connection, and pass nothing more on."""
         self.link.ends.discard(self)
+        self._stop_timer()
         self.waiting.clear()
-        if self.other is not None:
-            self.other.transport.loseConnection()
+        self.transport.abortConnection()
+
+    def _stop_timer(self):
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
 
 
 class _Onward(ClientFactory):
@@ -58,7 +89,7 @@ class _Onward(ClientFactory):
         return _End(self.end.link, self.end)
 
     def clientConnectionFailed(self, connector, reason):
-        self.end.transport.abortConnection()
+        self.end.drop()
 
 
 class Link(Factory):
@@ -68,7 +99,8 @@ class Link(Factory):
     :param reactor: for everything.
     :param target: the port of 127.0.0.1 that it leads to.
     :ivar delay: seconds that data takes, in each direction.
-    :ivar held: whether data is held back, to be passed on later, as TCP does after an interruption.
+    :ivar held: whether data is held back, to be passed on later, as TCP does after an interruption. A connection's end comes
+        after its data.
     :ivar broken: whether it is cut: open connections were aborted, and new ones are refused.
     """
 
@@ -90,7 +122,7 @@ class Link(Factory):
         """Abort all connections, and refuse new ones."""
         self.broken = True
         for end in list(self.ends):
-            end.transport.abortConnection()
+            end.drop()
 
     def hold(self):
         """Let nothing through."""
