@@ -76,7 +76,6 @@ class Call:
     :ivar connection: its connection.
     :ivar stream: its number there.
     :ivar path: the method that it calls.
-    :ivar packed: the compression that its message may have.
     :ivar timeout: seconds that the caller waits; ``None`` when it does not say.
     :ivar began: when it began, in the reactor's seconds.
     :ivar content: the part of its message that has arrived.
@@ -85,14 +84,13 @@ class Call:
     :ivar refusal: status and words of its refusal, if it is refused.
     """
 
-    __slots__ = ("began", "connection", "content", "ended", "packed", "path", "refusal", "stream", "taken", "timeout")
+    __slots__ = ("began", "connection", "content", "ended", "path", "refusal", "stream", "taken", "timeout")
 
     def __init__(self, connection: GrpcProtocol, stream: int, began: float, headers: dict[bytes, bytes]) -> None:
         self.connection = connection
         self.stream = stream
         self.began = began
         self.path = headers.get(b":path", b"")
-        self.packed = headers.get(b"grpc-encoding", b"identity")
         self.timeout = timeout(headers.get(b"grpc-timeout"))
         self.content = bytearray()
         self.taken = 0
