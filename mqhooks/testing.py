@@ -61,11 +61,13 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
     defaults = _DEFAULTS | {"reason": _REASONS.get(hook), "topics": _TOPICS.get(hook)}
     values = {name: value for name, value in defaults.items() if name in names} | fields
     username = values["username"] if "username" in names else values.pop("username", "")
+    if not isinstance(username, str):
+        raise ValueError(f"{hook}: username is {username!r}; give a string")
     for name in values:
         if name not in names:
             raise ValueError(f"{hook} has no field {name!r}")
     if "reason" in names and hook != "on_message_drop":
-        values["reason"] = _number(FAILURES if hook == "on_register_failed" else REASONS, values["reason"])
+        values["reason"] = _number(hook, values["reason"])
     try:
         message: Any = msgspec.convert(values | {"timestamp": timestamp}, message_type)
     except msgspec.ValidationError as error:
@@ -76,10 +78,16 @@ def make_event(hook: str, /, *, timestamp: int = TIMESTAMP, **fields: Any) -> Ev
     return Event(hook, message, timestamp, message.mountpoint, message.client_id, username)
 
 
-def _number(names: tuple[str, ...], reason: int | str) -> int:
-    if isinstance(reason, int):
+def _number(hook: str, reason: Any) -> Any:
+    """Return the number of a reason that is given by its name."""
+    if not isinstance(reason, str):
         return reason
-    return names.index(reason.removeprefix("REGISTRATION_").removeprefix("REASON_").lower())
+    names: tuple[str, ...] = FAILURES if hook == "on_register_failed" else REASONS
+    begin = "registration_" if hook == "on_register_failed" else ""
+    for number, name in enumerate(names):
+        if reason.lower() in (name, f"reason_{name}", f"{begin}{name}", f"{begin}reason_{name}"):
+            return number
+    raise ValueError(f"{hook} has no reason {reason!r}; give its number, or one of {', '.join(names)}")
 
 
 @implementer(IEventSink)

@@ -12,7 +12,7 @@ from zope.interface import implementer
 from zope.interface.exceptions import Invalid
 from zope.interface.verify import verifyObject
 
-from mqhooks.events import HOOKS, Event
+from mqhooks.events import FAILURES, HOOKS, REASONS, Event
 from mqhooks.interfaces import IEventSink
 from mqhooks.testing import TIMESTAMP, RecordingSink, make_event, verify_sink
 
@@ -47,6 +47,13 @@ class MakeEventTests(SynchronousTestCase):
         for reason in ("REASON_STALE_REQUEST", "REGISTRATION_REASON_STALE_REQUEST", "stale_request", 4):
             event = make_event("on_register_failed", reason=reason)
             self.assertEqual((event.message.reason, dict(event.fields())["reason"]), (4, "stale_request"))
+        for number, name in enumerate(FAILURES):
+            for prefix in ("", "REASON_", "REGISTRATION_", "REGISTRATION_REASON_"):
+                self.assertEqual(make_event("on_register_failed", reason=prefix + name.upper()).message.reason, number)
+        for hook in ("on_client_gone", "on_client_offline"):
+            for number, name in enumerate(REASONS):
+                for prefix in ("", "REASON_"):
+                    self.assertEqual(make_event(hook, reason=prefix + name.upper()).message.reason, number)
         self.assertEqual(make_event("on_message_drop", reason="expired").message.reason, "expired")
 
     def test_remembered_username(self) -> None:
@@ -58,7 +65,32 @@ class MakeEventTests(SynchronousTestCase):
         self.assertRaises(ValueError, make_event, "on_nothing")
         self.assertRaises(ValueError, make_event, "on_publish", peer_addr="127.0.0.1")
         self.assertRaises(ValueError, make_event, "on_publish", qos="1")
-        self.assertRaises(ValueError, make_event, "on_client_gone", reason="lunch")
+        self.assertRaises(ValueError, make_event, "on_session_expired", username=5)
+
+    def test_wrong_reasons(self) -> None:
+        for hook, reason, words in (
+            (
+                "on_client_gone",
+                "lunch",
+                "on_client_gone has no reason 'lunch'; give its number, or one of unspecified, not_authorized,",
+            ),
+            (
+                "on_client_offline",
+                "REASON_",
+                "on_client_offline has no reason 'REASON_'; give its number, or one of unspecified,",
+            ),
+            (
+                "on_client_gone",
+                "REGISTRATION_TCP_CLOSED",
+                "on_client_gone has no reason 'REGISTRATION_TCP_CLOSED'; give its number,",
+            ),
+            ("on_register_failed", "RETRY_EXHAUSTED", "invalid_signature, username_rid_mismatch,"),
+            ("on_register_failed", None, "on_register_failed: Expected `int`, got `null`"),
+            ("on_client_gone", 1.5, "on_client_gone: Expected `int`, got `float`"),
+        ):
+            error = self.assertRaises(ValueError, make_event, hook, reason=reason)
+            self.assertIn(words, str(error))
+            self.assertNotIn("\n", str(error))
 
 
 class RecordingSinkTests(SynchronousTestCase):
