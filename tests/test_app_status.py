@@ -72,11 +72,19 @@ class StatusTests(AdminCase):
         self.assertIn("answered 503", lines[-1])
         # A container that is ready is not to be restarted because of its endpoint.
         code, lines, _ = await self.status("--ready")
-        self.assertEqual((code, lines[-1]), (0, "ready: events can be received and kept"))
+        self.assertEqual((code, lines[-1]), (0, "ready: events can be received and kept, and no endpoint refuses everything"))
         code, (line,), _ = await self.status("--json")
         whole = json.loads(line)
         self.assertEqual((code, whole["verdict"]["level"], whole["ready"]["status"]), (1, "bad", "ready"))
         self.assertEqual([webhook["name"] for webhook in whole["status"]["webhooks"]], ["billing", "audit"])
+
+    async def test_not_ready_while_an_endpoint_refuses_everything(self):
+        await self.start(answer=lambda request: request.connection.reply(401))
+        self.publish(30)
+        await until(lambda: self.sinks[0].refusing)
+        code, lines, _ = await self.status("--ready")
+        self.assertEqual(code, 1)
+        self.assertRegex(lines[-1], "^not ready: webhook billing: the endpoint refuses everything: .* answered 401$")
 
     async def test_not_ready(self):
         await self.start()

@@ -226,7 +226,7 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     readiness = [f"not ready: {printable(name, 80)}: {printable(check.reason, 1000)}" for name, check in unready]
     if options.ready and well:
         # Other problems are listed above this line, and the exit status is 0.
-        readiness = ["ready: events can be received and kept"]
+        readiness = ["ready: events can be received and kept, and no endpoint refuses everything"]
     return [*shown(status), *readiness], int(not well)
 
 
