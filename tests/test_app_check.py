@@ -155,6 +155,30 @@ class CheckTests(CheckCase):
             self.assertEqual(len([line for line in told if line.startswith(beginning)]), 1, f"{beginning}\n{told}")
         self.assertEqual(len(told), len(beginnings), told)
 
+    def test_sinks_that_could_not_start(self):
+        path = self.write('webhook { url = "127.0.0.1/x", events = [ { event = on_publish } ] }')
+        told = "cannot be opened for appending (No such file or directory); create its directory and let this user write there"
+        sinks = [
+            "log:path=/nowhere/a",
+            "capture:path=/nowhere/b",
+            f"capture:path={path}",
+            r"fanout:log:filter\:hooks=on_publish\:sink=log\\\:path=/nowhere/c",
+            r"webhook:url=http\://h/:outbox=/nowhere/d",
+        ]
+        expected = [
+            "mqhooks: a.conf:1: webhook.url: '127.0.0.1/x' is not a URL like http://host:8080/path",
+            f"mqhooks: /nowhere/a: {told}",
+            f"mqhooks: /nowhere/b: {told}",
+            "mqhooks: a.conf: is not a capture of mqhooks; give another file",
+            f"mqhooks: /nowhere/c: {told}",
+            "mqhooks: --sink webhook: outbox: /nowhere/d: there is no directory /nowhere: make it or name another place",
+        ]
+        words = [f"--sink={sink}" for sink in sinks]
+        self.assertEqual(self.run_command("check", path, *words), (1, [], expected))
+        good = [f"--sink={kind}:path={self.folder}/new" for kind in ("log", "capture")]
+        status, _, told = self.run_command("check", "--url=http://h/", *good, "--sink=log")
+        self.assertEqual((status, told, [each.name for each in self.folder.iterdir()]), (0, [], ["a.conf"]))
+
     def test_a_variable_that_is_not_set_is_no_other_mistake(self):
         for text in (
             "webhook { url = ${MQHOOKS_UNSET}, events = [ { event = ${MQHOOKS_UNSET} } ] }",

@@ -6,6 +6,7 @@ import io
 import os
 import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,26 @@ class SinkTests(SynchronousTestCase):
             error = self.assertRaises(ConfigError, CaptureSink(self.clock, path, encode).startService)
             self.assertIn(reason, str(error))
             self.assertEqual(len(os.listdir("/proc/self/fd")), descriptors)
+
+    def test_a_look_finds_what_the_start_would_and_makes_nothing(self) -> None:
+        self.path.write_bytes(b"webhook {}\n")
+        for path in ("/nowhere/x", "/dev/null", "/", str(self.path)):
+            told = [
+                str(self.assertRaises(ConfigError, act))
+                for act in (
+                    CaptureSink(self.clock, path, encode).startService,
+                    partial(CaptureSink(self.clock, path, encode).look, ""),
+                )
+            ]
+            self.assertEqual(*told)
+        self.path.unlink()
+        sink = CaptureSink(self.clock, self.path.name, encode)
+        sink.look(str(self.path.parent))
+        self.assertFalse(self.path.exists())
+        for well in (b"", HEADER, HEADER[:5]):
+            self.path.write_bytes(well)
+            sink.look(str(self.path.parent))
+            self.assertEqual(self.path.read_bytes(), well)
 
     def test_disk_that_fills_up_in_a_record(self) -> None:
         event = make_event("on_publish")

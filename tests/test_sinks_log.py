@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -132,6 +133,35 @@ class FileTests(LogSinkTestCase):
                 str(error),
                 f"{path}: cannot be opened for appending ({reason}); create its directory and let this user write there",
             )
+
+    def test_a_look_finds_what_the_start_would_and_makes_nothing(self) -> None:
+        self.path.mkdir()
+        (self.path / "file").touch()
+        (self.path / "link").symlink_to("none/x")
+        (self.path / "loop").symlink_to("loop")
+        for name in ("none/x", "file/x", "link", "loop", ".", "a\0b", "x" * 300):
+            path = str(self.path / name)
+            told = [
+                str(self.assertRaises(ConfigError, act))
+                for act in (LogSink(self.clock, path).startService, partial(LogSink(self.clock, path).look, ""))
+            ]
+            self.assertEqual(*told)
+        (self.path / "good").symlink_to("made")
+        for good in ("new", "file", "good"):
+            LogSink(self.clock, good).look(str(self.path))
+        LogSink(self.clock, "/dev/null").look(str(self.path))
+        LogSink(self.clock).look("")
+        self.assertEqual({each.name for each in self.path.iterdir()}, {"file", "link", "loop", "good"})
+
+    def test_a_look_asks_for_permission(self) -> None:
+        asked = []
+        self.patch(os, "access", lambda path, mode: asked.append((path, mode)))
+        self.path.touch()
+        path = self.path.resolve()
+        for there, what in ((path, (str(path), os.W_OK)), (path.parent / "new", (str(path.parent), os.W_OK | os.X_OK))):
+            error = self.assertRaises(ConfigError, LogSink(self.clock, there).look, "")
+            self.assertIn(f"{there}: cannot be opened for appending (Permission denied); ", str(error))
+            self.assertEqual(asked.pop(), what)
 
     def test_reopened_after_a_rename(self) -> None:
         sink = self.started(self.path)

@@ -170,6 +170,20 @@ class MakeServiceTests(OptionsCase, SynchronousTestCase):
             options.parent["chroot"] = "/"
             self.assertEqual(self.assertRaises(SystemExit, makeService, options).code, 0)
 
+    def test_where_the_file_of_a_sink_cannot_be(self):
+        directory = Path(self.mktemp()).resolve()
+        (directory / "there").mkdir(parents=True)
+        self.patch(builtins, "print", lambda text: None)
+        mistake = "mqhooks: none/x: cannot be opened for appending (No such file or directory); "
+        mistake += "create its directory and let this user write there"
+        for path, told in (("there/x", 0), ("none/x", mistake)):
+            options = self.options("--url", "http://h/", "--sink", f"log:path={path}", "--check")
+            options.parent = {"rundir": str(directory), "nodaemon": True}
+            self.assertEqual(self.assertRaises(SystemExit, makeService, options).code, told)
+            options.parent["chroot"] = "/"
+            self.assertEqual(self.assertRaises(SystemExit, makeService, options).code, 0)
+        self.assertEqual(list((directory / "there").iterdir()), [])
+
     def test_nothing_to_do(self):
         path = self.file("listeners.tcp { bind = 1883 }")
         self.assertIn("no webhook is enabled", self.exit_line("--config", path))

@@ -40,7 +40,7 @@ def _check(given: Namespace) -> Generator[str, None, int]:
         raise MqhooksError(f"check: {error}") from None
     warnings: list[str] = []
     try:
-        planned = tap.plan(install(), options, warnings)
+        planned = tap.plan(install(), options, warnings, looking=True)
         settings = tap.looked_at(planned.settings, options)
     except ConfigError as error:
         return _tell(error.mistakes, warnings)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from twisted.application.service import IService
+from twisted.application.service import IService, IServiceCollection
 from twisted.logger import Logger
 from twisted.python.reflect import qual
 
@@ -26,10 +26,12 @@ from mqhooks.app.engine import examined
 from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import SIDECAR_PORT, Settings
+from mqhooks.app.webhooks import StoredWebhook
 from mqhooks.errors import ConfigError, together, told
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.block import place_of, placed
 from mqhooks.sinks import LogSink, sinkFromString
+from mqhooks.sinks.appending import AppendingSink
 from mqhooks.sources.grpc.settings import GRPC_PORT
 from mqhooks.support.options import CommandOptions, one_of, whole
 from mqhooks.support.services import DaemonService, LoggedService
@@ -145,11 +147,12 @@ class Plan:
     service: IService
 
 
-def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
+def plan(reactor: Any, options: Options, warnings: list[str], *, looking: bool = False) -> Plan:
     """
     Read the configuration and put everything together; nothing is opened.
 
     :param warnings: collects the warnings, even when there are mistakes.
+    :param looking: whether to look for what would keep sinks from starting, too; the start itself finds that out.
     :raises mqhooks.errors.ConfigError: when there are mistakes: all of them, each with its file or option.
     """
     twistd: Mapping[str, Any] = options.parent or {}
@@ -167,6 +170,8 @@ def plan(reactor: Any, options: Options, warnings: list[str]) -> Plan:
             sinks.append(sinkFromString(reactor, description))
         except ConfigError as error:
             errors.append(error)
+    if looking and not twistd.get("chroot"):
+        _look_at(sinks, directory, errors)
     reload = None
     if options["config"] is not None:
         # By the time of a reload the process may have changed its directory.
@@ -207,7 +212,7 @@ def _make(reactor: Any, options: Options) -> IService:
         raise ConfigError("works only with --check: give both", "--sample")
     log = Logger()
     twistd: Mapping[str, Any] = options.parent or {}
-    planned = plan(reactor, options, [])
+    planned = plan(reactor, options, [], looking=options["check"])
     if options["check"]:
         settings = looked_at(planned.settings, options)
         print(describe(settings, planned.sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
@@ -308,7 +313,21 @@ def _directory(twistd: Mapping[str, Any]) -> str:
     return os.path.abspath(directory)
 
 
-def _check_place(path: str, errors: list[ConfigError]) -> None:
+def _look_at(sinks: Iterable[object], directory: str, errors: list[ConfigError]) -> None:
+    """Note what would keep these sinks, and those that they are made of, from starting."""
+    for sink in sinks:
+        if isinstance(sink, AppendingSink):
+            try:
+                sink.look(directory)
+            except ConfigError as error:
+                errors.append(error)
+        elif isinstance(sink, StoredWebhook):
+            _check_place(os.path.join(directory, sink.path), errors, "--sink webhook", "outbox")
+        elif IServiceCollection.providedBy(sink):
+            _look_at(sink, directory, errors)
+
+
+def _check_place(path: str, errors: list[ConfigError], where: str = "", key: str = "mqhooks.outbox.path") -> None:
     problem = None
     directory = os.path.abspath(os.path.dirname(path))
     if os.path.isdir(path):
@@ -318,4 +337,4 @@ def _check_place(path: str, errors: list[ConfigError]) -> None:
     elif not os.path.isdir(directory):
         problem = f"{path}: there is no directory {directory}: make it or name another place"
     if problem is not None:
-        errors.append(ConfigError(problem, key="mqhooks.outbox.path"))
+        errors.append(ConfigError(problem, where, key))

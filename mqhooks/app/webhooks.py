@@ -64,6 +64,7 @@ class StoredWebhook(OrderedService):
     :param path: the outbox's file, relative to the directory in which the service starts. The file's directory has to exist.
     :param agent: see :func:`transport_for`.
     :ivar settings: the webhook's.
+    :ivar path: its outbox's file.
     :raises mqhooks.errors.ConfigError: when requests cannot be sent to the URL, or a TLS file cannot be used.
     """
 
@@ -71,7 +72,7 @@ class StoredWebhook(OrderedService):
         super().__init__()
         self._reactor = reactor
         self.settings = settings
-        self._path = path
+        self.path = path
         self._transport = transport_for(reactor, settings, agent)
         self._sink: WebhookSink | None = None
 
@@ -79,7 +80,7 @@ class StoredWebhook(OrderedService):
         """Open the outbox and start to deliver."""
         if self._sink is None:
             # Only now, since twistd changes its directory after the services are made.
-            store = SqliteStore(self._reactor, self._path)
+            store = SqliteStore(self._reactor, self.path)
             self._sink = WebhookSink(self._reactor, self.settings, store.outbox(self.settings.name), self._transport)
             for child in (store, self._sink):
                 child.setServiceParent(self)

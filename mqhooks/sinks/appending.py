@@ -9,6 +9,7 @@ import select
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EACCES, EISDIR
 from typing import Any
 
 from twisted.application.service import Service
@@ -74,6 +75,26 @@ class Appender:
         if self.path is not None:
             self.descriptor = self._open(self.path)
             self._forget_hangup = on_hangup(lambda: self._reactor.callFromThread(self.reopen))
+
+    def look(self, directory: str) -> None:
+        """See :meth:`AppendingSink.look`."""
+        if self.path is None:
+            return
+        try:
+            path = os.path.join(directory, self.path)
+            needed = os.W_OK if self._access == os.O_WRONLY else os.R_OK | os.W_OK
+            try:
+                mode = os.stat(path).st_mode
+            except FileNotFoundError:
+                # The file that a dangling link names is made, too.
+                path, needed, mode = os.path.dirname(os.path.realpath(path)), os.W_OK | os.X_OK, 0
+                os.stat(path)
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+            if not os.access(path, needed):
+                raise PermissionError(EACCES, os.strerror(EACCES))
+        except (OSError, ValueError) as error:
+            raise _unusable(self.path, error) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -150,11 +171,13 @@ class Appender:
                 os.close(descriptor)
             if isinstance(error, ConfigError):
                 raise
-            reason = error.strerror if isinstance(error, OSError) else "a path must not contain NUL"
-            raise ConfigError(
-                f"cannot be opened for appending ({reason}); create its directory and let this user write there", path
-            ) from None
+            raise _unusable(path, error) from None
         return descriptor
+
+
+def _unusable(path: str, error: OSError | ValueError) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else "a path must not contain NUL"
+    return ConfigError(f"cannot be opened for appending ({reason}); create its directory and let this user write there", path)
 
 
 def _append(descriptor: int, lines: bytes) -> tuple[int, OSError | None]:
@@ -216,6 +239,15 @@ class AppendingSink(Service):
     def shown(self) -> dict[str, str | float | bool | None]:
         """Return details for the status page; see :meth:`mqhooks.interfaces.IShownSink.shown`."""
         return {"file": self._appender.name, "written": self.written, "lost": self.lost}
+
+    def look(self, directory: str) -> None:
+        """
+        Look, without opening or making anything, whether this user can open the file.
+
+        :param directory: where relative paths begin; ``""`` for the current directory.
+        :raises mqhooks.errors.ConfigError: what :meth:`startService` would raise.
+        """
+        self._appender.look(directory)
 
     def startService(self) -> None:
         """

@@ -17,7 +17,7 @@ from mqhooks.errors import ConfigError
 from mqhooks.events import Event, Message
 from mqhooks.interfaces import IShownSink
 from mqhooks.sinks.appending import Appender, AppendingSink
-from mqhooks.support.recording import Record, line, resume
+from mqhooks.support.recording import Record, check_header, line, resume
 
 
 @implementer(IShownSink)
@@ -56,6 +56,21 @@ class CaptureSink(AppendingSink):
         self._full = False
         super().__init__(Appender(reactor, os.fspath(path), self.log, read_back=True, prepare=self._prepare))
 
+    def look(self, directory: str) -> None:
+        """
+        Look whether this user can open the file, and whether it is a capture; make and change nothing.
+
+        :param directory: where relative paths begin; ``""`` for the current directory.
+        :raises mqhooks.errors.ConfigError: what :meth:`startService` would raise.
+        """
+        super().look(directory)
+        path = os.path.join(directory, self._appender.name)
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                check_header(file.readline(64), self._appender.name)
+        elif os.path.exists(path):
+            raise _irregular(self._appender.name)
+
     def receive(self, events: Sequence[Event]) -> None:
         """
         Record events.
@@ -92,6 +107,10 @@ class CaptureSink(AppendingSink):
 
     def _prepare(self, descriptor: int, path: str) -> None:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConfigError("is not a regular file; a capture needs one", path)
+            raise _irregular(path)
         self._size = resume(descriptor, path)
         self._full = False
+
+
+def _irregular(path: str) -> ConfigError:
+    return ConfigError("is not a regular file; a capture needs one", path)
