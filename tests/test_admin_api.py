@@ -632,7 +632,7 @@ class RequestTests(AdminCase):
         self.bridge.webhooks.append(None)
         reason = await self.refused(500, "/api/status")
         self.bridge.webhooks.pop()
-        self.assertEqual(reason, "that failed; the log has the reason")
+        self.assertEqual(reason, "the request failed; the log has the reason")
         self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
 
     async def test_the_page_and_its_parts(self):

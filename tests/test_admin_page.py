@@ -305,7 +305,7 @@ class Showing(Page):
             watcher.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await self.browser.open(self.origin)
         await self.headline("mqhooks refuses this page")
-        self.assertIn("pages are watching already", await self.browser.text("#summary"))
+        self.assertIn("pages are already watching: close one", await self.browser.text("#summary"))
         await self.title("(?) mqhooks refuses this page")
         for watcher in watchers:
             watcher.close()

@@ -85,7 +85,7 @@ class ReadingTests(AdminCase):
         await self.start(memory=True)
         self.bridge.sinks = {HOSTILE: LogSink(reactor, self.mktemp())}
         text = " ".join((await self.read()).texts)
-        self.assertIn("does not run: file: ", text)
+        self.assertIn("is not running: file: ", text)
         self.assertIn(HOSTILE.replace("\u202e", "\\u202e"), text)
 
     async def test_what_strangers_say_is_text(self):

@@ -160,7 +160,7 @@ class ListenTests(AdminCase):
                 service.startService()
             self.addCleanup(service.stopService)
             self.assertIsNone(service.address)
-            self.assertIn("going on without the status page", formatEvent(logged[0]))
+            self.assertIn("continuing without the status page", formatEvent(logged[0]))
             asked_for = AdminService(reactor, bridge_of(reactor), AdminSettings(address))
             self.assertRaises(ListenError, asked_for.startService)
 
@@ -207,4 +207,4 @@ class ProcessTests(TestCase):
         lines = [line for line in (bridge.stdout + bridge.stderr).splitlines() if "#warn" in line]
         self.assertEqual(len(lines), 1, lines)
         self.assertIn(f"cannot listen on {usual}: Address already in use", lines[0])
-        self.assertIn("going on without the status page", lines[0])
+        self.assertIn("continuing without the status page", lines[0])

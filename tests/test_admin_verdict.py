@@ -50,7 +50,9 @@ class VerdictTests(SynchronousTestCase):
     def test_webhook_that_is_paused_behind_or_nearly_full(self):
         self.make_well()
         self.webhook |= {"state": "paused"}
-        self.assertEqual(self.problem()[1:3], ("billing is paused", "Nothing is sent until someone resumes it. Nothing waits."))
+        self.assertEqual(
+            self.problem()[1:3], ("billing is paused", "Nothing is sent until someone resumes it. Nothing is waiting.")
+        )
         self.webhook |= {"state": "up", "oldest_seconds": 61, "pending": 3}
         self.assertIn("the oldest delivery has waited for 61 s. 3 deliveries wait on disk.", self.problem()[2])
         self.webhook |= {"oldest_seconds": 1, "bytes": 90, "max_size": 100}
@@ -83,14 +85,14 @@ class VerdictTests(SynchronousTestCase):
         verdict = judge(self.status)
         self.assertEqual(verdict["headline"], "A damaged outbox was set aside, The outbox cannot be written, and 1 more")
         self.assertEqual([problem["level"] for problem in verdict["problems"]], ["bad", "bad", "warn"])
-        self.assertEqual(verdict["problems"][2]["title"], "log:path=/x does not run")
+        self.assertEqual(verdict["problems"][2]["title"], "log:path=/x is not running")
 
     def test_cluster(self):
         self.make_well()
         self.status["cluster"] = cluster = deepcopy(example("api-cluster"))
         cluster["webhooks"][0] |= {"unowned": 1, "replicas": 2}
         bad, warn = judge(self.status)["problems"]
-        self.assertEqual((bad["title"], bad["link"]), ("billing is delivered in part", "cluster-section"))
+        self.assertEqual((bad["title"], bad["link"]), ("billing is only partly delivered", "cluster-section"))
         self.assertEqual(bad["text"], "1 partition without an owner: the bridges' logs say why.")
         self.assertEqual((warn["level"], warn["text"]), ("warn", "2 of 3 replicas have all of billing."))
         cluster["webhooks"][0] |= {"unowned": 0, "replicas": None}

@@ -171,7 +171,7 @@ def _until(call: Call) -> float | None:
         raise Refused(400, f"until: {error if isinstance(error, ValueError) else 'it is not a time'}") from None
     if not now < at < now + LONGEST_PAUSE:
         what = "is over" if at <= now else "is more than a year away"
-        raise Refused(400, f"until: {written(int(at * 1e9))} {what}: give a time to come, in seconds or like 2h")
+        raise Refused(400, f"until: {written(int(at * 1e9))} {what}: give a future time, in seconds or like 2h")
     return at
 
 
@@ -195,9 +195,9 @@ def _ids(wanted: dict[str, Any]) -> list[int]:
     """
     ids = wanted["ids"]
     if len(wanted) > 1:
-        raise Refused(400, "ids go alone: leave out the rest")
+        raise Refused(400, "ids cannot be combined with a filter: leave out the rest")
     if not (isinstance(ids, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in ids)):
-        raise Refused(400, "ids is not a list of the numbers of dead letters")
+        raise Refused(400, "ids is not a list of dead letters' numbers")
     if len(ids) > MOST:
         raise Refused(400, f"{len(ids)} ids are too many: give {MOST} at a time, or a filter")
     return ids

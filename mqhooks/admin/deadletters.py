@@ -172,7 +172,7 @@ class DeadLetters:
         after = count = 0
         while after < last:
             if store.failing is not None:
-                raise Refused(503, f"the outbox cannot be written ({store.failing}); {count} are done")
+                raise Refused(503, f"the outbox cannot be written ({store.failing}); {count} were done before that")
             upto = store.stretch_of_dead(after)
             if upto is None:
                 break
@@ -198,7 +198,7 @@ class DeadLetters:
         try:
             return await self._settle([letter.number for letter in letters], replay=replay)
         except (NATSError, OutboxError) as error:
-            raise Refused(503, f"the outbox cannot be written ({error}); {done} are done") from None
+            raise Refused(503, f"the outbox cannot be written ({error}); {done} were done before that") from None
 
     async def settle_some(self, wanted: Sequence[int], *, replay: bool) -> int:
         """
@@ -214,7 +214,7 @@ class DeadLetters:
         count = 0
         for begin in range(0, len(wanted), CHUNK):
             if failing is not None:
-                raise Refused(503, f"the outbox cannot be written ({failing}); {count} are done")
+                raise Refused(503, f"the outbox cannot be written ({failing}); {count} were done before that")
             found = [await self._one(number) for number in dict.fromkeys(wanted[begin : begin + CHUNK])]
             letters = [letter for letter in found if letter is not None and not (replay and letter.damage)]
             count += await self._carry_out(letters, count, replay=replay)

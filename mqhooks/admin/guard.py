@@ -64,7 +64,7 @@ class Guard:
         """
         netloc = _header(request, "host")
         if not self._is_here(netloc, request.getHost()):
-            raise Refused(403, "this is not the host that the request is for: add its name to mqhooks.admin.hosts")
+            raise Refused(403, "the request's host name is not allowed: add it to mqhooks.admin.hosts")
         origin = _header(request, "origin")
         if origin and origin.partition("://")[2].lower() != netloc.lower():
             raise Refused(403, "requests from other sites' pages are refused")

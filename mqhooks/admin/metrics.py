@@ -126,12 +126,12 @@ class BridgeCollector(Collector):
     def _cluster(self) -> Iterator[Metric]:
         members = GaugeMetricFamily("mqhooks_cluster_members", "Bridges that share the outboxes, this one included.", labels=())
         connected = GaugeMetricFamily("mqhooks_cluster_connected", "Whether there is a connection to NATS.", labels=())
-        pending = GaugeMetricFamily("mqhooks_cluster_pending", "Deliveries that are pending over all bridges.", labels=WEBHOOK)
-        told = "Age in seconds of the oldest pending delivery over all bridges; 0 when there is none."
+        pending = GaugeMetricFamily("mqhooks_cluster_pending", "Pending deliveries across all bridges.", labels=WEBHOOK)
+        told = "Age in seconds of the oldest pending delivery across all bridges; 0 when there is none."
         oldest = GaugeMetricFamily("mqhooks_cluster_oldest_seconds", told, labels=WEBHOOK)
         nobody = "Partitions without an owner, as far as this bridge knows."
         unowned = GaugeMetricFamily("mqhooks_cluster_partitions_unowned", nobody, labels=WEBHOOK)
-        missing = "Replicas that the partition lacks that lacks the most; not there while that is not known."
+        missing = "Replicas missing from the partition that lacks the most; absent while unknown."
         lacking = GaugeMetricFamily("mqhooks_cluster_replicas_missing", missing, labels=WEBHOOK)
         labels = ("webhook", "partition")
         here = GaugeMetricFamily("mqhooks_cluster_partition_owned", "Whether a partition is this bridge's.", labels=labels)
@@ -160,11 +160,11 @@ class BridgeCollector(Collector):
 def _sources(sources: Sequence[IEventSource]) -> Iterator[Metric]:
     via = ("via",)
     events = CounterMetricFamily("mqhooks_source_events", "Events received, by the way they came.", labels=via)
-    malformed = CounterMetricFamily("mqhooks_source_malformed", "What should have become events and did not.", labels=via)
+    malformed = CounterMetricFamily("mqhooks_source_malformed", "Messages that could not become events.", labels=via)
     refused = CounterMetricFamily("mqhooks_source_refused", "Events refused because there was no room for them.", labels=via)
     connections = GaugeMetricFamily("mqhooks_source_connections", "Open connections from VerneMQ.", labels=via)
-    paused = GaugeMetricFamily("mqhooks_source_paused", "Whether it is not read, or its events are refused.", labels=via)
-    pauses = CounterMetricFamily("mqhooks_source_pauses", "How often that began.", labels=via)
+    paused = GaugeMetricFamily("mqhooks_source_paused", "Whether reading is stopped, or events are refused.", labels=via)
+    pauses = CounterMetricFamily("mqhooks_source_pauses", "Times that reading was stopped, or refusing began.", labels=via)
     for source in sources:
         counters, name = source.counters, (source.via,)
         events.add_metric(name, counters.events)
@@ -179,14 +179,16 @@ def _sources(sources: Sequence[IEventSource]) -> Iterator[Metric]:
 def _requests(sources: Sequence[IEventSource]) -> Iterator[Metric]:
     found = [source.counters for source in sources if isinstance(source.counters, WebhooksCounters)]
     counters = found[0] if found else WebhooksCounters()
-    late = "Events of VerneMQ's webhooks that were answered without their commit, because it took too long."
+    late = "Events from VerneMQ's webhooks that were answered before their commit, because it took too long."
     yield CounterMetricFamily("mqhooks_requests_late", late, counters.late)
-    rejected = CounterMetricFamily("mqhooks_requests_rejected", "Requests that were no events.", labels=("reason",))
+    rejected = CounterMetricFamily(
+        "mqhooks_requests_rejected", "Requests rejected because they are not events.", labels=("reason",)
+    )
     for reason in ("unauthorized", "invalid", "unknown"):
         rejected.add_metric((reason,), getattr(counters, reason))
     yield rejected
     questions = CounterMetricFamily(
-        "mqhooks_requests_questions", "Questions to an authorizer, which are no events.", labels=("hook",)
+        "mqhooks_requests_questions", "Questions to an authorizer, which are not events.", labels=("hook",)
     )
     for hook, count in counters.questions.items():
         questions.add_metric((hook,), count)
@@ -231,7 +233,7 @@ def _deliveries(webhooks: Sequence[_Webhook]) -> Iterator[Metric]:
     paused = GaugeMetricFamily("mqhooks_webhook_paused", "Whether an operator has paused the webhook.", labels=WEBHOOK)
     limit = GaugeMetricFamily(
         "mqhooks_webhook_in_flight_limit",
-        "How many requests may be under way: fewer while the endpoint asks for less.",
+        "Requests that may be in flight: fewer while the endpoint asks for less.",
         labels=WEBHOOK,
     )
     for name, sink, counts in webhooks:

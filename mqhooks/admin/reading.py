@@ -66,7 +66,7 @@ class Page:
         if verdict["problems"]:
             yield _list(f"<b>{_text(each['title'])}</b> {_text(each['text'], 2000)}" for each in verdict["problems"])
         now = written(int(status["now"] * 1e9))
-        yield f"<p>{now}, up for {span(status['uptime'])}. Times are UTC. Load the page again for news.</p>"
+        yield f"<p>{now}, up for {span(status['uptime'])}. Times are UTC. Reload the page to update it.</p>"
         yield "<h2>From VerneMQ</h2>\n" + _list(map(_source, status["sources"]))
         yield "<h2>Webhooks</h2>"
         tried = [sink.counters.tried for sink in self._status.bridge.webhooks]
@@ -129,4 +129,4 @@ def _webhook(webhook: dict[str, Any], tried: Sequence[Any]) -> list[str]:
 
 def _sink(sink: dict[str, Any]) -> str:
     shown = ", ".join(f"{_text(str(key), 60)}: {_text(str(value))}" for key, value in sink["shown"].items())
-    return f"{_text(sink['name'])} {'runs' if sink['running'] else 'does not run'}{': ' if shown else ''}{shown}"
+    return f"{_text(sink['name'])} {'runs' if sink['running'] else 'is not running'}{': ' if shown else ''}{shown}"

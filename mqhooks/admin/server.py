@@ -92,7 +92,7 @@ class AdminService(Service):
         except ListenError as error:
             if not self._default:
                 raise
-            self.log.warn("{error}, with --admin-port; going on without the status page", error=error)
+            self.log.warn("{error}, with --admin-port; continuing without the status page", error=error)
         else:
             self.log.info("the status page is on {address}", address=address_name(self._port.getHost()))
 

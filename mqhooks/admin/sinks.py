@@ -67,7 +67,7 @@ def _shown(sink: IEventSink) -> dict[str, Any]:
             return {}
         return {str(key): plain(value) for key, value in sink.shown().items()}
     except Exception as error:
-        _log.failure("sink {sink} cannot say what is to be shown of it", sink=type(sink).__qualname__)
+        _log.failure("sink {sink} failed to report its state", sink=type(sink).__qualname__)
         return {"error": f"{type(error).__name__}: {error}"}
 
 

@@ -168,7 +168,7 @@ class Root(Resource):
         if not here:
             raise Refused(404, "there is nothing here; the API is under /api/")
         allowed = ", ".join(sorted({route.method for route in here}))
-        raise Refused(405, f"this takes {allowed} only", {"Allow": allowed})
+        raise Refused(405, f"this path takes only {allowed}", {"Allow": allowed})
 
     def _failed(self, failure: Failure, request: HTTPRequest) -> None:
         error = failure.value
@@ -178,7 +178,7 @@ class Root(Resource):
             _send(request, json_reply({"error": f"the outbox cannot be read: {error}"}, 503))
         else:
             self.log.failure("a request for {path} failed", failure, path=request.path.decode("latin-1"))
-            _send(request, json_reply({"error": "that failed; the log has the reason"}, 500))
+            _send(request, json_reply({"error": "the request failed; the log has the reason"}, 500))
 
 
 def _send(request: HTTPRequest, reply: Reply) -> None:

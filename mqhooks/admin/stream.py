@@ -70,9 +70,9 @@ class Stream:
         :raises Refused: when there are too many watchers, or the method is HEAD.
         """
         if call.request.method == b"HEAD":
-            raise Refused(405, "this takes GET only", {"Allow": "GET"})
+            raise Refused(405, "this path takes only GET", {"Allow": "GET"})
         if self._closed or len(self._watchers) >= WATCHERS:
-            raise Refused(503, f"{len(self._watchers)} pages are watching already: close one", {"Retry-After": "5"})
+            raise Refused(503, f"{len(self._watchers)} pages are already watching: close one", {"Retry-After": "5"})
         request = call.request
         watcher = _Watcher(request, payload=call.query("payload") == "1")
         request.setHeader("Content-Type", "text/event-stream; charset=utf-8")

@@ -72,7 +72,7 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
         yield _bad("A damaged outbox was set aside", f"{take} {file}")
     if outbox["failing"] is not None:
         room = "; free some disk space" if outbox["kind"] == "sqlite" else ""
-        what = f"{short(outbox['failing'], REASON)}. Nothing more is accepted{room}. It goes on by itself."
+        what = f"{short(outbox['failing'], REASON)}. Nothing more is accepted{room}. It resumes on its own."
         yield _bad("The outbox cannot be written", what)
     # Two sources may have the same problem.
     yield from {problem["title"]: problem for source in sources for problem in _source(source, sources)}.values()
@@ -82,7 +82,7 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
     for sink in status["sinks"]:
         if not sink["running"]:
             why = "This sink was stopped, or did not start. The log says why."
-            yield _warn(f"{short(sink['name'], NAME)} does not run", why, "sinks-section")
+            yield _warn(f"{short(sink['name'], NAME)} is not running", why, "sinks-section")
     if outbox["dead"]:
         why = (
             "The log says why."
@@ -95,13 +95,13 @@ def _problems(status: Mapping[str, Any]) -> Iterator[Problem]:
 def _source(source: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     if source["via"] == "webhooks":
         if absent(source, sources):
-            what = "Is the broker up, does vmq-admin webhooks show list this address?"
+            what = "Is the broker up, and does vmq-admin webhooks show list this address?"
             yield _warn("VerneMQ has posted nothing yet", what, "sidecar-title")
         title, text = "VerneMQ's events are refused", "They are lost"
     else:
         if absent(source, sources):
-            what = "It drops events meanwhile. Is the broker up, does vmq-admin plugin show list vmq_events_sidecar?"
-            back = "After an absence it comes back within two minutes."
+            what = "It drops events meanwhile. Is the broker up, and does vmq-admin plugin show list vmq_events_sidecar?"
+            back = "After an outage it reconnects within two minutes."
             yield _bad("VerneMQ is not connected", f"{what} {back}", "sidecar-title")
         title, text = "VerneMQ is held up", "Its connections are not read"
     if source["paused"] and not absent(source, sources):
@@ -113,7 +113,7 @@ def _webhook(webhook: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[
     name, link = short(webhook["name"], NAME), f"webhook:{webhook['name']}"
     pending, used, now = webhook["pending"], webhook["bytes"] / max(webhook["max_size"], 1), status["now"]
     place = _PLACES[status["outbox"]["kind"]]
-    waiting = f"{plural(pending, 'delivery waits', 'deliveries wait')} {place}." if pending else "Nothing waits."
+    waiting = f"{plural(pending, 'delivery waits', 'deliveries wait')} {place}." if pending else "Nothing is waiting."
     if used > FULL:
         waiting += f" {int(used * 100)} % of its room is used."
     if webhook["state"] == "paused":
@@ -144,10 +144,10 @@ def _cluster(cluster: Mapping[str, Any] | None) -> Iterator[Problem]:
         name = short(webhook["name"], NAME)
         if webhook["unowned"]:
             why = f"{plural(webhook['unowned'], 'partition')} without an owner: the bridges' logs say why."
-            yield _bad(f"{name} is delivered in part", why, "cluster-section")
+            yield _bad(f"{name} is only partly delivered", why, "cluster-section")
         if webhook["replicas"] and webhook["replicas"] < cluster["replicas"]:
             what = f"{webhook['replicas']} of {cluster['replicas']} replicas have all of {name}."
-            yield _warn("A server of NATS is missing", what, "cluster-section")
+            yield _warn("A NATS server is missing", what, "cluster-section")
 
 
 def _bad(title: str, text: str, link: str | None = None) -> Problem:

@@ -151,7 +151,7 @@ class _Bridge:
         if answer.status == 401:
             raise NoAnswer("the token is missing or wrong: give --config, or --token-file")
         if answer.status == 403:
-            raise NoAnswer("the host's name is refused: ask by its address, or add the name to mqhooks.admin.hosts")
+            raise NoAnswer("the host name is not allowed: use its address, or add the name to mqhooks.admin.hosts")
         if answer.status not in (200, 503):
             raise NoAnswer(f"{path} was answered with {answer.status}: another program uses this port")
         return body
