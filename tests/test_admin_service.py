@@ -55,7 +55,7 @@ class SettingsTests(SynchronousTestCase):
             self.assertEqual(error.message, f"'{host}' has a port: leave it out, since any port is accepted")
         for host in (".", "http://x/", "a b", "a:b", "*", "[x]", "é.example"):
             error = self.assertRaises(ConfigError, self.load, f'mqhooks.admin.hosts = ["{host}"]')
-            self.assertEqual(error.message, f"'{host}' is not a host's name, like mqhooks.example")
+            self.assertEqual(error.message, f"'{host}' is not a host name, like mqhooks.example")
 
     def test_what_is_wrong(self):
         for line, key in (

@@ -89,7 +89,7 @@ class MoveTests(JetStreamMixin, TestCase):
             self.assertEqual(outbox.letters, 1)
         # What was claimed and not settled goes back.
         await self.move(self.engine, self.file, status=1)
-        self.assertIn("another mqhooks uses the outbox in JetStream: stop all of them first", self.errors)
+        self.assertIn("another mqhooks is using the outbox in JetStream: stop all of them first", self.errors)
         await store.stopService()
         self.assertEqual(await self.move(self.engine, self.file), [*moved, "move: done"])
         file = self.opened()

@@ -521,7 +521,7 @@ class WebhookTests(ConfigCase):
             )
         for value in ('"a\\nb"', '"a\\rb"', '"a\0b"'):
             self.assertIn("headers.x: has a line break", self.webhook_mistake(f"headers.x = {value}"))
-        self.assertIn("headers.x: is not text", self.webhook_mistake("headers.x = [1]"))
+        self.assertIn("headers.x: is a list, not text", self.webhook_mistake("headers.x = [1]"))
         self.assertEqual(
             self.webhook_mistake('headers { "a b" = 1 }'),
             "headers.a b: is not a header name: use letters, digits and hyphens",
@@ -679,7 +679,7 @@ class RetryTests(ConfigCase):
             self.assertEqual(self.webhook(text).limit, LimitSettings(rate, burst), text)
             self.assertEqual(self.warnings, ())
         for text, problem in (
-            ("limit = 100", "limit: '100' is not a number of requests in a time, like 100/s"),
+            ("limit = 100", "limit: '100' is not a rate of requests, like 100/s"),
             ("limit = [1/s, 2/s]", "limit: "),
             ("limit = []", "limit: "),
             ('limit = "0/s"', "limit: '0/s'"),
@@ -788,9 +788,9 @@ class SecretTests(ConfigCase):
             '""': "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
             '"whsec_ThisIsSecret"': f"is the base64 of 9 bytes: {remedy}",
             f'"whsec_{"ThisIsSecret" * 8}"': f"is the base64 of 72 bytes: {remedy}",
-            '"whsec_ThisIs-Secret"': "is not base64 after whsec_: copy it again, whole",
-            '"whsec_ThisIsSecreté"': "is not base64 after whsec_: copy it again, whole",
-            '"whsec_ThisIsSecretT"': "is not base64 after whsec_: copy it again, whole",
+            '"whsec_ThisIs-Secret"': "is not base64 after whsec_: copy all of it again",
+            '"whsec_ThisIsSecreté"': "is not base64 after whsec_: copy all of it again",
+            '"whsec_ThisIsSecretT"': "is not base64 after whsec_: copy all of it again",
             "123456": "does not begin with whsec_: make one with echo whsec_$(openssl rand -base64 24)",
             "{ ThisIsSecret = 1 }": 'is not text, or a list of it: write it like "whsec_…", in quotes',
             "[]": "is an empty list: remove it, or nothing is signed",
@@ -895,10 +895,10 @@ class AuthTests(ConfigCase):
             "auth { }": f"auth: says nothing: write for example {example}",
             "auth = none": "auth: 'none' is not a block in braces",
             "auth { basic { username = a, password = s3cret }, bearer.token = s3cret }": "auth: has basic and bearer: keep one",
-            "auth.basic.username = a": 'auth.basic.password: is missing: an empty one is written as ""',
-            "auth.basic.password = s3cret": 'auth.basic.username: is missing: an empty one is written as ""',
+            "auth.basic.username = a": 'auth.basic.password: is missing: write an empty one as ""',
+            "auth.basic.password = s3cret": 'auth.basic.username: is missing: write an empty one as ""',
             "auth.basic { user = me, password = s3cret }": (
-                """auth.basic.username: is missing ('user' is unknown: a misspelling?): an empty one is written as \"\""""
+                """auth.basic.username: is missing ('user' is unknown: a misspelling?): write an empty one as \"\""""
             ),
             "auth { token = s3cret }": f"auth: has none of basic, bearer and oauth2: write for example {example}",
             "auth { bearer = s3cret }": "auth.bearer: what is given is not a block in braces, like bearer { … }",
@@ -910,12 +910,12 @@ class AuthTests(ConfigCase):
             ),
             "auth.bearer { }": "auth.bearer.token: is missing: write token = …, or token_file = …",
             "auth.bearer { token = s3cret, token_file = f }": "auth.bearer.token_file: and token are both given: keep one",
-            'auth.bearer.token = "Bearer s3cret"': "auth.bearer.token: begins with Bearer, which is added to it: remove that",
+            'auth.bearer.token = "Bearer s3cret"': "auth.bearer.token: begins with Bearer, which mqhooks adds: remove it",
             'auth.bearer.token = "s3cret 2"': (
-                "auth.bearer.token: is empty, or has spaces or characters that no header has: copy it again, whole"
+                "auth.bearer.token: is empty, or has spaces or characters that no header has: copy all of it again"
             ),
             'auth.bearer.token = ""': (
-                "auth.bearer.token: is empty, or has spaces or characters that no header has: copy it again, whole"
+                "auth.bearer.token: is empty, or has spaces or characters that no header has: copy all of it again"
             ),
             'auth.bearer.token = "${TOKEN}"': (
                 "auth.bearer.token: nothing is substituted within quotes: write it without them, as in token = ${TOKEN}"
@@ -935,7 +935,7 @@ class AuthTests(ConfigCase):
     def test_a_file_may_come_later(self):
         self.assertEqual(self.webhook('auth.bearer.token_file = "/none/token"').auth, BearerSettings(token_file="/none/token"))
         (warning,) = self.warnings
-        self.assertIn("token_file: /none/token does not exist: nothing is sent until there is a token in it", warning)
+        self.assertIn("token_file: /none/token does not exist: nothing is sent until it holds a token", warning)
 
     def test_described(self):
         for text, described in {
@@ -974,8 +974,8 @@ class ProxyTests(ConfigCase):
             f"proxy: is not a proxy's URL: write it like {form}, with special characters in user and password percent-encoded"
         )
         for text, mistake in {
-            '"socks5://me:s3cret@proxy:1080"': "proxy: is a proxy of the kind socks5://: only http:// can be used",
-            '"https://me:s3cret@proxy:3128"': "proxy: is a proxy of the kind https://: only http:// can be used",
+            '"socks5://me:s3cret@proxy:1080"': "proxy: is a proxy with socks5://: only http:// is supported",
+            '"https://me:s3cret@proxy:3128"': "proxy: is a proxy with https://: only http:// is supported",
             '"http://me:s3cret@proxy"': (
                 "proxy: names no port, and there is no common default: add one, as in http://proxy:3128"
             ),
@@ -1016,7 +1016,7 @@ class ProxyTests(ConfigCase):
         proxies = [webhook.proxy and webhook.proxy.name for webhook in loaded.webhooks]
         self.assertEqual(proxies, ["shared:1", "own:2", None, "shared:1"])
         self.assertEqual(loaded.webhooks[3].auth.proxy, ProxySettings("shared", 1))
-        self.assertTrue(self.mistake('mqhooks.proxy = "ftp://x"').startswith("mqhooks.proxy: is a proxy of the kind ftp://"))
+        self.assertTrue(self.mistake('mqhooks.proxy = "ftp://x"').startswith("mqhooks.proxy: is a proxy with ftp://"))
 
     def test_environment(self):
         names = ("http_proxy", "https_proxy", "no_proxy")
@@ -1031,7 +1031,7 @@ class ProxyTests(ConfigCase):
         os.environ["http_proxy"] = "socks5://me:s3cret@x:1"
         self.assertEqual(
             self.webhook_mistake("proxy = env"),
-            "proxy: env: the environment variable http_proxy is a proxy of the kind socks5://: only http:// can be used",
+            "proxy: env: the environment variable http_proxy is a proxy with socks5://: only http:// is supported",
         )
 
     def test_as_curl_reads_the_environment(self):

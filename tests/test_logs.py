@@ -107,7 +107,7 @@ class ChoiceTests(SynchronousTestCase):
     def test_formats_that_don_t_go_together(self) -> None:
         for other in ("syslog", "logger"):
             error = self.assertRaises(ConfigError, observer_for, reactor, {other: "x"}, "json")
-            self.assertEqual(str(error), f"--log-format: twistd's --{other} has a format of its own: leave one of the two out")
+            self.assertEqual(str(error), f"--log-format: twistd's --{other} has its own format: leave out one of the two")
 
     def test_a_daemon_has_a_file(self) -> None:
         folder = Path(self.mktemp())

@@ -166,7 +166,7 @@ class DeadTests(SynchronousTestCase):
     def test_unknown_webhooks_are_an_error(self):
         for arguments in (["list"], ["replay", "--all"], ["purge", "--all"]):
             self.assertEqual(self.run_command(*arguments, "--webhook", "biling\n", status=1), [])
-            self.assertEqual(self.errors, "mqhooks: the outbox knows no webhook biling\\n; it knows audit, billing\n")
+            self.assertEqual(self.errors, "mqhooks: the outbox has no webhook biling\\n; it has audit, billing\n")
         self.assertEqual(len(self.run_command("list", "--webhook", "audit")), 2)
 
     def test_while_nobody_uses_the_outbox(self):
@@ -277,7 +277,7 @@ class DeadTests(SynchronousTestCase):
         lines = self.run_command("export", "-", "--webhook", "billing")
         self.assertEqual(Path(file).read_text().splitlines(), lines)
         self.run_command("export", file, status=1)
-        self.assertIn("exists already", self.errors)
+        self.assertIn("already exists", self.errors)
         self.assertIn("import: 3 deliveries were handed over; done within a second", self.run_command("import", file)[0])
         self.clock.pump([1, 0])
         self.assertEqual(self.store.outbox("billing").counts.pending, 3)
@@ -290,7 +290,10 @@ class DeadTests(SynchronousTestCase):
         self.assertEqual(self.run_command("import", file, status=1), [])
         self.assertEqual(self.errors.count("\n"), 3)
         self.assertIn(f"mqhooks: {file}:2: ", self.errors)
-        for arguments, problem in ((["import", self.path + "x"], "No such file"), (["export", "/nowhere/x"], "cannot be made")):
+        for arguments, problem in (
+            (["import", self.path + "x"], "No such file"),
+            (["export", "/nowhere/x"], "cannot be created"),
+        ):
             self.run_command(*arguments, status=1)
             self.assertIn(problem, self.errors)
             self.assertEqual(self.errors.count("\n"), 1)

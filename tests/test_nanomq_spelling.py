@@ -42,7 +42,7 @@ DIFFERENT = {
     "trailing-comma": {"pool_size": 3},
     "twice": "webhook.pool_size: is set in line 3 and in line 6, to different values: keep one",
     "unknown-event": "webhook.events[0].event: there is no event 'on_client_authenticate'",
-    "webhook-array": "webhook: a list is not a block in braces; several webhooks have a name each",
+    "webhook-array": "webhook: a list is not a block in braces; for several webhooks, give each a name",
     "webhook-named": "webhook.a: is a webhook within a webhook: write webhooks { a { … } }",
 }
 
@@ -368,8 +368,8 @@ class RemedyTests(SpellingCase):
         for text, told in {
             "webhooks = [ { } ]": "webhooks: a list is not a block in braces; give each webhook a name: webhooks { billing {",
             'webhooks { url = "http://h/" }': (
-                "webhooks.url: what is given is not a block in braces; webhooks has blocks with a name each: "
-                "write webhook { url = … } for the only one"
+                "webhooks.url: what is given is not a block in braces; webhooks holds a named block for each: "
+                "for a single one write webhook { url = … }"
             ),
             'webhook { url = "http://h/", events = ["on_publish"] }': (
                 "webhook.events[0]: 'on_publish' is not a block in braces, like { event = \"on_message_publish\" }"

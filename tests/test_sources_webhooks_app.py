@@ -107,11 +107,11 @@ class ConfigTests(ConfigCase):
             for value in ("{ listen = tcp:1 }", "{ }", "= tcp:1", "= [tcp:1]"):
                 (line,) = self.mistakes(f"{name} {value}, grpc {{ }}")
                 guess = f"; did you mean {nearest!r}?" if nearest else ""
-                self.assertEqual(line, f"{name}: there is no such source: they are sidecar, webhooks and grpc{guess}")
+                self.assertEqual(line, f"{name}: there is no such source: the sources are sidecar, webhooks and grpc{guess}")
         self.assertEqual(len(self.mistakes("grcp { }, webhoook { }, webhooks { path = x }")), 3)
         for name in ("source", "sorces", "input"):
             error = self.assertRaises(ConfigError, self.load, f'mqhooks {{ {name} {{ webhooks {{ listen = "tcp:1" }} }} }}')
-            self.assertIn(f"mqhooks.{name}: is unknown, but has sources in it: write mqhooks {{ sources {{", str(error))
+            self.assertIn(f"mqhooks.{name}: is unknown, but holds sources: write mqhooks {{ sources {{", str(error))
 
     def test_a_block_in_the_wrong_place(self):
         self.assertIn("belongs in the mqhooks block", self.load("sources { webhooks { } }").warnings[0])
@@ -200,7 +200,7 @@ class OptionTests(OptionsCase, SynchronousTestCase):
             (("--webhooks-port", "1", "--sidecar-port", "2", "--grpc-port", "3"), "webhooks and sidecar and grpc"),
         ):
             notes = [line for line in self.checked(*options).splitlines() if line.startswith("note ")]
-            on = "are on: a broker with both vmq_webhooks and vmq_events_sidecar brings each event twice; leave one off"
+            on = "are on: a broker with both vmq_webhooks and vmq_events_sidecar sends each event twice; turn one off"
             self.assertEqual(notes, [f"note    {ways} {on}"] if ways else [])
 
     def test_what_vernemq_needs(self):

@@ -149,16 +149,16 @@ class KeyPairTests(SynchronousTestCase):
                 f"whsk_{'QUJD' * 16}QQ",
                 "is the base64 of 49 bytes: an ed25519 key has 32, or 64 with its public half",
             ),
-            (check_signing, "whsk_A-B", "is not base64 after whsk_: copy it again, whole"),
+            (check_signing, "whsk_A-B", "is not base64 after whsk_: copy all of it again"),
             (
                 check_signing,
                 f"whsk_{pair}",
-                "is not an ed25519 key: its second half is not the public key of the first; copy it again, whole",
+                "is not an ed25519 key: its second half is not the public key of the first; copy all of it again",
             ),
             (check_signing, public_form(PRIVATE), "is a public key, which cannot sign: write the private one, whsk_…"),
             (check_verifying, PRIVATE, "is a private key, which only the sender has: give the public one, whpk_…"),
             (check_verifying, "whpk_QUJD", "is the base64 of 3 bytes: an ed25519 public key has 32"),
-            (check_verifying, "whpk_Ü", "is not base64 after whpk_: copy it again, whole"),
+            (check_verifying, "whpk_Ü", "is not base64 after whpk_: copy all of it again"),
             (public_form, SECRET, "does not begin with whsk_: make one with echo whsk_$(openssl rand -base64 32)"),
         ):
             told = self.assertRaises(ConfigError, check, secret)

@@ -22,8 +22,8 @@ def add(parser: Parser) -> None:
     """Add the options of ``mqhooks check``."""
     parser.add_argument("file", nargs="?", metavar="FILE", help="the configuration, the same as --config FILE")
     parser.take_over(tap.Options, without=("check", "sample", "log-format"))
-    parser.add_argument("--sample", action="store_true", help="print a request for each rule, too")
-    parser.add_argument("--strict", action="store_true", help="take warnings for mistakes")
+    parser.add_argument("--sample", action="store_true", help="also print a request for each rule")
+    parser.add_argument("--strict", action="store_true", help="treat warnings as mistakes")
     parser.epilog = "Exit status: 0 the configuration is good, 1 there are mistakes."
     parser.set_defaults(command=_check)
 

@@ -34,7 +34,7 @@ _COMMANDS = {
     "capture": ("run.add_capture", "record the events that VerneMQ sends"),
     "replay": ("run.add_replay", "send recorded events, as VerneMQ did"),
     "simulate": ("run.add_simulate", "stand in for VerneMQ: send made-up clients' events"),
-    "receive": ("run.add_receive", "stand in for an endpoint: show the webhooks that come"),
+    "receive": ("run.add_receive", "stand in for an endpoint: show the webhooks that arrive"),
 }
 """The commands, each with the function in this package that adds its options, and with its description."""
 
@@ -73,7 +73,7 @@ def parser(words: Sequence[str] | None = None) -> Parser:
     """
     made = Parser("mqhooks", description="VerneMQ's events as webhooks: run a bridge, and manage it.")
     made.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
-    completion = "print what makes this shell complete mqhooks' commands and options (needs shtab)"
+    completion = "print the completion script for this shell (needs shtab)"
     made.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=_SHELLS, help=completion)
     wanted = next((word for word in words or () if not word.startswith("-")), "")
     everything = words is None or any(word.startswith("--print-completion") for word in words)

@@ -187,7 +187,7 @@ def compose(root: Block) -> Settings:
     sidecar.close({"listen": f"; {_IN_SOURCES.format('sidecar { listen = … }')}"})
     for key in ours.unread:
         if any(ours.holds(key, source) for source in SOURCES):
-            ours.fail(ours.error(key, "is unknown, but has sources in it: write mqhooks { sources { … } }"))
+            ours.fail(ours.error(key, "is unknown, but holds sources: write mqhooks { sources { … } }"))
     ours.close(_MISPLACED)
     return settings
 
@@ -222,7 +222,7 @@ def _admin(block: Block) -> AdminSettings:
         block.fail(block.error("listen", "is empty: write it like tcp:8891, or off for no status page"))
     if settings.token is not None and not TOKEN.fullmatch(settings.token):
         remedy = "make one with openssl rand -hex 24, and put it in quotes"
-        block.fail(block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}"))
+        block.fail(block.error("token", f"is not 16 or more ASCII characters without spaces: {remedy}"))
     block.close()
     return settings
 
@@ -273,7 +273,7 @@ def _host(block: Block, host: object) -> str:
     if re.fullmatch(r".*:\d+", host):
         raise block.error("hosts", f"{host[:80]!r} has a port: leave it out, since any port is accepted")
     if not re.fullmatch(r"[\w.-]*\w\.?", host, re.ASCII):
-        raise block.error("hosts", f"{host[:80]!r} is not a host's name, like mqhooks.example")
+        raise block.error("hosts", f"{host[:80]!r} is not a host name, like mqhooks.example")
     return host.removesuffix(".").lower()
 
 
@@ -287,7 +287,7 @@ def for_url(url: str) -> Settings:
         checked = check_url(url, "webhook.auth in a file, with --config,")
         if "{{" in url:
             raise ConfigError(
-                "has a placeholder, which not every event has a value for: write a webhook block in a file, and give --config"
+                "has a placeholder that not every event can fill: write a webhook block in a file, and give --config"
             )
     except ConfigError as error:
         raise ConfigError(error.message, "--url") from None

@@ -63,7 +63,7 @@ def _lines(settings: Settings, descriptions: Sequence[str], sinks: Sequence[str]
     if webhooks.listen and others:
         ways = " and ".join(["webhooks", *others])
         plugins = "vmq_webhooks and vmq_events_sidecar"
-        yield f"note    {ways} are on: a broker with both {plugins} brings each event twice; leave one off"
+        yield f"note    {ways} are on: a broker with both {plugins} sends each event twice; turn one off"
     if settings.admin.listen != "off":
         locked = "" if settings.admin.token is None else ", with a token"
         yield f"page    {complete(settings.admin.listen or ADMIN_LISTEN)}{locked}"

@@ -39,23 +39,23 @@ def add(parser: Parser) -> None:
     """Add the commands of ``mqhooks dead``."""
     for name, command, description in (
         ("list", _list, "list dead letters, oldest first"),
-        ("show", _show, "show dead letters whole, with the request and the last answer"),
+        ("show", _show, "show dead letters in full, with the request and the last answer"),
         ("replay", _ask, "deliver dead letters again, after the deliveries that already wait"),
         ("purge", _ask, "remove dead letters for good"),
-        ("export", _export, "write dead letters to a file as JSON lines, whole, with all secrets"),
+        ("export", _export, "write dead letters to a file as JSON lines, in full, with all secrets"),
         ("import", _import, "deliver the contents of an exported file, after the deliveries that already wait"),
     ):
         action = parser.command(name, description, metavar="ACTION")
         add_outbox(action)
         action.set_defaults(command=command, action=name)
         if name == "import":
-            action.add_argument("--as-dead", action="store_true", help="make dead letters of them, and deliver nothing")
+            action.add_argument("--as-dead", action="store_true", help="import them as dead letters, and deliver nothing")
         else:
             _add_filter(action)
         if name in ("list", "show"):
             action.add_argument("--json", action="store_true", help="a JSON object on each line")
         if name == "list":
-            action.add_argument("--groups", action="store_true", help="count those with the same reason")
+            action.add_argument("--groups", action="store_true", help="group those with the same reason, and count them")
         if name in ("replay", "purge"):
             action.add_argument("--all", action="store_true", help="all, or all of one webhook")
         if name == "show":
@@ -70,7 +70,7 @@ def add(parser: Parser) -> None:
 def _add_filter(action: Parser) -> None:
     action.add_argument("--webhook", metavar="NAME", help="only those of this webhook")
     action.add_argument("--client", metavar="ID", help="only those of this client id, or MOUNTPOINT/ID")
-    action.add_argument("--reason", metavar="TEXT", help="only those with this in their reason")
+    action.add_argument("--reason", metavar="TEXT", help="only those whose reason contains this")
     action.add_argument(
         "--status", metavar="STATUS", type=_status, help="only after this status, like 503 or 5xx; 0: no answer"
     )
@@ -116,7 +116,7 @@ def _filter(letters: Letters | EngineLetters, options: Namespace) -> Filter:
         known = letters.webhooks()
         if name not in known:
             names = ", ".join(printable(each, NAME) for each in known) or "none"
-            raise MqhooksError(f"the outbox knows no webhook {printable(name, NAME)}; it knows {names}")
+            raise MqhooksError(f"the outbox has no webhook {printable(name, NAME)}; it has {names}")
     for option in ("reason", "client"):
         try:
             (getattr(options, option) or "").encode()
@@ -241,9 +241,9 @@ def _write(path: str, found: Iterator[DeadLetter], left: list[int]) -> int:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise MqhooksError(f"{path}: exists already: give another name, or - for standard output") from None
+        raise MqhooksError(f"{path}: already exists: give another name, or - for standard output") from None
     except (OSError, ValueError) as error:
-        raise MqhooksError(f"{path}: cannot be made: {getattr(error, 'strerror', None) or error}") from None
+        raise MqhooksError(f"{path}: cannot be created: {getattr(error, 'strerror', None) or error}") from None
     try:
         with open(descriptor, "wb") as file:
             for letter in found:

@@ -66,7 +66,7 @@ def observer_for(
         return (lambda: textFileLogObserver(sys.stderr)) if stdout_taken and not elsewhere else None
     for other in ("syslog", "logger"):
         if options.get(other):
-            raise ConfigError(f"twistd's --{other} has a format of its own: leave one of the two out", "--log-format")
+            raise ConfigError(f"twistd's --{other} has its own format: leave out one of the two", "--log-format")
     if not options.get("nodaemon") and options.get("logfile") == "-":
         raise ConfigError("a daemon has no standard output: give --logfile a file, or run twistd -n", "--logfile")
     return lambda: FileLogObserver(_file(reactor, options, stdout_taken=stdout_taken), json_line)

@@ -137,7 +137,7 @@ class Mover:
             # Other bridges announce themselves twice a second.
             await deferLater(self._reactor, 1.0)
             if source.others:
-                raise OutboxError("move: another mqhooks uses the outbox in JetStream: stop all of them first")
+                raise OutboxError("move: another mqhooks is using the outbox in JetStream: stop all of them first")
         elif not source.counts.pending:
             return 0
         if isinstance(target, JetStreamOutbox):

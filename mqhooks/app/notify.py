@@ -169,7 +169,7 @@ class Notifier(Service):
                     self._tell(kind, name, sink.outbox.counts.pending, **values)
             except Exception:
                 # An error would end the LoopingCall.
-                self.log.failure("cannot notify of changes of webhook {name}", name=name)
+                self.log.failure("checking webhook {name} for notifications failed", name=name)
 
     def _changes(self, sink: WebhookSink, told: _Told) -> Iterator[tuple[Kind, dict[str, Any]]]:
         counts = sink.outbox.counts

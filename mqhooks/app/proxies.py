@@ -25,7 +25,7 @@ def read_proxy(text: str) -> ProxySettings:
         text = f"http://{text}"
     scheme, _, rest = text.partition("://")
     if scheme.lower() != "http" and scheme.isalnum():
-        raise ConfigError(f"is a proxy of the kind {scheme}://: only http:// can be used")
+        raise ConfigError(f"is a proxy with {scheme}://: only http:// is supported")
     user, _, place = rest.removesuffix("/").rpartition("@")
     try:
         parts = urlsplit(check_url(f"http://{place}"))

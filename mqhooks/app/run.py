@@ -30,7 +30,7 @@ def add_capture(parser: Parser) -> None:
     """Add the options of ``mqhooks capture``."""
     _add_foreground(parser)
     parser.add_argument("file", metavar="FILE", help="the file; frames are appended")
-    size = "record no more than this, like 1GiB; without it until the disk is full"
+    size = "stop recording at this size, like 1GiB; without it, when the disk is full"
     parser.add_argument("--max-size", metavar="SIZE", help=size)
     parser.take_over(tap.Options, only=_SOURCES)
     parser.set_defaults(command=_capture)

@@ -43,7 +43,7 @@ def add(parser: Parser) -> None:
     """Add the options of ``mqhooks send-test``."""
     parser.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
     parser.add_argument("--webhook", metavar="NAME", help="the webhook, if there are several")
-    parser.add_argument("--event", metavar="EVENT", help="what it is about, like on_message_publish")
+    parser.add_argument("--event", metavar="EVENT", help="the event to send, like on_message_publish")
     parser.epilog = "2xx is success. The outbox is not used."
     parser.set_defaults(command=lambda given: send_test(given.config, given.webhook, given.event))
 

@@ -183,7 +183,7 @@ def cloud_events(block: Block, batch: BatchSettings | None) -> CloudEventsSettin
     host = gethostname()
     origin = inner.string("origin", host if _HOST.fullmatch(host) else "localhost")
     if not _HOST.fullmatch(origin):
-        inner.fail(inner.error("origin", f"{origin[:80]!r} is not a host's name, like broker.example"))
+        inner.fail(inner.error("origin", f"{origin[:80]!r} is not a host name, like broker.example"))
     settings = CloudEventsSettings(source, origin, mode, inner.boolean("handshake", default=False))
     inner.close()
     if not wanted:

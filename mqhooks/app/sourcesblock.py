@@ -23,7 +23,7 @@ _HINTS = {
     "port": "; write listen = tcp:PORT",
     "interface": '; write listen = "tcp:PORT:interface=ADDRESS"',
     "url": "; write where to listen, listen = tcp:PORT",
-    "enable": "; write listen = off for no such source",
+    "enable": "; write listen = off to turn this source off",
 }
 """Hints about keys that other blocks and other programs have, but sources do not."""
 
@@ -46,7 +46,9 @@ def sources(block: Block) -> SourcesSettings:
     sidecar.close(_HINTS)
     # Ignoring an unknown key would open the wrong ports.
     for key in block.unread:
-        block.fail(block.error(key, f"there is no such source: they are sidecar, webhooks and grpc{suggest(key, SOURCES)}"))
+        block.fail(
+            block.error(key, f"there is no such source: the sources are sidecar, webhooks and grpc{suggest(key, SOURCES)}")
+        )
     return settings
 
 
@@ -124,5 +126,5 @@ def _token(block: Block) -> str | None:
     token = block.secret("token")
     if token is not None and not TOKEN.fullmatch(token):
         remedy = "make one with openssl rand -hex 24, and put it in quotes"
-        block.fail(block.error("token", f"is not 16 or more characters of ASCII without spaces: {remedy}"))
+        block.fail(block.error("token", f"is not 16 or more ASCII characters without spaces: {remedy}"))
     return token

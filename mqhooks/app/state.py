@@ -60,13 +60,15 @@ class Ready(msgspec.Struct):
 
 def add(parser: Parser) -> None:
     """Add the options of ``mqhooks status``."""
-    parser.add_argument("--config", "-c", metavar="FILE", help="the configuration, which says where to ask, with which token")
-    parser.add_argument("--url", metavar="URL", help=f"where to ask, if not where the configuration says [default: {URL}]")
+    parser.add_argument("--config", "-c", metavar="FILE", help="the configuration that has the address and the token")
+    parser.add_argument(
+        "--url", metavar="URL", help=f"the address to ask, if not the one in the configuration [default: {URL}]"
+    )
     parser.add_argument("--token-file", metavar="FILE", help=f"the file that holds the token; or set {TOKEN}")
     parser.add_argument("--cacertfile", metavar="FILE", help="the PEM file to check an https server's certificate with")
     timeout = f"how long to wait for an answer, in seconds [default: {TIMEOUT:g}]"
     parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=timeout)
-    parser.add_argument("--ready", action="store_true", help="judge only readiness, as /readyz does")
+    parser.add_argument("--ready", action="store_true", help="check only readiness, as /readyz does")
     parser.add_argument("--json", action="store_true", help="write the verdict and the whole state as a JSON object")
     watch = f"ask again every SECONDS seconds, until Ctrl-C [default: {INTERVAL:g}]"
     parser.add_argument("--watch", metavar="SECONDS", nargs="?", type=_seconds, const=INTERVAL, help=watch)
@@ -116,7 +118,7 @@ def _bridge(options: Namespace) -> _Bridge:
     if options.token_file is not None:
         token = _read(options.token_file)
     if token is not None and not re.fullmatch("[!-~]+", token):
-        raise NoAnswer("the token has spaces in it, or characters that no token has: copy it again, whole")
+        raise NoAnswer("the token has spaces, or characters that no token has: copy all of it again")
     headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     where = url if url.startswith("unix:") else hide_url(url)
     return _Bridge(where, _connector(url, options), headers)
@@ -210,7 +212,7 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     where = bridge.where
     if not answers or isinstance(answers[0], TimeoutError):
         bridge.give_up()
-        raise NoAnswer(f"{where}: no answer within {options.timeout:g} s: mqhooks hangs, or another program uses its port")
+        raise NoAnswer(f"{where}: no answer within {options.timeout:g} s: mqhooks is hung, or another program uses its port")
     answer = answers[0]
     if isinstance(answer, Exception):
         raise NoAnswer(f"{where}: {_reason(answer)}")

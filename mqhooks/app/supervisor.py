@@ -102,7 +102,7 @@ class Supervisor(Service):
             self._first.cancel()
         if self._looks.running:
             self._looks.stop()
-        self._tell("STOPPING=1", "STATUS=waiting for what is in flight")
+        self._tell("STOPPING=1", "STATUS=waiting for requests in flight")
 
     def stopService(self) -> None:
         """Fall silent, once everything else has stopped."""

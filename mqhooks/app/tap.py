@@ -91,14 +91,14 @@ class Options(CommandOptions):
             "admin-port",
             None,
             None,
-            "Have the status page, the API and the metrics on this port of 127.0.0.1; 0 for none. [default: 8891]",
+            "Serve the status page, the API and the metrics on this port of 127.0.0.1; 0 for none. [default: 8891]",
             _port("admin"),
         ],
         ["log-format", None, "text", "Write the log as text, or as json: one object a line.", _log_format],
     ]
     optFlags = [
         ["check", None, "Check the configuration, print what would be sent where, and exit."],
-        ["sample", None, "With --check: print a request for each rule, too."],
+        ["sample", None, "With --check: also print a request for each rule."],
     ]
 
     def __init__(self) -> None:

@@ -75,13 +75,13 @@ def webhooks(root: Block, defaults: SharedSettings) -> Iterator[WebhookSettings]
     :raises mqhooks.errors.ConfigError: when something else is in a block's place; other mistakes are noted with ``root``, if it
         takes notes.
     """
-    single = root.block("webhook", "; several webhooks have a name each: webhooks { billing { … }, audit { … } }")
+    single = root.block("webhook", "; for several webhooks, give each a name: webhooks { billing { … }, audit { … } }")
     if "webhook" in root and not single.replaced and single.boolean("enable", default=True):
         yield from _read(root, single, "webhook", defaults)
     several = root.block("webhooks", "; give each webhook a name: webhooks { billing { … }, audit { … } }")
     for name in several.names():
-        elsewhere = "; where VerneMQ's webhooks come in is mqhooks { sources { webhooks { listen = … } } }"
-        single_one = f"; webhooks has blocks with a name each: write webhook {{ {name} = … }} for the only one"
+        elsewhere = "; to receive VerneMQ's webhooks, write mqhooks { sources { webhooks { listen = … } } }"
+        single_one = f"; webhooks holds a named block for each: for a single one write webhook {{ {name} = … }}"
         block = several.block(name, elsewhere if name == "listen" else single_one)
         if not block.replaced and block.boolean("enable", default=True):
             if name == "webhook" and "webhook" in root:
@@ -229,7 +229,7 @@ def _basic(block: Block, *, given: bool) -> AuthSettings:
     if given:
         for key, value in (("username", username), ("password", password)):
             if value is None and key not in block:
-                block.fail(block.missing(key, 'an empty one is written as ""'))
+                block.fail(block.missing(key, 'write an empty one as ""'))
             elif value is not None and not value.isprintable():
                 block.fail(block.error(key, "has a line break or another control character: remove it"))
         if username is not None and ":" in username:
@@ -247,12 +247,12 @@ def _bearer(block: Block, *, given: bool) -> AuthSettings:
     if token is not None and file is not None:
         block.fail(block.error("token_file", "and token are both given: keep one"))
     if token is not None and token.lower().startswith("bearer "):
-        block.fail(block.error("token", "begins with Bearer, which is added to it: remove that"))
+        block.fail(block.error("token", "begins with Bearer, which mqhooks adds: remove it"))
     elif token is not None and not TOKEN.fullmatch(token):
-        block.fail(block.error("token", "is empty, or has spaces or characters that no header has: copy it again, whole"))
+        block.fail(block.error("token", "is empty, or has spaces or characters that no header has: copy all of it again"))
     if file is not None and not os.access(file, os.R_OK):
         problem = "may not be read by this user" if os.path.exists(file) else "does not exist"
-        block.warn("token_file", f"{file} {problem}: nothing is sent until there is a token in it")
+        block.warn("token_file", f"{file} {problem}: nothing is sent until it holds a token")
     return BearerSettings(token, file)
 
 
@@ -355,7 +355,7 @@ def _replaced(batch: BatchSettings | None, cloudevents: CloudEventsSettings | No
 
 def _header_value(block: Block, name: str, value: Any) -> str:
     if not isinstance(value, str):
-        block.fail(block.error(name, "is not text but a list"))
+        block.fail(block.error(name, "is a list, not text"))
         return ""
     text = value.strip(" \t")
     if any((ord(character) < 32 and character != "\t") or ord(character) == 127 for character in text):
@@ -457,8 +457,8 @@ def _rate(block: Block, key: str, value: object) -> float | None:
     match = _RATE.fullmatch(value) if isinstance(value, str) else None
     rate = float(match[1]) / _TIMES[match[2].lower()] if match else 0.0
     if not 1e-6 <= rate <= 1e6:
-        shown = "is missing: it" if value is None else f"{str(value)[:80]!r}"
-        block.fail(block.error(key, f"{shown} is not a number of requests in a time, like 100/s, 600/min or 5000/h"))
+        problem = "is missing: write a rate" if value is None else f"{str(value)[:80]!r} is not a rate of requests,"
+        block.fail(block.error(key, f"{problem} like 100/s, 600/min or 5000/h"))
         return None
     return rate
 

@@ -60,7 +60,7 @@ def private_key(secret: str) -> Ed25519PrivateKey:
         raise ConfigError(f"is the base64 of {len(key)} bytes: an ed25519 key has 32, or 64 with its public half")
     private = Ed25519PrivateKey.from_private_bytes(key[:_SEED])
     if key[_SEED:] not in (b"", _raw(private.public_key())):
-        raise ConfigError("is not an ed25519 key: its second half is not the public key of the first; copy it again, whole")
+        raise ConfigError("is not an ed25519 key: its second half is not the public key of the first; copy all of it again")
     return private
 
 
@@ -208,7 +208,7 @@ def _decoded(secret: str, prefix: str) -> bytes:
     try:
         return a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except (Error, ValueError):
-        raise ConfigError(f"is not base64 after {prefix}: copy it again, whole") from None
+        raise ConfigError(f"is not base64 after {prefix}: copy all of it again") from None
 
 
 def _raw(key: Ed25519PublicKey) -> bytes:

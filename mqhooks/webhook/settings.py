@@ -300,7 +300,7 @@ def _host_problem(host: str) -> str | None:
         return "write / in place of the backslash"
     labels = host.removesuffix(".").split(".")
     if not all(map(_LABEL.fullmatch, labels)) or len(host) > 253:
-        return f"{host!r} is not a host's name: write letters, digits, hyphens and underscores between its dots"
+        return f"{host!r} is not a host name: write letters, digits, hyphens and underscores between its dots"
     if labels[-1].isdigit():
         # The system accepts 127.1 as an address, too.
         try:
