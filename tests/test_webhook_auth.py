@@ -112,7 +112,7 @@ class TokenFileTests(FileMixin, SynchronousTestCase):
         wrong = (b"Bearer s3cret", b"s3cret\ns3cret", b"s3cret\0", b"s3cret\xc3\xa9", b"s3cret" + b"x" * MAX_TOKEN)
         for content in wrong:
             self.path.write_bytes(content)
-            expected = "holds something else: write a single token into it, without spaces or anything before it"
+            expected = "does not hold a single token: write one into it, without spaces or anything before it"
             self.assertEqual(problem(), expected)
         self.path.unlink()
         os.mkfifo(self.path)

@@ -137,7 +137,7 @@ class TokenFile:
         if not token:
             self._problem = "is empty: write the token into it"
         elif len(token) > MAX_TOKEN or not TOKEN.fullmatch(token):
-            self._problem = "holds something else: write a single token into it, without spaces or anything before it"
+            self._problem = "does not hold a single token: write one into it, without spaces or anything before it"
         else:
             self._value = f"Bearer {token}"
 
