@@ -169,7 +169,7 @@ class CheckTests(CheckCase):
             "mqhooks: a.conf:1: webhook.url: '127.0.0.1/x' is not a URL like http://host:8080/path",
             f"mqhooks: /nowhere/a: {told}",
             f"mqhooks: /nowhere/b: {told}",
-            "mqhooks: a.conf: is not a capture of mqhooks; give another file",
+            "mqhooks: a.conf: is not an mqhooks capture; give another file",
             f"mqhooks: /nowhere/c: {told}",
             "mqhooks: --sink webhook: outbox: /nowhere/d: there is no directory /nowhere: make it or name another place",
         ]

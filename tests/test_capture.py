@@ -116,7 +116,7 @@ class FormatTests(SynchronousTestCase):
     def test_other_files(self) -> None:
         for content in (b"webhook {}\n", b"\x00" * 100, b"mqhooks-capture one\n", b"mqhooks-capture\n"):
             error = self.assertRaises(ConfigError, parsed, content)
-            self.assertEqual(str(error), "x: is not a capture of mqhooks; give another file")
+            self.assertEqual(str(error), "x: is not an mqhooks capture; give another file")
 
     def test_a_newer_version(self) -> None:
         for content in (b"mqhooks-capture 2\n", HEADER + line(Record(1, b"a")) + b"mqhooks-capture 2\n"):
@@ -197,7 +197,7 @@ class SinkTests(SynchronousTestCase):
     def test_another_file_is_not_touched(self) -> None:
         self.path.write_bytes(b"webhook {}\n")
         error = self.assertRaises(ConfigError, CaptureSink(self.clock, self.path, encode).startService)
-        self.assertEqual(str(error), f"{self.path}: is not a capture of mqhooks; give another file")
+        self.assertEqual(str(error), f"{self.path}: is not an mqhooks capture; give another file")
         self.assertEqual(self.path.read_bytes(), b"webhook {}\n")
 
     def test_reopening_finds_another_file(self) -> None:
@@ -206,7 +206,7 @@ class SinkTests(SynchronousTestCase):
         self.path.write_bytes(b"webhook {}\n")
         sink.reopen()
         sink.receive([make_event("on_publish")])
-        self.assertIn("is not a capture of mqhooks; give another file; still writing to", self.said[-1])
+        self.assertIn("is not an mqhooks capture; give another file; still writing to", self.said[-1])
         self.assertEqual(old.read_bytes().count(b"\n"), 2)
 
     def test_what_cannot_be_opened(self) -> None:
@@ -274,7 +274,7 @@ class SinkTests(SynchronousTestCase):
         self.assertEqual((sink.written, sink.lost, sink.left_out), (3, 0, 2))
         self.assertEqual(len(self.recorded()), 3)
         (said,) = self.said
-        self.assertIn(f"has reached max_size ({limit} bytes), recording no more", said)
+        self.assertIn(f"max_size ({limit} bytes) is reached, recording stops", said)
         self.path.rename(f"{self.path}.1")
         sink.reopen()
         sink.receive([event])

@@ -132,7 +132,7 @@ class ExampleTests(TestCase):
         process.transport.closeStdout()
         await self.send(process, [make_event("on_publish")])
         self.assertEqual((await process.ended).exitCode, 0, process.errors.decode())
-        self.assertIn(b"standard output: its reader has gone, stopping", process.errors)
+        self.assertIn(b"standard output: its reader is gone, stopping", process.errors)
         self.assertNotIn(b"Traceback", process.errors)
 
     async def test_log_to_a_file_that_cannot_be_opened(self) -> None:

@@ -174,7 +174,7 @@ class RefusalTests(TestCase):
         proxy = Proxy(reactor, ("a", "b"))
         ours = proxy.settings(self)
         at = f"127.0.0.1:{ours.port}"
-        wanted = f": the proxy {at} wants a user and a password (407): write http://user:password@{at}"
+        wanted = f": the proxy {at} requires a user and a password (407): write http://user:password@{at}"
         wrong = f": the proxy {at} does not accept our user and password (407)"
         for url in ("https://endpoint.example/", "http://endpoint.example/"):
             await self.assert_told(ours, url.rstrip("/") + wanted, url=url)
@@ -183,11 +183,11 @@ class RefusalTests(TestCase):
     async def test_refused_tunnels(self):
         for answer, words in {
             b"HTTP/1.1 403 Filtered\r\n\r\n": "refuses to connect to endpoint.example:443: it answered 403",
-            b"HTTP/1.1 401 Who\r\n\r\n": "wants a user and a password (401): write http://user:password@{at}",
+            b"HTTP/1.1 401 Who\r\n\r\n": "requires a user and a password (401): write http://user:password@{at}",
             b"HTTP/1.0 502 Bad\nX: y\n\n": "cannot connect to endpoint.example:443: it answered 502",
             b"HTTP/1.1 302 Found\r\n\r\n": "cannot connect to endpoint.example:443: it answered 302",
             b"HTTP/1.1 2000 What\r\n\r\n": "cannot connect to endpoint.example:443: it answered 000",
-            b"SSH-2.0-OpenSSH_9.2\r\n": "does not speak HTTP: is it one?",
+            b"SSH-2.0-OpenSSH_9.2\r\n": "does not speak HTTP: is it an HTTP proxy?",
             b"HTTP/1.1 200 " + b"x" * MAX_HEAD: f"answers CONNECT with more than {MAX_HEAD} bytes",
         }.items():
             proxy = Proxy(reactor, answer=answer)
@@ -215,7 +215,7 @@ class RefusalTests(TestCase):
         self.addCleanup(port.stopListening)
         for error in await self.results(ProxySettings("127.0.0.1", port.getHost().port)):
             self.assertIsInstance(error, ConnectFailed)
-            self.assertIn("ended the connection when it was to connect to endpoint.example:443", str(error))
+            self.assertIn("closed the connection instead of connecting to endpoint.example:443", str(error))
 
     async def test_a_proxy_that_is_not_there(self):
         port = kept_port(self)

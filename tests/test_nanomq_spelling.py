@@ -274,7 +274,7 @@ class ForeignBlockTests(SpellingCase):
         told = "mqhooks.conf: webhooks.a: two webhooks have this name, in line 1 and in line 2: rename one"
         self.assertEqual(self.mistake(f"webhooks {{ a {block}\na {block} }}"), told)
         self.assertEqual(self.mistake(f"webhooks.a {block}\nwebhooks {{ a {block} }}"), told)
-        self.assertIn("webhooks.A: is the name 'a' in another case", self.mistake(f"webhooks {{ a {block}\nA {block} }}"))
+        self.assertIn("webhooks.A: differs from 'a' only in case", self.mistake(f"webhooks {{ a {block}\nA {block} }}"))
         self.assertEqual(self.webhook(f"webhooks.A {block}\nwebhooks.A.headers.x = y").name, "A")
 
     def test_references_that_are_not_set(self):
@@ -368,7 +368,7 @@ class RemedyTests(SpellingCase):
         for text, told in {
             "webhooks = [ { } ]": "webhooks: a list is not a block in braces; give each webhook a name: webhooks { billing {",
             'webhooks { url = "http://h/" }': (
-                "webhooks.url: what is given is not a block in braces; webhooks holds a named block for each: "
+                "webhooks.url: the value is not a block in braces; webhooks holds a named block for each: "
                 "for a single one write webhook { url = … }"
             ),
             'webhook { url = "http://h/", events = ["on_publish"] }': (
@@ -386,14 +386,14 @@ class RemedyTests(SpellingCase):
             webhook % "retry..max = 1s": "remove the dot at the beginning or end of this key, or the second of two dots",
             webhook % "{ url = x }": "no key is before it: write key = value, or name { … }",
             f"{{ {webhook % ''} }}\nx = y": "the brace that begins the file was closed before it",
-            'webhook = "https://hooks.slack.com/services/T0"': "webhook: what is given is not a block in braces",
+            'webhook = "https://hooks.slack.com/services/T0"': "webhook: the value is not a block in braces",
             webhook % "pool_size 3": "the key before it has no value: write key = value",
         }.items():
             self.assertIn(told, self.mistake(text))
 
     def test_plain_numbers_are_milliseconds(self):
         self.webhook(f'webhook {{ url = "http://h/", {RULES}, cancel_timeout = 5 }}')
-        told = "mqhooks.conf: webhook.cancel_timeout: 5 is 5 ms, since a plain number counts ms; for seconds write 5s"
+        told = "mqhooks.conf: webhook.cancel_timeout: 5 is 5 ms, since a plain number is in ms; for seconds write 5s"
         self.assertEqual(self.warnings, [told])
         for text in ("5ms", "5s", "5000"):
             self.webhook(f'webhook {{ url = "http://h/", {RULES}, cancel_timeout = {text} }}')

@@ -93,7 +93,7 @@ class TinyproxyTests(FilesMixin, ProgramsCase):
             told = (
                 "does not accept our user and password"
                 if sink.settings.name.startswith("wrong")
-                else "wants a user and a password"
+                else "requires a user and a password"
             )
             self.assertIn(f"{at} {told}", sink.failure.reason)
         self.assertNotIn("an0ther", "\n".join(self.lines()))

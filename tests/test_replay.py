@@ -77,7 +77,7 @@ class CaptureTests(SynchronousTestCase):
         self.wrong("a\0b", "cannot be read: a path must not contain NUL")
         path = str(self.path)
         self.path.write_bytes(b"{}\n")
-        self.wrong(path, "is not a capture of mqhooks; give another file")
+        self.wrong(path, "is not an mqhooks capture; give another file")
         self.path.write_bytes(b"mqhooks-capture 7\n")
         self.wrong(path, "is a capture of version 7, and this mqhooks reads version 1: use a newer mqhooks")
         good = content(recorded(0, 1))

@@ -115,7 +115,7 @@ class FieldTests(SynchronousTestCase):
         self.assertEqual(self.value("properties.p_content_type", event), ("text/x", "text/x"))
         self.assertEqual(self.value("properties.p_number", event), (7, "7"))
         self.assertEqual(self.value("properties.p_number", publish()), (None, None))
-        self.assertIn("is nothing that on_message_drop has", mistake(field, "properties.a", "on_message_drop"))
+        self.assertIn("is not a field of on_message_drop", mistake(field, "properties.a", "on_message_drop"))
 
     def test_payloads(self):
         for payload, value, text in (
@@ -138,7 +138,7 @@ class FieldTests(SynchronousTestCase):
     def test_mistakes(self):
         for name, told in (
             ("clientId", "did you mean 'clientid'?"),
-            ("nothing", "is nothing that on_message_publish has; it has clientid, username"),
+            ("nothing", "is not a field of on_message_publish; its fields are clientid, username"),
             ("clientd", "matched_acl, session_id, user_properties, properties; did you mean 'clientid'?"),
             ("", "is not a placeholder"),
             ("a b", "is not a placeholder"),
@@ -151,8 +151,8 @@ class FieldTests(SynchronousTestCase):
             ("qos[0]", "qos has no parts"),
         ):
             self.assertIn(told, mistake(field, name, "on_message_publish"))
-        self.assertIn("is nothing that on_client_connack has", mistake(field, "topic", "on_client_connack"))
-        self.assertIn("is nothing that on_subscribe has", mistake(field, "topic", "on_subscribe"))
+        self.assertIn("is not a field of on_client_connack", mistake(field, "topic", "on_client_connack"))
+        self.assertIn("is not a field of on_subscribe", mistake(field, "topic", "on_subscribe"))
         self.assertIn("does not end", mistake(url_maker, "/{{clientid", "on_publish"))
 
 

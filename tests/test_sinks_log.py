@@ -263,7 +263,7 @@ class DescriptorTests(LogSinkTestCase):
         for _ in range(3):
             sink.receive([make_event("on_publish")])
         self.assertEqual((sink.written, sink.lost, self.clock.stops), (0, 3, 1))
-        self.assertEqual(self.said, [f"descriptor {writer}: its reader has gone, stopping"])
+        self.assertEqual(self.said, [f"descriptor {writer}: its reader is gone, stopping"])
 
     def test_reader_is_gone_while_stopping(self) -> None:
         self.clock.stops = 1

@@ -381,7 +381,7 @@ class OptionTests(SynchronousTestCase):
             ("--delay=soon",): "--delay: 'soon' is not a duration; write it like 50ms or 1s",
             ("--port=65536",): "--port: '65536' is not a whole number from 0 to 65535",
             ("--port=1", "--listen=tcp:2"): "--listen and --port both say where to listen; give one of them",
-            ("--fail=60%", "--drop=60%"): "--fail and --drop come to more than 100%",
+            ("--fail=60%", "--drop=60%"): "--fail and --drop add up to more than 100%",
             ("--secret=whsec_QUJD",): "--secret: is the base64 of 3 bytes: it has to be 24 to 64, random"
             "; make one with echo whsec_$(openssl rand -base64 24)",
             ("--secret=whpk_QUJD",): "--secret: is the base64 of 3 bytes: an ed25519 public key has 32",

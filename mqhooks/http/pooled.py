@@ -175,7 +175,7 @@ class PooledTransport:
             connecting.cancel()
         for connection in list(self._connections):
             if connection.exchange is not None:
-                connection.abandon(ConnectionBroken(f"{self._name}: closed before an answer came"))
+                connection.abandon(ConnectionBroken(f"{self._name}: the transport was closed before an answer came"))
             elif connection in self._opening:
                 connection.channel.abort()
             else:
@@ -298,7 +298,7 @@ class PooledTransport:
         self._check_closed()
 
     def _refuse(self, exchange: Exchange) -> None:
-        exchange.done(ConnectFailed(f"{self._name}: closed before it was sent"))
+        exchange.done(ConnectFailed(f"{self._name}: the transport was closed before the request was sent"))
 
     def _free(self, now: float) -> HTTPConnection | None:
         """Take an idle connection that is fit for use, if there is one."""

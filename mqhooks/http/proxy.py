@@ -62,10 +62,10 @@ class ProxySettings:
         return [("Proxy-Authorization", f"Basic {pair}")]
 
     def unauthorized(self, status: int = AUTHENTICATION_REQUIRED) -> str:
-        """Explain that the proxy wants a user and a password, or does not accept ours."""
+        """Explain that the proxy requires a user and a password, or does not accept ours."""
         if self.username:
             return f"the proxy {self.name} does not accept our user and password ({status})"
-        return f"the proxy {self.name} wants a user and a password ({status}): write http://user:password@{self.name}"
+        return f"the proxy {self.name} requires a user and a password ({status}): write http://user:password@{self.name}"
 
 
 class ProxyFailed(ConnectError):
@@ -179,7 +179,7 @@ class _Tunnel(Protocol):
             return
         self._head += data
         if not self._head.startswith(b"HTTP/"[: len(self._head)]):
-            self._fail("does not speak HTTP: is it one?")
+            self._fail("does not speak HTTP: is it an HTTP proxy?")
         elif (end := _END.search(self._head)) is not None:
             status = _STATUS.match(self._head)
             self._answered(0 if status is None else int(status[1]), self._head[end.end() :])
@@ -204,7 +204,7 @@ class _Tunnel(Protocol):
     def _begin(self, rest: bytes) -> None:
         opened = self._opened
         if opened is None:
-            self._fail("answers CONNECT before it is asked")
+            self._fail("answered CONNECT before it was sent")
             return
         self._stop_waiting()
         transport: Any = self.transport
@@ -218,7 +218,7 @@ class _Tunnel(Protocol):
         if self._inner is not None:
             self._inner.connectionLost(reason)
         else:
-            self._fail(f"ended the connection when it was to connect to {self._goal}: {names.in_words(reason.value)}")
+            self._fail(f"closed the connection instead of connecting to {self._goal}: {names.in_words(reason.value)}")
 
     def _fail(self, problem: str) -> None:
         self._end(f"the proxy {self._proxy.name} {problem}")

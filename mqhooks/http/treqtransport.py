@@ -99,7 +99,7 @@ class TreqTransport:
     def send(self, request: Request) -> Deferred[Response]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`."""
         if self._closed:
-            return fail(ConnectFailed(f"{self._name}: closed before it was sent"))
+            return fail(ConnectFailed(f"{self._name}: the transport was closed before the request was sent"))
         head = request.head
         at = target(head.url)
         url = at.url if request.path is None else at.origin + origin_form(request.path)
@@ -155,7 +155,7 @@ class TreqTransport:
         self._closed = True
         under_way = list(self._under_way)
         for attempt in under_way:
-            attempt.give_up(ConnectionBroken(f"{self._name}: closed before an answer came"))
+            attempt.give_up(ConnectionBroken(f"{self._name}: the transport was closed before an answer came"))
         if self._pool is None:
             return succeed(None)
         closed: Deferred[None] = self._pool.closeCachedConnections()

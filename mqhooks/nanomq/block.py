@@ -265,7 +265,7 @@ class Block:
             self.fail(self._wrong(key, value, f"a duration like 5s, 500ms or a number of {unit}{', or 0' if zero else ''}"))
             return default
         if seconds < plain and value.strip()[-1:] in "0123456789.":
-            self.warn(key, f"{value} is {value} {unit}, since a plain number counts {unit}; for seconds write {value}s")
+            self.warn(key, f"{value} is {value} {unit}, since a plain number is in {unit}; for seconds write {value}s")
         return seconds
 
     def size(self, key: str, default: int, *, least: int, most: int | None = None) -> int:
@@ -401,7 +401,7 @@ class Block:
 
     def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
         hidden = CONFIDENTIAL.search(key) or (isinstance(value, str) and CONFIDENTIAL.search(value))
-        shown = "what is given" if hidden else _described(value)
+        shown = "the value" if hidden else _described(value)
         return self.error(key, f"{shown} is not {wanted}")
 
 

@@ -159,7 +159,7 @@ class _Files:
     def included(self, include: Include, by: _File, *, foreign: bool) -> Iterator[_Found]:
         """Read the members of a file that another includes."""
         if include.kind == "url" or _URL.match(include.name):
-            raise ConfigError("URLs are not included: fetch it into a file and include that", include.name)
+            raise ConfigError("URLs cannot be included: download it to a file, and include that", include.name)
         if include.kind not in ("", "file"):
             raise ConfigError(f"line {include.line}: only files are included: include file(…), not {include.kind}(…)", by.name)
         path = os.path.join(os.path.dirname(by.name), include.name)
@@ -204,7 +204,7 @@ class _Files:
             data = file.read(self._left + 1)
         self._left -= len(data)
         if self._left < 0:
-            raise ConfigError(f"cannot be read: it has more than {SIZE >> 20} MiB, with what is included", path)
+            raise ConfigError(f"cannot be read: it has more than {SIZE >> 20} MiB, with the files that it includes", path)
         return data
 
 
@@ -371,7 +371,7 @@ class _Composer:
             return _not_set(*self._references[names[0]])
         told = " and ".join(f"${{{self._named(name)}}}" for name in names)
         return ConfigError(
-            f"cannot resolve {told}: references must not refer to each other in a circle, or to a key that is not there",
+            f"cannot resolve {told}: references must not be circular or name a missing key",
             self._path,
         )
 
@@ -464,7 +464,7 @@ def _twice(found: list[_Found]) -> list[ConfigError]:
         for path, leaves in _blocks(member, file):
             if path[0] == "webhooks" and names.setdefault(path[1].lower(), path[1]) != path[1]:
                 other_name = names[path[1].lower()]
-                told = f"is the name {other_name!r} in another case: rename one"
+                told = f"differs from {other_name!r} only in case: rename one"
                 mistakes.append(ConfigError(told, file.name, ".".join(path)))
             for key, leaf in leaves.items():
                 other = seen.get(key)

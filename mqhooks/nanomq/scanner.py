@@ -429,7 +429,7 @@ class Scanner:
 
     def _error(self, at: int, hint: str = "") -> ConfigError:
         if at >= len(self._text.rstrip()):
-            return ConfigError("syntax error at the end of the file: something is not finished")
+            return ConfigError("syntax error at the end of the file: a value or a bracket is incomplete")
         number = self._line(at)
         begin = self._starts[number - 1]
         line = self._text[begin : self._starts[number] - 1].strip()

@@ -87,7 +87,7 @@ def field(name: str, event: str, encoding: Encoding = "json") -> Field:
     steps = [int(index) if index else key for key, index in _STEP.findall(match[2])]
     known = names_of(event)
     if root not in known:
-        raise ConfigError(f"{_shown(name)} is nothing that {event} has; it has {', '.join(known)}{suggest(root, known)}")
+        raise ConfigError(f"{_shown(name)} is not a field of {event}; its fields are {', '.join(known)}{suggest(root, known)}")
     if root == "payload":
         return _payload(name, steps, encoding)
     get = _getter(root, event)

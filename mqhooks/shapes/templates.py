@@ -193,7 +193,9 @@ class BodyTemplate:
         )
         self.json = not plain and as_json(sample.encode()) is not None
         if not (plain or self.json) and sample.lstrip().startswith(("{", "[")):
-            raise ConfigError("begins like JSON and is not: mend it, or set headers.content-type = text/plain for other text")
+            raise ConfigError(
+                "starts like JSON but is not valid JSON: fix it, or set headers.content-type = text/plain for other text"
+            )
         example = msgspec.json.decode(sample) if self.json else None
         self.members = isinstance(example, dict) and bool(example)
         if self.json:

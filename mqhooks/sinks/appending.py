@@ -153,7 +153,7 @@ class Appender:
 
     def _end(self) -> None:
         self.descriptor = None
-        self._log.error("{name}: its reader has gone, stopping", name=self.name)
+        self._log.error("{name}: its reader is gone, stopping", name=self.name)
         with suppress(ReactorNotRunning):
             self._reactor.stop()
 

@@ -96,7 +96,7 @@ class CaptureSink(AppendingSink):
             if room < 0:
                 self._full = True
                 self.log.warn(
-                    "{name}: has reached max_size ({size} bytes), recording no more; rename it and send SIGHUP to go on",
+                    "{name}: max_size ({size} bytes) is reached, recording stops; rename the file and send SIGHUP to continue",
                     name=self._appender.name,
                     size=self._max_size,
                 )

@@ -65,7 +65,7 @@ def check_header(first: bytes, path: str) -> None:
         raise ConfigError(
             f"is a capture of version {int(version)}, and this mqhooks reads version {VERSION}: use a newer mqhooks", path
         )
-    raise ConfigError("is not a capture of mqhooks; give another file", path)
+    raise ConfigError("is not an mqhooks capture; give another file", path)
 
 
 def read(file: BinaryIO, path: str, end: int | None = None) -> Iterator[Record]:

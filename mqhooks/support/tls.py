@@ -177,7 +177,7 @@ def handshake_problem(reason: str, host: str, port: int, plain: str = "http") ->
     if any(name in reason for name in _VERSIONS):
         return f"{peer} supports no safe version of TLS: 1.2 or 1.3 is needed"
     if refuses_client(reason):
-        return f"{peer} does not accept our client certificate, or demands one: check tls.certfile ({spell(reason)})"
+        return f"{peer} does not accept our client certificate, or requires one: check tls.certfile ({spell(reason)})"
     return f"the TLS handshake with {peer} failed: {spell(reason)}"
 
 

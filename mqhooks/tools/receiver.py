@@ -330,7 +330,7 @@ class Options(CommandOptions):
             "A secret, or the public key of a private one: requests not signed with it are answered with 401.",
             _secret,
         ],
-        ["seed", None, None, "Any text; with the same text the same requests fail."],
+        ["seed", None, None, "Any text; the same text makes the same requests fail."],
     ]
     optFlags = [
         ["quiet", "q", "Print the counts, at most once a second, instead of each request."],
@@ -348,7 +348,7 @@ class Options(CommandOptions):
         self["fail"] = self["fail"] or (0.0, 500)
         self["drop"] = self["drop"] or 0.0
         if self["fail"][0] + self["drop"] > 1:
-            raise UsageError("--fail and --drop come to more than 100%")
+            raise UsageError("--fail and --drop add up to more than 100%")
         if self["quiet"] and self["verbose"]:
             raise UsageError("--quiet and --verbose contradict each other; give one of them")
 

@@ -146,13 +146,18 @@ class Options(CommandOptions):
     longdesc = "Sends events as VerneMQ does, of made-up clients or from a capture."
     optParameters = [
         ["via", None, "sidecar", f"How to send them: {', '.join(TARGETS)}.", lambda text: one_of("--via", text, TARGETS)],
-        ["target", None, None, "Where to: a Twisted client endpoint, or the URL of webhooks. [default: where mqhooks listens]"],
+        [
+            "target",
+            None,
+            None,
+            "Where to send them: a Twisted client endpoint, or the URL of webhooks. [default: where mqhooks listens]",
+        ],
         ["connections", None, 100, "How many connections to spread the events over.", whole("--connections", 1, 10_000)],
         ["clients", None, 1000, "How many MQTT clients to make up.", whole("--clients", 1, 10_000_000)],
         ["rate", None, 100.0, "Events per second; 0 for as fast as the peer reads.", number("--rate")],
         ["count", None, 0, "How many events to send; 0 for no limit.", whole("--count", 0)],
         ["mix", None, None, "Weights by hook, like on_publish=10,on_deliver=5. Events that others require are added.", _mix],
-        ["seed", None, None, "Any text; with the same text the same is sent, apart from the times."],
+        ["seed", None, None, "Any text; the same text gives the same events, apart from the times."],
         ["payload-size", None, 100, "Bytes per payload.", whole("--payload-size", 0, (256 << 20) - 1)],
         ["replay", None, None, "Replay this capture file instead of made-up events."],
         ["speed", None, None, "How fast to replay: 10x, 0.5x, or max. [default: 1x]", speed("--speed")],

@@ -271,19 +271,19 @@ def _check_authority(authority: str, shown: str) -> None:
     port = match["port"]
     if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
         remedy = "write one, or leave the colon out"
-        raise ConfigError(f"{shown!r} is not a URL: no port from 1 to 65535 is behind the colon; {remedy}")
+        raise ConfigError(f"{shown!r} is not a URL: no port from 1 to 65535 follows the colon; {remedy}")
     problem = _address_problem(match["address"]) if match["host"] is None else _host_problem(match["host"])
     if problem is not None:
-        raise ConfigError(f"{shown!r} leads nowhere: {problem}")
+        raise ConfigError(f"{shown!r} is not a valid endpoint: {problem}")
 
 
 def _address_problem(address: str) -> str | None:
     if "%" in address:
-        return "an address with a zone (%…) means nothing to other programs: write the host's name or another of its addresses"
+        return "an address with a zone (%…) is valid only on this machine: write the host's name or another of its addresses"
     try:
         IPv6Address(address)
     except ValueError:
-        return f"{address!r} is not an IPv6 address: write only those in brackets"
+        return f"{address!r} is not an IPv6 address: write only IPv6 addresses in brackets"
     return None
 
 

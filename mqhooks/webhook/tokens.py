@@ -133,19 +133,19 @@ class Tokens:
         if not 200 <= response.status < 300:
             raise NotAuthenticated(f"{self._server} answered {response.status}{self._told(response.body)}")
         if not response.complete:
-            raise NotAuthenticated(f"the answer of {self._server} is too long, or breaks off")
+            raise NotAuthenticated(f"the answer of {self._server} is too long, or is cut off")
         try:
             answer = msgspec.json.decode(response.body, type=_Answer)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             # Its text could hold the token.
-            raise NotAuthenticated(f"the answer of {self._server} is not the JSON object of RFC 6749") from None
+            raise NotAuthenticated(f"the answer of {self._server} is not the JSON object that RFC 6749 demands") from None
         if not TOKEN.fullmatch(answer.access_token) or len(answer.access_token) > MAX_TOKEN:
             raise NotAuthenticated(f"the answer of {self._server} has no access_token that a header can carry")
         if answer.token_type.lower() != "bearer":
-            raise NotAuthenticated(f"the token of {self._server} is of another type than Bearer")
+            raise NotAuthenticated(f"the token of {self._server} is not a Bearer token")
         life = lifetime(answer.expires_in)
         if life <= 0:
-            raise NotAuthenticated(f"the token of {self._server} has expired when it comes: its expires_in is not above 0")
+            raise NotAuthenticated(f"the token of {self._server} had already expired on arrival: its expires_in is not above 0")
         return answer.access_token, life
 
     def _take(self, found: tuple[str, float], asked: float) -> None:
