@@ -461,7 +461,7 @@ class ProcessTests(TestCase):
             connection.sendall(framed(envelope(register)))
             connection.sendall(framed(b"\xff" + hidden["payload"].encode()))
             connection.sendall(framed(envelope(message, "eventssidecar.v1.OnNothing")))
-            await bridge.until(r"is a dead letter")
+            await bridge.until(r"became a dead letter")
             await bridge.until(r"answered 503|no answer|broken|ended")
             await bridge.until(r"no hook sends messages")
         await until(lambda: len(endpoint.requests) >= 60)

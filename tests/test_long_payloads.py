@@ -126,7 +126,7 @@ class LongPayloadTests(TestCase):
         await self.start()
         self.expected = 1
         await self.send("refused", PAYLOADS["binary"])
-        await self.bridge.until(r"413.* is a dead letter", anywhere=True)
+        await self.bridge.until(r"413.* became a dead letter", anywhere=True)
         letters = Letters(self.outbox)
         self.addCleanup(letters.close)
         # What the log says is not committed yet.

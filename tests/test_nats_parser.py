@@ -95,15 +95,15 @@ class ParserTests(SynchronousTestCase):
             b"Hello there",
             b"HMSG a 1 x 5",
         ):
-            self.refused(line + b"\r\n12345\r\n", "a line that is no message's")
+            self.refused(line + b"\r\n12345\r\n", "a line that is not a message")
         for line in (b"MSG a 1 -5", b"HMSG a 1 9 5", b"HMSG a 1 -1 5"):
-            self.refused(line + b"\r\n12345\r\n", "a size that cannot be")
-        self.refused(b"MSG a 1 " + b"9" * 5000 + b"\r\n", "no message's")
-        self.refused(b"MSG a 1 4\r\n12345\r\n", "not as long as it says")
-        self.refused(b"HMSG a 1 4 5\r\n12345\r\n", "whose headers are none")
+            self.refused(line + b"\r\n12345\r\n", "a message of an impossible size")
+        self.refused(b"MSG a 1 " + b"9" * 5000 + b"\r\n", "a line that is not a message")
+        self.refused(b"MSG a 1 4\r\n12345\r\n", "a message of the wrong length")
+        self.refused(b"HMSG a 1 4 5\r\n12345\r\n", "or with malformed headers")
 
     def test_message_that_is_too_long_is_refused_before_it_has_come(self):
-        self.refused(b"MSG a 1 %d\r\n" % (LIMIT + 1), "a message of 1001 bytes, and 1000 are accepted")
+        self.refused(b"MSG a 1 %d\r\n" % (LIMIT + 1), "a message of 1001 bytes, but at most 1000 are accepted")
         read = Read()
         read.parser.feed(written((b"a", b"1", b"", {}, bytes(LIMIT))))
         self.assertEqual(len(read.found), 1)

@@ -131,7 +131,7 @@ class SetAsideTests(DamagedCase):
         self.change("DELETE FROM batch")
         self.assertEqual(self.start(), [])
         self.assertIn("is damaged (rows of table batch are missing); stopping, the next start sets it aside", self.log())
-        self.assertIn("is damaged (found when it was read): set aside", self.log())
+        self.assertIn("is damaged (found when it was read): it was set aside", self.log())
         self.assertEqual((self.pending(), len(self.store.damaged)), (0, 1))
 
     def test_rows_that_are_gone_when_they_are_acknowledged(self):

@@ -30,7 +30,7 @@ class UnstorableTests(StoreCase):
         self.assertEqual((letter.delivery.id, letter.delivery.body), ("msg_bad", b""))
         self.assertIn("without its body", letter.damage)
         self.assertRaises(OutboxError, store.replay, [letter.number])
-        (line,) = [line for line in self.lines() if "is a dead letter" in line]
+        (line,) = [line for line in self.lines() if "became a dead letter" in line]
         self.assertIn(letter.reason, line)
         self.assertIsNone(store.failing)
         self.outbox.reclaim()

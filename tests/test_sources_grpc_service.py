@@ -159,7 +159,7 @@ class GrpcioTests(TestCase):
         await until(lambda: not self.factory.connections)
         told = [line for line in map(formatEvent, lines) if "HTTP/1" in line]
         self.assertEqual(len(told), 1, told)
-        self.assertIn("this port is for gRPC only: closed", told[0])
+        self.assertIn("but this port is for gRPC only: connection closed", told[0])
 
     async def test_a_peer_that_reads_no_answers(self):
         stub = self.listen()

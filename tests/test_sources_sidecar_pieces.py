@@ -287,7 +287,7 @@ class PiecesTests(ProtocolCase):
         self.factory.give_up()
         self.turn()
         self.assertEqual(len(topics(self.sink.events)), MANY)
-        self.assertIn("what is left of them is lost", "".join(self.warnings()))
+        self.assertIn("the rest of them is lost", "".join(self.warnings()))
 
     def test_a_bad_piece_costs_what_follows(self):
         value = b"\x12\x01c" + b"\x2a\x03\x0a\x01t" * 1500 + b"\x2a\x01\xff" + b"\x2a\x03\x0a\x01t" * 1500

@@ -80,7 +80,10 @@ class ConfigTests(ConfigCase):
             ('webhooks { user = "a:b", password = p }', "webhooks.user: is empty or has a colon"),
             ('webhooks { user = a, password = "" }', "webhooks.password: is empty"),
             ('webhooks { token = "${X}" }', "webhooks.token: nothing is substituted within quotes"),
-            ('webhooks { listen = "tcp:1:interface=0.0.0.0" }', "webhooks.listen: tcp:1:interface=0.0.0.0 can be reached"),
+            (
+                'webhooks { listen = "tcp:1:interface=0.0.0.0" }',
+                "webhooks.listen: other machines can reach tcp:1:interface=0.0.0.0,",
+            ),
             (
                 "sidecar { max_frame = 1MiB }",
                 "sidecar.max_frame: does not belong here: write it in mqhooks { sidecar { max_frame",

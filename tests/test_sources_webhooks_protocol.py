@@ -663,7 +663,7 @@ class SlowTests(WebhooksCase):
         # The first part goes in the next turn, all others in turns that follow.
         self.clock.advance(CLOSING_TIME)
         self.assertLess(len(self.sink.batches), 5)
-        self.assertIn("what is left of them is lost", self.warnings()[-1])
+        self.assertIn("the rest of them is lost", self.warnings()[-1])
         self.assertEqual(transport.value(), b"")
 
     def test_stopping(self):

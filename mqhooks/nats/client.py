@@ -145,7 +145,7 @@ class NATSClient:
             self._answers = self.subscribe(f"{self._inbox.decode()}*", self._answer)
         except ValueError:
             raise ConfigError(
-                f"answers cannot come to {settings.inbox!r}: give it words with dots between, like _INBOX"
+                f"{settings.inbox!r} is not a valid inbox prefix: use words separated by dots, like _INBOX"
             ) from None
 
     # Connections
@@ -178,7 +178,7 @@ class NATSClient:
         :returns: a ``Deferred`` that fails with :class:`~mqhooks.errors.NATSError` when the client gives up or is closed.
         """
         if self._closed:
-            return fail(self.problem or NATSUnavailable("the client of NATS is closed"))
+            return fail(self.problem or NATSUnavailable("the NATS client is closed"))
         return succeed(None) if self.info is not None else _wait(self._for_connection)
 
     def when_writable(self) -> Deferred[None]:
@@ -198,7 +198,7 @@ class NATSClient:
 
         :returns: a ``Deferred`` that fires when the connection is closed.
         """
-        self._finish(NATSUnavailable("the client of NATS is closed"))
+        self._finish(NATSUnavailable("the NATS client is closed"))
         return succeed(None) if self._connection is None else _wait(self._for_end)
 
     def drain(self, timeout: float = TIMEOUT) -> Deferred[None]:
@@ -314,7 +314,7 @@ class NATSClient:
     def warned(self, words: str) -> None:
         """Fail the requests that the server refuses, as far as it names them."""
         name = self._link.server if self._link else "…"
-        error = NATSRefused(f"NATS server {name} refuses something: {words}: check the permissions of its user")
+        error = NATSRefused(f"NATS server {name} denied a request: {words}: check the permissions of its user")
         refused = _PUBLISHED.search(words)
         if refused:
             for token in [token for token, asked in self._asked.items() if asked.subject == refused[1]]:
@@ -454,7 +454,7 @@ class NATSClient:
 
     def _unavailable(self) -> NATSUnavailable:
         if self._draining or self._closed:
-            return NATSUnavailable("the client of NATS is closed")
+            return NATSUnavailable("the NATS client is closed")
         return NATSUnavailable(f"not connected to NATS: {self.problem or 'there was no connection yet'}")
 
     def _token(self) -> bytes:
@@ -530,7 +530,7 @@ class NATSClient:
             try:
                 whom(what)
             except Exception:
-                self.log.failure("what is told about connections to NATS failed")
+                self.log.failure("a callback for NATS connections failed")
 
 
 def _wait(waiting: list[Deferred[None]]) -> Deferred[None]:

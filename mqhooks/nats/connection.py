@@ -40,7 +40,7 @@ HIGH = 1 << 20
 CLOSING_TIME = 2.0
 """Seconds that a connection has to close before it is aborted."""
 
-_IN_THE_CLEAR = "it goes on in the clear where TLS has to begin"
+_IN_THE_CLEAR = "it sends plain text where TLS has to begin"
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -233,7 +233,7 @@ class Connection(Protocol):
         try:
             call(*arguments)
         except NATSMalformed as error:
-            hint = "" if self._greeted else ": it may be something else than NATS"
+            hint = "" if self._greeted else ": it may be something other than NATS"
             self.fail(NATSMalformed(f"NATS server {self.server} does not speak the protocol: {error}{hint}"))
         except NATSError as error:
             self.fail(error)
@@ -292,7 +292,9 @@ class Connection(Protocol):
                 f"update it to {'.'.join(map(str, oldest))} or newer"
             )
         if not info.headers:
-            raise NATSRefused(f"NATS server {self.server} has no headers: remove no_header_support from its configuration")
+            raise NATSRefused(
+                f"NATS server {self.server} does not support headers: remove no_header_support from its configuration"
+            )
         if self._secure:
             self._greet()
         elif self._settings.tls_first:
@@ -313,7 +315,7 @@ class Connection(Protocol):
     def _greet(self) -> None:
         auth = self.server.auth or self._settings.auth
         if auth.signs and not self.info.nonce:
-            raise NATSRefused(f"NATS server {self.server} does not know nkeys: it asks for no signature")
+            raise NATSRefused(f"NATS server {self.server} does not support nkeys: it asks for no signature")
         connect = {
             "verbose": False,
             "pedantic": False,
@@ -345,19 +347,20 @@ class Connection(Protocol):
         elif "authorization" in lower or "authentication" in lower:
             self.fail(
                 NATSRefused(
-                    f"NATS server {self.server} does not let us in ({words}): check user and password, token, nkey or JWT"
+                    f"NATS server {self.server} refused the login ({words}): check user and password, token, nkey or JWT"
                 )
             )
         else:
             self.fail(NATSRefused(f"NATS server {self.server} ends the connection: {words}"))
 
     def _late(self) -> None:
-        what = "has sent no INFO: is it NATS, without TLS first (tls_first)?"
+        what, hint = "sent no INFO", ": is it NATS, without TLS first (tls_first)?"
         if self._greeted:
-            what = "has not answered our login"
+            what, hint = "did not answer our login", ""
         elif self._encrypting and not self._secure:
-            what = "has not finished the TLS handshake: does it speak TLS?"
-        self.fail(NATSUnavailable(f"NATS server {self.server}, after {self._settings.connect_timeout:g} s, {what}"))
+            what, hint = "did not finish the TLS handshake", ": does it speak TLS?"
+        limit = self._settings.connect_timeout
+        self.fail(NATSUnavailable(f"NATS server {self.server} {what} within {limit:g} s{hint}"))
 
     def _tick(self) -> None:
         if not self._heard:

@@ -349,7 +349,7 @@ class _Message(msgspec.Struct, frozen=True):
 
 def _checked(stream: str) -> str:
     if _NAME.fullmatch(stream) is None:
-        raise ValueError(f"not a name of a stream: {stream[:80]!r}")
+        raise ValueError(f"not a stream name: {stream[:80]!r}")
     return stream
 
 

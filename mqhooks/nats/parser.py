@@ -87,26 +87,26 @@ class Parser:
                     total = int(last)
                 (reply,) = maybe or (b"",)
             except ValueError:
-                raise _malformed("a line that is no message's", data[at:end]) from None
+                raise _malformed("a line that is not a message", data[at:end]) from None
             if verb not in (b"MSG", b"HMSG") and verb.upper() not in (b"MSG", b"HMSG"):
-                raise _malformed("a line that is no message's", data[at:end])
+                raise _malformed("a line that is not a message", data[at:end])
             if not 0 <= block <= total:
-                raise _malformed("a message with a size that cannot be", data[at:end])
+                raise _malformed("a message of an impossible size", data[at:end])
             if total > self._max_message:
-                raise NATSMalformed(f"it sends a message of {total} bytes, and {self._max_message} are accepted at most")
+                raise NATSMalformed(f"it sends a message of {total} bytes, but at most {self._max_message} are accepted")
             start, middle, stop = end + 2, end + 2 + block, end + 2 + total
             if stop + 2 > length:
                 self._keep(data[at:], stop + 2 - at)
                 return
             if data[stop : stop + 2] != b"\r\n" or (block and not data.startswith(VERSION, start)):
-                raise _malformed("a message that is not as long as it says, or whose headers are none", data[at:end])
+                raise _malformed("a message of the wrong length, or with malformed headers", data[at:end])
             at = stop + 2
             receiver = self.receivers.get(sid)
             if receiver is not None:
                 try:
                     receiver(NATSMessage(subject, reply, data[start:middle], data[middle:stop]))
                 except Exception:
-                    self.log.failure("what receives messages of {subject} failed", subject=printable(repr(subject), 200))
+                    self.log.failure("the receiver of messages on {subject} failed", subject=printable(repr(subject), 200))
 
     def _keep(self, rest: bytes, need: int) -> None:
         self._pieces.append(rest)

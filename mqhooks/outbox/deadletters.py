@@ -211,7 +211,7 @@ def _one_by_one(reader: sqlite3.Connection, only: Filter, after: int, upto: int 
 def _letter(number: int, version: object, check: object, data: object, *values: Any) -> DeadLetter:
     sound: list[Any] = [value if isinstance(value, type_) else type_() for value, type_ in zip(values, _TYPES, strict=True)]
     name, url, reason, status, answer, died, bare = sound
-    damage = "" if values == tuple(sound) else "a value is of another type than it was"
+    damage = "" if values == tuple(sound) else "a value has changed its type"
     delivery = Delivery("", "", 0, b"")
     try:
         delivery = decode_delivery(name, version, check, data)

@@ -139,7 +139,7 @@ def import_lines(file: IO[bytes], name: str, outbox: str, now: int, *, dead: boo
     except sqlite3.Error as error:
         raise OutboxError(f"{outbox}: cannot be written ({error}); import again: it goes on where it stopped") from None
     except OSError as error:
-        raise OutboxError(f"{name}: cannot be read, or kept beside {outbox} for the import ({error.strerror})") from None
+        raise OutboxError(f"{name}: cannot be read, or copied beside {outbox} for the import ({error.strerror})") from None
 
 
 def check_lines(file: IO[bytes], name: str, checked: IO[bytes], known: set[str], now: int, *, dead: bool) -> str:
@@ -182,7 +182,7 @@ def check_lines(file: IO[bytes], name: str, checked: IO[bytes], known: set[str],
 def _letter(line: bytes, known: set[str], now: int) -> tuple[DeadLetter | None, list[str]]:
     """Read a line; return its dead letter, or else what is wrong with it."""
     if len(line) > LINE:
-        return None, [f"is longer than {LINE >> 20} MiB, and nothing behind it was looked at"]
+        return None, [f"is longer than {LINE >> 20} MiB; nothing after it was checked"]
     try:
         value = _decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -213,9 +213,9 @@ def _letter(line: bytes, known: set[str], now: int) -> tuple[DeadLetter | None, 
 def _problems(value: _Line, known: set[str]) -> Iterator[str]:
     if value.webhook not in known:
         names = ", ".join(sorted(known)) or "none"
-        yield f"webhook: the outbox knows no webhook {value.webhook[:80]!r}; it knows {names[:500]}"
+        yield f"webhook: the outbox has no webhook {value.webhook[:80]!r}; it has {names[:500]}"
     if not _ID.fullmatch(value.id):
-        yield f"id: {value.id[:80]!r} is not 1 to 256 visible characters of ASCII, which a header can have"
+        yield f"id: {value.id[:80]!r} is not 1 to 256 visible ASCII characters, which fit into a header"
     for key in ("client", "mountpoint"):
         text = getattr(value, key)
         if "\0" in text or len(text.encode()) > _TEXT:
@@ -234,7 +234,7 @@ def _problems(value: _Line, known: set[str]) -> Iterator[str]:
             yield f"variation.path: {variation.path[:80]!r} is not a path like /hook?a=b, percent-encoded"
         for header, text in variation.headers:
             if not (_TOKEN.fullmatch(header) and _VALUE.fullmatch(text)):
-                yield f"variation.headers: {header[:80]!r} is not a header's name, or its value has control characters"
+                yield f"variation.headers: {header[:80]!r} is not a header name, or its value has control characters"
 
 
 def read_checked(checked: IO[bytes]) -> Iterator[Handed]:

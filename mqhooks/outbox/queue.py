@@ -673,7 +673,7 @@ class SqliteOutbox:
             letters.append(letter)
             if self._around.complaints.allow(("cannot be stored", self.name)) is not None:
                 self.log.error(
-                    "{path}: webhook {name}: a delivery is a dead letter: {reason}",
+                    "{path}: webhook {name}: a delivery became a dead letter: {reason}",
                     path=self._around.path,
                     name=self.name,
                     reason=letter.reason,

@@ -222,7 +222,7 @@ class SqliteStore(Service):
             remedy = "move it away, or give outbox.path another name"
             raise OutboxError(f"{self.path}: is damaged ({error}) and cannot be set aside ({problem}); {remedy}") from None
         self.log.critical(
-            "{path}: is damaged ({error}): set aside as {aside}, and an empty one begun; "
+            "{path}: is damaged ({error}): it was set aside as {aside}, and an empty one created; "
             "mqhooks outbox salvage {aside} recovers what can still be read",
             path=self.path,
             error=error,
@@ -494,7 +494,7 @@ class SqliteStore(Service):
     def _failed(self, error: BaseException) -> None:
         if self._complaints.allow("write") is not None:
             self.log.error(
-                "{path}: cannot be written ({reason}): nothing more is accepted until it can; trying each second",
+                "{path}: cannot be written ({reason}): nothing more is accepted until it can be; retrying every second",
                 path=self.path,
                 reason=error,
             )

@@ -32,7 +32,7 @@ class WaitingClaim:
         :raises RuntimeError: when another claim waits.
         """
         if self._waiting is not None:
-            raise RuntimeError("a claim waits already")
+            raise RuntimeError("a claim is already waiting")
         claimed = self._take(limit, size)
         if claimed:
             return claimed

@@ -261,7 +261,7 @@ class Dispatcher:
                 reason = f"it cannot be sent: {problem}"
                 self.outbox.bury(delivery, self._settings.url, reason, 0, b"", int(now * 1000))
                 self._counters.failure = LastFailure(now, reason, 0, b"")
-                self._complain(reason, "{id} is a dead letter", id=delivery.id)
+                self._complain(reason, "{id} became a dead letter", id=delivery.id)
         if any(problems):
             settle([AGAIN if problem is None else DEAD for problem in problems])
         else:
@@ -335,7 +335,7 @@ class Dispatcher:
         for delivery, fate, why in zip(deliveries, outcome.fates, outcome.reasons, strict=True):
             if fate is DEAD:
                 self.outbox.bury(delivery, self._settings.url, f"{reason}: {why}", status, body, int(now * 1000))
-                self._complain(f"{reason}: {why}", "{id} is a dead letter", id=delivery.id)
+                self._complain(f"{reason}: {why}", "{id} became a dead letter", id=delivery.id)
             elif fate is PARK:
                 parked.append(delivery)
         if parked:

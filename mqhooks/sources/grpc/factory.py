@@ -60,7 +60,7 @@ SERVING, NOT_SERVING = b"\0\0\0\0\2\x08\1", b"\0\0\0\0\2\x08\2"
 """The answers to a health check."""
 
 _NO_ROOM = "no room in the outbox"
-_TOO_MUCH = "too much waits to be committed"
+_TOO_MUCH = "too many events are waiting to be committed"
 
 
 class _Awaited:
@@ -195,7 +195,7 @@ class GrpcFactory(SourceFactory):
             self._forget(longest)
             self.counters.refused += 1
             self.complain(longest.connection, "unfinished", f"unfinished messages take more than {UNFINISHED >> 20} MiB")
-            longest.connection.refuse(longest, RESOURCE_EXHAUSTED, "unfinished messages take too much")
+            longest.connection.refuse(longest, RESOURCE_EXHAUSTED, "unfinished messages take too much memory")
 
     def _refuse_long(self, call: Call) -> None:
         size = int.from_bytes(call.content[1:5], "big")
@@ -375,7 +375,7 @@ class GrpcFactory(SourceFactory):
         """Abort all connections, and forget events that are not yet handed over."""
         lost = self._pieces.drop()
         if lost:
-            self.log.error("stopped in the middle of {count} calls with many topics: what is left of them is lost", count=lost)
+            self.log.error("stopped in the middle of {count} calls with many topics: the rest of them is lost", count=lost)
         super().give_up()
 
     def complain(self, protocol: GrpcProtocol, kind: str, complaint: str) -> None:

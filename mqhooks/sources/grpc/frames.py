@@ -105,7 +105,7 @@ class Frames:
 
     def _check(self, kind: int, length: int) -> None:
         if length > MAX_FRAME:
-            raise Unacceptable(FRAME_SIZE_ERROR, f"a frame claims to have {length} bytes, and {MAX_FRAME} are allowed")
+            raise Unacceptable(FRAME_SIZE_ERROR, f"a frame claims to have {length} bytes, but at most {MAX_FRAME} are allowed")
         if kind in (_HEADERS, _CONTINUATION):
             size = length if kind == _HEADERS else self._headers + length
             if size > MAX_HEADERS:

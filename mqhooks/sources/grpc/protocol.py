@@ -249,14 +249,14 @@ class GrpcProtocol(Protocol):
 
     def _misplaced(self, begin: bytes) -> None:
         if begin.startswith(b"\x16\x03"):
-            speaks = "TLS, which is not for this port"
+            speaks = "TLS, which this port does not take"
         elif begin.startswith(b"\0"):
             speaks = "VerneMQ's TCP stream, which belongs to the sidecar port"
         elif re.match(rb"[A-Z]+ ", begin):
-            speaks = "HTTP/1, and this port is for gRPC only"
+            speaks = "HTTP/1, but this port is for gRPC only"
         else:
             speaks = "no HTTP/2"
-        self.factory.complain(self, "preface", f"what connected speaks {speaks}: closed")
+        self.factory.complain(self, "preface", f"the peer speaks {speaks}: connection closed")
         self.abort()
 
     def _work(self) -> None:
@@ -284,11 +284,11 @@ class GrpcProtocol(Protocol):
         try:
             return self._h2.receive_data(frames)
         except ProtocolError as error:
-            raise Unacceptable(int(error.error_code), f"not HTTP/2 as it should be ({error})") from None
+            raise Unacceptable(int(error.error_code), f"invalid HTTP/2 ({error})") from None
         except Exception as error:
             # Damaged bytes can make h2 and the libraries below it raise anything.
             name = type(error).__name__
-            raise Unacceptable(PROTOCOL_ERROR, f"not HTTP/2 as it should be ({name}: {error})") from None
+            raise Unacceptable(PROTOCOL_ERROR, f"invalid HTTP/2 ({name}: {error})") from None
 
     def _calm(self) -> None:
         """Raise :exc:`Unacceptable` if the peer sends far more frames than its calls need."""

@@ -290,7 +290,7 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
         self.factory.counters.frames += 1
         self.factory.counters.oversized += 1
         self.factory.complain(
-            self, "framing", f"a frame claims to have {length} bytes, which no event has: framing lost, connection aborted"
+            self, "framing", f"a frame length of {length} bytes is impossible: framing lost, connection aborted"
         )
         self.abort()
 
@@ -378,7 +378,7 @@ class SidecarFactory(SourceFactory):
         """Abort all connections, and forget events that are not yet handed over."""
         lost = self.pieces.drop()
         if lost:
-            self.log.error("stopped in the middle of {count} frames with many topics: what is left of them is lost", count=lost)
+            self.log.error("stopped in the middle of {count} frames with many topics: the rest of them is lost", count=lost)
         super().give_up()
 
     def accept(self, events: list[Event], size: int) -> None:

@@ -59,7 +59,7 @@ PATIENCE = 1.0
 _FULL = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the outbox has no room for more events")
 _LOST = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event was not accepted: the log of mqhooks says why")
 _LATE = problem(HTTPStatus.SERVICE_UNAVAILABLE, "the event is not committed yet")
-_TOO_MANY = problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many events with very many topics are being worked off")
+_TOO_MANY = problem(HTTPStatus.SERVICE_UNAVAILABLE, "too many events with very many topics are being processed")
 
 
 class _Batch:
@@ -195,9 +195,7 @@ class WebhooksFactory(SourceFactory):
             count = sum(map(len, self._pieces.values()))
             self._pieces.clear()
             self._divided = 0
-            self.log.error(
-                "stopped in the middle of {count} requests with many topics: what is left of them is lost", count=count
-            )
+            self.log.error("stopped in the middle of {count} requests with many topics: the rest of them is lost", count=count)
         super().give_up()
 
     def _look(self) -> None:

@@ -29,10 +29,10 @@ class Guard:
         self.locked = settings.locked
         self._token = None if settings.token is None else settings.token.encode()
         self._login = None if settings.user is None else f"{settings.user}:{settings.password or ''}".encode()
-        post = f"VerneMQ's webhooks are taken by POST {quote(settings.path)}"
+        post = f"VerneMQ's webhooks go to POST {quote(settings.path)}"
         self.elsewhere = problem(HTTPStatus.NOT_FOUND, f"there is nothing here: {post}")
         self.not_posted = problem(HTTPStatus.METHOD_NOT_ALLOWED, post, b"allow: POST\r\n")
-        text = "a token or a user and password is missing or wrong: give the endpoint in vernemq.conf that of mqhooks"
+        text = "the token or the password is missing or wrong: put mqhooks' token or password into the endpoint in vernemq.conf"
         self.unauthorized = problem(HTTPStatus.UNAUTHORIZED, text, b'www-authenticate: Basic realm="mqhooks"\r\n')
 
     def here(self, url: bytes) -> bool:

@@ -47,6 +47,6 @@ def check(settings: WebhooksSettings) -> None:
         if not settings.locked and can_be_reached(description):
             remedy = "set mqhooks.sources.webhooks.token, or user and password"
             raise ConfigError(
-                f"{description} can be reached from elsewhere, and anybody could post events: {remedy}",
+                f"other machines can reach {description}, and anybody could post events: {remedy}",
                 key="mqhooks.sources.webhooks.listen",
             )

@@ -295,7 +295,7 @@ class WebhooksProtocol(BaseProtocol):
         factory = self.factory
         guard = factory.guard
         if self._parser.should_upgrade():
-            self._refuse(_UPGRADE, "invalid", "a request wants another protocol")
+            self._refuse(_UPGRADE, "invalid", "a request asks to switch protocols")
         elif self._parser.get_method() != b"POST":
             self._refuse(guard.not_posted, "invalid", "a request is not a POST")
         elif not guard.here(self._url):
@@ -368,7 +368,7 @@ class WebhooksProtocol(BaseProtocol):
         if hook is None:
             if not factory.count_question(self._hook_name):
                 factory.counters.count("unknown")
-                factory.complain(self, "unknown", "requests of a hook that is not known are answered, and left out")
+                factory.complain(self, "unknown", "requests of an unknown hook are answered and ignored")
             self._answer(NEXT, connection)
             return
         exchange = Exchange(self, hook.chain, connection, bodiless=False)
