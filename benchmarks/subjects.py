@@ -75,9 +75,9 @@ def bridge(wiring: Wiring, *, profile: Path | None = None) -> Process:
     try:
         warnings = load(str(path)).warnings
     except ConfigError as error:
-        raise BenchmarkError(f"mqhooks refuses what it is told: {error}") from None
+        raise BenchmarkError(f"mqhooks refuses its configuration: {error}") from None
     if warnings:
-        raise BenchmarkError(f"mqhooks does not know what it is told: {warnings[0]}")
+        raise BenchmarkError(f"mqhooks does not know a key of its configuration: {warnings[0]}")
     command = ["-c", TWISTD, "-n", "--pidfile="]
     if profile is not None:
         command += [f"--profile={profile}", "--profiler=cprofile", "--savestats"]
