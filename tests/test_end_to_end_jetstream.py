@@ -95,7 +95,7 @@ class EndToEndTests(TestCase):
         bridge, target = await self.start(Behaviour(fail=0.05, drop=0.02))
         other, _ = await self.bridge()
         for each in (bridge, other):
-            await each.until(r"MQ_webhook_\d: is ours now")
+            await each.until(r"MQ_webhook_\d: now delivered here")
         sent = self.simulate(target, 8000, rate=1000)
         await until(lambda: self.tally.distinct >= 2000)
         self.nodes.kill(0)
@@ -109,7 +109,7 @@ class EndToEndTests(TestCase):
     async def test_without_a_majority_for_some_seconds_vernemq_is_read(self):
         page = kept_port(self)
         bridge, target = await self.start(page=page)
-        await bridge.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await bridge.until(r"(?s)(MQ_webhook_\d: now delivered here.*){4,}")
         sent = self.simulate(target, 8000, rate=1000, size=2000)
         await until(lambda: self.tally.distinct >= 500)
 
@@ -160,30 +160,30 @@ class EndToEndTests(TestCase):
         bridge, target = await self.start()
         other, _ = await self.bridge()
         for each in (bridge, other):
-            await each.until(r"MQ_webhook_\d: is ours now")
+            await each.until(r"MQ_webhook_\d: now delivered here")
         sent = self.simulate(target, 8000, rate=1000)
         await until(lambda: self.tally.distinct >= 1000)
         other.process.signalProcess(signal.SIGSTOP)
-        await bridge.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await bridge.until(r"(?s)(MQ_webhook_\d: now delivered here.*){4,}")
         await until(lambda: self.tally.distinct >= 4000)
         other.process.signalProcess(signal.SIGCONT)
         await sent
         await until(lambda: self.tally.distinct >= 8000 - CLIENTS)
         self.check_order(8000 - CLIENTS)
         self.assertNotIn("Traceback", bridge.stdout + bridge.stderr + other.stdout + other.stderr)
-        self.assertRegex(other.stdout, r"MQ_webhook_\d: is \S+'s now")
+        self.assertRegex(other.stdout, r"MQ_webhook_\d: now delivered by \S+")
 
     async def test_webhooks_come_and_go_with_a_reload(self):
         bridge, target = await self.start(size=1)
         other, _ = await self.bridge()
         for each in (bridge, other):
-            await each.until(r"MQ_webhook_\d: is ours now")
+            await each.until(r"MQ_webhook_\d: now delivered here")
         before = self.config.read_text()
         self.config.write_text(before.replace("webhook {", "webhooks.audit {"))
         bridge.process.signalProcess(signal.SIGHUP)
-        await bridge.until(r"MQ_audit_3: is ours now")
+        await bridge.until(r"MQ_audit_3: now delivered here")
         # Who does not have the webhook any more leaves it to who does.
-        await other.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await other.until(r"(?s)(MQ_webhook_\d: now delivered here.*){4,}")
         await self.simulate(target, 500)
         await until(lambda: self.tally.distinct >= 500 - CLIENTS)
         self.config.write_text(before)
@@ -202,13 +202,13 @@ class EndToEndTests(TestCase):
         self.config.write_text(self.config.with_name("accept.conf").read_text().replace("role = accept", "role = deliver"))
         admin = free_port()
         delivering = Twistd(self, "mqhooks", "--admin-port", str(admin), "--sidecar-port", "0", "--config", str(self.config))
-        await delivering.until(r"(?s)(MQ_webhook_\d: is ours now.*){4,}")
+        await delivering.until(r"(?s)(MQ_webhook_\d: now delivered here.*){4,}")
         await until(lambda: self.tally.distinct >= 500 - CLIENTS)
         self.check_order(500 - CLIENTS)
         ready = await deferToThread(lambda: json.load(urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=5)))
         self.assertEqual(ready["checks"]["listening"], {"ok": True, "reason": "not for VerneMQ: outbox.role is deliver"})
         self.assertNotIn("listening for VerneMQ", delivering.stdout)
-        self.assertNotIn("is ours now", accepting.stdout)
+        self.assertNotIn("now delivered here", accepting.stdout)
         for bridge in (accepting, delivering):
             bridge.process.signalProcess("TERM")
             await bridge.ended

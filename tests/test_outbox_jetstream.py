@@ -426,7 +426,7 @@ class EngineTests(TestCase):
         self.assertEqual([each.place for each in await maybeDeferred(outbox.recall, places)], places[1:])
         self.assertEqual((outbox.counts.dropped, outbox.counts.pending), (1, 1))
         lines = [formatEvent(each) for each in logged if each["log_level"] is LogLevel.critical]
-        self.assertEqual(lines, [f"MQ_w_0: message {gone} is not there any more: a delivery of it is lost"])
+        self.assertEqual(lines, [f"MQ_w_0: message {gone} is gone: a delivery of it is lost"])
 
     async def test_too_long_for_a_message_is_a_dead_letter(self):
         await self.start()

@@ -60,7 +60,7 @@ class ExaminationTests(JetStreamMixin, TestCase):
     async def test_nobody_is_there(self):
         found = await self.examine(nats=NATSSettings((Server("127.0.0.1", 1),)))
         self.assertEqual(found.problems, [])
-        self.assertRegex(found.notes[0], "no connection to NATS server 127.0.0.1:1: .*; the streams were not looked at")
+        self.assertRegex(found.notes[0], "no connection to NATS server 127.0.0.1:1: .*; the streams were not checked")
 
     async def test_without_jetstream(self):
         await self.begin(sync=None)
@@ -139,7 +139,7 @@ class DigestTests(JetStreamMixin, TestCase):
         second, two = self.configured("2", partitions=2)
 
         def told(whom):
-            what = f"webhook w: is configured otherwise here than on {whom}: nothing of it is delivered here"
+            what = f"webhook w: is configured differently here than on {whom}: nothing of it is delivered here"
             return any(line.startswith(what) for line in map(formatEvent, logged))
 
         await until(lambda: told(one.me))

@@ -166,7 +166,7 @@ class HoldTests(HoldCase):
         await until(lambda: not self.source.braked)
         self.send()
         await until(lambda: one.diverted == self.sent)
-        self.assertIn(f"webhook w: JetStream is away: {self.path} keeps what comes until it is back", self.lines())
+        self.assertIn(f"webhook w: JetStream is away: {self.path} takes deliveries until it is back", self.lines())
         self.link.mute = False
         self.consume(one)
         await self.all_arrived()

@@ -189,7 +189,7 @@ class CommandTests(Burying, TestCase):
         self.assertEqual(await self.run_command("import", "--as-dead", file), ["import: 4 dead letters were handed over; done"])
         self.assertEqual(len(await self.run_command("list")), 4)
         await self.run_command("list", "--webhook", "nobody", status=1)
-        self.assertIn("knows no webhook nobody; it knows w", self.errors)
+        self.assertIn("has no webhook nobody; it has w", self.errors)
         await self.run_command("show", "999", status=1)
         self.assertEqual(self.errors, "mqhooks: there is no dead letter 999\n")
 

@@ -71,7 +71,7 @@ class RepartitionTests(JetStreamMixin, TestCase):
         # What comes is accepted by the new one at once, and by the old one's file.
         await two.append(make(30, 30))
         await one.append(make(30, 60))
-        await until(lambda: self.told("webhook w: has another number of partitions by now, and these take no more"))
+        await until(lambda: self.told("webhook w: now has a different number of partitions, and these take no more deliveries"))
         # The two share what was there before; what came later waits until none of that is left.
         self.assertEqual([number for _, number, _ in self.arrived if number >= 30], [])
         self.assertFalse(any(partition.mine for partition in two.partitions))

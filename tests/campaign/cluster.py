@@ -127,7 +127,7 @@ class Member:
 
     async def owns(self):
         """Wait until the bridge owns a partition."""
-        await self.process.until(r"MQ_webhook_\d+: is ours now", anywhere=True)
+        await self.process.until(r"MQ_webhook_\d+: now delivered here", anywhere=True)
 
     def signal(self, name):
         """Send the process a signal."""
@@ -345,7 +345,7 @@ class ClusterStage(Ground):
         row = Row(title, broken=self.broken, sent=sum(producer.total for producer in self.producers), pending=int(pending))
         self._check(letters, row)
         log = "".join(member.log for member in self.members)
-        for word in ("Traceback", "are lost", "not there any more"):
+        for word in ("Traceback", "are lost", "a delivery of it is lost"):
             if word in log:
                 where = log.index(word)
                 self.broken.append(f"the log says: {log[max(where - 300, 0) : where + 2000]}")

@@ -476,7 +476,7 @@ class Acceptor:
             self._note(failure.value)
             self._failed(failure.value)
         elif not failure.check(CancelledError, OutboxError):
-            self.log.failure("storing what was kept for {subject} failed", failure, subject=self.subject)
+            self.log.failure("moving local deliveries for {subject} to JetStream failed", failure, subject=self.subject)
 
     def _drained(self, _: object) -> None:
         self._draining = None

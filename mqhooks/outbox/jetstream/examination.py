@@ -27,7 +27,7 @@ PATIENCE = 5.0
 
 UNSYNCED = (
     "unless the NATS servers have sync_interval: always, a power failure can undo what they have acknowledged; "
-    "when they have it, say sync = full"
+    "if they have it, set sync = full"
 )
 """The warning unless the operator has declared that the servers sync always."""
 
@@ -64,7 +64,7 @@ async def examine(reactor: Any, settings: Any, webhooks: Iterable[str], max_size
     except (Late, NATSUnavailable) as error:
         reason = client.problem or error
         if client.info is None and not isinstance(reason, NATSRefused):
-            found.notes.append(f"{reason or f'no connection within {PATIENCE:g} s'}; the streams were not looked at")
+            found.notes.append(f"{reason or f'no connection within {PATIENCE:g} s'}; the streams were not checked")
         elif not refused:
             found.problems.append(str(reason))
     except (NATSError, OutboxError) as error:
@@ -113,7 +113,7 @@ async def _look(client: NATSClient, settings: Any, webhooks: list[str], max_size
         left = max(limit - reserved, 0) >> 20
         problem = f"{missing >> 20} MiB are needed, and {left} MiB of {limit >> 20} MiB are left"
         remedy = "raise its max_store, or lower outbox.max_size"
-        found.problems.append(f"the account of NATS has too little storage: {problem}: {remedy}")
+        found.problems.append(f"the NATS account has too little storage: {problem}: {remedy}")
     elif missing:
         found.notes.append(
             f"{missing >> 20} MiB will be reserved on each of {settings.replicas} servers, within their max_file"

@@ -66,7 +66,7 @@ async def partitions_of(stream: JetStream, names: Names) -> int:
     try:
         return int(info["config"]["metadata"]["mqhooks-partitions"])
     except (KeyError, TypeError, ValueError):
-        raise OutboxError(f"stream {names.stream(0)} is not one of mqhooks: give outbox.prefix another value") from None
+        raise OutboxError(f"stream {names.stream(0)} was not made by mqhooks: give outbox.prefix another value") from None
 
 
 async def ensure(stream: JetStream, config: dict[str, Any]) -> None:

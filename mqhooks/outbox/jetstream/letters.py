@@ -263,7 +263,7 @@ class SharedLetters:
                 try:
                     await self._js.publish(log, data, message_id=f"{source}/{batch[-1].number}", headers=headers)
                 except NATSTooLong as error:
-                    raise OutboxError(f"line {batch[-1].number}: {error}; take it out, and import the rest") from None
+                    raise OutboxError(f"line {batch[-1].number}: {error}; remove it, and import the rest") from None
 
         await _all([one_log(*log, content) for log, content in logs.items()])
 

@@ -313,7 +313,7 @@ class JetStreamOutbox:
             if not self._running:
                 return
             self._former.remove(former)
-            what = f"all of the {len(former.partitions)} former partitions is settled"
+            what = f"all deliveries of the {len(former.partitions)} former partitions are settled"
             self.log.info("webhook {name}: {what}", name=self.name, what=what)
             if self._listened:
                 self._share()
@@ -330,7 +330,7 @@ class JetStreamOutbox:
     def _advanced(self, failure: Any) -> None:
         self._advancing = None
         if isinstance(failure, Failure) and not failure.check(NATSError, CancelledError):
-            self.log.failure("going on to the next partitions failed", failure)
+            self.log.failure("moving on to the next partitions failed", failure)
 
     def attach(self, spill: SqliteStore, name: str) -> None:
         """
@@ -351,7 +351,7 @@ class JetStreamOutbox:
             acceptor.spilling = acceptor.spilling or bool(self._leftover)
         waiting = self.diverted
         if waiting:
-            what = f"{spill.path} keeps {waiting} deliveries for JetStream"
+            what = f"{spill.path} holds {waiting} deliveries for JetStream"
             self.log.info("webhook {name}: {what}", name=self.name, what=what)
         self._spill = spill
 
@@ -388,7 +388,7 @@ class JetStreamOutbox:
             moving.addBoth(self._stored_leftover)
         if self._spilled and not any(acceptor.spilling for acceptor in self._acceptors):
             self._spilled = False
-            self.log.info("webhook {name}: all that was kept locally is in JetStream", name=self.name)
+            self.log.info("webhook {name}: everything kept locally is in JetStream now", name=self.name)
         self._release()
 
     async def _store_leftover(self) -> None:
@@ -415,13 +415,13 @@ class JetStreamOutbox:
     def _stored_leftover(self, failure: Any) -> None:
         self._moving = None
         if isinstance(failure, Failure) and not failure.check(NATSError, CancelledError, OutboxError):
-            self.log.failure("storing what was kept locally failed", failure)
+            self.log.failure("moving local deliveries to JetStream failed", failure)
 
     def _divert(self, acceptor: Acceptor) -> None:
         if self._spill is None:
             what = "JetStream is away, and there is no spill: nothing more is accepted until it is back"
         else:
-            what = f"JetStream is away: {self._spill.path} keeps what comes until it is back"
+            what = f"JetStream is away: {self._spill.path} takes deliveries until it is back"
             self._spilled = True
             acceptor.divert()
         if self._complaints.allow("away") is not None:
@@ -435,7 +435,10 @@ class JetStreamOutbox:
             and generations[-1] > self.names.generation
             and self._complaints.allow("newer") is not None
         ):
-            what = "has another number of partitions by now, and these take no more: set outbox.partitions to it, and restart"
+            what = (
+                "now has a different number of partitions, and these take no more deliveries: "
+                "set outbox.partitions to the new number, and restart"
+            )
             self.log.error("webhook {name}: {what}", name=self.name, what=what)
         if self._running and not self._delivers and self._members.alone and self._complaints.allow("alone") is not None:
             remedy = "start one with outbox.role = deliver or both"
@@ -475,10 +478,12 @@ class JetStreamOutbox:
         for each in (members, *(former.members for former in self._former)):
             each.delivers = self._delivers and not differs
         if differs and other != noted and self._complaints.allow("differs") is not None:
-            whom = other or "those that deliver"
-            what = f"is configured otherwise here than on {whom}: nothing of it is delivered here until both are the same"
+            whom = other or "the bridges that deliver"
+            what = (
+                f"is configured differently here than on {whom}: nothing of it is delivered here until the configurations match"
+            )
             if not self._delivers:
-                what = "is configured otherwise here than on those that deliver: make both the same"
+                what = "is configured differently here than on the bridges that deliver: make the configurations match"
             self.log.error("webhook {name}: {what}", name=self.name, what=what)
 
     def kept(self, letters: int) -> None:
@@ -951,7 +956,7 @@ class JetStreamOutbox:
 
     def _not_stored(self, error: NATSError) -> None:
         if isinstance(error, JetStreamError) and error.err_code in NO_ROOM:
-            what = f"webhook {self.name}: there is no room in JetStream: {error}; nothing more is accepted until there is"
+            what = f"webhook {self.name}: JetStream has no room: {error}; nothing more is accepted until it has"
             if self._complaints.allow("no room") is not None:
                 self.log.warn("{what}", what=what)
         else:
@@ -963,7 +968,7 @@ class JetStreamOutbox:
         self._appended += 1
         self._dead += 1
         if self._complaints.allow("cannot be stored") is not None:
-            self.log.error("webhook {name}: a delivery is a dead letter: {reason}", name=self.name, reason=letter.reason)
+            self.log.error("webhook {name}: a delivery became a dead letter: {reason}", name=self.name, reason=letter.reason)
         self._store_letter(letter, stored)
 
     def _store_letter(self, letter: DeadLetter, stored: Callable[[], object]) -> None:
@@ -974,7 +979,7 @@ class JetStreamOutbox:
         try:
             data = encode_letter(letter)
             if len(data) > self._longest + OVERHEAD // 2:
-                raise ValueError("it is too long for a message of NATS")
+                raise ValueError("it is too long for a NATS message")
         except UNENCODABLE as error:
             data = encode_letter(without_body(letter, f"{letter.reason}; {error}"))
         self.burying += 1

@@ -304,7 +304,7 @@ class Partition:
         """Give up a delivery whose message is no longer in the log."""
         if self.settle(row, index):
             self._owner.lost(self, 1)
-            line = "{name}: message {seq} is not there any more: a delivery of it is lost"
+            line = "{name}: message {seq} is gone: a delivery of it is lost"
             self.log.critical(line, name=self._name, seq=row.seq)
 
     def _finish(self, row: Row) -> None:
@@ -417,7 +417,7 @@ class Partition:
         self._owner.counted(self.pending, resumed=True)
         if self._subscription is None:
             self._subscription = self._client.subscribe(self._new, self._told)
-        self.log.info("{name}: is ours now, {pending} deliveries are waiting", name=self._name, pending=self.pending)
+        self.log.info("{name}: now delivered here, {pending} deliveries are waiting", name=self._name, pending=self.pending)
         self.look()
 
     async def _renew(self) -> float | None:
@@ -477,7 +477,7 @@ class Partition:
     def _after_renewal(self) -> None:
         if self._suspended:
             self._suspended = False
-            self.log.info("{name}: the lease is renewed, deliveries go on", name=self._name)
+            self.log.info("{name}: the lease is renewed, deliveries continue", name=self._name)
             self.look()
         if not self.leaving and self._again:
             self.read()
@@ -502,7 +502,7 @@ class Partition:
         info = await self._js.stream_info(self._name)
         config = info["config"]
         await self._js.update_stream({**config, "max_bytes": int(config["max_bytes"]) + (1 << 20)})
-        self.log.warn("{name}: was full to the last byte, and has 1 MiB more now", name=self._name)
+        self.log.warn("{name}: was completely full; its limit was raised by 1 MiB", name=self._name)
 
     async def _give_up(self) -> None:
         if not self.mine:
@@ -528,7 +528,7 @@ class Partition:
         self._release()
         self._seen = -1, 0.0
         self._owner.handed(pending)
-        self.log.warn("{name}: is {owner}'s now", name=self._name, owner=owner or "nobody")
+        self.log.warn("{name}: now delivered by {owner}", name=self._name, owner=owner or "nobody")
 
     def _release(self) -> None:
         """Forget everything about it."""
@@ -819,7 +819,7 @@ class Partition:
             self.pending -= lost
             if lost:
                 self._owner.lost(self, lost)
-                line = "{name}: message {seq} is not there any more: {lost} deliveries are lost"
+                line = "{name}: message {seq} is gone: {lost} deliveries are lost"
                 self.log.critical(line, name=self._name, seq=row.seq, lost=lost)
 
     def _nothing(self, start: int, following: int | None) -> None:
@@ -843,7 +843,7 @@ class Partition:
         if self.pending > 0:
             lost, self.pending = self.pending, 0
             self._owner.lost(self, lost)
-            self.log.critical("{name}: {lost} deliveries are not there any more", name=self._name, lost=lost)
+            self.log.critical("{name}: {lost} deliveries are gone from the stream, and are lost", name=self._name, lost=lost)
         elif self.pending < 0:
             more, self.pending = -self.pending, 0
             self._owner.counted(more, resumed=True)
