@@ -65,5 +65,5 @@ class TwistdTests(TestCase):
     async def test_another_one_is_the_operator_s_choice(self):
         log = await self.start("--reactor=select")
         self.assertIn("reactor class: twisted.internet.selectreactor.SelectReactor.", log)
-        line = "timers follow the wall clock with twisted.internet.selectreactor.SelectReactor: "
+        line = "with twisted.internet.selectreactor.SelectReactor, timers follow the wall clock: "
         self.assertEqual(log.count(line), 1)

@@ -128,7 +128,7 @@ class StatusTests(AdminCase):
                 "",
                 f"{off}: mqhooks.admin.listen: is off, so there is no API to ask: set it to an address like",
             ),
-            (["--config", free], "", f"{free}: mqhooks.admin.listen: tcp:0 has no fixed port: give --url, too"),
+            (["--config", free], "", f"{free}: mqhooks.admin.listen: tcp:0 has no fixed port: also give --url"),
             (["--cacertfile=/dev/null"], "https://localhost:1", "--cacertfile: /dev/null cannot be used: "),
         ):
             self.assertIn(problem, await self.refused_verdict(*words, url=url))

@@ -202,7 +202,7 @@ class WholeFileTests(ConfigCase):
             ("servers = a, role = reader", "role: 'reader' is not one of both, accept, deliver"),
             ('servers = a, prefix = "a.b"', "prefix: 'a.b' is not 1 to 32 letters"),
             ("servers = a, user = u", "user: user and password need each other: set both"),
-            ("servers = a, user = u, password = p, token = t", "token: user is set too: choose one of them"),
+            ("servers = a, user = u, password = p, token = t", "token: user is also set: choose one of them"),
             ("servers = a, seed = SUX", "seed: "),
             ('servers = a, credsfile = "/nowhere"', "credsfile: "),
             ('servers = a, tls { cacertfile = "/nowhere" }', "tls.cacertfile: /nowhere does not exist"),
@@ -892,7 +892,7 @@ class AuthTests(ConfigCase):
     def test_wrong(self):
         example = "auth { bearer { token_file = /run/secrets/token } }"
         for text, mistake in {
-            "auth { }": f"auth: says nothing: write for example {example}",
+            "auth { }": f"auth: is empty: write for example {example}",
             "auth = none": "auth: 'none' is not a block in braces",
             "auth { basic { username = a, password = s3cret }, bearer.token = s3cret }": "auth: has basic and bearer: keep one",
             "auth.basic.username = a": 'auth.basic.password: is missing: write an empty one as ""',

@@ -59,7 +59,7 @@ class Settings(SynchronousTestCase):
         Auth("me", "").check()
         Auth(token="t").check()
         self.assertEqual(Auth(token="t").answer(""), {"auth_token": "t"})
-        self.assertIn("m.conf: outbox.auth.token: user is set too", self.mistake(user="u", password="p", token="t"))
+        self.assertIn("m.conf: outbox.auth.token: user is also set", self.mistake(user="u", password="p", token="t"))
         self.assertIn("outbox.auth.user: user and password need each other", self.mistake(user="u"))
         self.assertIn("need each other", self.mistake(password="p"))
 
@@ -89,11 +89,11 @@ class Settings(SynchronousTestCase):
         for content in (b"", b"\x00\xff" * 1000, "hello", token.partition("*****")[0], NKey(ACCOUNT).seed):
             path = self.file(content)
             self.assertIn(f"outbox.auth.credsfile: {path} holds no user JWT", self.mistake(credsfile=path))
-            self.assertIn(f"outbox.auth.seedfile: {path}: this is not an nkey seed", self.mistake(seedfile=path))
+            self.assertIn(f"outbox.auth.seedfile: {path}: this is not a user's nkey seed", self.mistake(seedfile=path))
         path = self.file(token)
-        self.assertIn(f"credsfile: {path}: this is not an nkey seed", self.mistake(credsfile=path))
+        self.assertIn(f"credsfile: {path}: this is not a user's nkey seed", self.mistake(credsfile=path))
         self.assertIn("credsfile: /nowhere cannot be read: No such file", self.mistake(credsfile="/nowhere"))
-        self.assertIn("seed: this is not an nkey seed", self.mistake(seed="hello"))
+        self.assertIn("seed: this is not a user's nkey seed", self.mistake(seed="hello"))
 
     def test_servers(self):
         for url, expected in (

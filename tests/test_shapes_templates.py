@@ -153,7 +153,7 @@ class FieldTests(SynchronousTestCase):
             self.assertIn(told, mistake(field, name, "on_message_publish"))
         self.assertIn("is not a field of on_client_connack", mistake(field, "topic", "on_client_connack"))
         self.assertIn("is not a field of on_subscribe", mistake(field, "topic", "on_subscribe"))
-        self.assertIn("does not end", mistake(url_maker, "/{{clientid", "on_publish"))
+        self.assertIn("begins a placeholder, but no }} ends it", mistake(url_maker, "/{{clientid", "on_publish"))
 
 
 class URLTests(SynchronousTestCase):
@@ -336,7 +336,7 @@ class RequestTests(SynchronousTestCase):
             (publish(username=""), "url: {{username}} is missing"),
             (
                 publish(client_id="a\r\nb"),
-                "headers.X-A: it would have a line break or another control character, or a space at an end",
+                "headers.X-A: it would have a line break or another control character, or a space at its beginning or end",
             ),
         ):
             ((_, body_, variation),) = self.made(event, Rule("on_publish", None, shape))

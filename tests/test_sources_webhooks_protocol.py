@@ -400,7 +400,7 @@ class RefusalTests(WebhooksCase):
     def test_malformed_bodies(self):
         status, told = self.status(request("on_publish", b'{"client_id":"secret"'))
         self.assertEqual(status, 400)
-        self.assertEqual(told, {"error": "the body is not JSON that can be read"})
+        self.assertEqual(told, {"error": "the body is not readable JSON"})
         self.ask(request("on_publish", b'{"client_id":"secret"'))
         (line,) = self.warnings()
         self.assertNotIn("secret", line)

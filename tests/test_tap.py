@@ -513,4 +513,4 @@ class ProcessTests(OptionsCase, TestCase):
             await deferLater(reactor, 0.02)
         bridge.process.signalProcess("TERM")
         await bridge.ended
-        self.assertIn("stopped with 1 deliveries not delivered; they are lost", bridge.stdout)
+        self.assertIn("stopped with 1 deliveries undelivered; they are lost", bridge.stdout)

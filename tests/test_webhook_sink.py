@@ -700,7 +700,7 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.clock.pump([1] * 10)
         self.successResultOf(stopped)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertIn("webhook w: stopped with 3 deliveries not delivered; they are lost", self.lines())
+        self.assertIn("webhook w: stopped with 3 deliveries undelivered; they are lost", self.lines())
 
     def test_stopping_a_durable_outbox_waits_for_what_is_under_way(self):
         sink = self.make(DurableOutbox(), pool_size=1)

@@ -155,7 +155,7 @@ def admin_access(file: str, given: str | None = None) -> tuple[str, str | None]:
         path = re.split(r"(?<!\\):", listen)[1].removeprefix("address=")
         return f"unix:{path}", block.secret("token")
     if not port:
-        raise block.error("listen", f"{listen} has no fixed port: give --url, too")
+        raise block.error("listen", f"{listen} has no fixed port: also give --url")
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(interface, interface)
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if kind == 'ssl' else 'http'}://{host}:{port}", block.secret("token")

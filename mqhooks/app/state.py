@@ -219,7 +219,7 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     try:
         ready, status = msgspec.json.decode(answer[0], type=Ready), msgspec.json.decode(answer[1], type=Status)
     except (msgspec.MsgspecError, ValueError):
-        raise NoAnswer(f"{where}: the answer is not from mqhooks, or from another version: check the address") from None
+        raise NoAnswer(f"{where}: the answer is not from mqhooks, or is from another version: check the address") from None
     well = ready.status == "ready" and (options.ready or status.verdict.level != "bad")
     if options.json:
         told = {"verdict": status.verdict, "ready": ready, "status": msgspec.Raw(answer[1])}

@@ -222,7 +222,7 @@ def _make(reactor: Any, options: Options) -> IService:
         log.warn("{line}", line=told(warning))
     if not isinstance(reactor, MonotonicReactor):
         log.warn(
-            "timers follow the wall clock with {reactor}: without twistd --reactor they ignore changes of the clock",
+            "with {reactor}, timers follow the wall clock: start twistd without --reactor, and they ignore clock changes",
             reactor=qual(type(reactor)),
         )
     to_stdout = _to_stdout(sinks)

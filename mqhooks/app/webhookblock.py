@@ -216,7 +216,7 @@ def _auth(outer: Block, default: AuthSettings | None) -> AuthSettings | None:
     given = [kind for kind in found if kind in block]
     if len(given) != 1:
         example = "auth { bearer { token_file = /run/secrets/token } }"
-        nothing = "says nothing" if not block.names() else "has none of basic, bearer and oauth2"
+        nothing = "is empty" if not block.names() else "has none of basic, bearer and oauth2"
         problem = f"has {' and '.join(given)}: keep one" if given else f"{nothing}: write for example {example}"
         outer.fail(outer.error("auth", problem))
         return None

@@ -241,7 +241,7 @@ class _Composer:
             raise self._unresolved(str(error)) from None
         except ConfigWrongTypeException:
             raise ConfigError(
-                "${…} joins text with a block or a list: name a key within it, or write a value of its kind", self._path
+                "${…} joins text with a block or a list: name a key within it, or write a value of the same kind", self._path
             ) from None
         except RecursionError:
             raise

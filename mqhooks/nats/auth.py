@@ -56,7 +56,7 @@ class Auth:
         """
         given = [key for key in ("user", "token", "seed", "seedfile", "credsfile") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise self._mistake(given[1], f"{given[0]} is set too: choose one of them")
+            raise self._mistake(given[1], f"{given[0]} is also set: choose one of them")
         if (self.user is None) != (self.password is None):
             raise self._mistake("user", "user and password need each other: set both")
         self.answer("")
@@ -122,7 +122,7 @@ def read_seed(seed: str) -> Ed25519PrivateKey:
         raw = b""
     # Of the first two bytes, five bits mean a seed, eight say whose, and three are unused.
     if len(raw) != 36 or raw[0] & 0xF8 != _SEED or (raw[0] & 7) << 5 | raw[1] >> 3 != _USER:
-        raise ValueError("this is not an nkey seed of a user: it begins with SU and has 58 characters")
+        raise ValueError("this is not a user's nkey seed: one begins with SU and has 58 characters")
     if crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
         raise ValueError("this nkey seed is mistyped or cut off: its checksum is wrong")
     return Ed25519PrivateKey.from_private_bytes(raw[2:34])

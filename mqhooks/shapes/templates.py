@@ -62,7 +62,7 @@ def parse(template: str, event: str, encoding: Encoding = "json") -> tuple[list[
     """
     pieces = PLACEHOLDER.split(template)
     if any("{{" in piece for piece in pieces[::2]):
-        raise ConfigError("{{ begins a placeholder that }} does not end: write it like {{clientid}}")
+        raise ConfigError("{{ begins a placeholder, but no }} ends it: write it like {{clientid}}")
     return pieces[::2], [field(name.strip(), event, encoding) for name in pieces[1::2]]
 
 
@@ -162,7 +162,7 @@ def header_maker(template: str, event: str, encoding: Encoding = "json") -> Call
         if len(header) > LONGEST:
             raise Unsendable(f"it is longer than {LONGEST} characters")
         if not (header.isprintable() and header.strip() == header) and _not_for_headers(header):
-            raise Unsendable("it would have a line break or another control character, or a space at an end")
+            raise Unsendable("it would have a line break or another control character, or a space at its beginning or end")
         return header
 
     return make

@@ -307,7 +307,7 @@ class WebhookSink(Service):
         pending = self.outbox.counts.pending
         if pending and not self.outbox.durable and not self._retired:
             self.log.error(
-                "webhook {name}: stopped with {pending} deliveries not delivered; they are lost",
+                "webhook {name}: stopped with {pending} deliveries undelivered; they are lost",
                 name=self.settings.name,
                 pending=pending,
             )

@@ -278,7 +278,7 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
                 self,
                 "properties",
                 f"client {printable(divided.client[1], 64)} has more than {MANY} user properties, "
-                f"or more than {PIECE >> 10} KiB of them: only the first of them are kept",
+                f"or more than {PIECE >> 10} KiB of them: only the first ones are kept",
             )
         self.factory.pieces.add(self, divided, size)
 

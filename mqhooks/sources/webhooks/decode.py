@@ -184,7 +184,7 @@ def decode(hook: Hook, body: bytes, now: int, *, text: bool = False) -> Event:
     except msgspec.ValidationError as error:
         raise MalformedBody(f"not what this hook sends: {error}") from None
     except (msgspec.MsgspecError, RecursionError, ValueError):
-        raise MalformedBody("not JSON that can be read") from None
+        raise MalformedBody("not readable JSON") from None
 
 
 def divide(event: Event) -> Iterator[Event]:
