@@ -235,7 +235,7 @@ function showLive() {
     byId("problems").hidden = true;
     write(byId("headline"), headline);
     const old = status === null ? "Nothing is known yet." : "What is shown is old.";
-    write(byId("summary"), `${old} ${refusal ?? "Is the process running?"} This page goes on by itself when it is back.`);
+    write(byId("summary"), `${old} ${refusal ?? "Is the process running?"} This page resumes on its own when it is back.`);
     showTitle(`(?) ${headline} – `);
   }
   if (age > SILENT) stream?.abort();
