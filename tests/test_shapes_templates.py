@@ -115,7 +115,25 @@ class FieldTests(SynchronousTestCase):
         self.assertEqual(self.value("properties.p_content_type", event), ("text/x", "text/x"))
         self.assertEqual(self.value("properties.p_number", event), (7, "7"))
         self.assertEqual(self.value("properties.p_number", publish()), (None, None))
+        self.assertEqual(self.value("properties.p_content_type[0]", event), (None, None))
+        self.assertEqual(self.value("properties.p_number[0]", event), (None, None))
+        several = replace(publish(), properties=Properties({"p_subscription_id": (7, "ab")}))
+        self.assertEqual(self.value("properties.p_subscription_id[0]", several), (7, "7"))
+        self.assertEqual(self.value("properties.p_subscription_id[1][0]", several), (None, None))
         self.assertIn("is not a field of on_message_drop", mistake(field, "properties.a", "on_message_drop"))
+
+    def test_a_text_has_no_parts(self):
+        for event, name in (
+            (publish(user_properties={"k": "abc"}), "user_properties.k[0]"),
+            (publish(matched_acl={"name": "abc"}), "matched_acl.name[0]"),
+            (publish(payload=b'{"s":"abc"}'), "payload.s[0]"),
+            (make_event("on_unsubscribe", topics=["abc"]), "topics[0][1]"),
+            (make_event("on_subscribe", topics=[{"topic": "abc", "qos": 2}]), "topics[0].topic[1]"),
+        ):
+            self.assertEqual(self.value(name, event), (None, None), name)
+            self.assertEqual(self.value(f"{name}[0]", event), (None, None), name)
+            parent = name[: name.rindex("[")]
+            self.assertEqual(self.value(parent, event)[1], "abc")
 
     def test_payloads(self):
         for payload, value, text in (

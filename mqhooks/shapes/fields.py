@@ -177,7 +177,8 @@ def _part(get: Get, steps: list[str | int], *, or_none: bool) -> Get:
         value = get(event, item)
         try:
             for step in steps:
-                value = value[step]
+                # Text has an index, too, but no parts.
+                value = None if isinstance(value, str) else value[step]
         except (LookupError, TypeError):
             return None
         return (value or None) if or_none else value
