@@ -1,5 +1,6 @@
 """Who may use an outbox."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -102,6 +103,25 @@ class LockTests(SynchronousTestCase):
         self.assertEqual(len(locks), 2)
         self.refused("is in use by process")
         second.release()
+
+    def test_lock_that_cannot_be_taken_is_nobodys(self):
+        def failing(module, name, number):
+            def fail(*_):
+                raise OSError(number, os.strerror(number))
+
+            return self.patch(module, name, fail)
+
+        self.file.write_text("7\nused\n")
+        for module, name in ((fcntl, "flock"), (os, "fstat"), (os, "lstat"), (os, "pread")):
+            for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.EPERM):
+                patch = failing(module, name, number)
+                self.refused(f"{self.file}: cannot be locked: {os.strerror(number)}; put outbox.path on a local disk")
+                patch.restore()
+        for number in (errno.EWOULDBLOCK, errno.EACCES):
+            patch = failing(fcntl, "flock", number)
+            self.refused(f"{self.path}: is in use by process 7; stop that one")
+            patch.restore()
+        self.assertTrue(self.take().used)
 
     def test_name_that_leads_elsewhere_each_time(self):
         flock = fcntl.flock

@@ -56,12 +56,15 @@ class Lock:
             descriptor = self._open()
             try:
                 kept = self._locked(descriptor)
-            except BaseException:
+                words = os.pread(descriptor, SIZE, 0).split(b"\n")[1:]
+            except BaseException as error:
                 os.close(descriptor)
-                raise
+                if not isinstance(error, OSError):
+                    raise
+                remedy = "put outbox.path on a local disk that works, and whose file system has locks (flock)"
+                raise OutboxError(f"{self._path}: cannot be locked: {error.strerror}; {remedy}") from None
             if kept:
                 self._descriptor = descriptor
-                words = os.pread(descriptor, SIZE, 0).split(b"\n")[1:]
                 self.used, self.damaged = USED in words, DAMAGED in words
                 self._write()
                 return
@@ -90,7 +93,9 @@ class Lock:
             raise OutboxError(f"{self._path}: is not a regular file; remove it, or give outbox.path another name")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
             owner = os.pread(descriptor, SIZE, 0).decode(errors="replace").partition("\n")[0]
             remedy = "stop that one or give outbox.path another name"
             raise OutboxError(f"{self._outbox}: is in use by process {owner or 'unknown'}; {remedy}") from None
