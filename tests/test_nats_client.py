@@ -184,7 +184,13 @@ class Messages(ClientCase):
         client = await self.client((server,))
         client.subscribe("silent", lambda message: None)
         waiting = client.request("silent")
-        await gatherResults([client.close(), client.close(), self.assertFailure(waiting, NATSDisconnected)])
+        closing = [client.close(), client.close(), self.assertFailure(waiting, NATSDisconnected)]
+        # The connection is still there.
+        error = self.assertRaises(NATSUnavailable, client.publish, "a")
+        self.assertEqual((str(error), client.server, client.info), ("the NATS client is closed", None, None))
+        for refused in (client.request("a"), client.flush(), client.when_writable()):
+            await self.assertFailure(refused, NATSUnavailable)
+        await gatherResults(closing)
         await client.close()
         self.assertRaises(NATSUnavailable, client.publish, "a")
         self.assertEqual((client.server, client.info, self.reasons), (None, None, []))
@@ -268,6 +274,23 @@ class Reconnecting(ClientCase):
         waiting = self.assertFailure(client.when_connected(), NATSUnavailable)
         await until(lambda: fake.connections)
         await gatherResults([client.close(), waiting])
+
+    async def test_connection_that_is_given_up(self):
+        fake = Fake(self)
+        server = Server("127.0.0.1", fake.number)
+        errors = []
+
+        def warned(_):
+            # What the server says next ends the connection, which is not gone yet.
+            reactor.callLater(0, lambda: errors.append(self.assertRaises(NATSUnavailable, client.publish, "a")))
+
+        client = NATSClient(reactor, NATSSettings((server,)), warned=warned)
+        self.addCleanup(client.close)
+        client.start()
+        await client.when_connected()
+        fake.connections[0].transport.write(b"-ERR 'Permissions Violation'\r\n-ERR 'Stale Connection'\r\n")
+        await until(lambda: errors)
+        self.assertIn(f"not connected to NATS: NATS server {server} ends the connection: Stale Connection", str(errors[0]))
 
     async def test_server_that_lets_us_in_and_throws_us_out(self):
         fake = Fake(self, WELL, PING=b"PONG\r\n-ERR 'User Authentication Revoked'\r\n")

@@ -364,6 +364,35 @@ class Sending(ConnectionCase):
         self.assertIsInstance(self.wire.lost, ConnectionDone)
         self.assertIsNone(self.wire.producer)
 
+    def test_nothing_is_to_be_sent_once_it_closes(self):
+        for close in (lambda: self.connection.close(), lambda: self.connection.fail(NATSRefused("no"))):
+            self.open()
+            self.connection.pauseProducing()
+            self.connection.send(bytes(HIGH + 1))
+            told = self.owner.writables
+            close()
+            self.assertEqual((self.connection.ready, self.owner.writables), (False, told))
+
+    def test_what_comes_when_it_was_closed_before_the_server_let_us_in(self):
+        for come, late in (([], WELL), ([WELL], b"PONG\r\n"), ([], WELL + b"PONG\r\n")):
+            self.connect()
+            self.receive(*come)
+            self.wire.clear()
+            self.connection.close()
+            self.connection.dataReceived(late)
+            self.assertEqual((self.connection.ready, self.owner.told_of, self.wire.value()), (False, [], b""))
+            self.clock.advance(2.1)
+            self.assertIsInstance(self.wire.lost, ConnectionLost)
+            self.assert_fails(NATSUnavailable, "is closed")
+
+    def test_answers_that_come_while_it_closes(self):
+        self.open()
+        answered = []
+        self.connection.ping(lambda: answered.append("pong"))
+        self.connection.close()
+        self.connection.dataReceived(b"MSG a 1 2\r\nhi\r\nPONG\r\n")
+        self.assertEqual((self.owner.messages, answered, self.connection.ready), ([b"hi"], ["pong"], False))
+
     def test_close_that_is_not_answered(self):
         self.open()
         self.connection.close()

@@ -313,8 +313,7 @@ class NATSClient:
 
     def warned(self, words: str) -> None:
         """Fail the requests that the server refuses, as far as it names them."""
-        name = self._link.server if self._link else "…"
-        error = NATSRefused(f"NATS server {name} denied a request: {words}: check the permissions of its user")
+        error = NATSRefused(f"NATS server {self._name} denied a request: {words}: check the permissions of its user")
         refused = _PUBLISHED.search(words)
         if refused:
             for token in [token for token, asked in self._asked.items() if asked.subject == refused[1]]:
@@ -455,7 +454,13 @@ class NATSClient:
     def _unavailable(self) -> NATSUnavailable:
         if self._draining or self._closed:
             return NATSUnavailable("the NATS client is closed")
-        return NATSUnavailable(f"not connected to NATS: {self.problem or 'there was no connection yet'}")
+        problem = (self._link and self._link.problem) or self.problem or "there was no connection yet"
+        return NATSUnavailable(f"not connected to NATS: {problem}")
+
+    @property
+    def _name(self) -> str:
+        """The name of the server, also while the connection is being closed."""
+        return str(self._link.server) if self._link else "…"
 
     def _token(self) -> bytes:
         self._number += 1
@@ -487,9 +492,7 @@ class NATSClient:
 
     def _late(self, token: bytes) -> None:
         asked = self._asked[token]
-        words = (
-            f"no answer to {asked.subject} from NATS server {self.server} within {asked.timeout:g} s: the outcome is unknown"
-        )
+        words = f"no answer to {asked.subject} from NATS server {self._name} within {asked.timeout:g} s: the outcome is unknown"
         self._settle(token, Failure(NATSTimeout(words)))
 
     def _answer(self, message: NATSMessage) -> None:

@@ -101,7 +101,8 @@ class Connection(Protocol):
     :param server: the server.
     :param owner: notified of everything that happens.
     :ivar info: the server's latest information about itself.
-    :ivar ready: whether the server has let us in.
+    :ivar ready: whether the server has let us in, and the connection is not being closed.
+    :ivar problem: why we close it at once; ``None`` when we don't.
     """
 
     transport: Any
@@ -110,6 +111,7 @@ class Connection(Protocol):
         self.server = server
         self.info = Info()
         self.ready = False
+        self.problem: NATSError | None = None
         self._reactor = reactor
         self._settings = settings
         self._verifier: Verifier | None = None
@@ -118,7 +120,6 @@ class Connection(Protocol):
         self._greeted = False
         # In turn: the first line asks for TLS; TLS has begun; the certificate is right.
         self._upgrading = self._encrypting = self._secure = False
-        self._problem: NATSError | None = None
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._scheduled = False
@@ -160,8 +161,11 @@ class Connection(Protocol):
         self._pongs.append(answered)
 
     def close(self) -> None:
-        """Write the waiting bytes, then close the connection."""
-        self._paused = False
+        """Write the waiting bytes, then close the connection; if the server has not let us in yet, close it at once."""
+        if not self.ready:
+            self.fail(NATSUnavailable(f"the connection to NATS server {self.server} is closed"))
+            return
+        self.ready = self._paused = False
         self._flush(everything=True)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
@@ -170,7 +174,8 @@ class Connection(Protocol):
 
     def fail(self, error: NATSError) -> None:
         """Close the connection at once."""
-        self._problem = self._problem or error
+        self.ready = False
+        self.problem = self.problem or error
         self._parser.stopped = True
         self.transport.abortConnection()
 
@@ -197,7 +202,7 @@ class Connection(Protocol):
                 size += len(pieces[-1])
             self._queued -= size
             self.transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if not self.full:
+        if self.ready and not self.full:
             self._owner.writable()
 
     # Receiving
@@ -248,7 +253,7 @@ class Connection(Protocol):
         self._stop_timer()
         self._queue.clear()
         self._queued = 0
-        self._owner.lost(self, self._problem or NATSUnavailable(self._explain(reason.value)))
+        self._owner.lost(self, self.problem or NATSUnavailable(self._explain(reason.value)))
 
     def _stop_timer(self) -> None:
         if self._timer is not None and self._timer.active():
