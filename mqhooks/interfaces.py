@@ -230,7 +230,7 @@ class ICallbackTransport(IWebhookTransport):
 
     def submit(request: Request, done: Callable[[Response | DeliveryError], object]) -> None:
         """
-        Send a request like :meth:`~IWebhookTransport.send`.
+        Send a request like :meth:`~IWebhookTransport.send`. It raises nothing.
 
         :param done: called once with the response, or with the error of a failed ``send``, possibly before this returns.
         """

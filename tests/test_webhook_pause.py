@@ -8,7 +8,7 @@ from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryT
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook.counters import failure_of
 from mqhooks.webhook.sink import WebhookSink
-from tests.webhooks import SinkMixin, publish, respond
+from tests.webhooks import URL, SinkMixin, publish, respond
 
 
 class SinkCase(SinkMixin, SynchronousTestCase):
@@ -188,6 +188,24 @@ class AttemptTests(SinkCase):
         self.assertEqual((self.sink.testing, self.sink.paused, self.sink.down_since), (False, True, None))
         self.assertEqual((self.outbox.counts, counters.attempts, counters.failed), (counts, 0, 0))
         self.assertEqual(counters.tried, [attempt])
+
+    def test_a_transport_that_raises(self):
+        send = self.transport.send
+
+        def broken(_):
+            raise RuntimeError("no way")
+
+        self.transport.send = broken
+        attempt = self.successResultOf(self.sink.send_test(*make_test(self.sink.settings)))
+        self.assertEqual((self.sink.testing, attempt.status, attempt.said), (False, 0, f"{URL}: no way".encode()))
+        # The same goes for deliveries: they are tried again.
+        self.publish("a")
+        self.assertEqual(self.sink.failure.reason, f"{URL}: no way")
+        self.transport.send = send
+        self.clock.advance(2)
+        self.transport.end()
+        self.assertEqual(self.outbox.counts.delivered, 1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
 
 
 class KnowledgeTests(SinkCase):

@@ -26,7 +26,7 @@ from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, Deliv
 from mqhooks.http import names
 from mqhooks.http.connection import Exchange, HTTPConnection
 from mqhooks.http.proxy import AUTHENTICATION_REQUIRED, ProxySettings
-from mqhooks.http.request import Renderer, endpoint_for, target
+from mqhooks.http.request import Renderer, endpoint_for, target, unwritable
 from mqhooks.http.sockets import Channel, Sockets, sockets
 from mqhooks.http.tls import TLSChannel, TLSSettings, client_context, no_handshake
 from mqhooks.interfaces import ICallbackTransport
@@ -126,12 +126,17 @@ class PooledTransport:
     def submit(self, request: Request, done: Callable[[Response | DeliveryError], object]) -> None:
         """See :class:`~mqhooks.interfaces.ICallbackTransport`."""
         renderer = self._renderer
-        if request.head is not renderer.head:
-            renderer = self._renderer = Renderer(request.head, self._proxy)
+        try:
+            if request.head is not renderer.head:
+                renderer = self._renderer = Renderer(request.head, self._proxy)
+            data = renderer.render(request)
+        except UnicodeError as error:
+            done(unwritable(self._name, error))
+            return
         if self._proxy is not None:
             done = partial(self._passed_on, self._proxy, done)
         since = self._seconds()
-        exchange = Exchange(renderer.render(request), done, since, resent=not self._resend)
+        exchange = Exchange(data, done, since, resent=not self._resend)
         if request.method == "HEAD" or renderer.asks_for_head:
             exchange.bodiless = True
         connection = self._free(since) if self._idle else None

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from mqhooks.delivery import Head, Request
+from mqhooks.errors import ConnectFailed
 from mqhooks.http import names
 from mqhooks.http.proxy import ProxyEndpoint, ProxySettings, TunnelEndpoint
 
@@ -67,6 +68,15 @@ def endpoint_for(reactor: Any, at: Target, timeout: float, proxy: ProxySettings 
     if at.scheme == "https":
         return TunnelEndpoint(reactor, proxy, timeout, at.host, at.port)
     return ProxyEndpoint(reactor, proxy, timeout)
+
+
+def unwritable(name: str, error: UnicodeError) -> ConnectFailed:
+    """
+    Return the error for a request that cannot be written as bytes.
+
+    :param name: the endpoint's.
+    """
+    return ConnectFailed(f"{name}: the request cannot be written ({error}): mend the webhook's URL or its headers")
 
 
 def origin_form(path: str) -> str:

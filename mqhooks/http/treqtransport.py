@@ -33,7 +33,7 @@ from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import MAX_AGE
 from mqhooks.http.proxy import AUTHENTICATION_REQUIRED, ProxySettings
-from mqhooks.http.request import endpoint_for, origin_form, target
+from mqhooks.http.request import endpoint_for, origin_form, target, unwritable
 from mqhooks.interfaces import IWebhookTransport
 from mqhooks.support.tls import TLSSettings, no_handshake
 
@@ -105,8 +105,12 @@ class TreqTransport:
         url = at.url if request.path is None else at.origin + origin_form(request.path)
         fields = Headers()
         ours = [] if self._proxy is None else self._proxy.headers
-        for name, value in (*ours, *head.headers, *request.headers):
-            fields.addRawHeader(name, value)
+        try:
+            address = url.encode("ascii")
+            for name, value in (*ours, *head.headers, *request.headers):
+                fields.addRawHeader(name, value)
+        except UnicodeError as error:
+            return fail(unwritable(self._name, error))
         if self._clock.seconds() >= self._expires:
             self._agent = self._new_agent()
         attempt = _Attempt(self._explain, self._keep)
@@ -124,7 +128,7 @@ class TreqTransport:
 
         attempt.result.addBoth(over)
         method = request.method or head.method
-        client = HTTPClient(_Exactly(self._agent, url.encode("ascii")), self._cookies)
+        client = HTTPClient(_Exactly(self._agent, address), self._cookies)
         more: dict[str, Any] = {"headers": fields, "data": request.body, "allow_redirects": False, "unbuffered": True}
         attempt.begin(maybeDeferred(client.request, method, "http://endpoint/", **more))
         return attempt.result

@@ -33,7 +33,7 @@ from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import AUTH, Attempt, LastFailure, WebhookCounters
 from mqhooks.webhook.dispatcher import Dispatcher
 from mqhooks.webhook.settings import WebhookSettings
-from mqhooks.webhook.submit import submitter
+from mqhooks.webhook.submit import careful_submitter
 
 PAUSE_LOOK = 60.0
 """Longest time between two looks at the time of day, in seconds, while a webhook is paused until some time."""
@@ -109,7 +109,7 @@ class WebhookSink(Service):
             random=random or Random(),
             now=now,
         )
-        self._submit = submitter(transport, settings.name, settings.url, self.log)
+        self._submit = careful_submitter(transport, settings.name, settings.url, self.log)
         self._drained: Deferred[None] | None = None
         self._retired = False
         self._pause_timer: IDelayedCall | None = None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -29,6 +30,16 @@ def submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) ->
     if ICallbackTransport.providedBy(transport):
         submit: Submit = transport.submit
         return submit
+    return careful_submitter(transport, name, url, log)
+
+
+def careful_submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) -> Submit:
+    """
+    Return a function like that of :func:`submitter`, for any transport: what the transport raises is a result, too.
+
+    :param name: the webhook's name, for the log.
+    :param url: the webhook's URL, for messages.
+    """
 
     def explain(failure: Failure) -> DeliveryError:
         error = failure.value
@@ -38,6 +49,6 @@ def submitter(transport: IWebhookTransport, name: str, url: str, log: Logger) ->
         return ConnectionBroken(f"{url}: {in_words(error)}")
 
     def wait_for(request: Request, done: Done) -> None:
-        transport.send(request).addErrback(explain).addCallback(done)
+        maybeDeferred(transport.send, request).addErrback(explain).addCallback(done)
 
     return wait_for

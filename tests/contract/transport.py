@@ -72,6 +72,17 @@ class TransportContract:
         transport = self.start()
         verifyObject(IWebhookTransport, transport)
 
+    async def test_request_that_cannot_be_written(self):
+        transport = self.start()
+        head = Head("POST", self.url, (("x-b", "caf\udce9"),))
+        for wrong in (self.request(head=head), self.request(headers=[("x-b", "caf\udce9")]), self.request(path="/caf\udce9")):
+            error = await self.assertFailure(transport.send(wrong), ConnectFailed)
+            self.assertIn("/127.0.0.1:", str(error))
+            self.assertIn(": the request cannot be written (", str(error))
+            self.assertNotIn("\n", str(error))
+        self.assertEqual(await self.status(transport), 200)
+        self.assertEqual(len(self.endpoint.requests), 1)
+
     async def test_request_arrives_as_it_is(self):
         transport = self.start(query="?a=1")
         signed = [("webhook-id", "msg_1"), ("webhook-timestamp", "7"), ("webhook-signature", "v1,x")]
