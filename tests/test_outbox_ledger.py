@@ -148,9 +148,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def write(self):
         self.storage.write(self.ledger)
 
-    @rule()
-    def reclaim(self):
+    @rule(data=st.data(), late=st.booleans())
+    def reclaim(self, data, late):
         self.ledger.reclaim()
+        if late:
+            # Whoever claimed them has an answer for some before they are read again.
+            self.acknowledge(data, twice=False)
         self.waiting = sorted([*self.claimed, *self.waiting], key=int)
         self.stale.update(self.claimed)
         self.claimed, self.shelved = {}, set()
@@ -269,6 +272,17 @@ class DamageTests(SynchronousTestCase):
         self.assertEqual(ledger.gone(1), 3)
         self.assertEqual([row.number for row in ledger.finished()], [])
         self.assertEqual((ledger.counts.dropped, ledger.counts.pending), (3, 3))
+
+    def test_row_that_is_settled_before_it_is_read_again(self):
+        ledger = self.filled()
+        claimed = ledger.claim(6, 1000)
+        ledger.reclaim()
+        ledger.acknowledge(claimed[:3])
+        self.assertEqual([row.number for row in ledger.finished()], [1])
+        self.assertEqual(ledger.again(), 2)
+        ledger.acknowledge(claimed[3:])
+        self.assertEqual((ledger.again(), ledger.behind, ledger.empty, ledger.size), (None, False, True, 0))
+        self.assertEqual((ledger.counts.delivered, ledger.counts.pending), (6, 0))
 
     def test_more_settled_than_was_pending_is_never_negative(self):
         ledger = Ledger(0, 1, 1, 60)

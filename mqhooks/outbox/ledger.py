@@ -137,7 +137,8 @@ class Ledger:
         # Unclaimed deliveries in memory: each row, what is left of it, and the bytes of its bodies.
         self._ready: deque[tuple[Row, list[Delivery], int]] = deque()
         self._ready_count = self._ready_bytes = 0
-        self._again: deque[int] = deque()
+        # Rows to read again, in order; a row that is settled meanwhile leaves it. The values mean nothing.
+        self._again: dict[int, None] = {}
         self._touched: dict[int, Row] = {}
         self._finished: list[Row] = []
         # Bytes that thinning can free, counted when there was too little room.
@@ -238,7 +239,7 @@ class Ledger:
 
     def again(self) -> int | None:
         """Get the number of the row to read again next, before any unread one; ``None`` when there is none now."""
-        return self._again[0] if self._again and self._has_room() else None
+        return next(iter(self._again)) if self._again and self._has_room() else None
 
     def takes(self, size: int) -> bool:
         """Return whether to keep a row of this many bytes in memory: one with a long body only when no other is there."""
@@ -255,8 +256,8 @@ class Ledger:
         :param deliveries: ``None`` when they are lost.
         :returns: the number lost.
         """
-        if self._again and self._again[0] == row.number:
-            self._again.popleft()
+        if row.number in self._again:
+            del self._again[row.number]
             # The one in memory may have settled bits that are not written yet.
             row = self._rows.get(row.number, row)
         self._read = max(self._read, row.number)
@@ -342,7 +343,7 @@ class Ledger:
         self._ready.clear()
         self._ready_count = self._ready_bytes = 0
         # Rows are in the order in which they were committed.
-        self._again = deque(self._rows)
+        self._again = dict.fromkeys(self._rows)
         for row in self._rows.values():
             row.shelved = 0
 
@@ -432,6 +433,7 @@ class Ledger:
 
     def _finish(self, row: Row) -> None:
         self._rows.pop(row.number, None)
+        self._again.pop(row.number, None)
         self._touched.pop(row.number, None)
         self._finished.append(row)
         self.size = max(self.size - row.size, 0)
@@ -537,7 +539,9 @@ class Ledger:
             self._unready(claimed_in_part)
             yield row
         while self._again:
-            yield self._rows[self._again.popleft()]
+            number = next(iter(self._again))
+            del self._again[number]
+            yield self._rows[number]
         for row in unread:
             self._read = row.number
             yield row
