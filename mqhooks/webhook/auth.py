@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from msgspec import structs
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -26,6 +25,7 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import DeliveryError, NotAuthenticated
 from mqhooks.interfaces import ICallbackTransport, IWebhookTransport
 from mqhooks.support.files import read_bounded
+from mqhooks.webhook.answers import Hider, credentials
 from mqhooks.webhook.settings import BasicSettings, BearerSettings, WebhookSettings
 from mqhooks.webhook.submit import Done, submitter
 
@@ -175,6 +175,8 @@ class AuthenticatedTransport:
         self._plain: Head | None = None
         self._value = ""
         self._head = Head("", "", ())
+        self._hidden = ""
+        self._hider = Hider(())
 
     def send(self, request: Request) -> Deferred[Response]:
         """See :class:`~mqhooks.interfaces.IWebhookTransport`."""
@@ -222,10 +224,10 @@ class AuthenticatedTransport:
         if isinstance(result, Response):
             if result.status != UNAUTHORIZED:
                 self._credentials.accepted()
-            secret = value.partition(" ")[2].encode()
-            if secret in result.body:
-                # Answers are shown on the status page and in the API.
-                result = structs.replace(result, body=result.body.replace(secret, "…".encode()))
+            if value != self._hidden:
+                self._hidden, self._hider = value, Hider(credentials(value))
+            # Answers are shown on the status page and in the API.
+            result = self._hider.hide(result)
         done(result)
 
     def _authorized(self, request: Request, value: str) -> Request:

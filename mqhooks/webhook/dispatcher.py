@@ -22,6 +22,7 @@ from mqhooks.errors import DeliveryError, NotAuthenticated
 from mqhooks.interfaces import IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
+from mqhooks.webhook.answers import hider_for
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import LastFailure, WebhookCounters, failure_of
 from mqhooks.webhook.handshake import Handshake
@@ -79,6 +80,7 @@ class Dispatcher:
         self._settings = settings
         self._submit = submitter(transport, settings.name, settings.url, self.log)
         self._requests = RequestMaker(settings, now)
+        self._hider = hider_for(settings)
         self._counters = counters
         self._now = now
         self._outcomes = Outcomes(settings.retry, settings.pool_size, random)
@@ -270,6 +272,8 @@ class Dispatcher:
 
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
         counters, now, seconds = self._counters, self._now(), self._seconds() - since
+        if isinstance(response, Response):
+            response = self._hider.hide(response)
         counters.note(now, seconds, deliveries, self._settings.url, response)
         if not isinstance(response, Response):
             self._not_delivered(deliveries, response, settle)

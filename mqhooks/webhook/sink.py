@@ -29,6 +29,7 @@ from mqhooks.interfaces import IBoundedSink, IHolding, IOutbox, IWebhookTranspor
 from mqhooks.nanomq.rules import Rules
 from mqhooks.shapes.rules import ShapedRules
 from mqhooks.support.times import written
+from mqhooks.webhook.answers import hider_for
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import AUTH, Attempt, LastFailure, WebhookCounters
 from mqhooks.webhook.dispatcher import Dispatcher
@@ -272,6 +273,8 @@ class WebhookSink(Service):
 
         def ended(result: Response | DeliveryError) -> None:
             self.testing = False
+            if isinstance(result, Response):
+                result = hider_for(self.settings).hide(result)
             self.counters.note(self._now(), self._clock.seconds() - since, [delivery], self.settings.url, result)
             answered.callback(self.counters.tried[-1])
 
