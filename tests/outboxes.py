@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from mqhooks.delivery import Delivery
+from mqhooks.errors import OutboxNoRoom
 from mqhooks.outbox.file import LONGEST_ROW, OutboxFile
 from mqhooks.outbox.queue import NOTED
 from mqhooks.outbox.sqlite import CLOSING_TIME, SqliteStore
@@ -70,6 +71,7 @@ class Faults:
 
     :ivar writes: errors for the next transactions, one after the other; ``None`` lets one succeed.
     :ivar before_write: called once, before the next transaction, to act while a thread writes; it may set itself again.
+    :ivar room: bytes of new and rewritten rows that a transaction may have; a longer one finds no room. ``None``: any.
     :ivar reads: raised by every read; ``None`` lets reads succeed.
     :ivar written: the transactions that succeeded, as lists of changes.
     :ivar before_move: called before the log is moved, in the thread.
@@ -81,7 +83,7 @@ class Faults:
         self.longest_row = longest_row
         self.writes = []
         self.always = None
-        self.reads = None
+        self.reads = self.room = None
         self.before_write = self.before_move = self.log_length = None
         self.moved = 0
         self.written = []
@@ -96,6 +98,10 @@ class Faults:
                 if hook is not None:
                     hook()
                 error = faults.writes.pop(0) if faults.writes else faults.always
+                if error is None and faults.room is not None:
+                    rows = [row.data for each in changes for row in each.rows]
+                    rows += [data for each in changes for _, data in each.thinned]
+                    error = OutboxNoRoom("full") if sum(map(len, rows)) > faults.room else None
                 if error is not None:
                     raise error
                 super().write(changes, *more)

@@ -380,19 +380,24 @@ class SqliteStore(Service):
         """Carry out some requests of other processes; the rest follows when these are committed."""
         if self._store.undone or self._file is None:
             return
+        requests: list[int] = []
+        inbox: list[int] = []
         try:
             # Earlier requests may be waiting even if the file has not changed.
             self._changed = self._file.changed() or self._changed
             if not self._changed:
                 return
-            requests, inbox = self._requests(self._file), self._inbox(self._file)
+            self._requests(self._file, requests)
+            self._inbox(self._file, inbox)
+            done = True
         except OutboxError as error:
             self._unreadable(error)
-            return
+            done = False
+        # Whatever was taken up before an error is not taken up again.
         if requests or inbox:
             self._store.done(requests=requests, inbox=inbox)
             self._store.flushed().addCallback(self._take_up_more)
-        else:
+        elif done:
             self._changed = self._full_inbox
             self._tell_carried_out()
 
@@ -400,15 +405,14 @@ class SqliteStore(Service):
         if self._poll is not None:
             self._more = self._reactor.callLater(0, self._take_up)
 
-    def _requests(self, file: OutboxFile) -> list[int]:
-        done = []
+    def _requests(self, file: OutboxFile, done: list[int]) -> None:
+        """Carry out requests, and add their numbers to ``done``."""
         for number, action, dead in file.requests(self._asked, REQUESTS):
             self._do(action, dead)
             self._asked = number
             done.append(number)
             if self._unwritten() > UNWRITTEN:
                 break
-        return done
 
     def _do(self, action: Any, dead: Any) -> None:
         try:
@@ -426,9 +430,8 @@ class SqliteStore(Service):
         for action, count in done.items():
             self.log.info("{action} done as requested: {count} dead letters", action=action, count=count)
 
-    def _inbox(self, file: OutboxFile) -> list[int]:
-        """Take over whatever another process hands over, while there is room for it."""
-        done: list[int] = []
+    def _inbox(self, file: OutboxFile, done: list[int]) -> None:
+        """Take over whatever another process hands over, while there is room for it, and add the rows' numbers to ``done``."""
         self._full_inbox = self._store.holding
         while not self._store.holding and self._unwritten() <= UNWRITTEN and len(done) < REQUESTS:
             row = file.inbox(self._taken)
@@ -448,7 +451,6 @@ class SqliteStore(Service):
             done.append(number)
             if not self._take_over(outbox, version, letter, check, content):
                 self._lose(number)
-        return done
 
     def _lose(self, number: int) -> None:
         self.log.critical("{path}: row {number} of inbox is damaged and is lost", path=self.path, number=number)

@@ -1,0 +1,55 @@
+"""An error in the middle of something: nothing is left half done, done twice or counted twice."""
+
+import sqlite3
+from contextlib import closing
+
+from mqhooks.delivery import DeadLetter
+from mqhooks.outbox import schema
+from mqhooks.outbox.file import WEBHOOKS
+from mqhooks.outbox.handed import Handed, hand_over, progress
+from mqhooks.outbox.stored import encode, encode_handed
+from tests.outboxes import StoreCase, deliveries
+
+
+def letter(delivery, status=410, webhook="w"):
+    return DeadLetter(0, webhook, delivery, "http://h/", "refused", status, b"", 5)
+
+
+class HandedCase(StoreCase):
+    def setUp(self):
+        super().setUp()
+        self.store = self.open()
+
+    def hand(self, *handed):
+        """Hand over lists of deliveries, and dead letters, each for a webhook."""
+        with closing(schema.connect(self.path)) as target:
+            progress(target, "source")
+            for number, (webhook, what) in enumerate(handed, 1):
+                dead = isinstance(what, DeadLetter)
+                content = encode_handed(what) if dead else encode(what)
+                hand_over(target, "source", "dead" if dead else "batch", [Handed(number, webhook, int(dead), content, 1)])
+
+    def ask(self, action, number):
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("INSERT INTO request (action, dead) VALUES (?, ?)", (action, number))
+
+    def settle(self):
+        self.clock.pump([1, 0, 0.005, 0] * 5)
+
+
+class HandedTests(HandedCase):
+    def test_what_was_taken_over_before_an_error_does_not_come_again(self):
+        self.append(1)
+        self.outbox.bury(*self.claim(), "http://h/", "refused", 410, b"", 5)
+        self.turn()
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("INSERT INTO webhook (id, name) VALUES (?, 'last')", (WEBHOOKS - 1,))
+        self.ask("purge", 1)
+        self.hand(("w", deliveries(3, 1)), ("one too many", deliveries(3, 4)), ("w", deliveries(3, 7)))
+        self.settle()
+        self.assertIn("cannot add webhook one too many", self.log())
+        self.assertEqual((self.pending(), self.count("inbox"), self.count("request")), (3, 2, 0))
+        self.kill(self.store)
+        self.store = self.open()
+        self.settle()
+        self.assertEqual([delivery.timestamp for delivery in self.claim()], [1, 2, 3])
