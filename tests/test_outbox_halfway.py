@@ -4,6 +4,7 @@ import sqlite3
 from contextlib import closing
 
 from mqhooks.delivery import DeadLetter
+from mqhooks.errors import OutboxNoRoom
 from mqhooks.outbox import schema
 from mqhooks.outbox.file import WEBHOOKS
 from mqhooks.outbox.handed import Handed, hand_over, progress
@@ -53,3 +54,11 @@ class HandedTests(HandedCase):
         self.store = self.open()
         self.settle()
         self.assertEqual([delivery.timestamp for delivery in self.claim()], [1, 2, 3])
+
+    def test_dead_letter_that_the_file_refuses_and_then_has_no_room_is_kept_once(self):
+        self.hand(("w", letter(*deliveries(1), status=1 << 63)))
+        self.faults.writes = [None, OutboxNoRoom("full")]
+        self.settle()
+        self.assertEqual(self.faults.writes, [])
+        self.assertEqual((self.count("dead"), self.outbox.letters, self.store.failing), (1, 1, None))
+        self.assertEqual(self.query("SELECT accepted, dead FROM webhook"), [(1, 1)])

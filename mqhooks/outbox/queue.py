@@ -181,6 +181,8 @@ class SqliteOutbox:
         # The new part of the transaction being written, and the file's counters without it.
         self._writing: _New | None = None
         self._planned = (0, 0, 0, 0, 0)
+        # How many of its dead letters, and of those that it deletes, belong to the rest: they come first.
+        self._buried = self._removed = 0
         self._acknowledged: list[Delivery] = []
         self._asked = _NOTHING
         self._dead: list[DeadLetter] = []
@@ -428,6 +430,7 @@ class SqliteOutbox:
         self._take_up()
         changes.resolved, self._purged = self._purged, []
         changes.letters, self._dead = self._dead, []
+        self._removed, self._buried = len(changes.resolved), len(changes.letters)
         if self._new and most:
             self._writing, self._new = self._new.split(most)
             self._plan_new(changes, self._writing)
@@ -482,9 +485,8 @@ class SqliteOutbox:
         """Take back everything new, for a later transaction."""
         new, self._writing = self._writing, None
         if new is not None:
-            theirs = {id(letter) for letter in new.refused + new.letters}
-            changes.letters = [letter for letter in changes.letters if id(letter) not in theirs]
-            changes.resolved = [number for number in changes.resolved if number not in new.resolved]
+            # Unstorable dead letters may have been replaced by now.
+            del changes.letters[self._buried :], changes.resolved[self._removed :]
             changes.rows = []
             self._new = new.then(self._new)
             self._count(changes)
