@@ -4,9 +4,9 @@ import sqlite3
 from contextlib import closing
 
 from mqhooks.delivery import DeadLetter
-from mqhooks.errors import OutboxNoRoom
+from mqhooks.errors import OutboxDamaged, OutboxNoRoom
 from mqhooks.outbox import schema
-from mqhooks.outbox.file import WEBHOOKS
+from mqhooks.outbox.file import WEBHOOKS, Changes, NewRow, OutboxFile
 from mqhooks.outbox.handed import Handed, hand_over, progress
 from mqhooks.outbox.stored import encode, encode_handed
 from tests.outboxes import StoreCase, deliveries
@@ -62,3 +62,18 @@ class HandedTests(HandedCase):
         self.assertEqual(self.faults.writes, [])
         self.assertEqual((self.count("dead"), self.outbox.letters, self.store.failing), (1, 1, None))
         self.assertEqual(self.query("SELECT accepted, dead FROM webhook"), [(1, 1)])
+
+
+class FileTests(StoreCase):
+    def test_nothing_was_forgotten_by_a_transaction_that_was_rolled_back(self):
+        schema.prepare(self.path)
+        file = OutboxFile(self.path)
+        self.addCleanup(file.close)
+        kept = file.load("w")
+        changes = Changes(kept.key, "w", letters=[letter(*deliveries(1))])
+        bad = Changes(kept.key, "w", finished=[77])
+        self.assertRaises(OutboxDamaged, file.write, [changes, bad])
+        changes.letters = []
+        changes.rows = [NewRow(1, deliveries(1), encode(deliveries(1)))]
+        file.write([changes])
+        self.assertEqual(changes.forgotten, 0)

@@ -414,6 +414,8 @@ def _write(connection: sqlite3.Connection, changes: Changes) -> None:
     _delete(connection, "DELETE FROM progress WHERE batch BETWEEN ? AND ?", base, changes.marked)
     if changes.resolved:
         connection.executemany("DELETE FROM dead WHERE id = ?", [(number,) for number in changes.resolved])
+    # An earlier try may have been rolled back.
+    changes.forgotten = 0
     if changes.letters:
         changes.forgotten = connection.execute(
             "DELETE FROM dead WHERE webhook = ?1 AND id <= "
