@@ -8,6 +8,7 @@ from mqhooks.errors import OutboxDamaged, OutboxNoRoom
 from mqhooks.outbox import schema
 from mqhooks.outbox.file import WEBHOOKS, Changes, NewRow, OutboxFile
 from mqhooks.outbox.handed import Handed, hand_over, progress
+from mqhooks.outbox.store import UNWRITTEN
 from mqhooks.outbox.stored import encode, encode_handed
 from tests.outboxes import StoreCase, deliveries
 
@@ -62,6 +63,14 @@ class HandedTests(HandedCase):
         self.assertEqual(self.faults.writes, [])
         self.assertEqual((self.count("dead"), self.outbox.letters, self.store.failing), (1, 1, None))
         self.assertEqual(self.query("SELECT accepted, dead FROM webhook"), [(1, 1)])
+
+    def test_long_dead_letters_are_taken_over_some_at_a_time(self):
+        self.hand(*[("w", letter(delivery)) for delivery in deliveries(40, size=1 << 20)])
+        self.settle()
+        self.assertEqual((self.outbox.letters, self.count("inbox")), (40, 0))
+        for written in self.faults.written:
+            sizes = [len(each.delivery.body) for changes in written for each in changes.letters]
+            self.assertLessEqual(sum(sizes), UNWRITTEN + (2 << 20))
 
 
 class FileTests(StoreCase):

@@ -433,11 +433,14 @@ class SqliteStore(Service):
     def _inbox(self, file: OutboxFile, done: list[int]) -> None:
         """Take over whatever another process hands over, while there is room for it, and add the rows' numbers to ``done``."""
         self._full_inbox = self._store.holding
-        while not self._store.holding and self._unwritten() <= UNWRITTEN and len(done) < REQUESTS:
+        # Dead letters do not count as unwritten.
+        size = 0
+        while not self._store.holding and max(size, self._unwritten()) <= UNWRITTEN and len(done) < REQUESTS:
             row = file.inbox(self._taken)
             if row is None:
                 break
             number, webhook, version, letter, check, content = row
+            size += len(content) if isinstance(content, bytes) else 0
             if not isinstance(webhook, str):
                 self._taken = number
                 done.append(number)
