@@ -72,6 +72,15 @@ class HandedTests(HandedCase):
             sizes = [len(each.delivery.body) for changes in written for each in changes.letters]
             self.assertLessEqual(sum(sizes), UNWRITTEN + (2 << 20))
 
+    def test_request_of_an_unknown_kind_purges_nothing(self):
+        self.append(1)
+        self.outbox.bury(*self.claim(), "http://h/", "refused", 410, b"", 5)
+        self.turn()
+        self.ask("reroute", 1)
+        self.settle()
+        self.assertEqual((self.outbox.letters, self.count("dead"), self.count("request")), (1, 1, 0))
+        self.assertIn("reroute was requested, but this mqhooks does not know it", self.log())
+
 
 class FileTests(StoreCase):
     def test_nothing_was_forgotten_by_a_transaction_that_was_rolled_back(self):

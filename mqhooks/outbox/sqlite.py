@@ -416,6 +416,8 @@ class SqliteStore(Service):
 
     def _do(self, action: Any, dead: Any) -> None:
         try:
+            if action not in ("replay", "purge"):
+                raise OutboxError("this mqhooks does not know it: update mqhooks, and ask again")
             if type(dead) is int and self._resolve([dead], replay=action == "replay"):
                 self._carried_out[str(action)] += 1
         except (OutboxUnavailable, OutboxDamaged):
