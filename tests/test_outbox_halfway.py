@@ -82,6 +82,33 @@ class HandedTests(HandedCase):
         self.assertIn("reroute was requested, but this mqhooks does not know it", self.log())
 
 
+class ThinnedTests(StoreCase):
+    def test_what_has_arrived_is_noted_though_the_disk_has_no_room_to_thin(self):
+        store = self.open()
+        self.append(400, size=500)
+        self.append(10, 400)
+        claimed = self.claim()
+        self.outbox.acknowledge(claimed[:390])
+        self.turn()
+        used = self.outbox.used
+        self.faults.room = 2000
+        self.clock.advance(1)
+        self.outbox.acknowledge(claimed[390:395])
+        accepted = self.outbox.append(deliveries(1, 410))
+        self.clock.pump([1, 0.005] * 10)
+        self.successResultOf(accepted)
+        self.assertEqual((store.failing, self.outbox.counts.delivered), (None, 395))
+        self.assertEqual(self.query("SELECT bytes FROM webhook"), self.query("SELECT sum(length(deliveries)) FROM batch"))
+        self.assertGreater(self.outbox.used, used)
+        self.faults.room = None
+        self.clock.pump([1, 0.005] * 70)
+        self.assertLess(self.outbox.used, used / 10)
+        self.assertEqual(self.query("SELECT bytes FROM webhook"), self.query("SELECT sum(length(deliveries)) FROM batch"))
+        self.kill(store)
+        self.open()
+        self.assertEqual([delivery.timestamp for delivery in self.claim()], list(range(395, 411)))
+
+
 class FileTests(StoreCase):
     def test_nothing_was_forgotten_by_a_transaction_that_was_rolled_back(self):
         schema.prepare(self.path)

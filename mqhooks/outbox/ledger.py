@@ -491,6 +491,12 @@ class Ledger:
         # Without its bits the row would count as damaged.
         self._touched[row.number] = row
 
+    def unthinned(self, row: Row, size: int, kept: int) -> None:
+        """Note that a row was not rewritten after all: its bytes are ``size``, and hold ``kept`` deliveries."""
+        if row.number in self._rows:
+            self.size += size - row.size
+        row.size, row.kept = size, kept
+
     def drop_oldest(self, excess: int, unread: Iterable[Row]) -> int:
         """
         Drop deliveries until there is room: shelved ones first, then unclaimed rows, both oldest first. Callers that shelved

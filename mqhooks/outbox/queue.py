@@ -36,6 +36,9 @@ NOTED = 0.005
 UNNOTED = 64
 """Waiting acknowledgements, approximately, that cause a commit at once: this many are sent again after a kill."""
 
+THIN_AGAIN = 60.0
+"""Seconds until rows are thinned again after the disk had no room for that."""
+
 # The soonest commit that acknowledge() has asked for since the last transaction.
 _NOTHING, _SOON, _NOW = range(3)
 
@@ -190,6 +193,9 @@ class SqliteOutbox:
         self._resolved: set[int] = set()
         self._purged: list[int] = []
         self._sparse: list[Row] = []
+        # The rows that the transaction being written thins, with their size before and the number of deliveries in it.
+        self._thinned: list[tuple[Row, int, int]] = []
+        self._thin_after = 0.0
         self._unaccepted: list[Deferred[None]] = []
         self._abandoned = False
         self._surplus = 0
@@ -395,7 +401,7 @@ class SqliteOutbox:
         """
         self._take_up()
         limits, ledger = self._around.limits, self._ledger
-        self._sparse = ledger.sparse(limits.max_size)
+        self._sparse = ledger.sparse(limits.max_size) if self._store.seconds() >= self._thin_after else []
         if self._sparse or (limits.on_full == "drop_oldest" and ledger.excess(limits.max_size) > 0):
             self._store.commit(self, 0.0)
         full = self._unaccepted or not (self._abandoned or self._room)
@@ -482,14 +488,23 @@ class SqliteOutbox:
         changes.counters = accepted, delivered, dead, dropped, size, self._assigned
 
     def postpone(self, changes: Changes) -> None:
-        """Take back everything new, for a later transaction."""
+        """Take back everything that needs much room, for a later transaction."""
         new, self._writing = self._writing, None
         if new is not None:
             # Unstorable dead letters may have been replaced by now.
             del changes.letters[self._buried :], changes.resolved[self._removed :]
             changes.rows = []
             self._new = new.then(self._new)
-            self._count(changes)
+        if changes.thinned:
+            # Acknowledgements may still fit.
+            finished = set(changes.finished)
+            more = sum([size - row.size for row, size, _ in self._thinned if row.number not in finished])
+            self._planned = (*self._planned[:4], self._planned[4] + more)
+            for row, size, kept in self._thinned:
+                self._ledger.unthinned(row, size, kept)
+            changes.thinned = []
+            self._thin_after = self._store.seconds() + THIN_AGAIN
+        self._count(changes)
 
     def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
         """Bury a transaction's unstorable deliveries."""
@@ -621,6 +636,7 @@ class SqliteOutbox:
     def _thin(self, changes: Changes) -> None:
         """Rewrite rows without their settled deliveries."""
         rows, self._sparse = self._sparse, []
+        self._thinned = []
         for row in rows:
             try:
                 deliveries = self._read(row.number) if row.left else None
@@ -629,6 +645,7 @@ class SqliteOutbox:
             if deliveries:
                 data = encode([delivery if row.holds(index) else None for index, delivery in enumerate(deliveries)])
                 changes.thinned.append((row.number, data))
+                self._thinned.append((row, row.size, row.kept))
                 self._ledger.thinned(row, len(data))
 
     def _drop(self, coming: int) -> None:

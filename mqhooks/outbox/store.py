@@ -51,7 +51,7 @@ class Queue(Protocol):
         """Account for the committed transaction."""
 
     def postpone(self, changes: Changes) -> None:
-        """Take back everything new, for a later transaction."""
+        """Take back everything that needs much room, for a later transaction."""
 
     def refuse(self, changes: Changes, deliveries: list[tuple[Delivery, str]]) -> None:
         """Bury unstorable deliveries in this transaction, for the reasons given."""
