@@ -2,10 +2,12 @@
 
 import sqlite3
 from contextlib import closing
+from threading import Timer
 
 from mqhooks.delivery import DeadLetter
-from mqhooks.errors import OutboxDamaged, OutboxNoRoom
-from mqhooks.outbox import schema
+from mqhooks.errors import OutboxDamaged, OutboxNoRoom, OutboxUnavailable
+from mqhooks.outbox import deadletters, schema
+from mqhooks.outbox.deadletters import Filter, Letters
 from mqhooks.outbox.file import WEBHOOKS, Changes, NewRow, OutboxFile
 from mqhooks.outbox.handed import Handed, hand_over, progress
 from mqhooks.outbox.store import UNWRITTEN
@@ -122,3 +124,45 @@ class FileTests(StoreCase):
         changes.rows = [NewRow(1, deliveries(1), encode(deliveries(1)))]
         file.write([changes])
         self.assertEqual(changes.forgotten, 0)
+
+
+class LettersTests(HandedCase):
+    """What another process does with dead letters while the owner of the outbox is busy."""
+
+    def bury(self, count):
+        self.append(count)
+        for number, delivery in enumerate(self.claim()):
+            self.outbox.bury(delivery, "http://h/", f"refused {number}", 410, b"", 5)
+        self.turn()
+
+    def busy(self):
+        """Be in the middle of a transaction."""
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.addCleanup(connection.close)
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+
+    def test_requests_wait_for_the_owner(self):
+        self.bury(1)
+        connection = self.busy()
+        end = Timer(0.4, connection.rollback)
+        end.start()
+        self.addCleanup(end.join)
+        with closing(Letters(self.path)) as other:
+            self.assertEqual(other.ask("purge", [1]), 1)
+
+    def test_owner_that_never_ends_is_named(self):
+        self.patch(deadletters, "PATIENCE", 0.0)
+        self.busy()
+        with closing(Letters(self.path)) as other:
+            error = self.assertRaises(OutboxUnavailable, other.ask, "purge", [1])
+        self.assertEqual(str(error), f"{self.path}: cannot be used now (database is locked); try again")
+
+    def test_paused_list_of_groups_does_not_keep_the_log(self):
+        self.bury(3)
+        with closing(Letters(self.path)) as other:
+            groups = other.groups(Filter())
+            first = next(groups)
+            self.append(1)
+            self.assertEqual(self.query("PRAGMA wal_checkpoint(TRUNCATE)"), [(0, 0, 0)])
+            self.assertEqual([group.reason for group in (first, *groups)], ["refused 0", "refused 1", "refused 2"])

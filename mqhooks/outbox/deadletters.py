@@ -20,6 +20,7 @@ from mqhooks.delivery import DeadLetter, Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import schema
 from mqhooks.outbox.exchange import import_lines
+from mqhooks.outbox.handed import PATIENCE
 from mqhooks.outbox.stored import CLIENT_BYTES, decode_delivery, is_client
 
 Action = Literal["replay", "purge"]
@@ -280,11 +281,26 @@ class Letters:
     def of(self, only: Filter) -> Iterator[DeadLetter]:
         """Iterate over those that match and are there now, oldest first."""
         # A letter that is replayed and dies again meanwhile is a new one.
-        last = _highest(self.reader, "SELECT max(id) FROM dead %s") or 0
+        with self._named():
+            last = _highest(self.reader, "SELECT max(id) FROM dead %s") or 0
         after = 0
-        while found := list_dead(self.reader, only, after, 100, last):
+        while found := self._some(only, after, 100, last):
             yield from found
             after = found[-1].number
+
+    def _some(self, only: Filter, after: int, limit: int, upto: int | None = None) -> list[DeadLetter]:
+        with self._named():
+            return list_dead(self.reader, only, after, limit, upto)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which file an error is about, and what to do."""
+        try:
+            yield
+        except OutboxUnavailable as error:
+            raise OutboxUnavailable(f"{self._path}: cannot be used now ({error}); try again") from None
+        except OutboxDamaged as error:
+            raise OutboxDamaged(f"{self._path}: is damaged ({error}); see the log of the mqhooks that owns it") from None
 
     def groups(self, only: Filter) -> Iterator[Group]:
         """Group those that match by webhook, URL, status and reason, the largest group first."""
@@ -292,18 +308,19 @@ class Letters:
             "SELECT count(*) AS number, min(died), max(died), webhook, url, status, reason FROM dead "
             f"WHERE {_FITS} GROUP BY webhook, url, status, reason ORDER BY number DESC, min(id)"
         )
-        with _ours():
+        with self._named(), _ours():
             try:
-                yield from (Group(*row) for row in self.reader.execute(question, only.values(0, None)))
-                return
+                # All at once: a reader that pauses would keep the outbox's owner from reusing its write-ahead log.
+                rows = self.reader.execute(question, only.values(0, None)).fetchall()
             except sqlite3.DatabaseError as error:
                 if schema.passing(error):
                     raise
-        yield from grouped(self.of(only))
+                rows = None
+        yield from grouped(self.of(only)) if rows is None else (Group(*row) for row in rows)
 
     def webhooks(self) -> list[str]:
         """List the webhooks that the outbox knows."""
-        with _ours():
+        with self._named(), _ours():
             return [str(name) for (name,) in self.reader.execute("SELECT name FROM webhook ORDER BY name")]
 
     def get(self, number: int) -> DeadLetter:
@@ -312,7 +329,7 @@ class Letters:
 
         :raises mqhooks.errors.OutboxError: when none has that number.
         """
-        found = list_dead(self.reader, ANY, number - 1, 1)
+        found = self._some(ANY, number - 1, 1)
         if not found or found[0].number != number:
             raise OutboxError(f"there is no dead letter {number}")
         return found[0]
@@ -322,10 +339,13 @@ class Letters:
         Ask for dead letters to be replayed or purged.
 
         :returns: the number of requests.
+        :raises mqhooks.errors.OutboxError: when they cannot be written. Asking for the same again does no harm.
         """
         remaining, count = iter(numbers), 0
         while rows := [(action, number) for number in islice(remaining, REQUESTS)]:
-            with _ours(), self.reader:
+            with self._named(), _ours(), self.reader:
+                # The outbox's owner may be waiting for a slow disk.
+                self.reader.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
                 self.reader.execute("BEGIN IMMEDIATE")
                 self.reader.executemany("INSERT INTO request (action, dead) VALUES (?, ?)", rows)
             count += len(rows)
