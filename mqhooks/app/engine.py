@@ -7,14 +7,17 @@ The commands block until each answer is there, while a private reactor runs in i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
+from signal import SIGINT, signal
 from tempfile import TemporaryFile
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from time import time
 from typing import IO, Any, TypeVar, cast
 
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as Late
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.threads import blockingCallFromThread
 from twisted.python.failure import Failure
 
@@ -82,21 +85,51 @@ def examined(settings: Settings) -> Found:
 def waited(make: Callable[[Any], Awaitable[_T]]) -> _T:
     """
     Call a coroutine function with its own reactor, wait for it, and return its result or raise its error.
+
+    When Ctrl-C or a damaged outbox stops the reactor before the end, the coroutine is cancelled, and may clean up.
+
+    :raises KeyboardInterrupt: after Ctrl-C.
+    :raises mqhooks.errors.OutboxError: when an outbox turned out to be damaged, which was logged.
     """
     reactor = private()
     results: list[Any] = []
+    interrupted = False
 
-    def end(result: Any) -> None:
-        results.append(result)
-        reactor.stop()
+    def stop(_: object = None) -> None:
+        with suppress(ReactorNotRunning):
+            reactor.stop()
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        reactor.callFromThread(stop)
 
     def begin() -> None:
-        ensureDeferred(_awaited(lambda: make(reactor))).addBoth(end)
+        work = ensureDeferred(_awaited(lambda: make(reactor)))
+        work.addBoth(results.append)
+
+        def cancel() -> Deferred[Any]:
+            work.cancel()
+            return work
+
+        reactor.addSystemEventTrigger("before", "shutdown", cancel)
+        work.addBoth(stop)
 
     reactor.callWhenRunning(begin)
-    reactor.run(installSignalHandlers=False)
+    # Only the main thread handles signals.
+    handles = current_thread() is main_thread()
+    previous = signal(SIGINT, interrupt) if handles else None
+    try:
+        reactor.run(installSignalHandlers=False)
+    finally:
+        if handles:
+            signal(SIGINT, previous)
     (result,) = results
+    if interrupted:
+        raise KeyboardInterrupt
     if isinstance(result, Failure):
+        if result.check(CancelledError):
+            raise OutboxError("stopped before the end: an outbox is damaged; run this again, and salvage what it sets aside")
         result.raiseException()
     return cast(_T, result)
 

@@ -154,6 +154,7 @@ class Mover:
             copies = [structs.replace(delivery, place=0, attempts=0) for delivery in claimed]
             await self._in_time(target.append(copies, room=False), self._target)
             source.acknowledge(claimed)
+            await self._forgotten()
             count += len(claimed)
 
     def _check(self, deliveries: Sequence[Delivery], target: IOutbox) -> None:
@@ -177,6 +178,7 @@ class Mover:
             numbers = [letter.number for letter in good]
             if isinstance(source, SqliteStore):
                 source.purge(numbers)
+                await self._forgotten()
             else:
                 await source.letters.purge(numbers)
             for letter in good:
@@ -197,6 +199,11 @@ class Mover:
             target.outbox(letters[0].webhook)
             await self._until(lambda: target.failing is None, target)
             await target.letters.put(letters)
+
+    async def _forgotten(self) -> None:
+        """Wait until a file has forgotten what was moved."""
+        if isinstance(self._source, SqliteStore):
+            await self._in_time(self._source.flushed(), self._source)
 
     async def _in_time(self, answer: Any, store: _Store) -> Any:
         if not isinstance(answer, Deferred):
