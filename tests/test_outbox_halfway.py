@@ -9,7 +9,7 @@ from mqhooks.errors import OutboxDamaged, OutboxNoRoom, OutboxUnavailable
 from mqhooks.outbox import deadletters, schema
 from mqhooks.outbox.deadletters import Filter, Letters
 from mqhooks.outbox.file import WEBHOOKS, Changes, NewRow, OutboxFile
-from mqhooks.outbox.handed import Handed, hand_over, progress
+from mqhooks.outbox.handed import PIECE, Handed, hand_over, pieces, progress
 from mqhooks.outbox.store import UNWRITTEN
 from mqhooks.outbox.stored import encode, encode_handed
 from tests.outboxes import StoreCase, deliveries
@@ -73,6 +73,10 @@ class HandedTests(HandedCase):
         for written in self.faults.written:
             sizes = [len(each.delivery.body) for changes in written for each in changes.letters]
             self.assertLessEqual(sum(sizes), UNWRITTEN + (2 << 20))
+
+    def test_pieces_are_bounded_by_bytes_and_by_number(self):
+        rows = [Handed(number, "w", 1, bytes(size), 1) for number, size in enumerate([PIECE // 2, PIECE // 2, *[9] * 5])]
+        self.assertEqual([len(piece) for piece in pieces(rows, 3)], [2, 3, 2])
 
     def test_request_of_an_unknown_kind_purges_nothing(self):
         self.append(1)

@@ -205,6 +205,16 @@ class CommandTests(Burying, TestCase):
         self.assertRegex(self.errors, r"^mqhooks: line 6: .*max_payload is 1048576[^\n]*\n$")
         self.assertEqual([each.id for each in await self.claim(outbox, 5)], [f"a{n}" for n in range(5)])
 
+    async def test_import_of_a_file_that_cannot_be_read_ends_in_one_line(self):
+        await self.begin()
+        _, outbox = self.store()
+        await self.ready(outbox)
+        self.path = self.config()
+        await self.run_command("import", "/proc/self/mem", status=1)
+        self.assertRegex(
+            self.errors, r"^mqhooks: /proc/self/mem: cannot be read, or copied to a temporary file \(Input/output error\)\n$"
+        )
+
     async def test_mistakes(self):
         await self.begin()
         self.path = self.config()

@@ -32,6 +32,7 @@ from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import JetStream
 from mqhooks.outbox.deadletters import ANY, Action, Filter, Group, grouped
 from mqhooks.outbox.exchange import check_lines, read_checked
+from mqhooks.outbox.handed import pieces
 from mqhooks.outbox.jetstream.examination import Found, examine
 from mqhooks.outbox.jetstream.letters import READ, SharedLetters
 from mqhooks.outbox.jetstream.store import JetStreamSettings
@@ -237,13 +238,16 @@ class EngineLetters:
 
     def take_in(self, file: IO[bytes], name: str, now: int, *, dead: bool) -> int:
         """Accept the deliveries in exported lines, as ``import_lines`` in ``mqhooks.outbox.exchange`` does."""
-        with TemporaryFile() as checked:
-            source = check_lines(file, name, checked, set(self.webhooks()), now, dead=dead)
-            done, count = self._engine.wait(lambda: self._letters.progress(source)), 0
-            left = (each for each in read_checked(checked) if each.number > done)
-            while some := list(islice(left, PIECE)):
-                count += self._engine.wait(lambda: self._letters.take_in(source, some, dead=dead))
-            return count
+        known = set(self.webhooks())
+        try:
+            with TemporaryFile() as checked:
+                source = check_lines(file, name, checked, known, now, dead=dead)
+                done, count = self._engine.wait(lambda: self._letters.progress(source)), 0
+                for some in pieces((each for each in read_checked(checked) if each.number > done), PIECE):
+                    count += self._engine.wait(lambda: self._letters.take_in(source, some, dead=dead))  # noqa: B023
+                return count
+        except OSError as error:
+            raise OutboxError(f"{name}: cannot be read, or copied to a temporary file ({error.strerror or error})") from None
 
     def close(self) -> None:
         """Close the connection."""

@@ -60,7 +60,7 @@ def hand_over(target: sqlite3.Connection, source: str, kind: Literal["batch", "d
     :returns: the number of deliveries in them.
     """
     count = 0
-    for piece in _pieces(handed):
+    for piece in pieces(handed):
         target.execute("BEGIN IMMEDIATE")
         try:
             for each in piece:
@@ -76,13 +76,14 @@ def hand_over(target: sqlite3.Connection, source: str, kind: Literal["batch", "d
     return count
 
 
-def _pieces(handed: Iterable[Handed]) -> Iterator[list[Handed]]:
+def pieces(handed: Iterable[Handed], most: int | None = None) -> Iterator[list[Handed]]:
+    """Divide into pieces of about :data:`PIECE` bytes, and of ``most`` rows or dead letters."""
     piece: list[Handed] = []
     size = 0
     for each in handed:
         piece.append(each)
         size += len(each.content)
-        if size >= PIECE:
+        if size >= PIECE or len(piece) == most:
             yield piece
             piece, size = [], 0
     if piece:
