@@ -44,10 +44,10 @@ except KeyboardInterrupt:
 class FilesTests(TestCase):
     timeout = 120
 
-    async def move(self, status=0):
+    async def move(self, status=0, more=""):
         lines, stderr = [], StringIO()
         self.patch(sys, "stderr", stderr)
-        got = await deferToThread(main, ["outbox", "move", self.config("old"), self.config("new")], lines.append)
+        got = await deferToThread(main, ["outbox", "move", self.config("old"), self.config("new", more)], lines.append)
         self.errors = stderr.getvalue()
         self.assertEqual(got, status, self.errors)
         return lines
@@ -56,9 +56,9 @@ class FilesTests(TestCase):
         self.directory = Path(self.mktemp()).resolve()
         self.directory.mkdir()
 
-    def config(self, name):
+    def config(self, name, more=""):
         path = self.directory / f"{name}.conf"
-        path.write_text(f'mqhooks.outbox {{ kind = sqlite, path = "{self.directory}/{name}" }}')
+        path.write_text(f'mqhooks.outbox {{ kind = sqlite, path = "{self.directory}/{name}" {more} }}')
         return str(path)
 
     def opened(self, name):
@@ -78,6 +78,18 @@ class FilesTests(TestCase):
         await self.fill()
         self.assertEqual(await self.move(), ["move: webhook w: 9 deliveries, 1 dead letters", "move: done"])
         self.assertEqual(await self.move(), ["move: there was nothing to move"])
+
+    async def test_dead_letters_that_the_new_outbox_would_discard_stay(self):
+        store = self.opened("old")
+        outbox = store.outbox("w")
+        await outbox.append(deliveries(2))
+        for delivery in outbox.claim(2, PLENTY):
+            outbox.bury(delivery, "http://h/", "refused", 410, b"", 5)
+        await store.stopService()
+        self.assertEqual(await self.move(status=1, more=", dead_max = 1"), [])
+        problem = "move: webhook w: the new outbox keeps at most 1 dead letters (outbox.dead_max)"
+        self.assertEqual(self.errors, f"mqhooks: {problem}: raise that, or purge some, and run this again for the rest\n")
+        self.assertEqual(await self.move(), ["move: webhook w: 0 deliveries, 2 dead letters", "move: done"])
 
     async def test_old_outbox_that_cannot_forget_is_told(self):
         await self.fill()

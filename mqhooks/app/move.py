@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import structs
@@ -98,6 +99,7 @@ class Mover:
         self._source, self._target = _store(reactor, source), _store(reactor, target)
         self._moved: dict[str, tuple[int, int]] = {}
         self._left = left
+        _, self._dead_max, _ = outbox_limits(target, "sqlite" if isinstance(self._target, SqliteStore) else "jetstream")
 
     async def move(self) -> dict[str, tuple[int, int]]:
         """
@@ -188,6 +190,7 @@ class Mover:
     async def _keep(self, letters: Sequence[DeadLetter]) -> None:
         target = self._target
         if isinstance(target, SqliteStore):
+            self._check_letters(letters, {name: target.outbox(name).letters for name in {each.webhook for each in letters}})
             for letter in letters:
                 target.outbox(letter.webhook).take_over_letter(structs.replace(letter, number=0))
             await self._in_time(target.flushed(), target)
@@ -198,7 +201,15 @@ class Mover:
         elif letters:
             target.outbox(letters[0].webhook)
             await self._until(lambda: target.failing is None, target)
+            self._check_letters(letters, await target.letters.counts())
             await target.letters.put(letters)
+
+    def _check_letters(self, letters: Sequence[DeadLetter], kept: Mapping[str, int]) -> None:
+        """Check that the new outbox has place for more dead letters: otherwise it would discard its oldest."""
+        for name, count in Counter([letter.webhook for letter in letters]).items():
+            if kept.get(name, 0) + count > self._dead_max:
+                problem = f"webhook {name}: the new outbox keeps at most {self._dead_max} dead letters (outbox.dead_max)"
+                raise OutboxError(f"move: {problem}: raise that, or purge some, and run this again for the rest")
 
     async def _forgotten(self) -> None:
         """Wait until a file has forgotten what was moved."""
