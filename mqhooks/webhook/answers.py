@@ -57,14 +57,14 @@ class Hider:
         return body
 
 
-def hider_for(settings: WebhookSettings) -> Hider:
-    """Make the hider of what is confidential among a webhook's headers."""
+def hider_for(settings: WebhookSettings) -> Hider | None:
+    """Make the hider of what is confidential among a webhook's headers; ``None`` when nothing is."""
     headers = list(settings.headers)
     for rule in settings.rules:
         if isinstance(rule.shape, Shape):
             headers += rule.shape.headers
     values = [value for name, value in headers if CONFIDENTIAL.search(name)]
-    return Hider(secret for value in values for secret in credentials(value))
+    return Hider(secret for value in values for secret in credentials(value)) if values else None
 
 
 def credentials(value: str) -> Iterator[str]:

@@ -272,7 +272,7 @@ class Dispatcher:
 
     def _answered(self, deliveries: list[Delivery], settle: Settle, since: float, response: Response | DeliveryError) -> None:
         counters, now, seconds = self._counters, self._now(), self._seconds() - since
-        if isinstance(response, Response):
+        if self._hider is not None and isinstance(response, Response):
             response = self._hider.hide(response)
         counters.note(now, seconds, deliveries, self._settings.url, response)
         if not isinstance(response, Response):

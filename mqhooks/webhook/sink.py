@@ -273,8 +273,9 @@ class WebhookSink(Service):
 
         def ended(result: Response | DeliveryError) -> None:
             self.testing = False
-            if isinstance(result, Response):
-                result = hider_for(self.settings).hide(result)
+            hider = hider_for(self.settings)
+            if hider is not None and isinstance(result, Response):
+                result = hider.hide(result)
             self.counters.note(self._now(), self._clock.seconds() - since, [delivery], self.settings.url, result)
             answered.callback(self.counters.tried[-1])
 
