@@ -150,6 +150,8 @@ class Dispatcher:
     def start(self) -> None:
         """Start delivering, beginning with the contents of the outbox."""
         self._running = True
+        # A pause may have begun and ended before the start.
+        self._admit()
         self._intake.start()
         if self._handshake is not None:
             self._handshake.start()
