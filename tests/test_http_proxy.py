@@ -200,6 +200,10 @@ class RefusalTests(TestCase):
         proxy = Proxy(reactor, answer=b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 No\r\n\r\n")
         await self.assert_told(proxy.settings(self), "refuses to connect to endpoint.example:443: it answered 403")
 
+    async def test_thousands_of_interim_answers_are_none(self):
+        proxy = Proxy(reactor, answer=b"HTTP/1.1 100\r\n\r\n" * 4000 + b"HTTP/1.1 403 No\r\n\r\n")
+        await self.assert_told(proxy.settings(self), "refuses to connect to endpoint.example:443: it answered 403")
+
     async def test_a_proxy_that_does_not_answer(self):
         proxy = Proxy(reactor, answer=b"HTTP/1.1 2")
         ours = proxy.settings(self)

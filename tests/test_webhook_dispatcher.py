@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from random import Random
+from zlib import crc32
 
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
@@ -250,6 +251,30 @@ class OrderTests(SinkMixin, SynchronousTestCase):
         self.assertEqual(self.outbox.counts.pending, 0)
         self.append("a", 4, 10, window=False)
         self.assertEqual([attempt.id for attempt in self.in_flight], ["a-00004"])
+
+    def test_what_is_claimed_while_answers_come_at_once_overtakes_nothing(self):
+        """What a full window claims makes room when its answers come at once, and so more is claimed."""
+        batch = BatchSettings(size=2, linger=1.0, max_bytes=1 << 30)
+        self.make(merge_window=1, pool_size=2, batch=batch, budget=Budget(300_000), outbox=DurableOutbox())
+        arrived = []
+
+        def answer(attempt):
+            arrived.extend(body["webhook_id"] for body in attempt.bodies)
+            return 200
+
+        self.transport.at_once = answer
+        one, other = "a", next(client for client in "bcdefgh" if (crc32(client.encode()) ^ crc32(b"a")) & 1)
+        sizes = {one: [190_000, 10], other: [2 * intake.AHEAD, 10, 10]}
+        numbered = [(client, number, size) for client, all_of_it in sizes.items() for number, size in enumerate(all_of_it)]
+        for which in (numbered[:1], numbered[1:]):
+            self.outbox.append(
+                [
+                    Delivery(f"{client}{number}", client, 0, b'{"n":"%b"}' % (b"x" * size), window=False)
+                    for client, number, size in which
+                ]
+            )
+        self.clock.pump([0.1] * 100)
+        self.assertEqual([id_ for id_ in arrived if id_[0] == other], [f"{other}{number}" for number in range(3)])
 
     def test_what_comes_together_stays_in_order(self):
         self.make(DurableOutbox(1 << 30), merge_window=0.05, pool_size=4)

@@ -7,6 +7,7 @@ from mqhooks.app.sendtest import make_test
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryTimeout
 from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.webhook.counters import failure_of
+from mqhooks.webhook.settings import LimitSettings
 from mqhooks.webhook.sink import WebhookSink
 from tests.webhooks import URL, SinkMixin, publish, respond
 
@@ -149,6 +150,46 @@ class PauseUntilTests(SinkCase):
         self.sink.pause(3600.0)
         self.successResultOf(self.sink.stopService())
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_it_goes_on_at_its_time_while_it_stops(self):
+        """What is only in memory is still delivered."""
+        self.sink.pause(5.0)
+        self.publish("a")
+        stopped = self.sink.stopService()
+        self.clock.advance(5)
+        self.transport.end()
+        self.successResultOf(stopped)
+        self.assertEqual((self.outbox.counts.pending, self.clock.getDelayedCalls()), (0, []))
+
+    def test_a_pause_that_begins_while_it_stops_leaves_no_timer(self):
+        for stop in (WebhookSink.stopService, WebhookSink.retire):
+            self.make(pool_size=4)
+            self.publish("a")
+            stopped = stop(self.sink)
+            self.sink.pause(3600.0)
+            self.transport.end()
+            self.successResultOf(stopped)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_that_ends_before_the_start(self):
+        """A reload hands a pause to the new sink, which starts when the old one has finished."""
+        for limit in (None, LimitSettings(rate=10.0, burst=1)):
+            for end in (lambda: self.sink.resume(), lambda: self.clock.advance(5)):
+                self.make(pool_size=4, limit=limit, start=False)
+                self.sink.pause(5.0)
+                end()
+                self.sink.startService()
+                self.publish("a")
+                self.assertEqual(self.clients, ["a"])
+
+    def test_one_that_goes_on_after_the_start(self):
+        self.make(pool_size=4, start=False)
+        self.sink.pause()
+        self.sink.startService()
+        self.publish("a")
+        self.assertEqual(self.clients, [])
+        self.sink.resume()
+        self.assertEqual(self.clients, ["a"])
 
 
 class AttemptTests(SinkCase):

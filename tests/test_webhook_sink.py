@@ -712,6 +712,20 @@ class SinkTests(SinkMixin, SynchronousTestCase):
         self.assertEqual((self.in_flight, self.outbox.counts.pending), ([], 2))
         self.assertFalse([line for line in self.lines() if "lost" in line])
 
+    def test_what_is_refused_while_connections_close_leaves_no_timer(self):
+        """A status that has come counts, although the rest of its answer does not come any more."""
+        sink = self.make(DurableOutbox(), pool_size=2)
+        sink.receive([publish(client, 0) for client in "ad"])
+        self.transport.end(ConnectFailed("refused"))
+        stopped = sink.stopService()
+        self.clock.advance(sink.drain_time)
+        self.transport.end(401)
+        self.successResultOf(stopped)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.outbox.counts.pending, 2)
+        self.assert_identities()
+        self.assertFalse([line for line in self.lines() if "401" in line and " in 1.0 s" in line])
+
     def test_stopping_when_nothing_waits(self):
         self.successResultOf(self.make().stopService())
 

@@ -105,7 +105,7 @@ class DurableOutbox(MemoryOutbox):
 class SinkMixin:
     """Makes a sink with a clock, a transport and an outbox that the test controls."""
 
-    def make(self, outbox=None, **settings):
+    def make(self, outbox=None, *, start=True, **settings):
         self.clock, self.transport = Clock(), FakeTransport()
         self.logged = []
         globalLogPublisher.addObserver(self.logged.append)
@@ -123,7 +123,8 @@ class SinkMixin:
             random=Random(0),
             now=self.clock.seconds,
         )
-        self.sink.startService()
+        if start:
+            self.sink.startService()
         return self.sink
 
     def authenticated(self, settings):

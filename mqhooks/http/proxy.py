@@ -178,21 +178,25 @@ class _Tunnel(Protocol):
         if self._problem:
             return
         self._head += data
-        if not self._head.startswith(b"HTTP/"[: len(self._head)]):
-            self._fail("does not speak HTTP: is it an HTTP proxy?")
-        elif (end := _END.search(self._head)) is not None:
-            status = _STATUS.match(self._head)
-            self._answered(0 if status is None else int(status[1]), self._head[end.end() :])
-        elif len(self._head) > MAX_HEAD:
-            self._fail(f"answers CONNECT with more than {MAX_HEAD} bytes")
+        while self._inner is None and not self._problem:
+            if not self._head.startswith(b"HTTP/"[: len(self._head)]):
+                self._fail("does not speak HTTP: is it an HTTP proxy?")
+            elif (end := _END.search(self._head)) is not None:
+                status = _STATUS.match(self._head)
+                self._head = self._head[end.end() :]
+                self._answered(0 if status is None else int(status[1]))
+            elif len(self._head) > MAX_HEAD:
+                self._fail(f"answers CONNECT with more than {MAX_HEAD} bytes")
+            else:
+                break
 
-    def _answered(self, status: int, rest: bytes) -> None:
+    def _answered(self, status: int) -> None:
         if 200 <= status < 300:
+            rest, self._head = self._head, b""
             self._begin(rest)
         elif 100 <= status < 200:
-            self._head = b""
-            if rest:
-                self.dataReceived(rest)
+            # An interim answer; the final one follows.
+            pass
         elif status in (AUTHENTICATION_REQUIRED, UNAUTHORIZED):
             # Tinyproxy answers a wrong password with 401.
             self._end(self._proxy.unauthorized(status))

@@ -150,6 +150,8 @@ class Dispatcher:
     def start(self) -> None:
         """Start delivering, beginning with the contents of the outbox."""
         self._running = True
+        # A pause may have begun and ended before the start.
+        self._admit()
         self._intake.start()
         if self._handshake is not None:
             self._handshake.start()
@@ -342,7 +344,8 @@ class Dispatcher:
                 self._complain(f"{reason}: {why}", "{id} became a dead letter", id=delivery.id)
             elif fate is PARK:
                 parked.append(delivery)
-        if parked:
+        # After stop_sending() nothing is tried again, and after close() a timer would be left behind.
+        if parked and self._running:
             attempts = max(delivery.attempts for delivery in parked)
             self._complain(
                 reason, "attempt {attempts}, retrying in {delay:.1f} s", attempts=max(attempts, 1), delay=outcome.delay
@@ -376,7 +379,7 @@ class Dispatcher:
         self._lanes.limit = 0
         if self.down_since is None:
             self.down_since = self._now()
-        if self._probe_timer is not None:
+        if self._probe_timer is not None or not self._running:
             return
         name = self._settings.name
         if outcome.opened and self._breaker.refusing:

@@ -337,11 +337,7 @@ class Intake:
 
     def _claimed(self, claimed: Sequence[Delivery]) -> None:
         self._claim = None
-        pumping, self._pumping = self._pumping, True
-        try:
-            self._take(claimed)
-        finally:
-            self._pumping = pumping
+        self._take(claimed)
         self.pump()
 
     def _not_claimed(self, failure: Failure) -> None:
@@ -349,6 +345,14 @@ class Intake:
         failure.trap(CancelledError)
 
     def _take(self, claimed: Sequence[Delivery]) -> None:
+        """Take in claimed deliveries. Nothing is claimed meanwhile: it could overtake them."""
+        pumping, self._pumping = self._pumping, True
+        try:
+            self._sort(claimed)
+        finally:
+            self._pumping = pumping
+
+    def _sort(self, claimed: Sequence[Delivery]) -> None:
         if self._merge is None:
             self._push(self._fitting(claimed))
             return

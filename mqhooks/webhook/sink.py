@@ -204,6 +204,7 @@ class WebhookSink(Service):
         :returns: a ``Deferred`` that fires when everything is closed; :meth:`stopService` hurries it.
         """
         self._retired = True
+        self._pause_until(None)
         self._dispatcher.stop_sending()
         return self._end()
 
@@ -283,7 +284,6 @@ class WebhookSink(Service):
         return answered
 
     def _end(self) -> Deferred[None]:
-        self._pause_until(None)
         ended: Deferred[None] = Deferred()
         if self._drained is None:
             self._drained = Deferred()
@@ -307,6 +307,7 @@ class WebhookSink(Service):
 
     def _close(self, _: None) -> Deferred[None]:
         super().stopService()
+        self._pause_until(None)
         self._dispatcher.close()
         pending = self.outbox.counts.pending
         if pending and not self.outbox.durable and not self._retired:
