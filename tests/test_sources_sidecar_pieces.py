@@ -289,6 +289,18 @@ class PiecesTests(ProtocolCase):
         self.assertEqual(len(topics(self.sink.events)), MANY)
         self.assertIn("the rest of them is lost", "".join(self.warnings()))
 
+    def test_a_stop_does_not_wait_for_what_followed_a_divided_frame(self):
+        frames = framed(envelope(subscribe("c", 2 * MANY))) + framed(envelope(OnPublish(client_id="c", topic="behind")))
+        self.feed(self.connection, frames)
+        self.connection.connectionLost()
+        empty = self.factory.when_empty()
+        while topics(self.sink.events)[-1:] != ["behind"]:
+            self.turn()
+        self.assertNoResult(empty)
+        self.factory.give_up()
+        self.successResultOf(empty)
+        self.assertEqual("".join(self.warnings()).count("is lost"), 0)
+
     def test_a_bad_piece_costs_what_follows(self):
         value = b"\x12\x01c" + b"\x2a\x03\x0a\x01t" * 1500 + b"\x2a\x01\xff" + b"\x2a\x03\x0a\x01t" * 1500
         self.feed(self.connection, framed(raw(value)) + framed(envelope(OnPublish(client_id="c"))))
