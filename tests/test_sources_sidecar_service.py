@@ -9,6 +9,7 @@ from pathlib import Path
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from mqhooks.errors import ConfigError, ListenError
@@ -135,6 +136,18 @@ class SidecarServiceTests(TestCase):
         self.assertEqual(connection.recv(1), b"")
         self.assertEqual(self.factory.counters.truncated, 1)
         self.assertRaises(ConnectionRefusedError, socket.create_connection, address)
+
+    async def test_stopping_closes_connections_even_if_somebody_has_removed_the_socket(self):
+        path = os.path.relpath(self.mktemp())
+        service = self.listen("tcp:0", f"unix:{path}")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            await self.until(lambda: self.factory.connections)
+            os.unlink(path)
+            with capturedLogs() as logged:
+                await service.stopService()
+            self.assertEqual(connection.recv(1), b"")
+        self.assertIn(f"the socket {path} cannot be removed: No such file or directory", map(formatEvent, logged))
 
     async def test_stopping_does_not_wait_for_a_connection_that_is_not_read(self):
         service = self.listen("tcp:0")

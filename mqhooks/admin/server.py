@@ -8,7 +8,7 @@ from collections.abc import Generator
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -21,7 +21,7 @@ from mqhooks.admin.site import AdminFactory, Root, routes
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import ConfigError, ListenError
-from mqhooks.support.listening import Listener, address_name, can_be_reached
+from mqhooks.support.listening import Listener, address_name, can_be_reached, stop_listening
 
 
 class AdminService(Service):
@@ -116,6 +116,6 @@ class AdminService(Service):
             self._history.stop()
         port, self._port = self._port, None
         if port is not None:
-            yield maybeDeferred(port.stopListening)
+            yield stop_listening(port)
         self._stream.close()
         yield self._factory.close()

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -20,7 +20,7 @@ from mqhooks.interfaces import IEventSource
 from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.counters import SourceCounters
 from mqhooks.sources.handover import Watcher
-from mqhooks.support.listening import Listener, address_name
+from mqhooks.support.listening import Listener, address_name, stop_listening
 
 CLOSING_TIME = 2.0
 """Seconds for open connections to take their last answers and close, before they are aborted."""
@@ -86,7 +86,7 @@ class SourceService(Service):
         """Stop listening, then close open connections, waiting at most :data:`CLOSING_TIME` seconds for them."""
         super().stopService()
         ports, self._ports = self._ports, []
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        yield gatherResults(map(stop_listening, ports))
         yield self._close()
 
     @inlineCallbacks

@@ -14,15 +14,19 @@ import socket
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mqhooks.errors import ConfigError, ListenError
 
 BACKLOG = 1024
 """VerneMQ opens its whole pool within milliseconds; connections beyond the backlog would wait a second or more."""
+
+_log = Logger()
 
 _DEFAULTS: dict[str, dict[str, object]] = {
     "tcp": {"interface": "127.0.0.1", "backlog": BACKLOG},
@@ -123,6 +127,22 @@ class Listener:
         if number in (errno.EACCES, errno.EPERM) and _port(self.description) is not None:
             return "get the privilege that a port below 1024 needs or "
         return _REMEDIES.get(number, "")
+
+
+def stop_listening(port: IListeningPort) -> Deferred[Any]:
+    """
+    Stop listening. If a Unix socket's file cannot be removed, because somebody else has done that or this user may not, it is
+    logged, and stopping goes on.
+
+    :returns: a ``Deferred`` that fires when the port is closed.
+    """
+    return maybeDeferred(port.stopListening).addErrback(_not_removed, address_name(port.getHost()))
+
+
+def _not_removed(failure: Failure, address: str) -> None:
+    failure.trap(OSError)
+    reason = getattr(failure.value, "strerror", "")
+    _log.warn("the socket {address} cannot be removed: {reason}", address=address, reason=reason)
 
 
 _DOMAINS = {"INET": socket.AF_INET, "INET6": socket.AF_INET6}

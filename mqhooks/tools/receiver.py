@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, BinaryIO
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -23,7 +23,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from mqhooks.errors import BadSignature, ConfigError
 from mqhooks.support.closing import ClosingFactory
-from mqhooks.support.listening import Listener, address_name
+from mqhooks.support.listening import Listener, address_name, stop_listening
 from mqhooks.support.options import CommandOptions, duration, share, whole
 from mqhooks.support.services import OrderedService
 from mqhooks.support.signatures import check_verifying, verify
@@ -284,7 +284,7 @@ class ReceiverService(Service):
             self._summaries.stop()
         port, self._port = self._port, None
         if port is not None:
-            yield maybeDeferred(port.stopListening)
+            yield stop_listening(port)
         yield self._factory.close()
         self._write(self._tally.describe())
 
