@@ -297,7 +297,11 @@ class BodyTests(SynchronousTestCase):
     def test_which_can_share_a_request(self):
         for template, members in (
             ('{"a":1}', True),
+            (' {"a":{{qos}}} ', True),
+            (f'{{"a":{"9" * 5000},"b":1e999}}', True),
+            (f'[{"9" * 5000},"a"]', False),
             ("{}", False),
+            (" { } ", False),
             ("[1]", False),
             ("{{payload}}", False),
             ("text", False),
