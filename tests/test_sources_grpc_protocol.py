@@ -1,6 +1,7 @@
 """Calls without a network: what they become, how they are answered, and what a hostile peer can do."""
 
 from twisted.internet.defer import fail
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.pb.on_publish_pb2 import OnPublish
@@ -288,6 +289,31 @@ class ManyTopicsTests(CallsMixin, SynchronousTestCase):
             client.turn()
         self.assertEqual(sum(len(event.message.topics) for event in self.sink.events), 1500)
         self.assertEqual(self.status(client, client.call(self.subscribe(1500))), None)
+
+    def leave(self):
+        """Have a caller leave before the last piece."""
+        client = self.make()
+        self.sink.holds = True
+        client.call(self.subscribe(2500))
+        client.protocol.connectionLost()
+        empty = self.factory.when_empty()
+        self.assertNoResult(empty)
+        return client, empty
+
+    def test_a_stop_waits_for_the_pieces_of_a_caller_that_has_left(self):
+        client, empty = self.leave()
+        while self.sink.waiting:
+            self.sink.commit()
+            client.turn()
+        self.successResultOf(empty)
+        self.assertEqual(sum(len(event.message.topics) for event in self.sink.events), 2500)
+
+    def test_a_stop_does_not_wait_for_them_for_ever(self):
+        _, empty = self.leave()
+        with capturedLogs() as logged:
+            self.factory.give_up()
+        self.successResultOf(empty)
+        self.assertIn("the rest of them is lost", formatEvent(logged[-1]))
 
 
 class HostileTests(CallsMixin, SynchronousTestCase):

@@ -162,6 +162,10 @@ class WebhooksCase(SynchronousTestCase):
     def warnings(self):
         return [formatEvent(event) for event in self.logged if event["log_level"].name in ("warn", "error", "critical")]
 
+    def subscribe(self, count, client="many"):
+        topics = [{"topic": str(number), "qos": 1} for number in range(count)]
+        return request("on_subscribe", json.dumps({"client_id": client, "topics": topics}).encode())
+
 
 class AnswerTests(WebhooksCase):
     def test_every_recorded_request_is_answered(self):
@@ -312,10 +316,6 @@ class AnswerTests(WebhooksCase):
         self.assertEqual(many.value(), b"")
         third.callback(None)
         self.assertEqual(many.value(), NEXT)
-
-    def subscribe(self, count, client="many"):
-        topics = [{"topic": str(number), "qos": 1} for number in range(count)]
-        return request("on_subscribe", json.dumps({"client_id": client, "topics": topics}).encode())
 
     def test_a_million_topics(self):
         # More pieces than Python nests generators.
@@ -665,6 +665,20 @@ class SlowTests(WebhooksCase):
         self.assertLess(len(self.sink.batches), 5)
         self.assertIn("the rest of them is lost", self.warnings()[-1])
         self.assertEqual(transport.value(), b"")
+
+    def test_stopping_waits_for_the_events_of_a_client_that_has_left(self):
+        for data, topics in ((request(), 0), (self.subscribe(3 * MANY), 3 * MANY)):
+            self.sink.batches = []
+            transport = self.connect()
+            transport.protocol.dataReceived(data)
+            transport.loseConnection()
+            closed = self.factory.close()
+            self.assertNoResult(closed)
+            self.clock.pump([0] * 5)
+            self.successResultOf(closed)
+            self.assertEqual(sum(len(getattr(event.message, "topics", ())) for event in self.sink.events), topics)
+            self.assertGreater(len(self.sink.events), 0)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stopping(self):
         self.sink.held = []

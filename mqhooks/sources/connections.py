@@ -106,3 +106,4 @@ class SourceFactory(ServerFactory):
         """Abort all connections."""
         for protocol in list(self.connections):
             protocol.abort()
+        self.tell_empty()

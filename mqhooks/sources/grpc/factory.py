@@ -149,7 +149,7 @@ class GrpcFactory(SourceFactory):
         self._size = 0
         self._unstored = 0
         self._flushing: IDelayedCall | None = None
-        self._pieces = Pieces(clock, self._store_piece, self._undecodable_piece, lambda: None)
+        self._pieces = Pieces(clock, self._store_piece, self._undecodable_piece, self.tell_empty)
         self._divided = 0
         self._current: _Awaited | None = None
 
@@ -354,7 +354,6 @@ class GrpcFactory(SourceFactory):
 
         stored.addBoth(done)
         stored.addCallbacks(lambda _: awaited.end(OK), self._not_stored, errbackArgs=(awaited,))
-        stored.addBoth(lambda _: self.tell_empty())
 
     def _store(self, events: list[Event]) -> Deferred[None] | None:
         return self.handover.store(events)
@@ -370,6 +369,11 @@ class GrpcFactory(SourceFactory):
         answer(calls, RESOURCE_EXHAUSTED, words)
 
     # Stopping.
+
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is open and no piece waits; a call's caller may leave before its last piece."""
+        return not self.connections and not self._pieces.clients
 
     def give_up(self) -> None:
         """Abort all connections, and forget events that are not yet handed over."""

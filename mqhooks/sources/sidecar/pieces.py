@@ -300,8 +300,6 @@ class Pieces:
         self.clients.clear()
         for item in items:
             self._count(item, -1)
-        # A client stays until its last events are accepted, even if none of its frames waits any more.
-        self._changed()
         return len(items)
 
     def _add(self, item: _Item) -> None:

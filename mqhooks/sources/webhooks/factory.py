@@ -176,12 +176,17 @@ class WebhooksFactory(SourceFactory):
         """
         Answer all complete requests, and close all connections, within :data:`CLOSING_TIME` seconds.
 
-        :returns: fires when no connection is open.
+        :returns: fires when no connection is open, and all events are handed over or given up.
         """
         late = self._clock.callLater(CLOSING_TIME, self.give_up)
         for protocol in list(self.connections):
             protocol.finish()
         return self.when_empty().addCallback(self._closed, late)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no connection is open and no event waits to be handed over; a client may leave before its event is."""
+        return not (self.connections or self._events or self._pieces)
 
     def _closed(self, _: None, late: IDelayedCall) -> None:
         if late.active():
@@ -298,6 +303,7 @@ class WebhooksFactory(SourceFactory):
             stored.addCallbacks(self._committed, self._not_stored, (batch,), errbackArgs=(batch,))
         if self._pieces:
             self._schedule()
+        self.tell_empty()
 
     def _next_piece(self) -> None:
         """Add one piece of a divided event to the batch: one a turn, so that other events are not held up."""
