@@ -113,5 +113,15 @@ class LongPayloadTests(SynchronousTestCase):
         self.successResultOf(result)
         self.assertEqual(self.accepted(), [1, 1, 0])
 
+    def test_a_stop_passes_on_what_waits(self):
+        for max_size in (1 << 30, 1000):
+            group = self.make(3, max_size)
+            group.startService()
+            group.receive([self.long()])
+            group.receive([publish("c", 2)])
+            group.stopService()
+            self.clock.pump([0] * 10)
+            self.assertEqual(self.accepted(), [2, 2, 2])
+
     def test_one_webhook_has_it_at_once(self):
         self.assertIsNone(self.make(1).receive([self.long()]))

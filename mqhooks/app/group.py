@@ -81,6 +81,9 @@ class WebhookGroup(FanOut):
         self._current: list[WebhookSink] = []
         self._waiting: deque[tuple[Sequence[Event], Deferred[None], bool]] = deque()
         self._passing = False
+        self._passed = succeed(None)
+        self._room: Deferred[None] | None = None
+        self._stopping = False
         self.apply(self.plan(settings))
 
     def receive(self, events: Sequence[Event]) -> Deferred[None] | None:
@@ -110,7 +113,8 @@ class WebhookGroup(FanOut):
         self._waiting.append((events, accepted, room))
         if not self._passing:
             self._passing = True
-            self._pass_long().addErrback(lambda failure: self.log.failure("a batch could not be passed on", failure))
+            self._passed = self._pass_long()
+            self._passed.addErrback(lambda failure: self.log.failure("a batch could not be passed on", failure))
         return accepted
 
     @inlineCallbacks
@@ -122,14 +126,21 @@ class WebhookGroup(FanOut):
                     # A reload may have replaced it meanwhile.
                     sink = self._slots[name].sink
                     stored = None if sink is None else self.pass_on(sink, events, room=room)
-                    if stored is not None:
-                        yield stored
+                    if stored is not None and not self._stopping:
+                        room_made = self._room = Deferred()
+                        stored.addCallback(self._go_on)
+                        yield room_made
                     yield deferLater(self._reactor, 0)
                 accepted.callback(None)
             else:
                 passed = super().receive(events) if room else super().store(events)
                 (passed or succeed(None)).chainDeferred(accepted)
         self._passing = False
+
+    def _go_on(self, _: None = None) -> None:
+        room, self._room = self._room, None
+        if room is not None:
+            room.callback(None)
 
     @property
     def sinks(self) -> list[WebhookSink]:
@@ -139,16 +150,22 @@ class WebhookGroup(FanOut):
     def startService(self) -> None:
         """Start to deliver."""
         super().startService()
+        self._stopping = False
         for slot in self._slots.values():
             slot.start()
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop all webhooks at once.
+        Pass on the batches that wait here, whether or not there is room for more, and stop all webhooks at once.
 
         :returns: a ``Deferred`` that fires when all connections are closed.
         """
         super().stopService()
+        self._stopping = True
+        self._go_on()
+        return self._passed.addCallback(self._stop_slots)
+
+    def _stop_slots(self, _: None) -> Deferred[None]:
         return gatherResults([slot.stop() for slot in self._slots.values()], consumeErrors=True).addCallback(lambda _: None)
 
     def plan(self, settings: Iterable[WebhookSettings]) -> Plan:
