@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import FileLogObserver, Logger, LogLevel, capturedLogs, formatEvent
+from twisted.logger import FileLogObserver, Logger, LogLevel, capturedLogs, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mqhooks
 from mqhooks.app import tap
-from mqhooks.app.logs import json_line, observer_for
+from mqhooks.app.logs import ReopenedLogFile, json_line, observer_for
 from mqhooks.app.summary import SummaryService
 from mqhooks.errors import ConfigError
 from mqhooks.interfaces import IOutbox
@@ -125,6 +125,28 @@ class ChoiceTests(SynchronousTestCase):
     def test_unknown_format(self) -> None:
         error = self.assertRaises(UsageError, tap.Options().parseOptions, ["--log-format", "jsn"])
         self.assertEqual(str(error), "--log-format: 'jsn' is unknown; did you mean json?")
+
+
+class FileTests(SynchronousTestCase):
+    def test_a_long_file_that_cannot_be_reopened_is_told_once(self) -> None:
+        path = Path(self.mktemp())
+        file = ReopenedLogFile.fromFullPath(str(path))
+        file.rotateLength = 1000
+        self.addCleanup(file.close)
+        observer = FileLogObserver(file, json_line)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        moved = path.rename(f"{path}-1")
+        path.mkdir()
+        log = Logger()
+        while moved.stat().st_size < 1000:
+            log.info("something")
+        log.info("the next")
+        log.info("the last")
+        told = [json.loads(line)["text"] for line in moved.read_text().splitlines()[-3:]]
+        self.assertIn("cannot be opened (Is a directory)", told[0])
+        self.assertEqual(told[1:], ["the next", "the last"])
+        self.assertEqual(sum("cannot be opened" in line for line in moved.read_text().splitlines()), 1)
 
 
 class SummaryTests(SynchronousTestCase):

@@ -115,6 +115,8 @@ class ReopenedLogFile(LogFile):
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             os.close(os.open(self.path, flags, 0o666 if self.defaultMode is None else self.defaultMode))
         except OSError as error:
+            # The line below goes to this file, which would try to rotate it again before it takes the line.
+            self.size = 0
             self.log.error(
                 "{path}: cannot be opened ({reason}); still writing to the file that is open",
                 path=self.path,
