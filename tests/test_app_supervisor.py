@@ -228,11 +228,13 @@ class SupervisorTests(SynchronousTestCase):
     def test_no_watchdog(self):
         for environ in ({}, {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "0"}):
             self.make(**environ)
+        wrong = ("30 s", "9" * 400)
         with capturedLogs() as logged:
-            self.make(WATCHDOG_USEC="30 s")
+            for text in wrong:
+                self.make(WATCHDOG_USEC=text)
         self.assertEqual(
             [formatEvent(event) for event in logged],
-            ["WATCHDOG_USEC is '30 s', not a number of microseconds: watchdog notifications are off"],
+            [f"WATCHDOG_USEC is '{text}', not a number of microseconds: watchdog notifications are off" for text in wrong],
         )
         self.clock.advance(100)
         self.assertEqual(self.told(), [])

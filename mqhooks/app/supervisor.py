@@ -35,6 +35,9 @@ those machines back, and VerneMQ may be waiting.
 LONGEST = 256
 """Most characters in a status."""
 
+LONGEST_NUMBER = 20
+"""Most digits in the watchdog's limit: it has 64 bits."""
+
 
 class Supervisor(Service):
     """
@@ -118,7 +121,7 @@ class Supervisor(Service):
         text = self._environ.get("WATCHDOG_USEC", "")
         if self._environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not text:
             return 0
-        if not (text.isascii() and text.isdigit()):
+        if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):
             self.log.warn("WATCHDOG_USEC is {text!r}, not a number of microseconds: watchdog notifications are off", text=text)
             return 0
         return int(text) / 1e6
