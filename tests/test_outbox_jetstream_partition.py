@@ -81,6 +81,14 @@ def message(number):
     return SimpleNamespace(sequence=number, headers={COUNT: "1"}, payload=encode([Delivery(f"msg_{number}", "c", 1, b"{}", 1)]))
 
 
+def announcement(number, before=None):
+    """Return what the leader tells when it has stored a message."""
+    stored = message(number)
+    before = number - 1 if before is None else before
+    headers = {**stored.headers, "Nats-Sequence": str(number), "Nats-Last-Sequence": str(before)}
+    return SimpleNamespace(headers=headers, payload=stored.payload)
+
+
 class PartitionTests(SynchronousTestCase):
     def test_what_is_to_be_read_again_outlives_an_answer_that_begins_behind_it(self):
         clock, outbox = Clock(), Outbox()
@@ -116,18 +124,52 @@ class PartitionTests(SynchronousTestCase):
         partition.when_counted(6, lambda: told.append(6))
         for _ in range(50):
             clock.advance(0.02)
-            while stream.asked:
-                stream.answer()
+            self.answer(stream)
         self.assertEqual((told, partition.tail), ([6], 5))
 
-    def owned(self, clock, outbox, stream):
-        """Return a partition that is taken over, and has read what there is."""
+    def test_an_answer_that_begins_behind_a_backlog_skips_none_of_it(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((6, 7, 8), Checkpoint(upto=5, tail=5))
+        partition = self.owned(clock, outbox, stream, full=True)
+        self.assertEqual((partition.tail, outbox.handed_out), (8, []))
+        # One was announced before the one that precedes it, whose announcement comes while the log is asked for it.
+        for number in (9, 10):
+            stream.log[number] = message(number)
+        self.told(announcement(10))
+        self.assertEqual([start for start, _, _ in stream.asked], [9])
+        self.told(announcement(9))
         outbox.full = False
-        client = SimpleNamespace(subscribe=lambda subject, told: None)
+        self.answer(stream)
+        self.assertEqual((outbox.handed_out, outbox.losses, partition.pending), ([6, 7, 8, 9, 10], 0, 5))
+
+    def test_what_comes_while_the_leader_is_asked_for_a_backlog_that_is_gone_is_not_gone(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((5,), Checkpoint(upto=5, tail=8, pending=3))
+        asked = []
+        self.patch(stream, "get", lambda *_, **__: asked.append(Deferred()) or asked[-1])
+        partition = self.owned(clock, outbox, stream)
+        for _ in range(10):
+            clock.advance(0.02)
+            self.answer(stream)
+        self.assertEqual(len(asked), 1)
+        stream.log[9] = message(9)
+        self.told(announcement(9, before=5))
+        asked.pop().callback(None)
+        self.answer(stream)
+        self.assertEqual((outbox.handed_out, partition.tail), ([9], 9))
+
+    def answer(self, stream):
+        """Answer all requests of a partition."""
+        while stream.asked:
+            stream.answer()
+
+    def owned(self, clock, outbox, stream, full=False):
+        """Return a partition that is taken over, and has read what there is; ``told`` takes announcements to it."""
+        outbox.full = full
+        client = SimpleNamespace(subscribe=lambda subject, told: setattr(self, "told", told))
         partition = Partition(0, clock, client, stream, Names("MQ", "w"), outbox, clock.seconds)
         partition.start()
         clock.advance(0)
-        while stream.asked:
-            stream.answer()
+        self.answer(stream)
         self.flushLoggedErrors()
         return partition

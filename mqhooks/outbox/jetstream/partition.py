@@ -699,7 +699,7 @@ class Partition:
         self.size += len(payload)
         resumed = self._resuming if stored is None else not self.made_here(stored[1], count)
         self._owner.counted(count, resumed=resumed, replayed=REPLAYED in headers)
-        if not behind and not self._suspended and not self.leaving and self._owner.room():
+        if not behind and not self._paused:
             self._hand_out(Row(self, seq), payload, count)
         if self._resuming and seq >= self._wanted:
             self._caught_up()
@@ -751,9 +751,9 @@ class Partition:
     async def _fetch(self, term: int) -> None:
         empty = 0
         while term == self._term and self.mine:
-            paused = self._suspended or self.leaving or not self._owner.room()
-            if self.tail < self._wanted and (paused or not self.behind):
-                start, limit = self.tail + 1, MESSAGES
+            paused, tail = self._paused, self.tail
+            if tail < self._wanted and (paused or not self.behind):
+                start, limit = tail + 1, MESSAGES
             elif paused or not self.behind:
                 break
             elif self._again:
@@ -768,7 +768,7 @@ class Partition:
                     # It cannot be that all replicas are behind for this long: ask the leader.
                     found = await self._js.get(self._name, start, subject=self._log)
                     if term == self._term:
-                        self._nothing(start, None if found is None else found.sequence)
+                        self._nothing(start, None if found is None else found.sequence, tail)
                     empty = 0
                     continue
             except NATSError as error:
@@ -785,6 +785,11 @@ class Partition:
         if term == self._term:
             self._fetching = False
             self._balance()
+
+    @property
+    def _paused(self) -> bool:
+        """Whether nothing may be handed out now."""
+        return self._suspended or self.leaving or not self._owner.room()
 
     def _run(self) -> int:
         """Return how many of the messages to read again are close enough together for one request."""
@@ -809,7 +814,8 @@ class Partition:
                 return
         if seq > self.tail:
             self._count(seq, headers, payload)
-        elif seq > self._read and not (self._suspended or self.leaving or self._again) and self._owner.room():
+        elif self._read < seq and start <= self._read + 1 and not self._paused and not self._again:
+            # An answer that begins further behind would leave out a backlog.
             self._hand_out(Row(self, seq), payload, _number(headers, payload))
 
     def _gone(self, row: Row) -> None:
@@ -822,13 +828,14 @@ class Partition:
                 line = "{name}: message {seq} is gone: {lost} deliveries are lost"
                 self.log.critical(line, name=self._name, seq=row.seq, lost=lost)
 
-    def _nothing(self, start: int, following: int | None) -> None:
-        """Note that the leader's first message from ``start`` on is ``following``, or that it has none."""
+    def _nothing(self, start: int, following: int | None, tail: int) -> None:
+        """Note that the leader's first message from ``start`` on is ``following``, or that none was there up to ``tail``."""
         if self._again and start == self._again[0].seq:
             if following != start:
                 self._gone(self._again.popleft())
         elif start == self._read + 1 and self._read < self.tail:
-            self._read = self.tail if following is None else min(following - 1, self.tail)
+            # What was announced meanwhile may be missing in the answer.
+            self._read = tail if following is None else min(following - 1, self.tail)
         elif following is None:
             # The wanted message is purged, so it is settled.
             self._wanted = self.tail
