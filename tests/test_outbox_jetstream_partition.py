@@ -19,6 +19,7 @@ class Outbox:
 
     def __init__(self):
         self.handed_out, self.losses = [], 0
+        self.handed_over, self.freed = [], []
 
     def preferred(self, partition):
         return True
@@ -35,6 +36,15 @@ class Outbox:
 
     def counted(self, count, *, resumed, replayed=False):
         """Nobody asks."""
+
+    def revoked(self, row):
+        row.number = 0
+
+    def handed(self, count):
+        self.handed_over.append(count)
+
+    def given_up(self, partition):
+        self.freed.append(partition)
 
     def changed(self):
         """Nobody asks."""
@@ -157,6 +167,22 @@ class PartitionTests(SynchronousTestCase):
         asked.pop().callback(None)
         self.answer(stream)
         self.assertEqual((outbox.handed_out, partition.tail), ([9], 9))
+
+    def test_what_is_given_up_is_handed_over_before_the_answer(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((6, 7, 8), Checkpoint(upto=5, tail=5))
+        partition = self.owned(clock, outbox, stream)
+        answer = Deferred()
+        self.patch(stream, "publish", lambda *_, **__: answer)
+        counted = []
+        partition.when_counted(9, lambda: counted.append((partition.mine, list(outbox.handed_over))))
+        stopped = partition.stop()
+        # It counts here as pending no longer.
+        self.assertEqual((partition.mine, outbox.handed_over, counted), (False, [3], [(False, [3])]))
+        self.assertNoResult(stopped)
+        answer.callback(SimpleNamespace(seq=10))
+        self.successResultOf(stopped)
+        self.assertEqual((outbox.handed_over, outbox.freed), ([3], [0]))
 
     def answer(self, stream):
         """Answer all requests of a partition."""

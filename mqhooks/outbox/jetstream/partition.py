@@ -508,7 +508,6 @@ class Partition:
         if not self.mine:
             return
         checkpoint, floor = self._checkpoint(owner=None)
-        pending = self.pending
         self._release()
         try:
             await self._write(checkpoint)
@@ -520,19 +519,17 @@ class Partition:
                 self._purge(floor)
             self._owner.given_up(self.number)
         self._seen = -1, 0.0
-        self._owner.handed(pending)
         self.log.info("{name}: given up", name=self._name)
 
     def _lose(self, owner: str | None) -> None:
-        pending = self.pending
         self._release()
         self._seen = -1, 0.0
-        self._owner.handed(pending)
         self.log.warn("{name}: now delivered by {owner}", name=self._name, owner=owner or "nobody")
 
     def _release(self) -> None:
-        """Forget everything about it."""
+        """Forget everything about it: from here on, what is pending is another process's."""
         self.mine = self.leaving = self._suspended = False
+        self._owner.handed(self.pending)
         self._term += 1
         self._fetching = False
         for row in self.rows.values():
