@@ -489,16 +489,15 @@ class Acceptor:
         passed = await self._place_of(spill, last)
         spill.reclaim()
         first = 0 if passed else self._sent_before
-        while passed:
-            claimed = await self._claim(spill, passed, PASSED)
+        while passed and (claimed := claim(spill, passed, PASSED)):
             self.forget(spill, claimed)
             passed -= len(claimed)
         while spill.counts.pending or self._uncommitted:
-            if not spill.counts.pending:
+            # Send the same deliveries as one message again, under the same id.
+            claimed = claim(spill, first or BATCH, 1 << 62 if first else BATCH_BYTES)
+            if not claimed:
                 await deferLater(self._reactor, AGAIN / 10)
                 continue
-            # Send the same deliveries as one message again, under the same id.
-            claimed = await self._claim(spill, first or BATCH, 1 << 62 if first else BATCH_BYTES)
             first = 0
             await self.put_away(claimed)
             self.forget(spill, claimed)
@@ -518,18 +517,14 @@ class Acceptor:
             return 0
         spill.reclaim()
         seen, pending = 0, spill.counts.pending
-        while seen < pending:
-            for delivery in await self._claim(spill, BATCH, PASSED):
+        while seen < pending and (claimed := claim(spill, BATCH, PASSED)):
+            for delivery in claimed:
                 seen += 1
                 if delivery.id == last:
                     return seen
             if not seen % (16 * BATCH):
                 await deferLater(self._reactor, 0)
         return 0
-
-    async def _claim(self, spill: SqliteOutbox, limit: int, size: int) -> list[Delivery]:
-        claimed = spill.claim(limit, size)
-        return list(await claimed if isinstance(claimed, Deferred) else claimed)
 
     async def put_away(self, deliveries: list[Delivery]) -> None:
         """Store deliveries as one message, or as several if it is too long; wait as long as it takes."""
@@ -569,6 +564,16 @@ class Acceptor:
                 self._acknowledged(ack.seq, [_Landing(partial(counted.callback, None))])
                 await counted
                 return
+
+
+def claim(spill: SqliteOutbox, limit: int, size: int) -> list[Delivery]:
+    """Claim deliveries of a file; none if nothing can be read now: what is pending may turn out to be damaged."""
+    claimed = spill.claim(limit, size)
+    if isinstance(claimed, Deferred):
+        claimed.addErrback(lambda failure: failure.trap(CancelledError))
+        claimed.cancel()
+        return []
+    return list(claimed)
 
 
 def _size(parts: list[_Part]) -> int:

@@ -28,7 +28,7 @@ from mqhooks.errors import JetStreamError, NATSError, OutboxError
 from mqhooks.interfaces import IGate, IHolding, IOutbox
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, Ack, JetStream
-from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor, Held
+from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor, Held, claim
 from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, OVERHEAD, Names, decode_batch, encode_letter, partition_of
 from mqhooks.outbox.jetstream.members import GONE, Members, Share
 from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
@@ -396,14 +396,14 @@ class JetStreamOutbox:
             spill = self._leftover[0]
             spill.reclaim()
             while spill.counts.pending:
-                claimed = spill.claim(BATCH, BATCH_BYTES)
-                deliveries = list(await claimed if isinstance(claimed, Deferred) else claimed)
                 groups: defaultdict[int, list[Delivery]] = defaultdict(list)
-                for delivery in deliveries:
+                for delivery in claim(spill, BATCH, BATCH_BYTES):
                     groups[partition_of(delivery.client, len(self._acceptors))].append(delivery)
                 for number, group in groups.items():
                     await self._acceptors[number].put_away(group)
                     self._acceptors[number].forget(spill, group)
+                if not groups:
+                    await deferLater(self._reactor, AGAIN)
             # From here on it has no part in the counts.
             counts = spill.counts
             self._appended += counts.appended

@@ -1,0 +1,82 @@
+"""Who writes the log of a partition, without a server: what becomes of deliveries in the local file."""
+
+import sqlite3
+from contextlib import closing
+from types import SimpleNamespace
+
+from twisted.internet.defer import fail, succeed
+
+from mqhooks.errors import NATSTooLong
+from mqhooks.outbox.jetstream.acceptor import AGAIN, Acceptor, Held
+from tests.outboxes import StoreCase
+
+
+class Stream:
+    """
+    Takes messages.
+
+    :ivar longest: the longest message that it takes, in bytes.
+    :ivar stored: the id of each message, with its number of deliveries.
+    """
+
+    longest = 1 << 20
+
+    def __init__(self):
+        self.stored = []
+
+    def publish(self, subject, data, *, message_id, headers, timeout):
+        if len(data) > self.longest:
+            return fail(NATSTooLong("a message is too long"))
+        self.stored.append((message_id, headers["Mqhooks-Count"]))
+        return succeed(SimpleNamespace(seq=len(self.stored)))
+
+
+class FileTests(StoreCase):
+    def setUp(self):
+        super().setUp()
+        self.store = self.open()
+        self.stream, self.refused = Stream(), []
+
+    async def last(self, name):
+        """Name a delivery that was never in the file."""
+        return "msg_before"
+
+    def drain(self):
+        """Have an acceptor store what is in the file."""
+        acceptor = Acceptor(
+            self.clock,
+            self.stream,
+            "MQ.log.w.0",
+            "a-x",
+            lambda seq, whose: [each.landed() for each in whose],
+            lambda error: None,
+            lambda delivery, problem, stored: self.refused.append((delivery.id, stored)),
+            self.last,
+            Held(),
+        )
+        acceptor.attach(self.outbox)
+        acceptor.begin()
+        acceptor.drain()
+        self.addCleanup(acceptor.stop)
+        self.clock.pump([AGAIN] * 5)
+        return acceptor
+
+    def damage(self, index):
+        """Start again with a file one of whose rows cannot be read."""
+        self.kill(self.store)
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            row = "SELECT id FROM batch ORDER BY id LIMIT 1 OFFSET ?"
+            connection.execute(f"UPDATE batch SET checksum = 0 WHERE id = ({row})", (index,))
+        self.store = self.open()
+
+    def test_nobody_waits_for_what_cannot_be_read(self):
+        for damaged in range(3):
+            for number in range(3):
+                self.append(1, number)
+            self.damage(damaged)
+            acceptor = self.drain()
+            self.assertEqual((acceptor.spilling, self.pending()), (False, 0), damaged)
+            last = 1 if damaged == 2 else 2
+            self.assertEqual(self.stream.stored, [(f"a-x/msg_{last}", "2")])
+            self.kill_all()
+            self.setUp()
