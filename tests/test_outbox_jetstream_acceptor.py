@@ -69,6 +69,17 @@ class FileTests(StoreCase):
             connection.execute(f"UPDATE batch SET checksum = 0 WHERE id = ({row})", (index,))
         self.store = self.open()
 
+    def test_too_long_for_a_message_it_stays_until_its_dead_letter_is_stored(self):
+        self.append(1, size=1000)
+        self.append(1, 1)
+        self.stream.longest = 500
+        acceptor = self.drain()
+        ((refused, stored),) = self.refused
+        self.assertEqual((refused, self.pending(), self.stream.stored), ("msg_0", 2, []))
+        stored()
+        self.clock.pump([AGAIN] * 5)
+        self.assertEqual((acceptor.spilling, self.pending(), self.stream.stored), (False, 0, [("a-x/msg_1", "1")]))
+
     def test_nobody_waits_for_what_cannot_be_read(self):
         for damaged in range(3):
             for number in range(3):

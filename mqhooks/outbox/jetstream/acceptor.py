@@ -551,7 +551,10 @@ class Acceptor:
                     await self.put_away(deliveries[half:])
                 else:
                     self.doubled += 1
-                    self._refused(deliveries[0], str(error), _nothing)
+                    # Until the dead letter is stored, the file keeps the delivery.
+                    buried: Deferred[None] = Deferred()
+                    self._refused(deliveries[0], str(error), partial(buried.callback, None))
+                    await buried
                 return
             except NATSError as error:
                 sent = sent or not isinstance(error, NATSUnavailable)
