@@ -133,6 +133,17 @@ class SpillTests(JetStreamMixin, TestCase):
         counts = one.counts
         self.assertEqual((counts.accepted, counts.appended, counts.delivered, counts.dead), (11, 11, 10, 1))
 
+    async def test_what_is_long_stays_whole_while_there_is_no_connection(self):
+        await self.begin(more="max_payload: 4194304")
+        store, one = self.spilling()
+        await self.ready(one)
+        self.consume(one)
+        self.link.break_off()
+        await until(lambda: store.server is None)
+        await one.append(make(1, body=b"x" * (2 << 20)))
+        self.link.cut = False
+        await self.accepted(1, one)
+
     async def test_restarts_while_it_is_away(self):
         await self.begin()
         store, one = self.spilling()

@@ -214,6 +214,7 @@ class JetStreamOutbox:
             self._forgotten
         ) = 0
         self._letters = 0
+        self._max_payload = LONGEST
         self.burying = self.buried = 0
         self._spill: SqliteStore | None = None
         self._spilled = False
@@ -667,7 +668,10 @@ class JetStreamOutbox:
     @property
     def _longest(self) -> int:
         info = self._client.info
-        return min(info.max_payload if info is not None else 1 << 20, LONGEST) - OVERHEAD
+        if info is not None:
+            # It holds while there is no connection: what is too long for the next server is found when it is stored.
+            self._max_payload = info.max_payload
+        return min(self._max_payload, LONGEST) - OVERHEAD
 
     @property
     def _every_member(self) -> list[Members]:
