@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Delivery
+from mqhooks.errors import NATSError
 from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, encode, encode_checkpoint
 from mqhooks.outbox.jetstream.partition import Partition
 
@@ -19,7 +20,7 @@ class Outbox:
 
     def __init__(self):
         self.handed_out, self.losses = [], 0
-        self.handed_over, self.freed = [], []
+        self.handed_over, self.freed, self.complaints = [], [], []
 
     def preferred(self, partition):
         return True
@@ -46,6 +47,9 @@ class Outbox:
     def given_up(self, partition):
         self.freed.append(partition)
 
+    def complain(self, key, error):
+        self.complaints.append(error)
+
     def changed(self):
         """Nobody asks."""
 
@@ -63,6 +67,9 @@ class Stream:
 
     def last(self, stream, subject):
         return succeed(self.own if subject == Names("MQ", "w").own(0) else self.log[max(self.log)])
+
+    def stream_info(self, stream):
+        return succeed({"config": {"subjects": []}})
 
     def publish(self, subject, data, **more):
         self.own = SimpleNamespace(sequence=self.own.sequence + 1, payload=data)
@@ -183,6 +190,21 @@ class PartitionTests(SynchronousTestCase):
         answer.callback(SimpleNamespace(seq=10))
         self.successResultOf(stopped)
         self.assertEqual((outbox.handed_over, outbox.freed), ([3], [0]))
+
+    def test_a_checkpoint_that_cannot_be_read_is_a_problem_of_nats_until_it_can(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((6, 7, 8), Checkpoint(upto=5, tail=5))
+        good, stream.own.payload = stream.own.payload, b'{"tail": "many"}'
+        partition = self.owned(clock, outbox, stream)
+        why = "Expected `int`, got `str` - at `$.tail`"
+        line = f"the checkpoint of MQ_w_0 cannot be read: {why}: is another bridge newer than this?"
+        self.assertEqual([str(error) for error in outbox.complaints], [line])
+        for asked in (partition.last_of("a-x"), partition.ended()):
+            self.assertEqual(str(self.failureResultOf(ensureDeferred(asked), NATSError).value), line)
+        stream.own.payload = good
+        clock.advance(0.1)
+        self.answer(stream)
+        self.assertEqual((partition.mine, outbox.handed_out), (True, [6, 7, 8]))
 
     def answer(self, stream):
         """Answer all requests of a partition."""

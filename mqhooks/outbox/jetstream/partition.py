@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from mqhooks.delivery import Delivery
 from mqhooks.errors import JetStreamError, NATSError
 from mqhooks.nats.client import NATSClient, Subscription
-from mqhooks.nats.jetstream import MESSAGE_ID, NO_STREAM, WRONG_LAST_SEQUENCE, JetStream
+from mqhooks.nats.jetstream import MESSAGE_ID, NO_STREAM, WRONG_LAST_SEQUENCE, JetStream, Stored
 from mqhooks.nats.message import NATSMessage
 from mqhooks.outbox.jetstream.layout import (
     ACCEPTORS,
@@ -367,7 +367,7 @@ class Partition:
 
     async def _watch(self) -> None:
         found = await self._js.direct_last(self._name, self._own)
-        seq, state = (0, Checkpoint()) if found is None else (found.sequence, decode_checkpoint(found.payload))
+        seq, state = self._read_checkpoint(found)
         now = self._monotonic()
         if self._seen[0] != seq:
             self._seen = seq, now
@@ -377,7 +377,7 @@ class Partition:
             return
         # A replica may be behind; the leader knows.
         found = await self._js.last(self._name, self._own)
-        self._rev, state = (0, Checkpoint()) if found is None else (found.sequence, decode_checkpoint(found.payload))
+        self._rev, state = self._read_checkpoint(found)
         if self._rev != seq:
             self._seen = -1, 0.0
             return
@@ -487,11 +487,11 @@ class Partition:
         found = await self._js.last(self._name, self._own)
         if not self.mine:
             return None
-        state = Checkpoint() if found is None else decode_checkpoint(found.payload)
-        if found is None or state.owner != self._owner.me:
+        rev, state = self._read_checkpoint(found)
+        if state.owner != self._owner.me:
             self._lose(state.owner)
             return None
-        self._rev = found.sequence
+        self._rev = rev
         if state.turn == self._turn:
             self._until = began + LEASE - EARLY
             self._after_renewal()
@@ -636,7 +636,17 @@ class Partition:
 
     async def _state(self) -> Checkpoint:
         found = await self._js.last(self._name, self._own)
-        return Checkpoint() if found is None else decode_checkpoint(found.payload)
+        return self._read_checkpoint(found)[1]
+
+    def _read_checkpoint(self, found: Stored | None) -> tuple[int, Checkpoint]:
+        """Return the sequence number of a checkpoint and its content; an empty one if there is none yet."""
+        if found is None:
+            return 0, Checkpoint()
+        try:
+            return found.sequence, decode_checkpoint(found.payload)
+        except ValueError as error:
+            what = f"the checkpoint of {self._name} cannot be read: {error}: is another bridge newer than this?"
+            raise NATSError(what) from None
 
     # The log.
 
