@@ -268,6 +268,25 @@ class SpillTests(JetStreamMixin, TestCase):
         told = [each for each in self.logged if each["log_level"].name in ("error", "critical") and "failure" in each]
         self.assertEqual(told, [])
 
+    async def test_limits_that_change_while_the_streams_are_made_are_raised(self):
+        await self.begin()
+
+        def connected(event):
+            if "outbox: connected to NATS server" in formatEvent(event):
+                # By then the first stream is asked for.
+                reactor.callLater(0, store.resize, 16 << 20, 20)
+
+        globalLogPublisher.addObserver(connected)
+        self.addCleanup(globalLogPublisher.removeObserver, connected)
+        store, one = self.store(max_size=8 << 20, dead_max=10)
+        await self.ready(one)
+
+        async def raised():
+            letters, log = [(await self.js.stream_info(name))["config"] for name in ("MQ_DEAD", "MQ_w_0")]
+            return letters["max_msgs_per_subject"] == 20 and letters["max_bytes"] == 16 << 20 and log["max_bytes"] == 24 << 20
+
+        await until(raised)
+
     async def test_without_a_file_nothing_more_is_accepted(self):
         await self.begin()
         self.link = Link(self, self.nodes.clients[0])

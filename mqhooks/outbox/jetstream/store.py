@@ -14,6 +14,7 @@ from secrets import token_hex
 from time import monotonic, time
 from typing import Any, Literal
 
+from msgspec import structs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall
@@ -376,7 +377,8 @@ class JetStreamStore(Service):
         self._prepare()
 
     async def _make(self) -> None:
-        settings, limits = self.settings, self._limits
+        # A reload may change them meanwhile: then everything is checked again.
+        settings, limits = self.settings, structs.replace(self._limits)
         names = Names(settings.prefix, "")
         # All dead letters together may take as many bytes as the deliveries of one webhook.
         await ensure(self._js, letters_config(names, settings.replicas, limits.dead_max, limits.max_size))
@@ -403,7 +405,8 @@ class JetStreamStore(Service):
             for earlier, count in former:
                 await close(self._js, earlier, count)
             kept = (await self.letters.counts()).get(name, 0)
-            self._started.add(name)
+            if limits == self._limits:
+                self._started.add(name)
             self._problem = None
             if not outbox.started:
                 await outbox.agree()
