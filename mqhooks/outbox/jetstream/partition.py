@@ -632,7 +632,9 @@ class Partition:
         if self._log in config["subjects"]:
             return False
         end, state = await self._js.last(self._name, self._log), await self._state()
-        return not state.pending and (end is None or end.sequence <= state.tail)
+        # The number alone may be too low for a while after a crash.
+        settled = not state.pending and not state.open and state.upto >= state.tail
+        return settled and (end is None or end.sequence <= state.tail)
 
     async def _state(self) -> Checkpoint:
         found = await self._js.last(self._name, self._own)
