@@ -6,9 +6,9 @@ from io import StringIO
 from pathlib import Path
 
 from twisted.internet import reactor
-from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.defer import ensureDeferred, gatherResults, succeed
 from twisted.internet.threads import deferToThread
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.__main__ import main
 from mqhooks.admin.bridge import Bridge
@@ -17,6 +17,7 @@ from mqhooks.admin.settings import AdminSettings
 from mqhooks.app.settings import Settings
 from mqhooks.errors import OutboxError
 from mqhooks.outbox.deadletters import ANY, Filter
+from mqhooks.outbox.jetstream.letters import SharedLetters
 from tests.admin import ANYWHERE, AdminCase
 from tests.contract.outbox import make
 from tests.jetstream import JetStreamMixin
@@ -140,6 +141,21 @@ class SharedTests(Burying, TestCase):
         error = await self.assertFailure(ensureDeferred(store.letters.replay([letter.number])), OutboxError)
         self.assertIn("stream MQ_w_0 is full", str(error))
         self.assertEqual(await store.letters.counts(), {"w": 1})
+
+
+class LastTests(SynchronousTestCase):
+    def test_all_means_all_of_them_when_the_newest_one_is_deleted(self):
+        class Stream:
+            """Answers as servers before 2.12.6 do when the last message of a subject was deleted."""
+
+            def last(self, stream, subject):
+                return succeed(None)
+
+            def stream_info(self, stream):
+                return succeed({"state": {"first_seq": 3, "last_seq": 9}})
+
+        letters = SharedLetters(Stream(), "MQ", lambda: 0)
+        self.assertEqual(self.successResultOf(ensureDeferred(letters.last())), 9)
 
 
 class CommandTests(Burying, TestCase):
