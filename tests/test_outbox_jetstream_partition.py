@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Delivery
 from mqhooks.errors import NATSError
-from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, encode, encode_checkpoint
+from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_checkpoint, encode, encode_checkpoint
 from mqhooks.outbox.jetstream.partition import Partition
 
 
@@ -205,6 +205,20 @@ class PartitionTests(SynchronousTestCase):
         clock.advance(0.1)
         self.answer(stream)
         self.assertEqual((partition.mine, outbox.handed_out), (True, [6, 7, 8]))
+
+    def test_who_stops_while_it_takes_a_partition_leaves_it_to_others_at_once(self):
+        clock, outbox, answer = Clock(), Outbox(), Deferred()
+        stream = Stream((6, 7, 8), Checkpoint(upto=5, tail=5))
+        publish = stream.publish
+        self.patch(stream, "publish", lambda *_, **__: answer)
+        partition = self.owned(clock, outbox, stream)
+        stopped = partition.stop()
+        self.assertNoResult(stopped)
+        self.patch(stream, "publish", publish)
+        answer.callback(SimpleNamespace(seq=10))
+        self.successResultOf(stopped)
+        self.assertEqual(decode_checkpoint(stream.own.payload), Checkpoint(turn=2, upto=5, tail=5))
+        self.assertEqual((partition.mine, outbox.freed, outbox.handed_out), (False, [0], []))
 
     def test_a_former_partition_has_ended_when_no_message_in_it_is_open(self):
         # After a crash of its owner fewer may count as pending than there are, until all are settled.

@@ -389,7 +389,15 @@ class Partition:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 return
             raise
-        if not self._stopped:
+        await self._taken(state, until)
+
+    async def _taken(self, state: Checkpoint, until: float) -> None:
+        if self._stopped:
+            # Others need not wait until the lease ends.
+            self._turn += 1
+            await self._write(structs.replace(state, owner=None, turn=self._turn))
+            self._owner.given_up(self.number)
+        else:
             self._take_over(state, until)
 
     async def _write(self, checkpoint: Checkpoint) -> float:
