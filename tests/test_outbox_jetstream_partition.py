@@ -8,7 +8,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Delivery
 from mqhooks.errors import NATSError
+from mqhooks.outbox.jetstream import outbox as outboxes
+from mqhooks.outbox.jetstream.acceptor import Held
 from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_checkpoint, encode, encode_checkpoint
+from mqhooks.outbox.jetstream.members import LISTEN
+from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
 from mqhooks.outbox.jetstream.partition import Partition
 
 
@@ -249,3 +253,47 @@ class PartitionTests(SynchronousTestCase):
         self.answer(stream)
         self.flushLoggedErrors()
         return partition
+
+
+class GateTests(SynchronousTestCase):
+    def test_an_answer_counts_however_much_was_handed_out_besides(self):
+        self.patch(outboxes, "STALE", 10)
+        clock = Clock()
+        stream = Stream(range(1, 31), Checkpoint())
+        client = SimpleNamespace(
+            info=None,
+            subscribe=lambda subject, receive: None,
+            publish=lambda subject, data: None,
+            unsubscribe=lambda which: None,
+        )
+        outbox = JetStreamOutbox(
+            "w",
+            clock,
+            client,
+            stream,
+            Names("MQ", "w"),
+            1,
+            Limits(1 << 20, 10),
+            "us",
+            lambda: None,
+            lambda: 0,
+            clock.seconds,
+            away=lambda: False,
+            held=Held(),
+        )
+        outbox.start(0)
+        clock.advance(LISTEN)
+        clock.advance(0)
+        stream.answer()
+        claimed = outbox.claim(100, 1 << 20)
+        self.assertEqual(len(claimed), 30)
+        flying = [claimed[0], claimed[15], claimed[29]]
+        self.assertEqual(outbox.enter(flying), flying)
+        # The lease ends while its renewal has no answer.
+        self.patch(stream, "publish", lambda *_, **__: Deferred())
+        clock.pump([0.5] * 4)
+        self.assertEqual(outbox.enter([claimed[1]]), [])
+        outbox.acknowledge(flying)
+        outbox.leave(flying)
+        self.assertEqual((outbox.counts.delivered, outbox.counts.pending), (3, 27))
+        outbox.abort()

@@ -59,7 +59,7 @@ HELD = 64 << 20
 """Bytes of memory that waiting deliveries of all webhooks may take: beyond this, the file takes them."""
 
 STALE = 4096
-"""Messages whose former numbers are remembered: answers to deliveries handed out under these may still come."""
+"""Messages whose former numbers are remembered, besides those in flight: answers to these may still come."""
 
 
 class Limits(msgspec.Struct):
@@ -888,8 +888,9 @@ class JetStreamOutbox:
         """Forget the deliveries handed out of a message."""
         if self._rows.pop(row.number, None) is not None:
             self._stale[row.number] = row.partition, row.seq
-            if len(self._stale) > STALE:
-                del self._stale[next(iter(self._stale))]
+            if len(self._stale) % STALE == 0:
+                flying = {place >> INDEX_BITS for partition in self._all for place in partition.flying}
+                self._stale = {number: where for number, where in self._stale.items() if number in flying}
         row.number = 0
 
     def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
