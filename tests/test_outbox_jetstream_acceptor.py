@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 from twisted.internet.defer import fail, succeed
 
-from mqhooks.errors import NATSTooLong
+from mqhooks.errors import NATSTimeout, NATSTooLong
 from mqhooks.outbox.jetstream.acceptor import AGAIN, Acceptor, Held
-from tests.outboxes import StoreCase
+from tests.outboxes import StoreCase, deliveries
 
 
 class Stream:
@@ -16,33 +16,33 @@ class Stream:
     Takes messages.
 
     :ivar longest: the longest message that it takes, in bytes.
+    :ivar failing: the error of each attempt; ``None`` for none.
     :ivar stored: the id of each message, with its number of deliveries.
     """
 
     longest = 1 << 20
+    failing = None
 
     def __init__(self):
         self.stored = []
 
     def publish(self, subject, data, *, message_id, headers, timeout):
+        if self.failing is not None:
+            return fail(self.failing)
         if len(data) > self.longest:
             return fail(NATSTooLong("a message is too long"))
         self.stored.append((message_id, headers["Mqhooks-Count"]))
         return succeed(SimpleNamespace(seq=len(self.stored)))
 
 
-class FileTests(StoreCase):
+class AcceptorCase(StoreCase):
     def setUp(self):
         super().setUp()
         self.store = self.open()
         self.stream, self.refused = Stream(), []
 
-    async def last(self, name):
-        """Name a delivery that was never in the file."""
-        return "msg_before"
-
-    def drain(self):
-        """Have an acceptor store what is in the file."""
+    def acceptor(self):
+        """Return an acceptor, whose stream is there."""
         acceptor = Acceptor(
             self.clock,
             self.stream,
@@ -54,10 +54,21 @@ class FileTests(StoreCase):
             self.last,
             Held(),
         )
-        acceptor.attach(self.outbox)
         acceptor.begin()
-        acceptor.drain()
         self.addCleanup(acceptor.stop)
+        return acceptor
+
+    async def last(self, name):
+        """Name a delivery that was never in the file."""
+        return "msg_before"
+
+
+class FileTests(AcceptorCase):
+    def drain(self):
+        """Have an acceptor store what is in the file."""
+        acceptor = self.acceptor()
+        acceptor.attach(self.outbox)
+        acceptor.drain()
         self.clock.pump([AGAIN] * 5)
         return acceptor
 
@@ -91,3 +102,16 @@ class FileTests(StoreCase):
             self.assertEqual(self.stream.stored, [(f"a-x/msg_{last}", "2")])
             self.kill_all()
             self.setUp()
+
+
+class MemoryTests(AcceptorCase):
+    def test_sent_in_vain_it_may_turn_out_to_be_too_long(self):
+        self.stream.failing = NATSTimeout("no answer")
+        acceptor = self.acceptor()
+        landed = []
+        acceptor.put(deliveries(2, size=400), SimpleNamespace(landed=lambda: landed.append(True)))
+        self.clock.pump([1.0] * 10)
+        # By now we are connected to a server that takes less, and the log does not have it.
+        self.stream.failing, self.stream.longest = None, 800
+        self.clock.pump([AGAIN] * 5)
+        self.assertEqual((self.stream.stored, landed), ([("a-x/msg_0", "1"), ("a-x/msg_1", "1")], [True]))

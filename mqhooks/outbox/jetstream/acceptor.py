@@ -369,8 +369,8 @@ class Acceptor:
         self._sent = self._sent or not isinstance(error, NATSUnavailable)
         self._note(error)
         if not self._stopped:
-            late = self._sent and self._reactor.seconds() - self._first_sent > REMEMBERED
-            self._later(AGAIN, self._look if late else self._fly)
+            late = isinstance(error, NATSTooLong) or self._reactor.seconds() - self._first_sent > REMEMBERED
+            self._later(AGAIN, self._look if self._sent and late else self._fly)
             self._failed(error)
 
     def _note(self, error: NATSError) -> None:
@@ -391,6 +391,7 @@ class Acceptor:
             if last == flying[1][-1][0].id:
                 self._stored(None, flying)
             else:
+                self._sent = False
                 self._first_sent = self._reactor.seconds()
                 self._fly()
 
