@@ -24,10 +24,10 @@ OLD = (INFO % b"").replace(b"2.15.1", b"2.10.29")
 
 
 class ExaminationTests(JetStreamMixin, TestCase):
-    async def examine(self, nats=None, max_size=8 << 20, **options):
+    async def examine(self, nats=None, max_size=8 << 20, webhook="w", **options):
         given = {"replicas": 1, "partitions": 2, "synced": True, **options}
         settings = JetStreamSettings(nats or NATSSettings(self.nodes.servers), **given)
-        return await examine(reactor, settings, ["w"], max_size, 10)
+        return await examine(reactor, settings, [webhook], max_size, 10)
 
     async def problem(self, pattern, **options):
         found = await self.examine(**options)
@@ -56,6 +56,16 @@ class ExaminationTests(JetStreamMixin, TestCase):
         store, outbox = self.store(nats=nats)
         await until(lambda: store.failing is not None and told in store.failing)
         self.assertTrue(outbox.full)
+
+    async def test_a_webhook_with_too_long_a_name(self):
+        await self.begin()
+        told = (
+            "^webhook ö{40}… has too long a name for JetStream: .* 605 characters, and NATS takes 255: give it a shorter name$"
+        )
+        await self.problem(told, webhook="ö" * 100)
+        store, _ = self.store("ö" * 100)
+        await until(lambda: store.failing is not None and store.failing.startswith("webhook"))
+        self.assertRegex(store.failing, told)
 
     async def test_nobody_is_there(self):
         found = await self.examine(nats=NATSSettings((Server("127.0.0.1", 1),)))

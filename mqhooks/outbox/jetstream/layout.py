@@ -12,6 +12,7 @@ from zlib import crc32
 import msgspec
 
 from mqhooks.delivery import DeadLetter, Delivery
+from mqhooks.errors import OutboxError
 from mqhooks.outbox.stored import encode_handed
 
 FORMAT = "1"
@@ -40,6 +41,9 @@ OVERHEAD = 2048
 
 HEADROOM = 8 << 20
 """Bytes that a stream may have beyond its share of ``max_size``: the lease must find room in a full one."""
+
+LONGEST_NAME = 255
+"""Most characters in the name of a stream."""
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_log = msgspec.msgpack.Decoder(list[Delivery]).decode
@@ -168,9 +172,17 @@ def encode_letter(letter: DeadLetter) -> bytes:
 
 
 def log_config(names: Names, partition: int, partitions: int, replicas: int, max_bytes: int) -> dict[str, Any]:
-    """Return the configuration of a partition's stream, in JetStream's format."""
+    """
+    Return the configuration of a partition's stream, in JetStream's format.
+
+    :raises mqhooks.errors.OutboxError: when the webhook's name is too long.
+    """
+    name = names.stream(partition)
+    if len(name) > LONGEST_NAME:
+        limit = f"the name of its stream would have {len(name)} characters, and NATS takes {LONGEST_NAME}"
+        raise OutboxError(f"webhook {names.webhook[:40]}… has too long a name for JetStream: {limit}: give it a shorter name")
     return {
-        "name": names.stream(partition),
+        "name": name,
         "subjects": [names.log(partition), names.own(partition)],
         "num_replicas": replicas,
         "storage": "file",
