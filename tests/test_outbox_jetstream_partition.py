@@ -13,7 +13,7 @@ from mqhooks.outbox.jetstream.acceptor import Held
 from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_checkpoint, encode, encode_checkpoint
 from mqhooks.outbox.jetstream.members import LISTEN
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
-from mqhooks.outbox.jetstream.partition import Partition
+from mqhooks.outbox.jetstream.partition import PATIENCE, Partition
 
 
 class Outbox:
@@ -78,6 +78,9 @@ class Stream:
     def publish(self, subject, data, **more):
         self.own = SimpleNamespace(sequence=self.own.sequence + 1, payload=data)
         return succeed(SimpleNamespace(seq=self.own.sequence))
+
+    def delete_message(self, stream, number):
+        """Nobody asks."""
 
     def purge(self, stream, *, subject, below):
         return Deferred()
@@ -209,6 +212,22 @@ class PartitionTests(SynchronousTestCase):
         clock.advance(0.1)
         self.answer(stream)
         self.assertEqual((partition.mine, outbox.handed_out), (True, [6, 7, 8]))
+
+    def test_what_is_settled_behind_a_parked_one_is_deleted_as_fast_as_it_comes(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((1,), Checkpoint())
+        self.patch(stream, "delete_message", lambda _, number: succeed(stream.log.pop(number)))
+        partition = self.owned(clock, outbox, stream)
+        for start in range(2, 8002, 100):
+            for number in range(start, start + 100):
+                stream.log[number] = message(number)
+                self.told(announcement(number))
+                partition.settle(partition.rows[number], 0)
+            clock.advance(0.5)
+        self.assertEqual((outbox.handed_out, list(partition.rows)), (list(range(1, 8002)), [1]))
+        # Each second 200 come.
+        self.assertLess(len(stream.log), 200 * (PATIENCE + 1))
+        self.assertIn(1, stream.log)
 
     def test_who_stops_while_it_takes_a_partition_leaves_it_to_others_at_once(self):
         clock, outbox, answer = Clock(), Outbox(), Deferred()

@@ -62,7 +62,7 @@ HEALTH = 5.0
 """Seconds between an owner's checks of which servers have the stream."""
 
 DELETED = 64
-"""Messages deleted on their own with one renewal."""
+"""Messages deleted on their own with one renewal; a tenth of the settled ones if that is more, so they can't pile up."""
 
 MESSAGES = 64
 """Maximum number of messages per read request."""
@@ -594,7 +594,7 @@ class Partition:
     def _delete(self, floor: int, upto: int) -> None:
         """Delete settled messages behind an unsettled one, once a checkpoint says that they are settled."""
         done, before = self._done, self._monotonic() - PATIENCE
-        for _ in range(DELETED):
+        for _ in range(max(DELETED, len(done) // 10)):
             while done and done[0][0] <= floor:
                 done.popleft()
             if not done or done[0][1] > before or done[0][0] > upto:
