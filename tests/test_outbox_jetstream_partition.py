@@ -2,18 +2,20 @@
 
 from types import SimpleNamespace
 
-from twisted.internet.defer import Deferred, ensureDeferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.delivery import Delivery
-from mqhooks.errors import NATSError
+from mqhooks.errors import NATSError, NATSTooLong
+from mqhooks.nats.jetstream import Ack
 from mqhooks.outbox.jetstream import outbox as outboxes
-from mqhooks.outbox.jetstream.acceptor import Held
+from mqhooks.outbox.jetstream.acceptor import AGAIN, Held
 from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_checkpoint, encode, encode_checkpoint
 from mqhooks.outbox.jetstream.members import LISTEN
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
 from mqhooks.outbox.jetstream.partition import PATIENCE, Partition
+from mqhooks.outbox.stored import decode_handed
 
 
 class Outbox:
@@ -274,11 +276,9 @@ class PartitionTests(SynchronousTestCase):
         return partition
 
 
-class GateTests(SynchronousTestCase):
-    def test_an_answer_counts_however_much_was_handed_out_besides(self):
-        self.patch(outboxes, "STALE", 10)
-        clock = Clock()
-        stream = Stream(range(1, 31), Checkpoint())
+class OutboxTests(SynchronousTestCase):
+    def outbox(self, clock, stream):
+        """Return an outbox that has taken its only partition over, and read it."""
         client = SimpleNamespace(
             info=None,
             subscribe=lambda subject, receive: None,
@@ -304,6 +304,14 @@ class GateTests(SynchronousTestCase):
         clock.advance(LISTEN)
         clock.advance(0)
         stream.answer()
+        self.addCleanup(outbox.abort)
+        return outbox
+
+    def test_an_answer_counts_however_much_was_handed_out_besides(self):
+        self.patch(outboxes, "STALE", 10)
+        clock = Clock()
+        stream = Stream(range(1, 31), Checkpoint())
+        outbox = self.outbox(clock, stream)
         claimed = outbox.claim(100, 1 << 20)
         self.assertEqual(len(claimed), 30)
         flying = [claimed[0], claimed[15], claimed[29]]
@@ -315,4 +323,23 @@ class GateTests(SynchronousTestCase):
         outbox.acknowledge(flying)
         outbox.leave(flying)
         self.assertEqual((outbox.counts.delivered, outbox.counts.pending), (3, 27))
-        outbox.abort()
+
+    def test_a_letter_that_is_too_long_for_the_next_server_is_stored_without_its_body(self):
+        clock = Clock()
+        stream = Stream((1,), Checkpoint())
+        outbox = self.outbox(clock, stream)
+        (delivery,) = outbox.claim(100, 1 << 20)
+        letters = []
+
+        def publish(subject, data, **more):
+            if len(data) > 2000:
+                return fail(NATSTooLong("a message is too long"))
+            letters.append(decode_handed("w", data))
+            return succeed(Ack("MQ_DEAD", 1))
+
+        self.patch(stream, "publish", publish)
+        outbox.bury(delivery, "http://h/", "answered 410", 410, b"gone" * 1000, 1)
+        clock.advance(AGAIN)
+        (letter,) = letters
+        self.assertEqual((letter.delivery.id, letter.status, outbox.burying, outbox.buried), ("msg_1", 410, 0, 1))
+        self.assertRegex(letter.reason, "^answered 410; a message is too long")

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.delivery import Counts, DeadLetter, Delivery
-from mqhooks.errors import JetStreamError, NATSError, OutboxError
+from mqhooks.errors import JetStreamError, NATSError, NATSTooLong, OutboxError
 from mqhooks.interfaces import IGate, IHolding, IOutbox
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, Ack, JetStream
@@ -990,9 +990,9 @@ class JetStreamOutbox:
         self.burying += 1
         # If we die before a checkpoint says so, another process buries the same delivery again: the id makes them one.
         again = f"{self.name}/{letter.delivery.id}/{letter.delivery.accepted}".encode(errors="replace")
-        self._write_letter(data, f"dead/{blake2b(again, digest_size=16).hexdigest()}", stored)
+        self._write_letter(letter, data, f"dead/{blake2b(again, digest_size=16).hexdigest()}", stored)
 
-    def _write_letter(self, data: bytes, message_id: str, stored: Callable[[], object]) -> None:
+    def _write_letter(self, letter: DeadLetter, data: bytes, message_id: str, stored: Callable[[], object]) -> None:
         def done(ack: Ack) -> None:
             self.burying -= 1
             self.buried += 1
@@ -1009,11 +1009,14 @@ class JetStreamOutbox:
             if self._ended:
                 # The delivery is not settled, and its next owner buries it.
                 return
-            self.complain("letter", failure.getErrorMessage())
+            problem = failure.getErrorMessage()
+            self.complain("letter", problem)
+            # The server may take less than the one before.
+            bare = encode_letter(without_body(letter, f"{letter.reason}; {problem}")) if failure.check(NATSTooLong) else data
 
             def again() -> None:
                 self._timers.discard(timer)
-                self._write_letter(data, message_id, stored)
+                self._write_letter(letter, bare, message_id, stored)
 
             timer = self._reactor.callLater(AGAIN, again)
             self._timers.add(timer)
