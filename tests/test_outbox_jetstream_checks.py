@@ -67,6 +67,27 @@ class ExaminationTests(JetStreamMixin, TestCase):
         await until(lambda: store.failing is not None and store.failing.startswith("webhook"))
         self.assertRegex(store.failing, told)
 
+    async def test_a_webhook_that_is_removed_again_holds_nobody_up(self):
+        await self.begin()
+        store, outbox = self.store()
+        store.configure({"w": ""})
+        await self.ready(outbox)
+        long = "ö" * 100
+        added = store.outbox(long)
+        store.configure({"w": "", long: ""})
+        await until(lambda: store.failing is not None)
+        self.assertTrue(outbox.full)
+        store.configure({"w": ""})
+        await until(lambda: store.failing is None)
+        self.assertEqual((outbox.full, added.started), (False, False))
+        # It may come back, and others may be added.
+        store.configure({"w": "", long: ""})
+        await until(lambda: store.failing is not None)
+        other = store.outbox("other")
+        store.configure({"w": "", "other": ""})
+        await self.ready(other)
+        await until(lambda: store.failing is None)
+
     async def test_nobody_is_there(self):
         found = await self.examine(nats=NATSSettings((Server("127.0.0.1", 1),)))
         self.assertEqual(found.problems, [])

@@ -123,7 +123,7 @@ class JetStreamStore(Service):
         self._held = Held()
         self._spill = None if spill is None or settings.role == "deliver" else self._file(spill)
         self._acceptor = self._me
-        self._digests: Mapping[str, str] = {}
+        self._digests: Mapping[str, str] | None = None
         self._started: set[str] = set()
         self._complaints = RateLimit(reactor)
         self._problem: str | None = NOT_YET
@@ -152,7 +152,7 @@ class JetStreamStore(Service):
                 held=self._held,
                 delivers=self.settings.role != "accept",
             )
-            self._outboxes[name].configure(self._digests.get(name, ""))
+            self._outboxes[name].configure((self._digests or {}).get(name, ""))
             if self._spill is not None and self._spill.running:
                 self._outboxes[name].attach(self._spill, self._acceptor)
             if self.running:
@@ -168,6 +168,7 @@ class JetStreamStore(Service):
         self._digests = digests
         for name, outbox in self._outboxes.items():
             outbox.configure(digests.get(name, ""))
+        self._prepare()
 
     def resize(self, max_size: int, dead_max: int) -> None:
         """Replace the constructor's limits; streams grow with them and never shrink."""
@@ -350,10 +351,22 @@ class JetStreamStore(Service):
 
     def _prepare(self) -> None:
         """Make and check the streams of webhooks that have not started."""
-        if self._preparing or not self.running or self._started >= set(self._outboxes):
+        if self._preparing or not self.running:
+            return
+        wanted = self._wanted
+        if self._started >= wanted.keys():
+            if wanted:
+                # A webhook whose streams could not be made may be gone.
+                self._problem, self._unreachable = None, False
             return
         self._preparing = True
         ensureDeferred(self._make()).addCallbacks(self._made, self._not_made)
+
+    @property
+    def _wanted(self) -> dict[str, JetStreamOutbox]:
+        """The outboxes whose streams have to be there: of webhooks that are configured, or were while these were made."""
+        known = self._digests
+        return {name: each for name, each in self._outboxes.items() if known is None or name in known or each.started}
 
     def _not_made(self, failure: Any) -> None:
         self._preparing = False
@@ -362,7 +375,7 @@ class JetStreamStore(Service):
         if not self.running:
             return
         problem = failure.getErrorMessage()
-        if not all(outbox.started for outbox in self._outboxes.values()):
+        if not all(outbox.started for outbox in self._wanted.values()):
             # Otherwise only raising the limits has failed.
             self._problem = problem
             self._unreachable = failure.check(NATSError) is not None
@@ -383,7 +396,7 @@ class JetStreamStore(Service):
         # All dead letters together may take as many bytes as the deliveries of one webhook.
         await ensure(self._js, letters_config(names, settings.replicas, limits.dead_max, limits.max_size))
         known = await generations(self._js, settings.prefix)
-        for name, outbox in list(self._outboxes.items()):
+        for name, outbox in self._wanted.items():
             if name in self._started:
                 continue
             numbers = known.get(name) or [1]
