@@ -10,8 +10,10 @@ from twisted.trial.unittest import TestCase
 
 from mqhooks.app.configuration import load
 from mqhooks.app.tap import Options, makeService
+from mqhooks.errors import NATSTimeout
 from mqhooks.nats.auth import Auth
 from mqhooks.nats.settings import NATSSettings, Server
+from mqhooks.outbox.jetstream import store as stores
 from mqhooks.outbox.jetstream.examination import UNSYNCED, examine
 from mqhooks.outbox.jetstream.store import JetStreamSettings
 from tests.contract.outbox import make
@@ -185,6 +187,22 @@ class DigestTests(JetStreamMixin, TestCase):
         await until(lambda: two.ready_to_claim)
         await second.stopService()
         await self.ready(one)
+
+    async def test_who_cannot_compare_its_configuration_at_first_delivers_once_it_can(self):
+        await self.begin()
+        self.patch(stores, "AGAIN", 0.1)
+        store, outbox = self.configured("1")
+        agree, failures = outbox.agree, [NATSTimeout("no answer"), NATSTimeout("no answer")]
+
+        async def late():
+            if failures:
+                raise failures.pop()
+            await agree()
+
+        self.patch(outbox, "agree", late)
+        await self.ready(outbox)
+        self.assertEqual((failures, store.failing), ([], None))
+        await outbox.append(make(1))
 
     async def test_an_acceptor_with_the_old_configuration_holds_nobody_up(self):
         await self.begin()

@@ -418,12 +418,13 @@ class JetStreamStore(Service):
             for earlier, count in former:
                 await close(self._js, earlier, count)
             kept = (await self.letters.counts()).get(name, 0)
-            if limits == self._limits:
-                self._started.add(name)
-            self._problem = None
             if not outbox.started:
                 await outbox.agree()
                 outbox.start(kept)
+            # Only now: what has failed before is tried again.
+            if limits == self._limits:
+                self._started.add(name)
+            self._problem = None
 
     async def _ensure(self, configs: Iterable[dict[str, Any]]) -> None:
         made = [ensureDeferred(ensure(self._js, config)) for config in configs]
