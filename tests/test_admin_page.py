@@ -8,14 +8,11 @@ from pathlib import Path
 
 import treq
 from twisted.internet import reactor
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from twisted.web.client import Agent
-from twisted.web.resource import Resource
-from twisted.web.server import Site
 
 from mqhooks import __version__
 from mqhooks.testing import make_event
@@ -33,17 +30,6 @@ ANYWHERE = "tcp:0:interface=127.0.0.1"
 HOSTILE = "<img src=x onerror=\"window.ran=1;alert('ran')\">"
 NAMES = ("billing", "audit")
 AXE = MODULES / "axe-core" / "axe.min.js"
-
-
-class Elsewhere(Resource):
-    """A page of somebody else. The browser outlives the test, its connections must not."""
-
-    isLeaf = True
-
-    def render_GET(self, request):  # noqa: N802
-        request.setHeader("connection", "close")
-        request.setHeader("content-type", "text/html")
-        return b"<!doctype html><title>elsewhere</title>"
 
 
 class Page(TestCase):
@@ -810,9 +796,8 @@ class Strangers(Page):
 
     async def foreign(self):
         """Serve another page on another port; its address."""
-        port = reactor.listenTCP(0, Site(Elsewhere()), interface="127.0.0.1")
-        self.addCleanup(lambda: maybeDeferred(port.stopListening))
-        return f"http://127.0.0.1:{port.getHost().port}/"
+        page, html = b"<!doctype html><title>elsewhere</title>", [("Content-Type", "text/html")]
+        return Endpoint(lambda request: request.connection.reply(200, page, html)).listen(self, reactor)
 
     async def test_token(self):
         await self.start(admin=f'token = "{TOKEN}"')
