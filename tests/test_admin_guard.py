@@ -162,7 +162,7 @@ class UnixTests(AdminCase):
         self.addCleanup(follower.transport.abortConnection)
         return follower
 
-    async def test_stopping_closes_connections_even_if_somebody_has_removed_the_socket(self):
+    async def test_stopping_although_the_socket_is_gone(self):
         follower = await self.follow()
         self.socket.unlink()
         await self.page.stopService()

@@ -17,6 +17,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent
 
+from mqhooks.admin import connections
 from mqhooks.app.tap import Options, makeService
 from mqhooks.sources.sessions import SessionTable
 from mqhooks.testing import make_event
@@ -505,6 +506,8 @@ class ReloadTests(BridgeCase):
         self.assertIn(f"{self.path}:1: webhooks.a.tls.cacertfile: {authority} holds no PEM certificate", line)
 
     async def test_who_may_see_the_page(self):
+        # The stream has ended long before its connection.
+        self.patch(connections, "IDLE", 0.5)
         _, url = self.endpoint()
         old, new = "an-old-token-of-24-chars", "a-new-token-of-24-chars"
         self.write(("a", f'url = "{url}"'), ours=f'admin {{ listen = "tcp:0", token = "{old}" }}')

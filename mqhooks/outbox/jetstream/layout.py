@@ -145,7 +145,10 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
 
     :raises ValueError: when the data is not one.
     """
-    return _checkpoint(data)
+    try:
+        return _checkpoint(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def accepted_by(message_id: str) -> tuple[str, str] | None:
