@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
-JOBS := 4
+JOBS := 5
 SECONDS :=
 BENCH :=
 
