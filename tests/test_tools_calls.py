@@ -179,16 +179,22 @@ class PoolTests(TestCase):
 
     async def test_simulator(self):
         endpoint = Endpoint()
-        options = Options()
         url = endpoint.listen(self, reactor)
-        options.parseOptions(["--via", "webhooks", "--target", url, "--rate", "0", "--count", "500", "--seed", "1"])
-        done = Deferred()
-        simulator = from_options(Stopping(reactor, done), options)
-        simulator.startService()
-        self.addCleanup(simulator.stopService)
-        await done
+        simulator = await simulated(self, "--via=webhooks", "--target", url, "--rate=0", "--count=500", "--seed=1")
         self.assertEqual(len(endpoint.requests), simulator.sent.total())
         self.assertGreater(len(endpoint.requests), 400)
+
+
+async def simulated(case, *words):
+    """Run a simulator with these options to its end, and return it."""
+    options = Options()
+    options.parseOptions(words)
+    done = Deferred()
+    simulator = from_options(Stopping(reactor, done), options)
+    simulator.startService()
+    case.addCleanup(simulator.stopService)
+    await done
+    return simulator
 
 
 class Stopping:

@@ -11,7 +11,6 @@ from h2.errors import ErrorCodes
 from h2.events import DataReceived, StreamEnded
 from h2.settings import SettingCodes
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -29,8 +28,7 @@ from mqhooks.sources.sidecar.encode import encode
 from mqhooks.testing import RecordingSink, make_event
 from mqhooks.tools.grpccalls import connections, message_of
 from mqhooks.tools.pool import SenderPool
-from mqhooks.tools.simulator import Options, from_options
-from tests.test_tools_calls import Stopping
+from tests.test_tools_calls import simulated
 
 RECORDED = Path(__file__).parent / "data" / "grpc.jsonl"
 
@@ -242,22 +240,11 @@ class PoolTests(TestCase):
         factory = Factory.forProtocol(lambda: Server(10))
         port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
-        options = Options()
         target = f"tcp:127.0.0.1:{port.getHost().port}"
-        options.parseOptions(["--via", "grpc", "--target", target, "--rate", "0", "--count", "220", "--connections", "4"])
-        done = Deferred()
-        simulator = from_options(Stopping(reactor, done), options)
-        simulator.startService()
-        self.addCleanup(simulator.stopService)
-        await done
+        simulator = await simulated(self, "--via=grpc", "--target", target, "--rate=0", "--count=220", "--connections=4")
+        self.assertEqual(simulator.sent.total(), 220)
 
     async def test_simulator(self):
-        options = Options()
         target = f"tcp:127.0.0.1:{self.listen()}"
-        options.parseOptions(["--via", "grpc", "--target", target, "--rate", "0", "--count", "500", "--connections", "5"])
-        done = Deferred()
-        simulator = from_options(Stopping(reactor, done), options)
-        simulator.startService()
-        self.addCleanup(simulator.stopService)
-        await done
+        await simulated(self, "--via=grpc", "--target", target, "--rate=0", "--count=500", "--connections=5")
         self.assertEqual(len(self.sink.events), 500)

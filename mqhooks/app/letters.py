@@ -22,7 +22,7 @@ from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import Filter, Letters, status_range
 from mqhooks.outbox.exchange import described, exported
-from mqhooks.support.printable import printable
+from mqhooks.support.printable import listed, printable
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.support.times import moment, written
 
@@ -230,9 +230,8 @@ def _export(options: Namespace) -> Iterator[str]:
         else:
             yield f"export: {_write(options.file, found, left)} dead letters are in {printable(options.file, 4096)}"
         if left:
-            numbers = f"{', '.join(map(str, left[:20]))}{', …' if len(left) > 20 else ''}"
             problem = "are damaged, or were stored without their bodies, and are left out"
-            sys.stderr.write(f"mqhooks: export: {len(left)} {problem}: {numbers}\n")
+            sys.stderr.write(f"mqhooks: export: {len(left)} {problem}: {listed(left)}\n")
 
 
 def _write(path: str, found: Iterator[DeadLetter], left: list[int]) -> int:

@@ -27,7 +27,7 @@ from mqhooks.outbox.deadletters import ANY
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox
 from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
 from mqhooks.outbox.sqlite import SqliteStore
-from mqhooks.support.printable import printable
+from mqhooks.support.printable import listed, printable
 
 PIECE = 1000
 """Deliveries, or dead letters, moved at a time."""
@@ -55,9 +55,8 @@ def move(source: str, target: str) -> Iterator[str]:
     left: list[int] = []
     moved = waited(lambda reactor: Mover(reactor, source, target, left).move())
     if left:
-        numbers = f"{', '.join(map(str, left[:20]))}{', …' if len(left) > 20 else ''}"
         problem = "dead letters are damaged, or were stored without their bodies, and stay where they are"
-        sys.stderr.write(f"mqhooks: move: {len(left)} {problem}: {numbers}\n")
+        sys.stderr.write(f"mqhooks: move: {len(left)} {problem}: {listed(left)}\n")
     for name, (deliveries, letters) in sorted(moved.items()):
         yield f"move: webhook {printable(name, 60)}: {deliveries} deliveries, {letters} dead letters"
     yield "move: done" if moved else "move: there was nothing to move"

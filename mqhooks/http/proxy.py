@@ -191,12 +191,12 @@ class _Tunnel(Protocol):
                 break
 
     def _answered(self, status: int) -> None:
+        if 100 <= status < 200:
+            # An interim answer; the final one follows.
+            return
         if 200 <= status < 300:
             rest, self._head = self._head, b""
             self._begin(rest)
-        elif 100 <= status < 200:
-            # An interim answer; the final one follows.
-            pass
         elif status in (AUTHENTICATION_REQUIRED, UNAUTHORIZED):
             # Tinyproxy answers a wrong password with 401.
             self._end(self._proxy.unauthorized(status))

@@ -11,7 +11,7 @@ The ledger: one webhook's accepted and unsettled deliveries, as rows, a bit for 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import nlargest
 from itertools import islice
@@ -137,8 +137,9 @@ class Ledger:
         # Unclaimed deliveries in memory: each row, what is left of it, and the bytes of its bodies.
         self._ready: deque[tuple[Row, list[Delivery], int]] = deque()
         self._ready_count = self._ready_bytes = 0
-        # Rows to read again, in order; a row that is settled meanwhile leaves it. The values mean nothing.
-        self._again: dict[int, None] = {}
+        # Rows to read again, in order; a row that is settled meanwhile leaves it. The values mean nothing. To take 80,000 rows
+        # from the front takes 0.02 s; with a plain dict, which steps over those removed before, 2 s.
+        self._again: OrderedDict[int, None] = OrderedDict()
         self._touched: dict[int, Row] = {}
         self._finished: list[Row] = []
         # Bytes that thinning can free, counted when there was too little room.
@@ -343,7 +344,7 @@ class Ledger:
         self._ready.clear()
         self._ready_count = self._ready_bytes = 0
         # Rows are in the order in which they were committed.
-        self._again = dict.fromkeys(self._rows)
+        self._again = OrderedDict.fromkeys(self._rows)
         for row in self._rows.values():
             row.shelved = 0
 
@@ -545,8 +546,7 @@ class Ledger:
             self._unready(claimed_in_part)
             yield row
         while self._again:
-            number = next(iter(self._again))
-            del self._again[number]
+            number, _ = self._again.popitem(last=False)
             yield self._rows[number]
         for row in unread:
             self._read = row.number

@@ -17,7 +17,7 @@ from mqhooks.shapes.settings import Shape
 from mqhooks.webhook.settings import WebhookSettings
 
 SHORT = 4
-"""Shortest secret, in characters, that is hidden: shorter ones are part of many words."""
+"""Shortest part of a secret, in characters, that is hidden: shorter ones are part of many words."""
 
 _HIDDEN = "…".encode()
 
@@ -30,8 +30,8 @@ class Hider:
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        long = [secret for secret in secrets if len(secret) >= SHORT]
-        written = {form.encode() for each in long for form in (each, json.dumps(each)[1:-1], quote(each, safe=""))}
+        forms = [(each, json.dumps(each)[1:-1], quote(each, safe="", errors="surrogatepass")) for each in secrets if each]
+        written = {form.encode("utf-8", "surrogatepass") for each in forms for form in each}
         # A whole one goes before its parts.
         self._written = sorted(written, key=len, reverse=True)
 
@@ -64,7 +64,8 @@ def hider_for(settings: WebhookSettings) -> Hider | None:
         if isinstance(rule.shape, Shape):
             headers += rule.shape.headers
     values = [value for name, value in headers if CONFIDENTIAL.search(name)]
-    return Hider(secret for value in values for secret in credentials(value)) if values else None
+    secrets = [secret for value in values for secret in credentials(value) if len(secret) >= SHORT]
+    return Hider(secrets) if secrets else None
 
 
 def credentials(value: str) -> Iterator[str]:
@@ -82,4 +83,6 @@ def credentials(value: str) -> Iterator[str]:
         except ValueError:
             return
         yield pair
-        yield pair.partition(":")[2]
+        password = pair.partition(":")[2]
+        if len(password) >= SHORT:
+            yield password
