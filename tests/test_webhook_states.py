@@ -303,6 +303,8 @@ class Model:
 
     def drain(self):
         """The endpoint recovers: everything that is not dead arrives."""
+        # Where everything was buried, the breaker stays open until there is something to probe with.
+        self.receive(["somebody"])
         self.resume()
         for _ in range(100):
             while self.transport.in_flight:
@@ -374,6 +376,38 @@ class States(RuleBasedStateMachine):
 class Walks(SynchronousTestCase):
     def test_only_the_transitions_of_the_diagrams_happen(self):
         run_state_machine_as_test(States, settings=settings(deadline=None, max_examples=150, stateful_step_count=30))
+
+    def refusing(self, **options):
+        """Give a model whose endpoint refuses everything, after the first probe was sent."""
+        model = Model(**options)
+        model.receive([f"client-{number}" for number in range(16)])
+        for _ in range(10):
+            model.end("redirected")
+        model.advance(1)
+        return model
+
+    def test_pause_ends_after_a_refusal_that_is_the_deliverys_own(self):
+        model = self.refusing(pool_size=1)
+        model.pause()
+        model.end("refused")
+        model.resume()
+        model.drain()
+
+    def test_success_after_a_refusal_that_is_the_deliverys_own(self):
+        model = self.refusing(pool_size=5)
+        model.end("refused")
+        model.end("delivered")
+        model.drain()
+
+    def test_breaker_stays_open_while_there_is_nothing_to_probe_with(self):
+        model = Model()
+        model.receive(["client"])
+        model.advance(MAX_AGE + 1)
+        model.end("no connection")
+        assert (model.having("dead"), model.breaker) == ([0], "open")
+        model.advance(MAXIMUM)
+        assert model.breaker == "probing"
+        model.drain()
 
     def test_every_transition_of_the_diagrams_happens(self):
         model = Model(pool_size=3, max_attempts=2)

@@ -142,6 +142,7 @@ class Outcomes:
             outcome = Outcome([DEAD], ["the endpoint refuses it"])
         if self.breaker.refusing:
             # This delivery is at fault, so the breaker stays open for the others: probe again at once.
+            self.breaker.trip()
             outcome.probe = 0.0
         elif not wholesale and not self.breaker.well:
             outcome.closed = self.breaker.answered()
