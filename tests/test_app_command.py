@@ -18,7 +18,7 @@ from mqhooks.app.command import main, parser
 from mqhooks.app.parser import words_of
 from mqhooks.tools import receiver, simulator
 from tests.endpoints import Endpoint
-from tests.processes import Mqhooks
+from tests.processes import Mqhooks, Twistd
 from tests.waiting import until
 
 
@@ -113,22 +113,43 @@ class CommandLineTests(SynchronousTestCase):
 
 
 class StandardOutputTests(SynchronousTestCase):
-    def run_to(self, file):
-        command = [sys.executable, "-m", "mqhooks", "schema"]
-        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    check = ("-c", Twistd.program, "-n", "mqhooks", "--url", "http://127.0.0.1:1/", "--check")
+
+    def run_to(self, file, words, unbuffered, before=()):
+        options = words if words[0] == "-c" else ["-m", "mqhooks", *words]
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        command = [*before, sys.executable, *options]
+        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment)
 
     def test_a_full_disk_is_told_in_a_line(self):
-        with open("/dev/full", "w") as full:
-            done = self.run_to(full)
         told = "mqhooks: standard output cannot be written: No space left on device\n"
-        self.assertEqual((done.returncode, done.stderr), (1, told))
+        for unbuffered, *words in (
+            ("", "schema"),
+            ("", "--help"),
+            ("1", "--print-completion", "bash"),
+            ("", *self.check),
+            ("1", *self.check),
+        ):
+            with open("/dev/full", "w") as full:
+                done = self.run_to(full, words, unbuffered)
+            self.assertEqual((done.returncode, done.stderr), (1, told), words)
 
     def test_a_reader_that_has_gone_is_no_mistake(self):
-        reading, writing = os.pipe()
-        os.close(reading)
-        with open(writing, "w") as pipe:
-            done = self.run_to(pipe)
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for unbuffered, *words in (
+            ("", "schema"),
+            ("", "--help"),
+            ("1", *self.check),
+        ):
+            reading, writing = os.pipe()
+            os.close(reading)
+            with open(writing, "w") as pipe:
+                done = self.run_to(pipe, words, unbuffered)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), words)
+
+    def test_standard_output_that_is_closed_is_no_mistake(self):
+        for words in (["schema"], self.check):
+            done = self.run_to(None, words, "", before=["sh", "-c", 'exec "$@" >&-', "sh"])
+            self.assertEqual((done.returncode, done.stderr), (0, ""), words)
 
 
 class OptionsOfTwistdTests(SynchronousTestCase):

@@ -1,7 +1,10 @@
 """Through Debian's tinyproxy, which wants to know who we are."""
 
+from http.client import HTTPConnection
+
 from twisted.internet import reactor
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.internet.threads import deferToThread
 
 from tests.certificates import Authority, key_pem, pem
 from tests.endpoints import Endpoint
@@ -25,6 +28,16 @@ def answer(request):
     request.connection.reply(headers=[("Connection", "close")] if ends else [])
     if ends:
         request.connection.transport.loseConnection()
+
+
+def answer_to_a_wrong_password(port):
+    """Ask the proxy for an address without TLS, and return the status of its answer."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("GET", "http://127.0.0.1:1/", headers={"Proxy-Authorization": "Basic dXNlcjphbjB0aGVy"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 class TinyproxyTests(FilesMixin, ProgramsCase):
@@ -81,12 +94,14 @@ class TinyproxyTests(FilesMixin, ProgramsCase):
         self.through(wrong="user:an0ther@", nobody="")
         await self.start()
         self.publish("a", "b")
-        # To a wrong password tinyproxy says 401, which only in answer to CONNECT cannot be the endpoint's.
-        buried = [self.sink(f"wrong-http-{transport}") for transport in ("pooled", "treq")]
+        # Before 1.11.3 tinyproxy says 401 to a wrong password, which only in answer to CONNECT cannot be the endpoint's.
+        status = await deferToThread(answer_to_a_wrong_password, self.port)
+        self.assertIn(status, (401, 407))
+        buried = [self.sink(f"wrong-http-{transport}") for transport in ("pooled", "treq")] if status == 401 else []
         waiting = [sink for sink in self.bridge.webhooks if sink not in buried]
         await until(lambda: all(sink.outbox.counts.dead == 2 for sink in buried))
         await until(lambda: all(sink.failure for sink in waiting))
-        self.assertEqual([sink.outbox.counts.pending for sink in waiting], [2] * 6)
+        self.assertEqual([sink.outbox.counts.pending for sink in waiting], [2] * len(waiting))
         self.assertEqual((self.plain.requests, self.secure.requests), ([], []))
         at = f"the proxy 127.0.0.1:{self.port}"
         for sink in waiting:
@@ -99,4 +114,4 @@ class TinyproxyTests(FilesMixin, ProgramsCase):
         self.assertNotIn("an0ther", "\n".join(self.lines()))
         self.through(wrong="user:p4ss-w0rd@", nobody="user:p4ss-w0rd@")
         self.reload()
-        await until(lambda: (len(self.plain.requests), len(self.secure.requests)) == (4, 8))
+        await until(lambda: (len(self.plain.requests), len(self.secure.requests)) == (8 - 2 * len(buried), 8))

@@ -344,7 +344,7 @@ class ValueTests(SynchronousTestCase):
             b'{"client_id":"\\ud800","topic":"t"}',
             b'{"client_id":"c","topic":"t","qos":NaN}',
             b'{"client_id":"c","topic":"t","qos":' + b"9" * 5000 + b"}",
-            b'{"client_id":"c","topic":"t","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            b'{"client_id":"c","topic":"t","x":' + b"[" * 500_000 + b"]" * 500_000 + b"}",
             message(qos=256),
             message(qos=-1),
             message(qos="1"),

@@ -7,7 +7,6 @@ letters need not wait for the whole program.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 from argparse import Action, ArgumentParser, Namespace
@@ -21,6 +20,7 @@ import msgspec
 import mqhooks
 from mqhooks.app.parser import Parser
 from mqhooks.errors import MqhooksError, NoAnswer, told
+from mqhooks.support.output import flush, put
 from mqhooks.support.printable import printable
 
 _COMMANDS = {
@@ -51,11 +51,14 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = parser(words).understand(words)
+        try:
+            options = parser(words).understand(words)
+        except SystemExit:
+            # The help or a completion script may not have left the buffer.
+            put(flush)
+            raise
         return _written(options.command(options), write)
     except BrokenPipeError:
-        # The reader has gone; without this, Python would fail to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
@@ -91,7 +94,7 @@ class _PrintCompletion(Action):
             import shtab
         except ModuleNotFoundError:
             parser.error("--print-completion needs shtab, which is not installed: run pip install shtab")
-        sys.stdout.write(f"{shtab.complete(parser, values)}\n")
+        put(partial(print, shtab.complete(parser, values)))
         parser.exit()
 
 
@@ -101,15 +104,6 @@ def _written(lines: Iterator[str], write: Callable[[str], object]) -> int:
         try:
             line = next(lines)
         except StopIteration as end:
-            _write(sys.stdout.flush)
+            put(flush)
             return end.value or 0
-        _write(partial(write, line))
-
-
-def _write(do: Callable[[], object]) -> None:
-    try:
-        do()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise MqhooksError(f"standard output cannot be written: {error.strerror}") from None
+        put(partial(write, line))

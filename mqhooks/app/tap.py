@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,13 +28,14 @@ from mqhooks.app.logs import FORMATS, observer_for, text_file_observer_for
 from mqhooks.app.reactor import MonotonicReactor, install
 from mqhooks.app.settings import SIDECAR_PORT, Settings
 from mqhooks.app.webhooks import StoredWebhook
-from mqhooks.errors import ConfigError, together, told
+from mqhooks.errors import ConfigError, MqhooksError, together, told
 from mqhooks.interfaces import IEventSink
 from mqhooks.nanomq.block import place_of, placed
 from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.sinks.appending import AppendingSink
 from mqhooks.sources.grpc.settings import GRPC_PORT
 from mqhooks.support.options import CommandOptions, one_of, whole
+from mqhooks.support.output import flush, put
 from mqhooks.support.services import DaemonService, LoggedService
 
 
@@ -127,8 +129,9 @@ def makeService(options: Options) -> IService:
     """
     try:
         return _make(install(), options)
-    except ConfigError as error:
-        raise SystemExit("\n".join(f"mqhooks: {told(mistake)}" for mistake in error.mistakes)) from None
+    except MqhooksError as error:
+        mistakes = getattr(error, "mistakes", (error,))
+        raise SystemExit("\n".join(f"mqhooks: {told(mistake)}" for mistake in mistakes)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,10 @@ def _make(reactor: Any, options: Options) -> IService:
     planned = plan(reactor, options, [], looking=options["check"])
     if options["check"]:
         settings = looked_at(planned.settings, options)
-        print(describe(settings, planned.sidecars, options["sink"], samples=bool(options["sample"])))  # noqa: T201 - this is what the option is for
+        described = describe(settings, planned.sidecars, options["sink"], samples=bool(options["sample"]))
+        with suppress(BrokenPipeError):
+            put(partial(print, described))
+            put(flush)
         raise SystemExit(0)
     settings, sinks, service = planned.settings, planned.sinks, planned.service
     for warning in settings.warnings:

@@ -44,6 +44,9 @@ def read(text: str) -> int:
         at = datetime.fromisoformat(f"{date}T{minute}:00{'+00:00' if zone in 'Zz' else zone}")
     except ValueError:
         raise ValueError(f"{text[:80]!r} is not a time: there is no such day, hour, minute or zone") from None
+    if minute.startswith("24"):
+        # Python takes this for the next day's 00:00 from 3.14 on.
+        raise ValueError(f"{text[:80]!r} is not a time: there is no such hour")
     if int(second) > 60:
         raise ValueError(f"{text[:80]!r} is not a time: a minute has 60 seconds")
     whole = (at - _BEGIN) // timedelta(seconds=1) + int(second)

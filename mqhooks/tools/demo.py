@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mqhooks.errors import MqhooksError
+from mqhooks.support.output import put
 from mqhooks.tools.ports import free_port
 
 LAST_LINES = 15
@@ -194,10 +196,11 @@ def _shortest(path: Path) -> str:
 def say(line: str) -> None:
     """Write a line to standard output."""
     try:
-        print(line, flush=True)  # noqa: T201 - its purpose
-    except BrokenPipeError:
-        # The reader has gone: drop further output, and stop as with Ctrl-C.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        put(lambda: print(line, flush=True))  # noqa: T201 - its purpose
+    except (BrokenPipeError, MqhooksError) as error:
+        if isinstance(error, MqhooksError):
+            complain(str(error))
+        # Stop as with Ctrl-C.
         os.kill(os.getpid(), signal.SIGTERM)
 
 
