@@ -40,7 +40,8 @@ cluster-demo: $(DEV)
 test: $(DEV) $(if $(filter tests tests.test_admin_page% tests.test_programs% tests.test_project_receivers%,$(TESTS)),programs)
 	@# The tests start some hundred processes: none of them compiles what the others have compiled.
 	@$(BIN)/python -m compileall -q mqhooks tests twisted
-	$(BIN)/python -m twisted.trial -j$(JOBS) $(TESTS)
+	@# Shuffled, always alike: then those that wait for a server don't stand side by side, and leave no processor idle.
+	$(BIN)/python -m twisted.trial -j$(JOBS) --random=1 $(TESTS)
 
 # Programs of other people: what cannot be had is told, and the tests that want it skip. Nothing else depends on them.
 programs: $(DEV)

@@ -1,7 +1,6 @@
 """HTTP clients of others call VerneMQ's webhooks, with what VerneMQ has sent."""
 
 import json
-import shutil
 import subprocess
 from collections import defaultdict
 from http.client import HTTPConnection
@@ -15,6 +14,7 @@ from mqhooks.sources.webhooks.factory import WebhooksFactory
 from mqhooks.sources.webhooks.listener import WebhooksService
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.testing import RecordingSink
+from tests.programs import missing, program
 from tests.vernemq import recorded
 
 NODE = """
@@ -64,9 +64,9 @@ class ClientTests(TestCase):
         self.port = service.addresses[0].port
 
     async def test_client_in_node(self):
-        if shutil.which("node") is None:
-            raise SkipTest("there is no node")
-        command = ["node", "-e", NODE, str(self.port), "80", "10"]
+        if why := missing("node"):
+            raise SkipTest(why)
+        command = [program("node"), "-e", NODE, str(self.port), "80", "10"]
         done = await deferToThread(subprocess.run, command, capture_output=True, text=True, timeout=50)
         self.assertEqual(done.stderr, "")
         self.assertEqual(json.loads(done.stdout), {'200 {"result":"next"}': 800})

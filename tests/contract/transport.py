@@ -1,6 +1,5 @@
 """The contract that every webhook transport has to keep, tested against real servers on loopback."""
 
-import shutil
 import subprocess
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -16,6 +15,7 @@ from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryE
 from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.interfaces import IWebhookTransport
 from tests.endpoints import Endpoint
+from tests.programs import missing, program
 from tests.waiting import until
 
 NODE = """
@@ -261,9 +261,9 @@ class TransportContract:
         self.assertEqual([request.body == body for request in self.endpoint.requests], [True, False])
 
     async def test_server_in_node(self):
-        if shutil.which("node") is None:
-            raise SkipTest("there is no node")
-        server = await deferToThread(subprocess.Popen, ["node", "-e", NODE], stdout=subprocess.PIPE)
+        if why := missing("node"):
+            raise SkipTest(why)
+        server = await deferToThread(subprocess.Popen, [program("node"), "-e", NODE], stdout=subprocess.PIPE)
         self.addCleanup(deferToThread, server.wait)
         self.addCleanup(server.stdout.close)
         self.addCleanup(server.kill)
