@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.replies import Call, Refused
+from mqhooks.admin.replies import AdminCall, Refused
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import EVENTS, INTERVAL, PAYLOAD, STALLED, TEXT, TOPICS, WATCHERS, Stream, describe
 from mqhooks.app.settings import Settings
@@ -62,7 +62,7 @@ class StreamTests(SynchronousTestCase):
 
     def join(self, **settings):
         request = Request(**settings)
-        self.stream.join(Call(request, ()))
+        self.stream.join(AdminCall(request, ()))
         return request
 
     def pass_by(self, count, **fields):

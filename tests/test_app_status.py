@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.admin.settings import AdminSettings
 from mqhooks.admin.verdict import judge
-from mqhooks.app.verdict import Status, shown
+from mqhooks.app.statusview import StatusReply, shown
 from mqhooks.errors import OutboxNoRoom
 from tests.admin import ANYWHERE, TOKEN, AdminCase
 from tests.endpoints import Endpoint
@@ -198,6 +198,6 @@ class VerdictTests(SynchronousTestCase):
     def test_names_are_made_fit_for_a_terminal(self):
         self.plain["webhooks"][0]["name"] = "a\x1b[2Jb"
         self.plain["verdict"] = judge(self.plain)
-        lines = list(shown(msgspec.convert(self.plain, Status)))
+        lines = list(shown(msgspec.convert(self.plain, StatusReply)))
         self.assertIn("a\\x1b[2Jb is failing", lines[0])
         self.assertNotIn("\x1b", "\n".join(lines))

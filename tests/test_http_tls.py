@@ -23,7 +23,7 @@ from zope.interface.verify import verifyObject
 from mqhooks.delivery import Head, Request
 from mqhooks.errors import ConfigError, ConnectFailed, DeliveryError
 from mqhooks.http import pooled
-from mqhooks.http.names import endpoint
+from mqhooks.http.lookups import endpoint
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.sockets import EpollSockets, PlainSockets

@@ -3,7 +3,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import ConfigError
-from mqhooks.nanomq.scanner import DEPTH, Include, Items, Member, Members, Reference, Scanner, Skipped, Text
+from mqhooks.nanomq.scanner import DEPTH, BlockMembers, Include, Items, Member, Reference, Scanner, Skipped, Text
 
 
 def everything(key):
@@ -21,7 +21,7 @@ def plain(value):
 
 
 def scanned(text):
-    return plain((Members(Scanner(text).members(everything)),))
+    return plain((BlockMembers(Scanner(text).members(everything)),))
 
 
 class ScannerCase(SynchronousTestCase):
@@ -57,7 +57,7 @@ class SeparatorTests(ScannerCase):
 
     def test_blocks_are_joined_where_no_list_is(self):
         (member,) = Scanner("a = ${b} { c = 1 }\n").members(everything)
-        self.assertEqual([type(part) for part in member.value], [Reference, Members])
+        self.assertEqual([type(part) for part in member.value], [Reference, BlockMembers])
 
     def test_a_key_has_its_brace_on_the_next_line(self):
         self.assertEqual(scanned("a\n{ b\n=\n1 }"), [("a", [("b", "1")])])

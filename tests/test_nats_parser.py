@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mqhooks.errors import NATSMalformed
 from mqhooks.nats.message import encode_headers, encode_subject
-from mqhooks.nats.parser import MAX_LINE, Parser
+from mqhooks.nats.parser import MAX_LINE, NatsParser
 
 LIMIT = 1000
 
@@ -43,7 +43,7 @@ class Read:
 
     def __init__(self):
         self.found = []
-        self.parser = Parser(lambda verb, rest: self.found.append((verb, rest)), LIMIT)
+        self.parser = NatsParser(lambda verb, rest: self.found.append((verb, rest)), LIMIT)
         self.parser.receivers = {sid: lambda message, sid=sid: self.got(sid, message) for sid in (b"1", b"22")}
 
     def got(self, sid, message):
@@ -142,7 +142,7 @@ class ParserTests(SynchronousTestCase):
     def test_long_message_in_many_pieces_is_not_copied_with_each(self):
         size = 8 << 20
         got = []
-        parser = Parser(lambda verb, rest: None, size)
+        parser = NatsParser(lambda verb, rest: None, size)
         parser.receivers = {b"1": lambda message: got.append(len(message.payload))}
         parser.feed(b"MSG a 1 %d\r\n" % size)
         piece, begun = bytes(1 << 10), process_time()

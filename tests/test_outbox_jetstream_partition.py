@@ -13,7 +13,7 @@ from mqhooks.outbox.jetstream import outbox as outboxes
 from mqhooks.outbox.jetstream.acceptor import AGAIN, Held
 from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_checkpoint, encode, encode_checkpoint
 from mqhooks.outbox.jetstream.members import LISTEN
-from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
+from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, StreamLimits
 from mqhooks.outbox.jetstream.partition import PATIENCE, Partition
 from mqhooks.outbox.stored import decode_handed
 
@@ -292,7 +292,7 @@ class OutboxTests(SynchronousTestCase):
             stream,
             Names("MQ", "w"),
             1,
-            Limits(1 << 20, 10),
+            StreamLimits(1 << 20, 10),
             "us",
             lambda: None,
             lambda: 0,

@@ -51,6 +51,18 @@ class Architecture(SynchronousTestCase):
         there = set().union(*(defined(path) for room in ("webhook", "outbox") for path in (ROOM / room).glob("*.py")))
         self.assertEqual(names - there, set())
 
+    def test_a_class_name_means_one_thing(self):
+        homes = {}
+        for path in ROOM.glob("**/*.py"):
+            if path.parent.name != "pb":
+                for node in ast.parse(path.read_text()).body:
+                    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                        homes.setdefault(node.name, []).append(str(path.relative_to(ROOM)))
+        self.assertGreater(len(homes), 300)
+        # Every plugin of twistd has its Options.
+        several = {name: places for name, places in homes.items() if len(places) > 1 and name != "Options"}
+        self.assertEqual(several, {})
+
     def test_every_room_is_told(self):
         told = {name for row in rows(self.text, "Rooms") for name in re.findall(r"``(\w+)/?``", row[0])}
         rooms = {path.parent.name for path in ROOM.glob("*/__init__.py")}

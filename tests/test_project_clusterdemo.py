@@ -10,7 +10,7 @@ import sys
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from mqhooks.tools.clusterdemo import Ledger
+from mqhooks.tools.clusterdemo import EventLedger
 from tests.natscluster import program
 
 
@@ -45,7 +45,7 @@ class ClusterDemoTests(TestCase):
 
 class LedgerTests(SynchronousTestCase):
     def test_what_is_lost_twice_or_out_of_order_is_seen(self) -> None:
-        ledger = Ledger()
+        ledger = EventLedger()
         ledger.accepted |= {("a", 1), ("a", 2), ("a", 3), ("b", 1)}
         for number in (1, 3, 3, 2):
             ledger.read(f"12:00:00.000 POST /hook 200 message_publish client=a topic=demo/{number} id=msg_{number} {{}}")

@@ -22,10 +22,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import mqhooks
 from mqhooks import __main__
-from mqhooks.app import tap, verdict
+from mqhooks.app import statusview, tap
 from mqhooks.app.command import parser
 from mqhooks.app.configuration import compose, load
-from mqhooks.app.verdict import Status
+from mqhooks.app.statusview import StatusReply
 from mqhooks.delivery import Delivery
 from mqhooks.events import HOOKS, failure_name, reason_name
 from mqhooks.nanomq.block import Block
@@ -250,8 +250,8 @@ class CommandLines(SynchronousTestCase):
         self.assertEqual(stderr.getvalue().replace(str(path), "nanomq.conf").splitlines(), expected)
 
     def test_status_is_as_shown(self) -> None:
-        status = msgspec.convert(json.loads("\n".join(shown("api-http.rst", "api-status"))), Status)
-        self.assertEqual(list(verdict.shown(status)), shown("command-line.rst", "status-shown")[1:])
+        status = msgspec.convert(json.loads("\n".join(shown("api-http.rst", "api-status"))), StatusReply)
+        self.assertEqual(list(statusview.shown(status)), shown("command-line.rst", "status-shown")[1:])
 
     def test_every_target_is_there(self) -> None:
         told = set(re.findall(r"(?:^    |`)make ([a-z-]+)", self.all_text(), re.M))

@@ -12,7 +12,7 @@ from mqhooks.admin.attempts import shown_attempt
 from mqhooks.admin.deadletters import DeadLetters
 from mqhooks.admin.health import ready
 from mqhooks.admin.plain import plain
-from mqhooks.admin.replies import Call, Refused, Reply, json_reply
+from mqhooks.admin.replies import AdminCall, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import ANY, Filter, status_range
@@ -44,49 +44,49 @@ class Api:
         self._bridge = status.bridge
         self._letters = letters
 
-    def health(self, call: Call) -> Reply:
+    def health(self, call: AdminCall) -> Reply:
         """Report liveness: the reactor runs."""
         return json_reply({"status": "ok"})
 
-    def ready(self, call: Call) -> Reply:
+    def ready(self, call: AdminCall) -> Reply:
         """Report readiness: events can be received and stored, and no endpoint refuses everything."""
         good, reasons = ready(self._bridge)
         return json_reply(reasons, 200 if good else 503)
 
-    def status(self, call: Call) -> Reply:
+    def status(self, call: AdminCall) -> Reply:
         """Return everything that the status page shows."""
         return json_reply(self._status.snapshot())
 
-    def config(self, call: Call) -> Reply:
+    def config(self, call: AdminCall) -> Reply:
         """Return the configuration, without its secrets."""
         return json_reply(plain(self._bridge.settings))
 
-    async def letters(self, call: Call) -> Reply:
+    async def letters(self, call: AdminCall) -> Reply:
         """List dead letters."""
         after, limit = call.number("after", 0, 1 << 62), call.number("limit", PAGE, MOST)
         return json_reply(await self._letters.page(_filter(_asked(call)), after, limit))
 
-    async def letter(self, call: Call) -> Reply:
+    async def letter(self, call: AdminCall) -> Reply:
         """Show one dead letter."""
         return json_reply(await self._letters.get(_number(call)))
 
-    async def replay(self, call: Call) -> Reply:
+    async def replay(self, call: AdminCall) -> Reply:
         """Replay one dead letter."""
         return json_reply({"count": await self._letters.settle(_number(call), replay=True)})
 
-    async def purge(self, call: Call) -> Reply:
+    async def purge(self, call: AdminCall) -> Reply:
         """Purge one dead letter."""
         return json_reply({"count": await self._letters.settle(_number(call), replay=False)})
 
-    async def replay_all(self, call: Call) -> Reply:
+    async def replay_all(self, call: AdminCall) -> Reply:
         """Replay all dead letters that match a filter."""
         return json_reply({"count": await self._settle(call, replay=True)})
 
-    async def purge_all(self, call: Call) -> Reply:
+    async def purge_all(self, call: AdminCall) -> Reply:
         """Purge all dead letters that match a filter."""
         return json_reply({"count": await self._settle(call, replay=False)})
 
-    async def _settle(self, call: Call, *, replay: bool) -> int:
+    async def _settle(self, call: AdminCall, *, replay: bool) -> int:
         asked = _asked(call)
         wanted = call.json()
         for key in asked:
@@ -103,26 +103,26 @@ class Api:
             raise Refused(400, 'say which: {"webhook": "…"}, {"reason": "…"}, {"ids": […]}, or {"all": true}')
         return await self._letters.settle_all(only, replay=replay)
 
-    def pause(self, call: Call) -> Reply:
+    def pause(self, call: AdminCall) -> Reply:
         """Pause a webhook, until a time if one is given."""
         sink = self._sink(call)
         sink.pause(_until(call))
         return json_reply({"name": sink.settings.name, "paused": sink.paused, "until": sink.paused_until})
 
-    def resume(self, call: Call) -> Reply:
+    def resume(self, call: AdminCall) -> Reply:
         """Resume a webhook."""
         sink = self._sink(call)
         sink.resume()
         return json_reply({"name": sink.settings.name, "paused": sink.paused})
 
-    def try_now(self, call: Call) -> Reply:
+    def try_now(self, call: AdminCall) -> Reply:
         """Have a webhook make its next attempts now."""
         sink = self._sink(call)
         if sink.paused:
             raise Refused(409, f"webhook {sink.settings.name!r} is paused: resume it first")
         return json_reply({"name": sink.settings.name, "trying": sink.try_now()})
 
-    async def test(self, call: Call) -> Reply:
+    async def test(self, call: AdminCall) -> Reply:
         """Send a made-up delivery to a webhook's endpoint, and return the result."""
         sink, make_test = self._sink(call), self._bridge.make_test
         name = sink.settings.name
@@ -136,12 +136,12 @@ class Api:
             raise Refused(409, str(error)) from None
         return json_reply({"name": name, "attempt": shown_attempt(await sink.send_test(delivery, request))})
 
-    def attempts(self, call: Call) -> Reply:
+    def attempts(self, call: AdminCall) -> Reply:
         """List a webhook's last attempts, the newest first."""
         sink = self._sink(call)
         return json_reply({"name": sink.settings.name, "attempts": [*map(shown_attempt, reversed(sink.counters.tried))]})
 
-    def _sink(self, call: Call) -> WebhookSink:
+    def _sink(self, call: AdminCall) -> WebhookSink:
         (name,) = call.arguments
         for sink in self._bridge.webhooks:
             if sink.settings.name == name:
@@ -149,7 +149,7 @@ class Api:
         raise Refused(404, f"there is no webhook {name!r}")
 
 
-def _until(call: Call) -> float | None:
+def _until(call: AdminCall) -> float | None:
     """
     Read the end of a pause from the query, or from the body, which may be empty.
 
@@ -180,7 +180,7 @@ def _written(number: int | float) -> str:
     return f"{number:.3f}" if isinstance(number, float) else str(number)
 
 
-def _number(call: Call) -> int:
+def _number(call: AdminCall) -> int:
     (text,) = call.arguments
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise Refused(404, f"{text!r} is not the number of a dead letter")
@@ -203,7 +203,7 @@ def _ids(wanted: dict[str, Any]) -> list[int]:
     return ids
 
 
-def _asked(call: Call) -> dict[str, str]:
+def _asked(call: AdminCall) -> dict[str, str]:
     """Get the filter in a query."""
     return {key: value for key in _FILTER if (value := call.query(key)) is not None}
 

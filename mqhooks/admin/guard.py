@@ -39,7 +39,7 @@ RESPONSE_HEADERS = {
 _NETLOC = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
 
-class Guard:
+class AdminGuard:
     """
     Admits or refuses requests.
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 import mqhooks
-from mqhooks.admin.replies import Call, Reply
+from mqhooks.admin.replies import AdminCall, Reply
 from mqhooks.admin.status import Status
 from mqhooks.delivery import Counts
 from mqhooks.interfaces import IEventSource
@@ -44,7 +44,7 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
 
-    def __call__(self, call: Call) -> Reply:
+    def __call__(self, call: AdminCall) -> Reply:
         """Reply in the format that the request accepts."""
         encode, type_ = choose_encoder(call.request.getHeader("accept") or "")
         return Reply(encode(self._registry), type_)

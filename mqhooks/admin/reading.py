@@ -15,7 +15,7 @@ from typing import Any
 
 from mqhooks.admin.attempts import shown_attempt
 from mqhooks.admin.deadletters import DeadLetters
-from mqhooks.admin.replies import Call, Reply
+from mqhooks.admin.replies import AdminCall, Reply
 from mqhooks.admin.status import Status
 from mqhooks.admin.words import rate, span
 from mqhooks.errors import OutboxError
@@ -43,7 +43,7 @@ class Page:
         self._status = status
         self._letters = letters
 
-    async def __call__(self, call: Call) -> Reply:
+    async def __call__(self, call: AdminCall) -> Reply:
         """Serve the page; if there is a token, only those who send it see the bridge's state."""
         if not call.trusted:
             needs = "<p>This page needs JavaScript, or the token: send <code>Authorization: Bearer</code> and the token.</p>"

@@ -50,7 +50,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class AdminCall:
     """
     A request to one of the routes.
 
@@ -112,7 +112,7 @@ class Call:
         return value
 
 
-Handler = Callable[[Call], Reply | Coroutine[Any, Any, Reply] | None]
+Handler = Callable[[AdminCall], Reply | Coroutine[Any, Any, Reply] | None]
 """Replies to a call now or later, or returns ``None`` when it has taken the request over."""
 
 

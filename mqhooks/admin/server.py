@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
-from mqhooks.admin.guard import Guard
+from mqhooks.admin.guard import AdminGuard
 from mqhooks.admin.history import STEP
 from mqhooks.admin.settings import ADMIN_LISTEN, AdminSettings
 from mqhooks.admin.site import AdminFactory, Root, routes
@@ -48,7 +48,7 @@ class AdminService(Service):
         self._history = LoopingCall(status.history.sample)
         self._history.clock = reactor
         self._stream = Stream(status, reactor)
-        self._guard = Guard(settings.token, settings.hosts)
+        self._guard = AdminGuard(settings.token, settings.hosts)
         self._token = settings.token
         root = Root(routes(status, self._stream, reactor), self._guard)
         self._factory = AdminFactory(reactor, root)

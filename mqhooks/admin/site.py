@@ -22,10 +22,10 @@ from twisted.web.server import NOT_DONE_YET, Site
 from mqhooks.admin.api import Api
 from mqhooks.admin.connections import MAX_BODY, AdminConnections, AdminRequest
 from mqhooks.admin.deadletters import DeadLetters
-from mqhooks.admin.guard import RESPONSE_HEADERS, Guard
+from mqhooks.admin.guard import RESPONSE_HEADERS, AdminGuard
 from mqhooks.admin.metrics import Metrics
 from mqhooks.admin.reading import Page
-from mqhooks.admin.replies import Call, Handler, Refused, Reply, json_reply
+from mqhooks.admin.replies import AdminCall, Handler, Refused, Reply, json_reply
 from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import NATSError, OutboxError
@@ -131,7 +131,7 @@ class Root(Resource):
     isLeaf = True
     log = Logger()
 
-    def __init__(self, table: list[Route], guard: Guard) -> None:
+    def __init__(self, table: list[Route], guard: AdminGuard) -> None:
         super().__init__()
         self._routes = table
         self._guard = guard
@@ -164,7 +164,7 @@ class Root(Resource):
         route = next((route for route in here if route.method.encode() == method), None)
         self._guard.check(request, public=route is not None and route.public)
         if route is not None:
-            return route.handler(Call(request, route.arguments(path), self._guard.trusts(request)))
+            return route.handler(AdminCall(request, route.arguments(path), self._guard.trusts(request)))
         if not here:
             raise Refused(404, "there is nothing here; the API is under /api/")
         allowed = ", ".join(sorted({route.method for route in here}))

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.web.http import Request
 from zope.interface import implementer
 
-from mqhooks.admin.replies import Call, Refused
+from mqhooks.admin.replies import AdminCall, Refused
 from mqhooks.admin.status import Status
 from mqhooks.events import Event
 
@@ -63,7 +63,7 @@ class Stream:
     def __len__(self) -> int:
         return len(self._watchers)
 
-    def join(self, call: Call) -> None:
+    def join(self, call: AdminCall) -> None:
         """
         Take over a request: its response goes on until the client leaves.
 

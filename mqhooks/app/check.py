@@ -13,12 +13,12 @@ from twisted.python.usage import UsageError
 
 from mqhooks.app import tap
 from mqhooks.app.describe import describe
-from mqhooks.app.parser import Parser, words_of
+from mqhooks.app.parser import CommandParser, words_of
 from mqhooks.app.reactor import install
 from mqhooks.errors import ConfigError, MqhooksError, told
 
 
-def add(parser: Parser) -> None:
+def add(parser: CommandParser) -> None:
     """Add the options of ``mqhooks check``."""
     parser.add_argument("file", nargs="?", metavar="FILE", help="the configuration, the same as --config FILE")
     parser.take_over(tap.Options, without=("check", "sample", "log-format"))
@@ -56,6 +56,6 @@ def _tell(mistakes: Iterable[ConfigError], warnings: Iterable[str]) -> int:
     return 1
 
 
-def add_schema(parser: Parser) -> None:
+def add_schema(parser: CommandParser) -> None:
     """Add ``mqhooks schema``, which has no options."""
     parser.set_defaults(command=lambda _: iter(files("mqhooks.app").joinpath("schema.json").read_text("utf-8").splitlines()))

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 import mqhooks
-from mqhooks.app.parser import Parser
+from mqhooks.app.parser import CommandParser
 from mqhooks.errors import MqhooksError, NoAnswer, told
 from mqhooks.support.output import flush, put
 from mqhooks.support.printable import printable
@@ -28,7 +28,7 @@ _COMMANDS = {
     "check": ("check.add", "check a configuration, and print what vernemq.conf needs for it"),
     "schema": ("check.add_schema", "print the JSON Schema of the configuration, for editors"),
     "status": ("state.add", "show the state of a running bridge, and what is wrong"),
-    "dead": ("letters.add", "list, replay, export or purge dead letters: deliveries that mqhooks gave up"),
+    "dead": ("dead.add", "list, replay, export or purge dead letters: deliveries that mqhooks gave up"),
     "outbox": ("outboxes.add", "salvage, move or repartition an outbox"),
     "send-test": ("sendtest.add", "send one made-up delivery to a webhook's endpoint, and show what comes back"),
     "capture": ("run.add_capture", "record the events that VerneMQ sends"),
@@ -68,13 +68,13 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
         return error.status if isinstance(error, NoAnswer) else 1
 
 
-def parser(words: Sequence[str] | None = None) -> Parser:
+def parser(words: Sequence[str] | None = None) -> CommandParser:
     """
     Make the parser of a command line.
 
     :param words: the command line: only the options of the commands that it names are added. ``None`` for all of them.
     """
-    made = Parser("mqhooks", description="VerneMQ's events as webhooks: run a bridge, and manage it.")
+    made = CommandParser("mqhooks", description="VerneMQ's events as webhooks: run a bridge, and manage it.")
     made.add_argument("--version", action="version", version=f"mqhooks {mqhooks.__version__}")
     completion = "print the completion script for this shell (needs shtab)"
     made.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=_SHELLS, help=completion)

@@ -36,7 +36,7 @@ Version = tuple[WebhookSettings, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReloadPlan:
     """
     The changes that a reload is going to make.
 
@@ -168,14 +168,14 @@ class WebhookGroup(FanOut):
     def _stop_slots(self, _: None) -> Deferred[None]:
         return gatherResults([slot.stop() for slot in self._slots.values()], consumeErrors=True).addCallback(lambda _: None)
 
-    def plan(self, settings: Iterable[WebhookSettings]) -> Plan:
+    def plan(self, settings: Iterable[WebhookSettings]) -> ReloadPlan:
         """
         Make the sinks that new settings need; nothing changes before :meth:`apply`.
 
         :raises mqhooks.errors.ConfigError: when the certificates of a webhook cannot be used.
         :raises mqhooks.errors.OutboxError: when a new webhook cannot get its outbox.
         """
-        plan = Plan([], {}, [])
+        plan = ReloadPlan([], {}, [])
         mistakes = []
         for each in settings:
             plan.names.append(each.name)
@@ -207,7 +207,7 @@ class WebhookGroup(FanOut):
             delivers=self._delivers,
         )
 
-    def apply(self, plan: Plan) -> None:
+    def apply(self, plan: ReloadPlan) -> None:
         """Carry out a plan made of the current webhooks."""
         for name, slot in self._slots.items():
             if name not in plan.names:

@@ -10,13 +10,13 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from mqhooks.app.configuration import outbox_path
-from mqhooks.app.parser import Parser
+from mqhooks.app.parser import CommandParser
 from mqhooks.app.settings import DEFAULTS
 from mqhooks.outbox.aside import ASIDE
 from mqhooks.outbox.salvage import salvage
 
 
-def add(parser: Parser) -> None:
+def add(parser: CommandParser) -> None:
     """Add the commands of ``mqhooks outbox``."""
     action = parser.command(
         "salvage", "recover what a damaged outbox file still holds into the outbox that replaced it", metavar="ACTION"
@@ -33,7 +33,7 @@ def add(parser: Parser) -> None:
     action.set_defaults(command=_repartition)
 
 
-def add_outbox(parser: Parser) -> None:
+def add_outbox(parser: CommandParser) -> None:
     """Add the options that name the outbox; the parsed options' ``outbox_path`` returns its path."""
     parser.add_argument("--outbox", metavar="FILE", help="the outbox")
     parser.add_argument("--config", "-c", metavar="FILE", help="the configuration that names it")

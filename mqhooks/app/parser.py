@@ -39,7 +39,7 @@ _METAVARS = {
 _CHOICE = re.compile(r"argument (.+?): invalid choice: '(.*?)' \(")
 
 
-class Parser(ArgumentParser):
+class CommandParser(ArgumentParser):
     """
     A parser for a command line, or for the rest of one after a command.
 
@@ -49,7 +49,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         self.options: list[str] = []
-        self.commands: dict[str, Parser] = {}
+        self.commands: dict[str, CommandParser] = {}
         self._below: Any = None
         super().__init__(*args, **more)
 
@@ -61,7 +61,7 @@ class Parser(ArgumentParser):
             action.complete = FILES  # type: ignore[attr-defined] # shtab looks for it
         return action
 
-    def command(self, name: str, description: str, *, metavar: str = "COMMAND") -> Parser:
+    def command(self, name: str, description: str, *, metavar: str = "COMMAND") -> CommandParser:
         """
         Add a command.
 
@@ -71,7 +71,7 @@ class Parser(ArgumentParser):
         if self._below is None:
             self._below = self.add_subparsers(required=True, metavar=metavar, dest="command_name")
         whole = f"{description[0].upper()}{description[1:]}."
-        made: Parser = self._below.add_parser(name, help=description, description=whole)
+        made: CommandParser = self._below.add_parser(name, help=description, description=whole)
         self.commands[name] = made
         made.set_defaults(parser=made)
         return made
@@ -84,7 +84,7 @@ class Parser(ArgumentParser):
         """
         options, left = self.parse_known_args(words)
         if left:
-            parser: Parser = getattr(options, "parser", self)
+            parser: CommandParser = getattr(options, "parser", self)
             parser.refuse(left[0])
         return options
 

@@ -13,20 +13,20 @@ from collections.abc import Iterator, Sequence
 from twisted.internet.endpoints import quoteStringArgument
 
 from mqhooks.app import tap
-from mqhooks.app.parser import Parser, words_of
+from mqhooks.app.parser import CommandParser, words_of
 from mqhooks.tools import receiver, simulator
 
 _SOURCES = ("sidecar-port", "sidecar", "webhooks-port", "grpc-port", "log-format")
 
 
-def add_run(parser: Parser) -> None:
+def add_run(parser: CommandParser) -> None:
     """Add the options of ``mqhooks run``."""
     _add_foreground(parser)
     parser.take_over(tap.Options)
     parser.set_defaults(command=lambda given: _twistd("mqhooks", words_of(tap.Options, given)))
 
 
-def add_capture(parser: Parser) -> None:
+def add_capture(parser: CommandParser) -> None:
     """Add the options of ``mqhooks capture``."""
     _add_foreground(parser)
     parser.add_argument("file", metavar="FILE", help="the file; frames are appended")
@@ -36,7 +36,7 @@ def add_capture(parser: Parser) -> None:
     parser.set_defaults(command=_capture)
 
 
-def add_replay(parser: Parser) -> None:
+def add_replay(parser: CommandParser) -> None:
     """Add the options of ``mqhooks replay``."""
     _add_foreground(parser)
     parser.add_argument("replay", metavar="FILE", help="what mqhooks capture, or the sink capture, has recorded")
@@ -44,21 +44,21 @@ def add_replay(parser: Parser) -> None:
     parser.set_defaults(command=lambda given: _twistd("mqhooks-simulate", words_of(simulator.Options, given)))
 
 
-def add_simulate(parser: Parser) -> None:
+def add_simulate(parser: CommandParser) -> None:
     """Add the options of ``mqhooks simulate``."""
     _add_foreground(parser)
     parser.take_over(simulator.Options)
     parser.set_defaults(command=lambda given: _twistd("mqhooks-simulate", words_of(simulator.Options, given)))
 
 
-def add_receive(parser: Parser) -> None:
+def add_receive(parser: CommandParser) -> None:
     """Add the options of ``mqhooks receive``."""
     _add_foreground(parser)
     parser.take_over(receiver.Options)
     parser.set_defaults(command=lambda given: _twistd("mqhooks-receive", words_of(receiver.Options, given)))
 
 
-def _add_foreground(parser: Parser) -> None:
+def _add_foreground(parser: CommandParser) -> None:
     # Accepted because twistd's users type it by habit.
     parser.add_argument("-n", "--nodaemon", action="store_true", help=SUPPRESS)
 

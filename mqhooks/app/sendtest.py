@@ -15,7 +15,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from mqhooks.app.configuration import load
-from mqhooks.app.parser import Parser
+from mqhooks.app.parser import CommandParser
 from mqhooks.app.reactor import install
 from mqhooks.app.sample import HIDDEN, SHOWN
 from mqhooks.app.webhooks import transport_for
@@ -39,7 +39,7 @@ CLIENT = "mqhooks-test"
 _DEFAULT = "on_message_publish"
 
 
-def add(parser: Parser) -> None:
+def add(parser: CommandParser) -> None:
     """Add the options of ``mqhooks send-test``."""
     parser.add_argument("--config", "-c", metavar="FILE", required=True, help="the configuration")
     parser.add_argument("--webhook", metavar="NAME", help="the webhook, if there are several")

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mqhooks.app.parser import Parser
-from mqhooks.app.verdict import Status, shown
+from mqhooks.app.parser import CommandParser
+from mqhooks.app.statusview import StatusReply, shown
 from mqhooks.errors import ConfigError, MqhooksError, NoAnswer
 from mqhooks.support.output import flush, put
 from mqhooks.support.printable import printable
@@ -58,7 +58,7 @@ class Ready(msgspec.Struct):
     checks: dict[str, Check]
 
 
-def add(parser: Parser) -> None:
+def add(parser: CommandParser) -> None:
     """Add the options of ``mqhooks status``."""
     parser.add_argument("--config", "-c", metavar="FILE", help="the configuration that has the address and the token")
     parser.add_argument(
@@ -217,7 +217,7 @@ def _asked(bridge: _Bridge, options: Namespace) -> tuple[list[str], int]:
     if isinstance(answer, Exception):
         raise NoAnswer(f"{where}: {_reason(answer)}")
     try:
-        ready, status = msgspec.json.decode(answer[0], type=Ready), msgspec.json.decode(answer[1], type=Status)
+        ready, status = msgspec.json.decode(answer[0], type=Ready), msgspec.json.decode(answer[1], type=StatusReply)
     except (msgspec.MsgspecError, ValueError):
         raise NoAnswer(f"{where}: the answer is not from mqhooks, or is from another version: check the address") from None
     well = ready.status == "ready" and (options.ready or status.verdict.level != "bad")

@@ -135,7 +135,7 @@ def makeService(options: Options) -> IService:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedBridge:
     """
     The bridge that a command line asks for.
 
@@ -150,7 +150,7 @@ class Plan:
     service: IService
 
 
-def plan(reactor: Any, options: Options, warnings: list[str], *, looking: bool = False) -> Plan:
+def plan(reactor: Any, options: Options, warnings: list[str], *, looking: bool = False) -> PlannedBridge:
     """
     Read the configuration and put everything together; nothing is opened.
 
@@ -190,7 +190,7 @@ def plan(reactor: Any, options: Options, warnings: list[str], *, looking: bool =
         errors += [each for each in error.mistakes if not each.key or each.key not in told_of]
     if errors:
         raise together(_located(error, options, settings.places) for error in errors)
-    return Plan(settings, given or settings.sources.sidecars, sinks, service)
+    return PlannedBridge(settings, given or settings.sources.sidecars, sinks, service)
 
 
 def looked_at(settings: Settings, options: Options) -> Settings:

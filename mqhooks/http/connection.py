@@ -53,7 +53,7 @@ class Exchange(msgspec.Struct, gc=False):
     resent: bool = False
 
 
-class Owner(Protocol):
+class ConnectionOwner(Protocol):
     """
     The owner of a connection; the connection reports to it.
 
@@ -91,7 +91,7 @@ class HTTPConnection:
     :ivar idle_since: the time of its last answer.
     """
 
-    def __init__(self, owner: Owner, channel: Channel, now: float) -> None:
+    def __init__(self, owner: ConnectionOwner, channel: Channel, now: float) -> None:
         self.channel = channel
         self.born = now
         self.expires = inf

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
-from mqhooks.http import names
+from mqhooks.http import lookups
 from mqhooks.http.connection import Exchange, HTTPConnection
 from mqhooks.http.proxy import AUTHENTICATION_REQUIRED, ProxySettings
 from mqhooks.http.request import Renderer, endpoint_for, target, unwritable
@@ -255,7 +255,7 @@ class PooledTransport:
 
     def _not_connected(self, failure: Failure, connecting: Deferred[Any]) -> None:
         self._connecting.discard(connecting)
-        self._refused(names.connect_problem(failure.value, self._target.host))
+        self._refused(lookups.connect_problem(failure.value, self._target.host))
 
     def _connected(self, channel: Channel, connecting: Deferred[Any]) -> None:
         self._connecting.discard(connecting)

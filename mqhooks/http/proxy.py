@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import UNAUTHORIZED
 from zope.interface import implementer
 
-from mqhooks.http import names
+from mqhooks.http import lookups
 from mqhooks.http.limits import MAX_HEAD
 
 AUTHENTICATION_REQUIRED = 407
@@ -86,12 +86,12 @@ class ProxyEndpoint:
 
     :param reactor: for connections.
     :param proxy: the proxy.
-    :param timeout: a request's timeout in seconds; connecting may take :data:`mqhooks.http.names.SHARE` of it.
+    :param timeout: a request's timeout in seconds; connecting may take :data:`mqhooks.http.lookups.SHARE` of it.
     """
 
     def __init__(self, reactor: Any, proxy: ProxySettings, timeout: float) -> None:
         self._proxy = proxy
-        self._endpoint = names.endpoint(reactor, proxy.host, proxy.port, timeout)
+        self._endpoint = lookups.endpoint(reactor, proxy.host, proxy.port, timeout)
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         """See :class:`twisted.internet.interfaces.IStreamClientEndpoint`."""
@@ -101,7 +101,7 @@ class ProxyEndpoint:
     def _explain(self, failure: Failure) -> Failure:
         if failure.check(CancelledError):
             return failure
-        problem = names.connect_problem(failure.value, self._proxy.host)
+        problem = lookups.connect_problem(failure.value, self._proxy.host)
         return Failure(ProxyFailed(f"the proxy {self._proxy.name} cannot be reached: {problem}"))
 
 
@@ -112,7 +112,7 @@ class TunnelEndpoint:
 
     :param reactor: for connections and time.
     :param proxy: opens the tunnel.
-    :param timeout: a request's timeout in seconds; all of this may take :data:`mqhooks.http.names.SHARE` of it.
+    :param timeout: a request's timeout in seconds; all of this may take :data:`mqhooks.http.lookups.SHARE` of it.
     :param host: the endpoint's name or address, IPv6 without brackets; the proxy looks it up.
     :param port: the endpoint's port.
     """
@@ -120,7 +120,7 @@ class TunnelEndpoint:
     def __init__(self, reactor: Any, proxy: ProxySettings, timeout: float, host: str, port: int) -> None:
         self._clock = reactor
         self._proxy = proxy
-        self._limit = timeout * names.SHARE
+        self._limit = timeout * lookups.SHARE
         self._endpoint = ProxyEndpoint(reactor, proxy, timeout)
         self._goal = _at(host, port)
 
@@ -222,7 +222,7 @@ class _Tunnel(Protocol):
         if self._inner is not None:
             self._inner.connectionLost(reason)
         else:
-            self._fail(f"closed the connection instead of connecting to {self._goal}: {names.in_words(reason.value)}")
+            self._fail(f"closed the connection instead of connecting to {self._goal}: {lookups.in_words(reason.value)}")
 
     def _fail(self, problem: str) -> None:
         self._end(f"the proxy {self._proxy.name} {problem}")

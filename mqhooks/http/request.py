@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from mqhooks.delivery import Head, Request
 from mqhooks.errors import ConnectFailed
-from mqhooks.http import names
+from mqhooks.http import lookups
 from mqhooks.http.proxy import ProxyEndpoint, ProxySettings, TunnelEndpoint
 
 _BODILESS = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
@@ -64,7 +64,7 @@ def endpoint_for(reactor: Any, at: Target, timeout: float, proxy: ProxySettings 
     :param proxy: the proxy for requests; ``None`` to connect directly.
     """
     if proxy is None:
-        return names.endpoint(reactor, at.host, at.port, timeout)
+        return lookups.endpoint(reactor, at.host, at.port, timeout)
     if at.scheme == "https":
         return TunnelEndpoint(reactor, proxy, timeout, at.host, at.port)
     return ProxyEndpoint(reactor, proxy, timeout)

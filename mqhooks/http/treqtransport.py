@@ -28,7 +28,7 @@ from zope.interface import implementer
 
 from mqhooks.delivery import Request, Response
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
-from mqhooks.http import names
+from mqhooks.http import lookups
 from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.http.policy import VerifyingPolicy
 from mqhooks.http.pooled import MAX_AGE
@@ -175,7 +175,7 @@ class TreqTransport:
         if isinstance(error, SSL.Error) and self._policy is not None:
             words, nothing_sent = self._policy.explain(error, self._target.host, self._target.port)
             return ConnectFailed(f"{self._name}: {words}") if nothing_sent else ConnectionBroken(f"{self._name}: {words}")
-        words = names.connect_problem(error, self._target.host)
+        words = lookups.connect_problem(error, self._target.host)
         if isinstance(error, _NOT_CONNECTED):
             return ConnectFailed(f"{self._name}: {words}")
         if failure.check(web.ResponseFailed, web.ResponseNeverReceived) and not isinstance(error, _ENDED):

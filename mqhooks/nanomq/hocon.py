@@ -27,10 +27,10 @@ from mqhooks.nanomq.block import Bare, Literal, Unset
 from mqhooks.nanomq.scanner import (
     DEPTH,
     NESTING,
+    BlockMembers,
     Include,
     Items,
     Member,
-    Members,
     Part,
     Reference,
     Scanner,
@@ -280,7 +280,7 @@ class _Composer:
 
     def _place_at(self, path: _Path, member: Member, file: _File) -> None:
         name, place = _name(path), f"{file.name}:{member.line}"
-        if isinstance(member.value[0], Members):
+        if isinstance(member.value[0], BlockMembers):
             # A block may be written in several places: the first one counts.
             self.places.setdefault(name, place)
         else:
@@ -312,7 +312,7 @@ class _Composer:
         if isinstance(part, Items):
             items = (self._value(item, file, (*path, f"[{index}]")) for index, item in enumerate(part.items, start))
             return f"[{','.join(items)}]"
-        assert isinstance(part, Members)
+        assert isinstance(part, BlockMembers)
         members: list[str] = []
         for entry in part.entries:
             if isinstance(entry, Member) and path[-1].startswith("["):
@@ -487,7 +487,7 @@ def _blocks(member: Member, file: _File) -> Iterator[tuple[_Path, dict[_Path, _L
     path = _folded(member.path)
     if path == ("webhooks",):
         for part in member.value:
-            if isinstance(part, Members):
+            if isinstance(part, BlockMembers):
                 for entry in part.entries:
                     if isinstance(entry, Member):
                         yield from _blocks(Member((*path, *entry.path), entry.append, entry.value, entry.line), file)
@@ -499,7 +499,7 @@ def _leaves(member: Member, file: _File, within: _Path) -> Iterator[tuple[_Path,
     path = _folded((*within, *member.path))
     if member.append:
         return
-    if isinstance(member.value[0], Members) and len(member.value) == 1:
+    if isinstance(member.value[0], BlockMembers) and len(member.value) == 1:
         for entry in member.value[0].entries:
             if isinstance(entry, Member):
                 yield from _leaves(entry, file, path)
@@ -516,7 +516,7 @@ def _spelt(part: Part) -> Any:
         return ("$", part.name, part.gap)
     if isinstance(part, Items):
         return ["[", *(tuple(map(_spelt, item)) for item in part.items)]
-    if isinstance(part, Members):
+    if isinstance(part, BlockMembers):
         entries = (entry for entry in part.entries if isinstance(entry, Member))
         return {tuple(map(str.lower, entry.path)): tuple(map(_spelt, entry.value)) for entry in entries}
     return part

@@ -107,7 +107,7 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class BlockMembers:
     """A block."""
 
     entries: tuple[Member | Include, ...]
@@ -124,7 +124,7 @@ class Skipped:
     start: int
 
 
-Part = Text | Reference | Items | Members | Skipped
+Part = Text | Reference | Items | BlockMembers | Skipped
 Value = tuple[Part, ...]
 """A key's value: several parts when they have to be joined."""
 
@@ -354,11 +354,11 @@ class Scanner:
             return self._skip()
         return self._members() if first == "{" else self._items()
 
-    def _members(self) -> Members:
+    def _members(self) -> BlockMembers:
         start = self._deeper()
         entries = tuple(self._entries("}", None, at=start))
         self._depth -= 1
-        return Members(entries)
+        return BlockMembers(entries)
 
     def _items(self) -> Items:
         start = self._deeper()

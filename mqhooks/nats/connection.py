@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.errors import MqhooksError, NATSError, NATSFull, NATSMalformed, NATSRefused, NATSUnavailable
-from mqhooks.nats.parser import Parser, Receiver
+from mqhooks.nats.parser import NatsParser, Receiver
 from mqhooks.nats.settings import NATSSettings, Server
 from mqhooks.support.names import in_words
 from mqhooks.support.printable import printable
@@ -69,7 +69,7 @@ class Info(msgspec.Struct, frozen=True):
 _INFO = msgspec.json.Decoder(Info)
 
 
-class Owner(Interface):
+class NatsOwner(Interface):
     """The owner of a connection; the connection reports to it."""
 
     def greeted(self, connection: Connection) -> Mapping[bytes, Receiver]:
@@ -107,7 +107,7 @@ class Connection(Protocol):
 
     transport: Any
 
-    def __init__(self, reactor: Any, settings: NATSSettings, server: Server, owner: Owner) -> None:
+    def __init__(self, reactor: Any, settings: NATSSettings, server: Server, owner: NatsOwner) -> None:
         self.server = server
         self.info = Info()
         self.ready = False
@@ -116,7 +116,7 @@ class Connection(Protocol):
         self._settings = settings
         self._verifier: Verifier | None = None
         self._owner = owner
-        self._parser = Parser(self._controlled, settings.max_message)
+        self._parser = NatsParser(self._controlled, settings.max_message)
         self._greeted = False
         # In turn: the first line asks for TLS; TLS has begun; the certificate is right.
         self._upgrading = self._encrypting = self._secure = False

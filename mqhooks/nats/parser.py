@@ -21,7 +21,7 @@ MAX_LINE = 64 << 10
 Receiver = Callable[[NATSMessage], object]
 
 
-class Parser:
+class NatsParser:
     """
     Parses the bytes of one connection.
 

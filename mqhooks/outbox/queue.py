@@ -46,7 +46,7 @@ OnFull = Literal["pause", "drop_oldest"]
 
 
 @dataclass
-class Limits:
+class FileLimits:
     """
     Limits that the outboxes of one file share.
 
@@ -77,7 +77,7 @@ class Surroundings:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: FileLimits,
         now: Callable[[], int],
         path: str,
         complaints: RateLimit,

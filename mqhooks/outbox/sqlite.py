@@ -31,7 +31,7 @@ from mqhooks.outbox.diskspace import DiskSpace
 from mqhooks.outbox.file import OutboxFile
 from mqhooks.outbox.ledger import READY_BYTES
 from mqhooks.outbox.lock import Lock
-from mqhooks.outbox.queue import Limits, OnFull, SqliteOutbox, Surroundings
+from mqhooks.outbox.queue import FileLimits, OnFull, SqliteOutbox, Surroundings
 from mqhooks.outbox.store import TOO_FULL, UNWRITTEN, Store
 from mqhooks.outbox.stored import LONGEST, VERSION, checksum, decode_handed, decode_row
 from mqhooks.support.ratelimit import RateLimit
@@ -84,7 +84,7 @@ class SqliteStore(Service):
         self._full = sync == "full"
         self._open_file = open_file
         self._complaints = RateLimit(reactor)
-        self._limits = Limits(max_size, on_full, dead_max, longest)
+        self._limits = FileLimits(max_size, on_full, dead_max, longest)
         self._around = Surroundings(self._limits, self._milliseconds, path, self._complaints, self._unreadable)
         self._store = Store(reactor, damaged=self._damaged, failed=self._failed)
         self._lock = Lock(path)

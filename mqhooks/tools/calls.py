@@ -49,7 +49,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 _FOR_BOTH = {"on_offline_message", "on_client_wakeup", "on_client_offline", "on_client_gone", "on_session_expired"}
 
 
-class Call(NamedTuple):
+class HookCall(NamedTuple):
     """
     One request.
 
@@ -63,7 +63,7 @@ class Call(NamedTuple):
     body: bytes
 
 
-def call_of(event: Event) -> Call | None:
+def call_of(event: Event) -> HookCall | None:
     """
     Make the request of an event, with the keys in VerneMQ's order.
 
@@ -78,7 +78,7 @@ def call_of(event: Event) -> Call | None:
     body = {key: _value(key, event.message, newer=newer) for key in keys}
     if newer or event.hook == "on_deliver":
         body["properties"] = {}
-    return Call(f"{event.hook}_m5" if newer else event.hook, (event.mountpoint, event.client_id), _encode(body))
+    return HookCall(f"{event.hook}_m5" if newer else event.hook, (event.mountpoint, event.client_id), _encode(body))
 
 
 def _value(key: str, message: Any, *, newer: bool) -> Any:
@@ -120,7 +120,7 @@ class CallPool:
         self._head = Head("POST", url, tuple(headers))
         # VerneMQ makes no call twice.
         self._transport = PooledTransport(reactor, url, size=size, timeout=TIMEOUT, resend=False)
-        self._clients: dict[tuple[str, str], deque[Call]] = {}
+        self._clients: dict[tuple[str, str], deque[HookCall]] = {}
         self._turn: deque[tuple[str, str]] = deque()
         self._under_way = 0
         self._waiting = 0
@@ -162,7 +162,7 @@ class CallPool:
         self._transport.close()
         self._go_on()
 
-    def put(self, call: Call, _: Random) -> None:
+    def put(self, call: HookCall, _: Random) -> None:
         """Make a call, after earlier ones of its client."""
         waiting = self._clients.get(call.client)
         if waiting is None:
@@ -184,7 +184,7 @@ class CallPool:
         elif self.ready:
             self.wake()
 
-    def _start(self, call: Call) -> None:
+    def _start(self, call: HookCall) -> None:
         self._under_way += 1
         request = Request(self._head, [("vernemq-hook", call.hook)], call.body)
         self._transport.submit(request, partial(self._answered, call.client))

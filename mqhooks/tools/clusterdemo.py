@@ -62,7 +62,7 @@ mqhooks {{
 """
 
 
-class Ledger:
+class EventLedger:
     """
     Counts the accepted and the arrived events.
 
@@ -134,7 +134,7 @@ class ClusterDemo:
     """
 
     def __init__(self, server: str, directory: Path) -> None:
-        self.ledger = Ledger()
+        self.ledger = EventLedger()
         self.log: list[str] = []
         self._stopping = False
         ports = {free_port() for _ in range(40)}

@@ -25,7 +25,7 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import DeliveryError, NotAuthenticated
 from mqhooks.interfaces import ICallbackTransport, IWebhookTransport
 from mqhooks.support.files import read_bounded
-from mqhooks.webhook.answers import Hider, credentials
+from mqhooks.webhook.hider import Hider, credentials
 from mqhooks.webhook.settings import BasicSettings, BearerSettings, WebhookSettings
 from mqhooks.webhook.submit import Done, submitter
 

@@ -22,10 +22,10 @@ from mqhooks.errors import DeliveryError, NotAuthenticated
 from mqhooks.interfaces import IOutbox, IWebhookTransport
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide
-from mqhooks.webhook.answers import hider_for
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import LastFailure, WebhookCounters, failure_of
 from mqhooks.webhook.handshake import Handshake
+from mqhooks.webhook.hider import hider_for
 from mqhooks.webhook.intake import UNREADABLE, Intake
 from mqhooks.webhook.lanes import Lanes, Settle
 from mqhooks.webhook.outcomes import AGAIN, ARRIVED, DEAD, HALVE, PARK, Outcome, Outcomes

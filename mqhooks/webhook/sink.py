@@ -29,10 +29,10 @@ from mqhooks.interfaces import IBoundedSink, IHolding, IOutbox, IWebhookTranspor
 from mqhooks.nanomq.rules import Rules
 from mqhooks.shapes.rules import ShapedRules
 from mqhooks.support.times import written
-from mqhooks.webhook.answers import hider_for
 from mqhooks.webhook.budget import Budget
 from mqhooks.webhook.counters import AUTH, Attempt, LastFailure, WebhookCounters
 from mqhooks.webhook.dispatcher import Dispatcher
+from mqhooks.webhook.hider import hider_for
 from mqhooks.webhook.settings import WebhookSettings
 from mqhooks.webhook.submit import careful_submitter
 

@@ -31,7 +31,7 @@ from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, Ack, JetStrea
 from mqhooks.outbox.jetstream.acceptor import AGAIN, NO_ROOM, Accepting, Acceptor, Held, claim
 from mqhooks.outbox.jetstream.layout import BATCH, BATCH_BYTES, OVERHEAD, Names, decode_batch, encode_letter, partition_of
 from mqhooks.outbox.jetstream.members import GONE, Members, Share
-from mqhooks.outbox.jetstream.partition import SILENCE, Partition, Row
+from mqhooks.outbox.jetstream.partition import SILENCE, LogRow, Partition
 from mqhooks.outbox.queue import SqliteOutbox
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.outbox.stored import UNENCODABLE, without_body
@@ -62,7 +62,7 @@ STALE = 4096
 """Messages whose former numbers are remembered, besides those in flight: answers to these may still come."""
 
 
-class Limits(msgspec.Struct):
+class StreamLimits(msgspec.Struct):
     """
     Limits that all outboxes of a store share.
 
@@ -179,7 +179,7 @@ class JetStreamOutbox:
         stream: JetStream,
         names: Names,
         partitions: int,
-        limits: Limits,
+        limits: StreamLimits,
         me: str,
         failing: Callable[[], str | None],
         now: Callable[[], int],
@@ -204,10 +204,10 @@ class JetStreamOutbox:
         self._now = now
         self._complaints = RateLimit(reactor)
         self._numbers = count(1)
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, LogRow] = {}
         self._stale: dict[int, tuple[Partition, int]] = {}
         # Deliveries that can be claimed: the message, its number at that time, they themselves, and the bytes of their bodies.
-        self._ready: deque[tuple[Row, int, list[Delivery], int]] = deque()
+        self._ready: deque[tuple[LogRow, int, list[Delivery], int]] = deque()
         self._ready_count = self._ready_bytes = 0
         self._claim = WaitingClaim(self._take)
         self._appended = self._resumed = self._replayed = self._delivered = self._dead = self._dropped = self._handed = (
@@ -756,8 +756,8 @@ class JetStreamOutbox:
         row = self._rows.get(place >> INDEX_BITS)
         return row is not None and row.holds(place & INDEX)
 
-    async def _recall(self, places: list[int], rows: list[Row]) -> Sequence[Delivery]:
-        found: dict[Row, Sequence[Delivery]] = {}
+    async def _recall(self, places: list[int], rows: list[LogRow]) -> Sequence[Delivery]:
+        found: dict[LogRow, Sequence[Delivery]] = {}
         for row in rows:
             stream = row.partition.stream
             try:
@@ -772,7 +772,7 @@ class JetStreamOutbox:
             self._recalled = (row.partition, row.seq), found[row]
         return self._pick(places, found)
 
-    def _pick(self, places: list[int], found: dict[Row, Sequence[Delivery]]) -> list[Delivery]:
+    def _pick(self, places: list[int], found: dict[LogRow, Sequence[Delivery]]) -> list[Delivery]:
         picked = []
         for place in places:
             # It may have been settled, or have gone to another process, while it was read.
@@ -848,7 +848,7 @@ class JetStreamOutbox:
                 for partition in self._all:
                     partition.flying.discard(delivery.place)
 
-    def _row(self, place: int) -> Row | None:
+    def _row(self, place: int) -> LogRow | None:
         """Find the message of a delivery, also of one that was handed out before and is still pending here."""
         number = place >> INDEX_BITS
         row = self._rows.get(number)
@@ -867,7 +867,7 @@ class JetStreamOutbox:
         """Return whether there is room to read more."""
         return self._ready_count < READY and self._ready_bytes < READY_BYTES
 
-    def ready(self, row: Row, deliveries: list[Delivery]) -> None:
+    def ready(self, row: LogRow, deliveries: list[Delivery]) -> None:
         """Take deliveries that can be claimed."""
         row.number = number = next(self._numbers)
         self._rows[number] = row
@@ -884,7 +884,7 @@ class JetStreamOutbox:
         self._ready_bytes += size
         self._claim.serve()
 
-    def revoked(self, row: Row) -> None:
+    def revoked(self, row: LogRow) -> None:
         """Forget the deliveries handed out of a message."""
         if self._rows.pop(row.number, None) is not None:
             self._stale[row.number] = row.partition, row.seq

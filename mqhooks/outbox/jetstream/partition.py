@@ -74,7 +74,7 @@ MOST_OPEN = 2000
 """Open messages that a checkpoint holds; deliveries settled beyond them may be sent again after a crash."""
 
 
-class Row:
+class LogRow:
     """
     A message of the log with unsettled deliveries.
 
@@ -104,7 +104,7 @@ class Row:
         return index < self.count and not self.settled >> index & 1
 
 
-class Owner(Protocol):
+class PartitionOwner(Protocol):
     """The outbox, as its partitions see it."""
 
     me: str
@@ -115,10 +115,10 @@ class Owner(Protocol):
     def room(self) -> bool:
         """Return whether there is room to read more."""
 
-    def ready(self, row: Row, deliveries: list[Delivery]) -> None:
+    def ready(self, row: LogRow, deliveries: list[Delivery]) -> None:
         """Take deliveries that can be claimed, in order."""
 
-    def revoked(self, row: Row) -> None:
+    def revoked(self, row: LogRow) -> None:
         """Forget the deliveries handed out of a message."""
 
     def counted(self, count: int, *, resumed: bool, replayed: bool = False) -> None:
@@ -171,7 +171,7 @@ class Partition:
         client: NATSClient,
         stream: JetStream,
         names: Names,
-        owner: Owner,
+        owner: PartitionOwner,
         monotonic: Callable[[], float],
     ) -> None:
         self.number = number
@@ -181,7 +181,7 @@ class Partition:
         self.made_here: Callable[[str, int], bool] = lambda _last, _count: False
         self.leader = ""
         self.replicas = 0
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, LogRow] = {}
         self.tail = 0
         self._accepted: dict[str, str] = {}
         self._reactor = reactor
@@ -198,7 +198,7 @@ class Partition:
         self._rev = self._turn = 0
         self._seen = (-1, 0.0)
         self._read = self._upto = self._purged = 0
-        self._again: deque[Row] = deque()
+        self._again: deque[LogRow] = deque()
         # Settled messages beyond the floor, and when each was settled.
         self._done: deque[tuple[int, float]] = deque()
         self._resuming = False
@@ -278,7 +278,7 @@ class Partition:
         """When the oldest delivery in memory was accepted, in milliseconds since 1970."""
         return next((row.accepted for row in self.rows.values() if row.accepted is not None), None)
 
-    def settle(self, row: Row, index: int, *, dying: bool = False) -> bool:
+    def settle(self, row: LogRow, index: int, *, dying: bool = False) -> bool:
         """
         Settle a delivery.
 
@@ -294,20 +294,20 @@ class Partition:
         self._finish(row)
         return True
 
-    def stored(self, row: Row, index: int) -> None:
+    def stored(self, row: LogRow, index: int) -> None:
         """Note that a delivery's dead letter is stored."""
         row.dying &= ~(1 << index)
         if self.rows.get(row.seq) is row:
             self._finish(row)
 
-    def missing(self, row: Row, index: int) -> None:
+    def missing(self, row: LogRow, index: int) -> None:
         """Give up a delivery whose message is no longer in the log."""
         if self.settle(row, index):
             self._owner.lost(self, 1)
             line = "{name}: message {seq} is gone: a delivery of it is lost"
             self.log.critical(line, name=self._name, seq=row.seq)
 
-    def _finish(self, row: Row) -> None:
+    def _finish(self, row: LogRow) -> None:
         self._upto = max(self._upto, row.seq)
         if row.settled.bit_count() >= row.count and not row.dying:
             del self.rows[row.seq]
@@ -418,7 +418,7 @@ class Partition:
         self.tail, self._upto, self._read = state.tail, state.upto, min(state.upto, state.tail)
         self.pending, self.size = state.pending, state.size
         self._accepted = dict(state.accepted)
-        self.rows = {seq: Row(self, seq, int(bits, 16)) for seq, bits in sorted(state.open.items())}
+        self.rows = {seq: LogRow(self, seq, int(bits, 16)) for seq, bits in sorted(state.open.items())}
         self._again = deque(self.rows.values())
         self._purged = 0
         self._resuming = True
@@ -717,7 +717,7 @@ class Partition:
         resumed = self._resuming if stored is None else not self.made_here(stored[1], count)
         self._owner.counted(count, resumed=resumed, replayed=REPLAYED in headers)
         if not behind and not self._paused:
-            self._hand_out(Row(self, seq), payload, count)
+            self._hand_out(LogRow(self, seq), payload, count)
         if self._resuming and seq >= self._wanted:
             self._caught_up()
         while self._awaited and self._awaited[0][0] <= self.tail:
@@ -727,7 +727,7 @@ class Partition:
         self._resuming = False
         self._owner.changed()
 
-    def _hand_out(self, row: Row, payload: bytes, count: int) -> None:
+    def _hand_out(self, row: LogRow, payload: bytes, count: int) -> None:
         """Hand out the unsettled deliveries of a message."""
         self._read = max(self._read, row.seq)
         deliveries = decode_batch(payload)
@@ -744,7 +744,7 @@ class Partition:
         row.accepted = next((each.accepted for index, each in enumerate(deliveries) if row.holds(index)), None)
         self._owner.ready(row, deliveries)
 
-    def _lost(self, row: Row, payload: bytes, count: int) -> None:
+    def _lost(self, row: LogRow, payload: bytes, count: int) -> None:
         self.rows.pop(row.seq, None)
         self._upto = max(self._upto, row.seq)
         self.size -= len(payload)
@@ -833,9 +833,9 @@ class Partition:
             self._count(seq, headers, payload)
         elif self._read < seq and start <= self._read + 1 and not self._paused and not self._again:
             # An answer that begins further behind would leave out a backlog.
-            self._hand_out(Row(self, seq), payload, _number(headers, payload))
+            self._hand_out(LogRow(self, seq), payload, _number(headers, payload))
 
-    def _gone(self, row: Row) -> None:
+    def _gone(self, row: LogRow) -> None:
         if self.rows.pop(row.seq, None) is row:
             lost = max(row.count - row.settled.bit_count(), 0)
             self.size -= row.size

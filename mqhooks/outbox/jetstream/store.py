@@ -30,7 +30,7 @@ from mqhooks.outbox.jetstream.examination import UNSYNCED
 from mqhooks.outbox.jetstream.generations import close, ensure, generations, partitions_of
 from mqhooks.outbox.jetstream.layout import HEADROOM, Names, letters_config, log_config
 from mqhooks.outbox.jetstream.letters import SharedLetters
-from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, Limits
+from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, StreamLimits
 from mqhooks.outbox.sqlite import SqliteStore
 from mqhooks.support.ratelimit import RateLimit
 
@@ -110,7 +110,7 @@ class JetStreamStore(Service):
     ) -> None:
         self.settings = settings
         self._reactor = reactor
-        self._limits = Limits(max_size, dead_max)
+        self._limits = StreamLimits(max_size, dead_max)
         self._now = now
         self._clock = clock
         self._me = f"{socket.gethostname()}-{os.getpid()}-{token_hex(6)}"

@@ -113,7 +113,7 @@ def timeout(value: bytes | None) -> float | None:
     return None if match is None else int(match[1]) * _UNITS[match[2]]
 
 
-class Owner(Interface):
+class GrpcOwner(Interface):
     """
     The interface of a factory that connections' protocols need.
 
@@ -155,7 +155,7 @@ class GrpcProtocol(Protocol):
     :ivar calls: the unanswered calls, by number, in the order in which they began.
     """
 
-    factory: Owner
+    factory: GrpcOwner
 
     def __init__(self) -> None:
         self.calls: dict[int, Call] = {}

@@ -30,11 +30,11 @@ from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.listening import CLOSING_TIME
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.longframes import HELD, HELD_COMMON, LongFrames
+from mqhooks.sources.webhooks.access import AccessCheck
 from mqhooks.sources.webhooks.answers import NEXT, problem
 from mqhooks.sources.webhooks.counters import WebhooksCounters
 from mqhooks.sources.webhooks.decode import Hook, decode, divide
-from mqhooks.sources.webhooks.guard import Guard
-from mqhooks.sources.webhooks.protocol import Exchange, WebhooksProtocol
+from mqhooks.sources.webhooks.protocol import PendingAnswer, WebhooksProtocol
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.support.ratelimit import RateLimit
 
@@ -67,7 +67,7 @@ class _Batch:
 
     __slots__ = ("exchanges", "late", "overdue", "size")
 
-    def __init__(self, exchanges: list[Exchange], size: int) -> None:
+    def __init__(self, exchanges: list[PendingAnswer], size: int) -> None:
         self.exchanges = exchanges
         self.size = size
         self.overdue = False
@@ -77,7 +77,7 @@ class _Batch:
 class _Divided(NamedTuple):
     """An event with very many topics, or one that waits behind such an event: its pieces, bytes and deadline."""
 
-    exchange: Exchange
+    exchange: PendingAnswer
     pieces: deque[Event]
     size: int
     due: float
@@ -121,7 +121,7 @@ class WebhooksFactory(SourceFactory):
         self._sessions = SessionTable() if sessions is None else sessions
         self._complaints = RateLimit(reactor)
         self._events: list[Event] = []
-        self._exchanges: list[Exchange] = []
+        self._exchanges: list[PendingAnswer] = []
         self._size = 0
         self._flushing: IDelayedCall | None = None
         self._pieces: dict[tuple[str, str], deque[_Divided]] = {}
@@ -139,7 +139,7 @@ class WebhooksFactory(SourceFactory):
 
     def change(self, settings: WebhooksSettings) -> None:
         """Replace path, token, user and password, the limit for bodies, and the payloads' encoding."""
-        self.guard = Guard(settings)
+        self.guard = AccessCheck(settings)
         self.max_body = settings.max_body
         self._text = settings.payload_encoding == "text"
 
@@ -242,7 +242,7 @@ class WebhooksFactory(SourceFactory):
         questions[name] += 1
         return True
 
-    def take(self, exchange: Exchange, hook: Hook, body: bytes) -> None:
+    def take(self, exchange: PendingAnswer, hook: Hook, body: bytes) -> None:
         """Take a request's event, and answer the request: at once if refused, otherwise after the commit."""
         if self._full:
             if self._refusing is None:
@@ -275,7 +275,7 @@ class WebhooksFactory(SourceFactory):
             self._pieces.setdefault(client, deque()).append(divided)
             self._schedule()
 
-    def _add(self, exchange: Exchange, event: Event, size: int) -> None:
+    def _add(self, exchange: PendingAnswer, event: Event, size: int) -> None:
         self._events.append(event)
         self._exchanges.append(exchange)
         self._size += size
@@ -353,7 +353,7 @@ class WebhooksFactory(SourceFactory):
         for exchange in batch.exchanges:
             self._late(exchange)
 
-    def _late(self, exchange: Exchange) -> None:
+    def _late(self, exchange: PendingAnswer) -> None:
         if exchange.answer is None:
             self.counters.late += 1
             exchange.finish(NEXT if exchange.chain else _LATE)

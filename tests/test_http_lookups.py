@@ -11,7 +11,7 @@ from zope.interface.verify import verifyObject
 
 from mqhooks.delivery import Head, Request
 from mqhooks.errors import ConnectFailed
-from mqhooks.http.names import endpoint
+from mqhooks.http.lookups import endpoint
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.treqtransport import TreqTransport
 from mqhooks.support.names import NameLookup, look_up

@@ -17,7 +17,7 @@ import msgspec
 
 from mqhooks.admin.plain import HIDDEN
 from mqhooks.app.outboxes import add_outbox
-from mqhooks.app.parser import Parser
+from mqhooks.app.parser import CommandParser
 from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import Filter, Letters, status_range
@@ -35,7 +35,7 @@ NAME = 60
 _encode = msgspec.json.Encoder().encode
 
 
-def add(parser: Parser) -> None:
+def add(parser: CommandParser) -> None:
     """Add the commands of ``mqhooks dead``."""
     for name, command, description in (
         ("list", _list, "list dead letters, oldest first"),
@@ -67,7 +67,7 @@ def add(parser: Parser) -> None:
             action.add_argument("file", metavar="FILE", help=f"the file; - for {stream}")
 
 
-def _add_filter(action: Parser) -> None:
+def _add_filter(action: CommandParser) -> None:
     action.add_argument("--webhook", metavar="NAME", help="only those of this webhook")
     action.add_argument("--client", metavar="ID", help="only those of this client id, or MOUNTPOINT/ID")
     action.add_argument("--reason", metavar="TEXT", help="only those whose reason contains this")

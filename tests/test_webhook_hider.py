@@ -11,7 +11,7 @@ from mqhooks.delivery import Response
 from mqhooks.http.limits import KEEP
 from mqhooks.nanomq.settings import Rule
 from mqhooks.shapes.settings import Shape
-from mqhooks.webhook.answers import Hider
+from mqhooks.webhook.hider import Hider
 from mqhooks.webhook.settings import BasicSettings, BearerSettings
 from tests.webhooks import SinkMixin, publish
 

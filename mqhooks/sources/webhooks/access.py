@@ -17,7 +17,7 @@ from mqhooks.sources.webhooks.answers import problem
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 
 
-class Guard:
+class AccessCheck:
     """
     Checks a request's target, and its token or password.
 

@@ -54,7 +54,7 @@ class Verdict(Struct):
     problems: list[Problem]
 
 
-class Status(Struct):
+class StatusReply(Struct):
     """The parts of ``GET /api/status`` that are shown."""
 
     version: str
@@ -67,7 +67,7 @@ class Status(Struct):
     verdict: Verdict
 
 
-def shown(status: Status) -> Iterator[str]:
+def shown(status: StatusReply) -> Iterator[str]:
     """
     Format a state and its verdict.
 
