@@ -5,9 +5,14 @@ import subprocess
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from mqhooks.errors import OutboxNoRoom
 from mqhooks.outbox.diskspace import RESERVE, DiskSpace
+from mqhooks.outbox.queue import FileLimits, SqliteOutbox, Surroundings
+from mqhooks.outbox.store import Store
+from mqhooks.support.ratelimit import RateLimit
 from tests.outboxes import StoreCase, ThreadedClock, deliveries
 
 
@@ -68,6 +73,65 @@ class DiskSpaceTests(SynchronousTestCase):
         self.reserve.symlink_to(target)
         self.space.make()
         self.assertEqual(target.read_text(), "mine")
+
+
+class LittleRoom:
+    """A disk with room for 500 KiB at first, and for 300 KiB once its reserve is spent."""
+
+    spent = False
+    room = 500 << 10
+
+    def enough(self, size, free_inside):
+        return size <= self.room
+
+    def spend(self):
+        self.room = 300 << 10
+        return True
+
+    def renew(self, free_inside):
+        pass
+
+
+class LyingFile:
+    """A file that has less room than it said, once."""
+
+    def __init__(self):
+        self.committed = set()
+        self.refused = False
+
+    def write(self, changes, *_):
+        rows = [row for each in changes for row in each.rows]
+        if rows and not self.refused:
+            self.refused = True
+            raise OutboxNoRoom("full")
+        self.committed.update(delivery.id for row in rows for delivery in row.deliveries)
+
+    def free(self):
+        return 0
+
+    def checkpoint(self):
+        pass
+
+    shrink_log = checkpoint
+
+
+class PostponedTests(SynchronousTestCase):
+    def test_what_is_written_in_smaller_parts_than_it_was_tried_is_accepted_part_by_part(self):
+        clock, file, told = Clock(), LyingFile(), []
+        store = Store(clock, damaged=self.fail, failed=lambda _: None)
+        store.open(file, LittleRoom(), None, full=False)
+        limits = FileLimits(1 << 30, "pause", 10)
+        outbox = SqliteOutbox(store, "w", Surroundings(limits, lambda: 0, "path", RateLimit(clock), self.fail))
+        everything = deliveries(9, size=100 << 10)
+        for each in everything:
+            accepted = outbox.append([each], room=False)
+            accepted.addCallback(lambda _, each=each: told.append((each.id, each.id in file.committed)))
+        clock.advance(0)
+        self.assertEqual((file.refused, told), (True, []))
+        for _ in range(5):
+            clock.advance(1)
+            store.look()
+        self.assertEqual(told, [(each.id, True) for each in everything])
 
 
 class DiskTests(StoreCase):

@@ -273,6 +273,15 @@ class SqliteOutboxTests(StoreCase):
         self.check_counts()
         self.assertEqual(len(self.claim()), 20)
 
+    def test_nothing_is_said_of_dropping_where_nothing_can_be_dropped(self):
+        self.open(max_size=10_000, on_full="drop_oldest")
+        self.append(1, size=20_000)
+        self.assertEqual(len(self.claim()), 1)
+        self.append(1, 1)
+        self.assertEqual(self.outbox.counts.dropped, 0)
+        self.second()
+        self.assertNotIn("dropped, 0 so far", self.log())
+
     def test_numbers_of_dropped_rows_are_not_given_again(self):
         store = self.open(max_size=20_000, on_full="drop_oldest")
         for start in range(0, CACHE + 2000, 100):

@@ -151,7 +151,10 @@ class _New:
         left = self.deliveries[count:]
         rest = _New(left, self.size - size, since=self.since if left else None)
         for accepted, upto, room in self.accepting:
-            (first if upto <= count else rest).accepting.append((accepted, max(upto - count, 0), room))
+            if upto <= count:
+                first.accepting.append((accepted, upto, room))
+            else:
+                rest.accepting.append((accepted, upto - count, room))
         return first, rest
 
 
@@ -656,12 +659,13 @@ class SqliteOutbox:
         excess = ledger.excess(limits.max_size) + coming
         if excess <= 0 or self._store.file is None:
             return
+        before = ledger.counts.dropped
         try:
             with closing(self._unread(self._store.file)) as unread:
                 ledger.drop_oldest(excess, unread)
         except OutboxError as error:
             self._around.unreadable(error)
-        if self._around.complaints.allow(("dropped", self.name)) is not None:
+        if ledger.counts.dropped > before and self._around.complaints.allow(("dropped", self.name)) is not None:
             self.log.warn(
                 "{path}: webhook {name} is full (outbox.max_size): the oldest deliveries are dropped, {dropped} so far",
                 path=self._around.path,

@@ -173,14 +173,16 @@ class Outcomes:
                 outcome.probe = max(self._policy.delay(self.breaker.probes + 1, self._random), pause or 0.0)
                 outcome.early = reachable and not pause
             else:
-                outcome.probe = 0.0
-        made = max(delivery.attempts for delivery in deliveries)
+                # They have died of age, so they need no backoff. A backlog of such deliveries goes one after the other.
+                outcome.probe = pause or 0.0
+        alive = (delivery for delivery, reason in zip(deliveries, reasons, strict=True) if reason is None)
+        made = max((delivery.attempts for delivery in alive), default=1)
         outcome.delay = max(self._policy.delay(max(made, 1), self._random), pause or 0.0)
         return outcome
 
 
 def _is_apart(delivery: Delivery) -> bool:
-    """Return whether a request has a URL or headers of its own, apart from the headers that say how to read its body."""
+    """Return whether a request has a URL or headers of its own, other than content-type and ``ce-*``."""
     own = delivery.variation
     if own is None:
         return False
