@@ -56,7 +56,7 @@ class Row:
     :ivar left: number of unsettled deliveries.
     :ivar marked: whether storage has bits for it.
     :ivar accepted: when its oldest delivery was accepted, in milliseconds since 1970; ``None`` before it is read.
-    :ivar shelved: a bit for each claimed delivery that is recalled before it is sent.
+    :ivar shelved: a bit for each claimed delivery of which the sink keeps only the place: it recalls the delivery to send it.
     """
 
     __slots__ = ("accepted", "count", "kept", "left", "marked", "number", "settled", "shelved", "size")

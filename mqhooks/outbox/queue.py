@@ -178,16 +178,16 @@ class SqliteOutbox:
         self._around = surroundings
         self._ledger = Ledger()
         self._key = 0
-        # The file's counters when it was opened: accepted, delivered, dead, dropped.
+        # What the ledger does not count: what the file had settled when it was opened, and the dead letters handed over since.
+        # They are accepted, delivered, dead, dropped.
         self._base = (0, 0, 0, 0)
-        self._resumed = 0
         self._assigned = 0
         self._letters = 0
         self._new = _New()
-        # The new part of the transaction being written, and the file's counters without it.
+        # The new part of the transaction being written, and what the file's counters become without that part.
         self._writing: _New | None = None
         self._planned = (0, 0, 0, 0, 0)
-        # How many of its dead letters, and of those that it deletes, belong to the rest: they come first.
+        # How many of the transaction's dead letters, and of those it deletes, are not of the new part. They stand first.
         self._buried = self._removed = 0
         self._acknowledged: list[Delivery] = []
         self._asked = _NOTHING
@@ -209,9 +209,8 @@ class SqliteOutbox:
         """Begin with this webhook's counters and rows in the file."""
         self._key, self._assigned, self._letters = kept.key, kept.assigned, kept.letters
         settled = kept.delivered + kept.dead + kept.dropped
-        self._resumed = max(kept.accepted - settled, 0)
-        self._base = settled + self._resumed, kept.delivered, kept.dead, kept.dropped
-        self._ledger = Ledger(kept.first, kept.last, self._resumed, kept.size)
+        self._base = settled, kept.delivered, kept.dead, kept.dropped
+        self._ledger = Ledger(kept.first, kept.last, max(kept.accepted - settled, 0), kept.size)
 
     # State.
 
@@ -453,7 +452,7 @@ class SqliteOutbox:
         changes.progress = ledger.progress()
         counts, base = ledger.counts, self._base
         self._planned = (
-            base[0] + counts.appended + counts.resumed - self._resumed,
+            base[0] + counts.appended + counts.resumed,
             base[1] + counts.delivered,
             base[2] + counts.dead - counts.replayed,
             base[3] + counts.dropped,
@@ -494,7 +493,7 @@ class SqliteOutbox:
         """Take back everything that needs much room, for a later transaction."""
         new, self._writing = self._writing, None
         if new is not None:
-            # Unstorable dead letters may have been replaced by now.
+            # Cut by position: refuse() and the file may have replaced letters, so they cannot be compared.
             del changes.letters[self._buried :], changes.resolved[self._removed :]
             changes.rows = []
             self._new = new.then(self._new)

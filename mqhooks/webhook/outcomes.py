@@ -1,7 +1,7 @@
 """
 Judge the result of an attempt: arrived, try again, park the client, bury, or open the circuit breaker.
 
-There is no I/O and no timer: time and randomness are passed in. Two decisions are behind it:
+There is no I/O and no timer: time and randomness are passed in. It rests on two rules:
 
 - An attempt made while the endpoint is down says nothing about its delivery, so it does not count towards ``max_attempts``.
 - A refusal is final for its delivery, unless the endpoint refuses everything: then the endpoint is at fault.

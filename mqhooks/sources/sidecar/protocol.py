@@ -267,7 +267,7 @@ class SidecarProtocol(SourceProtocol, Int32StringReceiver):
             counters.undecodable += 1
             factory.complain(self, "undecodable", f"a frame of {len(string)} bytes is {error}")
         except Exception:
-            # If this escaped, the base class would deliver frames twice.
+            # If this escaped, Twisted's receiver would hand over the frames of this read twice.
             counters.undecodable += 1
             factory.log.failure("{peer}: a frame of {size} bytes cannot be decoded", peer=self.peer, size=len(string))
         counters.frames += 1
@@ -383,8 +383,8 @@ class SidecarFactory(SourceFactory):
 
     def accept(self, events: list[Event], size: int) -> None:
         """
-        Hand events to the sink, in one batch with those of all connections that are read in this turn of the reactor, or while
-        events are gathered.
+        Add events to the batch that all connections share. It goes to the sink at the end of the turn, or after ``gather``
+        seconds.
 
         A batch costs the sink and the outbox as much as several events: at 5,000 events a second over 100 connections, one
         batch for each connection costs a sixth more than one for each turn, and one for each 5 ms a third less.
