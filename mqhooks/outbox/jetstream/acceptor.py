@@ -75,7 +75,7 @@ class Accepting(Protocol):
         """Note that all of them that are in one partition are accepted."""
 
 
-_Part = tuple[Delivery, Accepting | None, float]
+_Part = tuple[Delivery, Accepting, float]
 
 
 class _Flight:
@@ -103,17 +103,17 @@ class _Landing:
         self._then()
 
 
-class _Both:
-    """Two callers whose deliveries are accepted together."""
+class _Whole:
+    """A caller with several deliveries: told once all of them are accepted or dead letters, whatever message each is in."""
 
-    def __init__(self, first: Accepting | None, second: Accepting) -> None:
-        self._first = first
-        self._second = second
+    def __init__(self, accepting: Accepting, left: int) -> None:
+        self._accepting = accepting
+        self._left = left
 
     def landed(self) -> None:
-        if self._first is not None:
-            self._first.landed()
-        self._second.landed()
+        self._left -= 1
+        if not self._left:
+            self._accepting.landed()
 
 
 class Acceptor:
@@ -124,7 +124,7 @@ class Acceptor:
     :param stream: writes.
     :param subject: of the log.
     :param name: begins the ids of messages, and tells acceptors apart.
-    :param acknowledged: called with a message's sequence number, and with the callers whose last deliveries were in it.
+    :param acknowledged: called with a message's sequence number, and with the caller of each delivery in it.
     :param failed: called with the error whenever storing a message fails.
     :param refused: called with a delivery that can never be stored, why, and what to call once it is a dead letter.
     :param last: asks for the id of the last delivery in the log that an acceptor of this name has stored.
@@ -215,8 +215,8 @@ class Acceptor:
     def put(self, deliveries: list[Delivery], accepting: Accepting) -> None:
         """Append deliveries; the caller has checked that none is too long."""
         now = self._reactor.seconds()
-        parts: list[_Part] = [(delivery, None, now) for delivery in deliveries[:-1]]
-        parts.append((deliveries[-1], accepting, now))
+        whose = accepting if len(deliveries) == 1 else _Whole(accepting, len(deliveries))
+        parts: list[_Part] = [(delivery, whose, now) for delivery in deliveries]
         self._held.size += _size(parts)
         if self.spilling:
             self._keep(parts)
@@ -249,21 +249,24 @@ class Acceptor:
         while waiting and len(batch) < self._most and (not batch or size + len(waiting[0][0].body) <= BATCH_BYTES):
             batch.append(waiting.popleft())
             size += len(batch[-1][0].body)
+        unstorable: list[tuple[_Part, str]] = []
         try:
             data = encode([delivery for delivery, _, _ in batch])
         except UNENCODABLE:
-            batch = self._without_unstorable(batch)
+            batch, unstorable = self._sorted_out(batch)
             data = encode([delivery for delivery, _, _ in batch])
         self._most = BATCH
-        if not batch:
+        if batch:
+            self._sent = False
+            self._first_sent = now
+            self._flying = data, batch
+            self._flights[batch[-1][0].id] = _Flight(kept=False)
+            self._fly()
+        else:
             self.since = waiting[0][2] if waiting else None
+        if unstorable:
+            self._refuse(unstorable)
             self.go_on()
-            return
-        self._sent = False
-        self._first_sent = now
-        self._flying = data, batch
-        self._flights[batch[-1][0].id] = _Flight(kept=False)
-        self._fly()
 
     def made_here(self, last: str, count: int) -> bool:
         """
@@ -285,27 +288,17 @@ class Acceptor:
         if flight is not None and not flight.counted:
             self.handed += count
 
-    def _without_unstorable(self, batch: list[_Part]) -> list[_Part]:
-        kept: list[_Part] = []
-        size = _size(batch)
-        for part in batch:
-            delivery, accepting, _ = part
-            problem = encodable(delivery)
-            if problem is None:
-                kept.append(part)
-            elif kept and accepting is not None:
-                # Its caller is answered when the last delivery kept before it is accepted.
-                self._refused(delivery, problem, _nothing)
-                before, whose, at = kept[-1]
-                kept[-1] = before, _Both(whose, accepting), at
-            else:
-                self._refuse(part, problem)
-        self._held.size -= size - _size(kept)
-        return kept
+    def _sorted_out(self, batch: list[_Part]) -> tuple[list[_Part], list[tuple[_Part, str]]]:
+        """Return what can be stored, and what cannot, with the reasons."""
+        checked = [(part, encodable(part[0])) for part in batch]
+        kept = [part for part, problem in checked if problem is None]
+        self._held.size -= _size(batch) - _size(kept)
+        return kept, [(part, problem) for part, problem in checked if problem is not None]
 
-    def _refuse(self, part: _Part, problem: str) -> None:
-        delivery, accepting, _ = part
-        self._refused(delivery, problem, _nothing if accepting is None else accepting.landed)
+    def _refuse(self, unstorable: list[tuple[_Part, str]]) -> None:
+        """Have dead letters made. Do everything else first: a caller may be told, and append more, before this returns."""
+        for (delivery, accepting, _), problem in unstorable:
+            self._refused(delivery, problem, accepting.landed)
 
     def stop(self) -> None:
         """Stop sending."""
@@ -354,8 +347,7 @@ class Acceptor:
         self.since = self._waiting[0][2] if self._waiting else None
         batch = flying[1]
         landing = _Landing(lambda: self._landed(batch[-1][0].id, len(batch)))
-        whose = [whose for _, whose, _ in batch if whose is not None]
-        self._acknowledged(0 if ack is None else ack.seq, [landing, *whose])
+        self._acknowledged(0 if ack is None else ack.seq, [landing, *(whose for _, whose, _ in batch)])
         self.go_on()
 
     def _missed(self, failure: Any, flying: tuple[bytes, list[_Part]]) -> None:
@@ -403,16 +395,23 @@ class Acceptor:
 
     def _divide(self, batch: list[_Part], problem: str) -> None:
         """Send fewer at once: client ids, headers and paths may be long too."""
+        if len(batch) == 1 and self.spill is not None and not self.spill.full:
+            # Its caller need not wait: the file keeps it until its dead letter is stored.
+            self.divert()
+            self.drain()
+            return
         self._flying = None
         self._flights.pop(batch[-1][0].id, None)
-        if len(batch) == 1:
+        single = len(batch) == 1
+        if single:
             self._held.size -= _size(batch)
-            self._refuse(batch[0], problem)
         else:
             self._waiting.extendleft(reversed(batch))
             self._most = len(batch) // 2
         self.since = self._waiting[0][2] if self._waiting else None
         self._next = 0.0
+        if single:
+            self._refuse([(batch[0], problem)])
         self.go_on()
 
     # The local file.
@@ -449,21 +448,20 @@ class Acceptor:
     def _keep(self, parts: list[_Part], doubled: int = 0) -> None:
         if self.spill is None:
             return
-        kept = self._without_unstorable(parts)
-        if not kept:
-            return
+        kept, unstorable = self._sorted_out(parts)
 
         def committed(_: None) -> None:
             self._uncommitted -= 1
             self.doubled += doubled
             self._held.size -= _size(kept)
-            for whose in [accepting for _, accepting, _ in kept if accepting is not None]:
+            for whose in [whose for _, whose, _ in kept]:
                 whose.landed()
 
-        self._uncommitted += 1
         accepted = self.spill.append([delivery for delivery, _, _ in kept], room=False)
         if accepted is not None:
+            self._uncommitted += 1
             accepted.addCallback(committed)
+        self._refuse(unstorable)
 
     def drain(self) -> None:
         """Begin to move the file's deliveries into the log, unless that goes on already."""
@@ -582,7 +580,3 @@ def claim(spill: SqliteOutbox, limit: int, size: int) -> list[Delivery]:
 
 def _size(parts: list[_Part]) -> int:
     return sum([len(delivery.body) + len(delivery.client) + EACH for delivery, _, _ in parts])
-
-
-def _nothing() -> None:
-    pass
