@@ -61,7 +61,13 @@ class Outbox:
 
 
 class Stream:
-    """A log with some messages, of which an owner has left a checkpoint; batches are answered when the test says so."""
+    """
+    A log with some messages, of which an owner has left a checkpoint; batches are answered when the test says so.
+
+    :ivar longest: the longest checkpoint that the server takes, in bytes.
+    """
+
+    longest = 1 << 20
 
     def __init__(self, log, checkpoint):
         self.log = {number: message(number) for number in log}
@@ -78,6 +84,8 @@ class Stream:
         return succeed({"config": {"subjects": []}})
 
     def publish(self, subject, data, **more):
+        if len(data) > self.longest:
+            return fail(NATSTooLong(f"{len(data)} bytes are too long"))
         self.own = SimpleNamespace(sequence=self.own.sequence + 1, payload=data)
         return succeed(SimpleNamespace(seq=self.own.sequence))
 
@@ -258,6 +266,56 @@ class PartitionTests(SynchronousTestCase):
             stream = Stream((6, 7, 8), checkpoint)
             partition = Partition(0, clock, client, stream, Names("MQ", "w"), Outbox(), clock.seconds)
             self.assertEqual(self.successResultOf(ensureDeferred(partition.ended())), ended, checkpoint)
+
+    def test_a_checkpoint_that_is_too_long_for_the_server_names_fewer_open_messages(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((1,), Checkpoint())
+        partition = self.owned(clock, outbox, stream)
+        for number in range(2, 2001):
+            stream.log[number] = message(number)
+            self.told(announcement(number))
+        for number in range(2, 2000, 2):
+            partition.settle(partition.rows[number], 0)
+        stream.longest = 5000
+        deleted = []
+        self.patch(stream, "delete_message", lambda _, number: deleted.append(number) or succeed(None))
+        for _ in range(int(2 * PATIENCE)):
+            clock.advance(0.5)
+            self.assertTrue(partition.may_send)
+        self.assertEqual((outbox.complaints, partition.pending), ([], 1001))
+        noted = decode_checkpoint(stream.own.payload)
+        self.assertEqual(list(noted.open), list(range(1, noted.upto + 1, 2)))
+        self.assertGreater(len(noted.open), 200)
+        # What no checkpoint says is settled stays in the log.
+        clock.advance(0.5)
+        self.assertEqual(deleted, list(range(2, noted.upto + 1, 2))[: len(deleted)])
+        self.assertGreater(len(deleted), 64)
+        # Whoever comes next has all that is open, and sends no more than the rest of the log again.
+        self.successResultOf(partition.stop())
+        after = Outbox()
+        self.owned(clock, after, stream)
+        self.assertEqual(after.handed_out, [*range(1, noted.upto + 1, 2), *range(noted.upto + 1, 2001)])
+        self.assertEqual(after.losses, 0)
+
+    def test_a_checkpoint_that_became_too_long_for_the_server_keeps_nobody_from_taking_over(self):
+        clock, outbox = Clock(), Outbox()
+        opened = dict.fromkeys(range(1, 1001), "0")
+        stream = Stream(range(1, 1003), Checkpoint(upto=1000, open=opened, tail=1000, pending=1000))
+        stream.longest = 5000
+        partition = self.owned(clock, outbox, stream)
+        self.assertEqual((partition.mine, outbox.handed_out), (True, list(range(1, 1003))))
+
+    def test_no_checkpoint_at_all_fits(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((1,), Checkpoint())
+        partition = self.owned(clock, outbox, stream)
+        stream.longest = 10
+        clock.pump([0.1] * 30)
+        self.assertFalse(partition.may_send)
+        self.assertRegex(outbox.complaints[0], "^[0-9]+ bytes are too long$")
+        stream.longest = 1000
+        clock.pump([0.1] * 5)
+        self.assertEqual((partition.mine, partition.may_send), (True, True))
 
     def answer(self, stream):
         """Answer all requests of a partition."""

@@ -21,7 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mqhooks.delivery import Delivery
-from mqhooks.errors import JetStreamError, NATSError
+from mqhooks.errors import JetStreamError, NATSError, NATSTooLong
 from mqhooks.nats.client import NATSClient, Subscription
 from mqhooks.nats.jetstream import MESSAGE_ID, NO_STREAM, WRONG_LAST_SEQUENCE, JetStream, Stored
 from mqhooks.nats.message import NATSMessage
@@ -35,6 +35,7 @@ from mqhooks.outbox.jetstream.layout import (
     decode_batch,
     decode_checkpoint,
     encode_checkpoint,
+    shortened,
 )
 
 LEASE = 2.0
@@ -71,7 +72,10 @@ READ_BYTES = 1 << 20
 """Bytes per read request, approximately."""
 
 MOST_OPEN = 2000
-"""Open messages that a checkpoint holds; deliveries settled beyond them may be sent again after a crash."""
+"""
+Open messages that a checkpoint holds, or fewer if the server takes no message as long; deliveries settled beyond them may be
+sent again by the next owner.
+"""
 
 
 class LogRow:
@@ -198,6 +202,8 @@ class Partition:
         self._rev = self._turn = 0
         self._seen = (-1, 0.0)
         self._read = self._upto = self._purged = 0
+        # The last checkpoint says what is settled up to here.
+        self._noted = 0
         self._again: deque[LogRow] = deque()
         # Settled messages beyond the floor, and when each was settled.
         self._done: deque[tuple[int, float]] = deque()
@@ -403,10 +409,14 @@ class Partition:
     async def _write(self, checkpoint: Checkpoint) -> float:
         """Write lease and checkpoint if nobody has since we looked; return when we have to stop sending."""
         began = self._monotonic()
-        ack = await self._js.publish(
-            self._own, encode_checkpoint(checkpoint), expected_last=self._rev, rollup="sub", timeout=ANSWER
-        )
-        self._rev = ack.seq
+        data = encode_checkpoint(checkpoint)
+        try:
+            ack = await self._js.publish(self._own, data, expected_last=self._rev, rollup="sub", timeout=ANSWER)
+        except NATSTooLong:
+            if not checkpoint.open:
+                raise
+            return await self._write(shortened(checkpoint))
+        self._rev, self._noted = ack.seq, checkpoint.upto
         return began + LEASE - EARLY
 
     def _take_over(self, state: Checkpoint, until: float) -> None:
@@ -439,6 +449,9 @@ class Partition:
         began = self._monotonic()
         try:
             until = await self._write(checkpoint)
+        except NATSTooLong:
+            # Nothing was sent.
+            raise
         except NATSError as error:
             if isinstance(error, JetStreamError) and error.err_code in (10047, 10077):
                 await self._more_room()
@@ -449,7 +462,7 @@ class Partition:
         self._after_renewal()
         if floor > self._purged:
             self._purge(floor)
-        self._delete(floor, checkpoint.upto)
+        self._delete(floor)
         if self._monotonic() - self._looked > LOOK:
             self.look()
         if self._monotonic() - self._asked > HEALTH:
@@ -591,13 +604,13 @@ class Partition:
 
         self._js.purge(self._name, subject=self._log, below=floor + 1).addCallbacks(purged, lambda _: None)
 
-    def _delete(self, floor: int, upto: int) -> None:
+    def _delete(self, floor: int) -> None:
         """Delete settled messages behind an unsettled one, once a checkpoint says that they are settled."""
         done, before = self._done, self._monotonic() - PATIENCE
         for _ in range(max(DELETED, len(done) // 10)):
             while done and done[0][0] <= floor:
                 done.popleft()
-            if not done or done[0][1] > before or done[0][0] > upto:
+            if not done or done[0][1] > before or done[0][0] > self._noted:
                 break
             # A message that stays only takes room.
             self._js.delete_message(self._name, done.popleft()[0]).addErrback(lambda failure: failure.trap(NATSError))
