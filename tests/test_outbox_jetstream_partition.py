@@ -1,4 +1,4 @@
-"""One partition, without a server: what it makes of answers that come at an awkward moment."""
+"""One partition, one outbox and their store, without a server: what they make of what comes at an awkward moment."""
 
 from types import SimpleNamespace
 
@@ -9,13 +9,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from mqhooks.delivery import Delivery
 from mqhooks.errors import NATSError, NATSTooLong
 from mqhooks.nats.jetstream import Ack
+from mqhooks.nats.settings import NATSSettings, Server
 from mqhooks.outbox.jetstream import outbox as outboxes
 from mqhooks.outbox.jetstream.acceptor import AGAIN, Held
 from mqhooks.outbox.jetstream.layout import COUNT, Checkpoint, Names, decode_checkpoint, encode, encode_checkpoint
 from mqhooks.outbox.jetstream.members import LISTEN
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, StreamLimits
 from mqhooks.outbox.jetstream.partition import PATIENCE, Partition
+from mqhooks.outbox.jetstream.store import COUNTING, TENDING, JetStreamSettings, JetStreamStore
 from mqhooks.outbox.stored import decode_handed
+from tests.outboxes import ReactorClock
 
 
 class Outbox:
@@ -401,3 +404,25 @@ class OutboxTests(SynchronousTestCase):
         (letter,) = letters
         self.assertEqual((letter.delivery.id, letter.status, outbox.burying, outbox.buried), ("msg_1", 410, 0, 1))
         self.assertRegex(letter.reason, "^answered 410; a message is too long")
+
+
+class StoreTests(SynchronousTestCase):
+    def test_a_webhook_that_cannot_be_tended_holds_up_no_other_and_is_tended_again(self):
+        for name, interval in (("tend", TENDING), ("look", COUNTING)):
+            clock = ReactorClock()
+            store = JetStreamStore(clock, JetStreamSettings(NATSSettings((Server("127.0.0.1", 1),)), synced=True))
+            calls = []
+            for webhook, error in (("first", True), ("second", False)):
+
+                def called(*_, webhook=webhook, error=error, calls=calls):
+                    calls.append(webhook)
+                    if error:
+                        raise ZeroDivisionError
+
+                self.patch(store.outbox(webhook), name, called)
+            store.startService()
+            self.addCleanup(store.abort)
+            clock.pump([interval] * 3)
+            self.assertEqual(calls, ["first", "second"] * 3)
+            # It is told once a minute.
+            self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

@@ -10,7 +10,6 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
@@ -22,6 +21,7 @@ from mqhooks.admin.status import Status
 from mqhooks.admin.stream import Stream
 from mqhooks.errors import ConfigError, ListenError
 from mqhooks.support.listening import Listener, address_name, can_be_reached, stop_listening
+from mqhooks.support.loops import Loop
 
 
 class AdminService(Service):
@@ -45,8 +45,7 @@ class AdminService(Service):
         self._listener = Listener(reactor, self.description)
         self.check(settings)
         status = Status(bridge, reactor)
-        self._history = LoopingCall(status.history.sample)
-        self._history.clock = reactor
+        self._history = Loop(reactor, "sampling the counters", status.history.sample)
         self._stream = Stream(status, reactor)
         self._guard = AdminGuard(settings.token, settings.hosts)
         self._token = settings.token
@@ -102,7 +101,7 @@ class AdminService(Service):
             self.privilegedStartService()
         super().startService()
         if self._port is not None:
-            self._history.start(STEP, now=False)
+            self._history.start(STEP)
 
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
@@ -112,8 +111,7 @@ class AdminService(Service):
         :returns: a ``Deferred`` that fires when all are closed.
         """
         super().stopService()
-        if self._history.running:
-            self._history.stop()
+        self._history.stop()
         port, self._port = self._port, None
         if port is not None:
             yield stop_listening(port)

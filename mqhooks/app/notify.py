@@ -21,7 +21,6 @@ import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,6 +31,7 @@ from mqhooks.app.webhooks import transport_for
 from mqhooks.delivery import Delivery, Response
 from mqhooks.errors import DeliveryError
 from mqhooks.interfaces import IWebhookTransport
+from mqhooks.support.loops import Loop
 from mqhooks.support.ratelimit import RateLimit
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.webhook.request import RequestMaker
@@ -114,8 +114,7 @@ class Notifier(Service):
         # The timers of notifications that wait for their next attempt; and the number of all that wait for that or an answer.
         self._retries: set[IDelayedCall] = set()
         self._under_way = 0
-        self._loop = LoopingCall(self._look)
-        self._loop.clock = reactor
+        self._loop = Loop(reactor, "checking the webhooks for notifications", self._look)
 
     def startService(self) -> None:
         """Begin to watch."""
@@ -146,11 +145,10 @@ class Notifier(Service):
         for sink in self._bridge.webhooks:
             counts = sink.outbox.counts
             self._told[sink.settings.name] = _Told(counts.dead, counts.forgotten, counts.dropped)
-        self._loop.start(EVERY, now=False)
+        self._loop.start(EVERY)
 
     def _end(self) -> Deferred[None]:
-        if self._loop.running:
-            self._loop.stop()
+        self._loop.stop()
         for retry in self._retries:
             retry.cancel()
         self._retries.clear()
@@ -168,7 +166,7 @@ class Notifier(Service):
                 for kind, values in self._changes(sink, told):
                     self._tell(kind, name, sink.outbox.counts.pending, **values)
             except Exception:
-                # An error would end the LoopingCall.
+                # The others have nothing to do with it.
                 self.log.failure("checking webhook {name} for notifications failed", name=name)
 
     def _changes(self, sink: WebhookSink, told: _Told) -> Iterator[tuple[Kind, dict[str, Any]]]:

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.interfaces import IOutbox
 from mqhooks.sources.counters import SourceCounters
+from mqhooks.support.loops import Loop
 from mqhooks.webhook.counters import WebhookCounters
 from mqhooks.webhook.settings import WebhookSettings
 
@@ -51,8 +51,7 @@ class SummaryService(Service):
     ) -> None:
         self._sources = sources
         self._webhooks = webhooks
-        self._loop = LoopingCall(self._summarise)
-        self._loop.clock = clock
+        self._loop = Loop(clock, "summarising the last minute", self._summarise)
         self._clock = clock
         self._since = 0.0
         self._came = (0, 0)
@@ -62,7 +61,7 @@ class SummaryService(Service):
         """Start the first minute."""
         super().startService()
         self._since = self._clock.seconds()
-        self._loop.start(INTERVAL, now=False)
+        self._loop.start(INTERVAL)
 
     def stopService(self) -> None:
         """Log what has happened since the last summary."""

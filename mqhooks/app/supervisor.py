@@ -13,15 +13,16 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from mqhooks.admin.bridge import Bridge
 from mqhooks.support.listening import address_name
+from mqhooks.support.loops import Loop
 
 EVERY = 1.0
 """Seconds between two looks at the state, which is reported when it has changed."""
@@ -64,9 +65,8 @@ class Supervisor(Service):
         self._failed = False
         self._deadline = 0.0
         self._first: IDelayedCall | None = None
-        self._looks = LoopingCall(self._look)
-        self._beats = LoopingCall(lambda: self._tell("WATCHDOG=1"))
-        self._looks.clock = self._beats.clock = reactor
+        self._looks = Loop(reactor, "reporting the state to the supervisor", self._look)
+        self._beats = Loop(reactor, "notifying the watchdog", lambda: self._tell("WATCHDOG=1"))
 
     def startService(self) -> None:
         """Begin to report that the reactor runs."""
@@ -76,12 +76,12 @@ class Supervisor(Service):
         self._socket.setblocking(False)  # noqa: FBT003 - socket's own
         limit = self._watchdog()
         if limit:
-            self._beats.start(limit / 2, now=False)
+            self._beats.start(limit / 2)
 
     def started(self) -> None:
         """Report that the bridge is ready, once the reactor runs and an outbox on other machines is connected."""
         self._deadline = self._reactor.seconds() + PATIENCE
-        self._first = self._reactor.callLater(0, self._looks.start, EVERY)
+        self._first = self._reactor.callLater(0, partial(self._looks.start, EVERY, now=True))
 
     def reloading(self) -> None:
         """Report that a reload begins."""
@@ -103,15 +103,13 @@ class Supervisor(Service):
         self._stopping = True
         if self._first is not None and self._first.active():
             self._first.cancel()
-        if self._looks.running:
-            self._looks.stop()
+        self._looks.stop()
         self._tell("STOPPING=1", "STATUS=waiting for requests in flight")
 
     def stopService(self) -> None:
         """Fall silent, once everything else has stopped."""
         super().stopService()
-        if self._beats.running:
-            self._beats.stop()
+        self._beats.stop()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IListeningPort, IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
@@ -24,6 +23,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from mqhooks.errors import BadSignature, ConfigError
 from mqhooks.support.closing import ClosingFactory
 from mqhooks.support.listening import Listener, address_name, stop_listening
+from mqhooks.support.loops import Loop
 from mqhooks.support.options import CommandOptions, duration, share, whole
 from mqhooks.support.services import OrderedService
 from mqhooks.support.signatures import check_verifying, verify
@@ -245,8 +245,7 @@ class ReceiverService(Service):
         self._write = write
         self._quiet = quiet
         self._told = 0
-        self._summaries = LoopingCall(self._summarise)
-        self._summaries.clock = reactor
+        self._summaries = Loop(reactor, "writing the tally", self._summarise)
         self._port: IListeningPort | None = None
 
     @property
@@ -270,7 +269,7 @@ class ReceiverService(Service):
         if self._port is None:
             self.privilegedStartService()
         if self._quiet:
-            self._summaries.start(1.0, now=False)
+            self._summaries.start(1.0)
 
     @inlineCallbacks
     def stopService(self) -> Generator[Deferred[Any], Any, None]:
@@ -280,8 +279,7 @@ class ReceiverService(Service):
         :returns: a ``Deferred`` that fires when all are closed.
         """
         super().stopService()
-        if self._summaries.running:
-            self._summaries.stop()
+        self._summaries.stop()
         port, self._port = self._port, None
         if port is not None:
             yield stop_listening(port)

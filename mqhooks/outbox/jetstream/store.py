@@ -18,7 +18,7 @@ from msgspec import structs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mqhooks.errors import NATSError, OutboxError
@@ -32,6 +32,7 @@ from mqhooks.outbox.jetstream.layout import HEADROOM, Names, letters_config, log
 from mqhooks.outbox.jetstream.letters import SharedLetters
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox, StreamLimits
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.support.loops import Loop
 from mqhooks.support.ratelimit import RateLimit
 
 CLOSING_TIME = 5.0
@@ -129,9 +130,8 @@ class JetStreamStore(Service):
         self._problem: str | None = NOT_YET
         self._preparing = self._unreachable = False
         self._timer: IDelayedCall | None = None
-        self._counting = LoopingCall(lambda: ensureDeferred(self._look()))
-        self._tending = LoopingCall(self._tend)
-        self._counting.clock = self._tending.clock = reactor
+        self._counting = Loop(reactor, "checking the other bridges", self._look)
+        self._tending = Loop(reactor, "tending the outboxes", self._tend)
 
     def outbox(self, name: str) -> JetStreamOutbox:
         """Get the outbox of a webhook."""
@@ -223,8 +223,8 @@ class JetStreamStore(Service):
         if not self.settings.synced:
             self.log.warn("outbox: {what}", what=UNSYNCED)
         self._client.start()
-        self._counting.start(COUNTING, now=False)
-        self._tending.start(TENDING, now=False)
+        self._counting.start(COUNTING)
+        self._tending.start(TENDING)
 
     def _open_spill(self) -> None:
         if self._spill is None:
@@ -296,13 +296,20 @@ class JetStreamStore(Service):
     def _cancel(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        for loop in (self._counting, self._tending):
-            if loop.running:
-                loop.stop()
+        self._counting.stop()
+        self._tending.stop()
 
     def _tend(self) -> None:
-        for outbox in self._outboxes.values():
-            outbox.tend()
+        for name, outbox in self._outboxes.items():
+            try:
+                outbox.tend()
+            except Exception:
+                self._failed(name)
+
+    def _failed(self, name: str) -> None:
+        """Log an error that should not happen; the other webhooks have nothing to do with it."""
+        if self._complaints.allow(("failed", name)) is not None:
+            self.log.failure("tending the outbox of webhook {name} failed, and goes on", name=name)
 
     async def _look(self) -> None:
         try:
@@ -311,12 +318,14 @@ class JetStreamStore(Service):
             # Problems that matter are logged elsewhere.
             known = {}
         for name, outbox in list(self._outboxes.items()):
-            outbox.look(known.get(name, []))
             try:
+                outbox.look(known.get(name, []))
                 if outbox.started:
                     await outbox.agree()
             except NATSError as error:
                 outbox.complain("agree", error)
+            except Exception:
+                self._failed(name)
         await self._count_letters()
 
     async def _count_letters(self) -> None:

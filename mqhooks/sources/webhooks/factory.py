@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IProtocolNegotiationFactory, IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -36,6 +35,7 @@ from mqhooks.sources.webhooks.counters import WebhooksCounters
 from mqhooks.sources.webhooks.decode import Hook, decode, divide
 from mqhooks.sources.webhooks.protocol import PendingAnswer, WebhooksProtocol
 from mqhooks.sources.webhooks.settings import WebhooksSettings
+from mqhooks.support.loops import Loop
 from mqhooks.support.ratelimit import RateLimit
 
 ANSWER_TIME = 4.0
@@ -130,8 +130,7 @@ class WebhooksFactory(SourceFactory):
         self._overdue = 0
         self._refusing: float | None = None
         self._greeted = False
-        self._watch = LoopingCall(self._look)
-        self._watch.clock = reactor
+        self._watch = Loop(reactor, "checking the connections of VerneMQ's webhooks", self._look)
 
     def seconds(self) -> float:
         """Return the time, in the reactor's seconds."""
@@ -148,7 +147,7 @@ class WebhooksFactory(SourceFactory):
     def startFactory(self) -> None:
         """Begin to check the connections."""
         if not self._watch.running:
-            self._watch.start(PATIENCE, now=False)
+            self._watch.start(PATIENCE)
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - Twisted's interface
         """Return the protocols for TLS: a client that also offers HTTP/2 must be told."""
@@ -191,8 +190,7 @@ class WebhooksFactory(SourceFactory):
     def _closed(self, _: None, late: IDelayedCall) -> None:
         if late.active():
             late.cancel()
-        if self._watch.running:
-            self._watch.stop()
+        self._watch.stop()
 
     def give_up(self) -> None:
         """Abort all connections, and forget events that are not yet handed over."""
