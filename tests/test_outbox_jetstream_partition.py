@@ -293,12 +293,13 @@ class PartitionTests(SynchronousTestCase):
         clock.advance(0.5)
         self.assertEqual(deleted, list(range(2, noted.upto + 1, 2))[: len(deleted)])
         self.assertGreater(len(deleted), 64)
-        # Whoever comes next has all that is open, and sends no more than the rest of the log again.
+        # Whoever comes next has all that is open, sends no more than the rest of the log again, and counts it.
         self.successResultOf(partition.stop())
         after = Outbox()
-        self.owned(clock, after, stream)
+        partition = self.owned(clock, after, stream)
         self.assertEqual(after.handed_out, [*range(1, noted.upto + 1, 2), *range(noted.upto + 1, 2001)])
-        self.assertEqual(after.losses, 0)
+        size = sum(len(stream.log[number].payload) for number in after.handed_out)
+        self.assertEqual((after.losses, partition.pending, partition.size), (0, len(after.handed_out), size))
 
     def test_a_checkpoint_that_became_too_long_for_the_server_keeps_nobody_from_taking_over(self):
         clock, outbox = Clock(), Outbox()

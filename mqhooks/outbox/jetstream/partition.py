@@ -202,11 +202,11 @@ class Partition:
         self._rev = self._turn = 0
         self._seen = (-1, 0.0)
         self._read = self._upto = self._purged = 0
-        # The last checkpoint says what is settled up to here.
-        self._noted = 0
+        # The last checkpoint says what is settled up to here; and how many open messages one may hold.
+        self._noted, self._most_open = 0, MOST_OPEN
         self._again: deque[LogRow] = deque()
-        # Settled messages beyond the floor, and when each was settled.
-        self._done: deque[tuple[int, float]] = deque()
+        # Settled messages beyond the floor, and when each was settled; with its number of deliveries and its size.
+        self._done: deque[tuple[int, float, int, int]] = deque()
         self._resuming = False
         self._wanted = 0
         self._fetching = False
@@ -319,7 +319,7 @@ class Partition:
             del self.rows[row.seq]
             self.size -= row.size
             self._owner.revoked(row)
-            self._done.append((row.seq, self._monotonic()))
+            self._done.append((row.seq, self._monotonic(), row.count, row.size))
 
     def rewind(self) -> None:
         """Hand out unsettled deliveries again."""
@@ -415,6 +415,8 @@ class Partition:
         except NATSTooLong:
             if not checkpoint.open:
                 raise
+            # The next ones are no longer, and count what they leave out.
+            self._most_open = len(checkpoint.open) // 2
             return await self._write(shortened(checkpoint))
         self._rev, self._noted = ack.seq, checkpoint.upto
         return began + LEASE - EARLY
@@ -425,6 +427,7 @@ class Partition:
         self._term += 1
         self._fetching = False
         self.flying.clear()
+        self._most_open = MOST_OPEN
         self.tail, self._upto, self._read = state.tail, state.upto, min(state.upto, state.tail)
         self.pending, self.size = state.pending, state.size
         self._accepted = dict(state.accepted)
@@ -581,22 +584,28 @@ class Partition:
     def _checkpoint(self, owner: str | None = "") -> tuple[Checkpoint, int]:
         """Return a checkpoint, and the number up to which the log may be purged once it is written."""
         self._turn += 1
-        upto = self._upto
-        dying = 0
+        upto, pending, size = self._upto, self.pending, self.size
         opened: dict[int, str] = {}
         for seq, row in self.rows.items():
-            dying += row.dying.bit_count()
+            settled = row.settled & ~row.dying
+            pending += row.dying.bit_count()
             if seq <= upto:
-                if len(opened) == MOST_OPEN:
+                if len(opened) == self._most_open:
                     upto = seq - 1
                 else:
-                    opened[seq] = f"{row.settled & ~row.dying:x}"
+                    opened[seq] = f"{settled:x}"
+            if seq > upto:
+                pending += settled.bit_count()
         first = next(iter(self.rows), None)
         floor = self._read if first is None else first - 1
         upto = max(upto, floor)
+        if upto < self._upto:
+            # Nothing beyond counts as settled.
+            beyond = [(count, length) for seq, _, count, length in self._done if seq > upto]
+            pending += sum([count for count, _ in beyond])
+            size += sum([length for _, length in beyond])
         who = self._owner.me if owner == "" else owner
-        pending = self.pending + dying
-        return Checkpoint(who, self._turn, upto, opened, self.tail, pending, self.size, dict(self._accepted)), floor
+        return Checkpoint(who, self._turn, upto, opened, self.tail, pending, size, dict(self._accepted)), floor
 
     def _purge(self, floor: int) -> None:
         def purged(_: object) -> None:
