@@ -309,6 +309,21 @@ class PartitionTests(SynchronousTestCase):
         partition = self.owned(clock, outbox, stream)
         self.assertEqual((partition.mine, outbox.handed_out), (True, list(range(1, 1003))))
 
+    def test_an_unexpected_error_is_told_once_a_minute_until_it_is_over(self):
+        clock, outbox = Clock(), Outbox()
+        stream = Stream((1,), Checkpoint())
+        direct_last = stream.direct_last
+        self.patch(stream, "direct_last", lambda *_: fail(ZeroDivisionError("nobody expects it")))
+        client = SimpleNamespace(subscribe=lambda subject, told: None)
+        partition = Partition(0, clock, client, stream, Names("MQ", "w"), outbox, clock.seconds)
+        self.addCleanup(partition.abort)
+        partition.start()
+        clock.pump([0.1] * 100)
+        self.assertEqual((partition.mine, len(self.flushLoggedErrors(ZeroDivisionError))), (False, 1))
+        self.patch(stream, "direct_last", direct_last)
+        clock.pump([0.1] * 10)
+        self.assertTrue(partition.mine)
+
     def test_no_checkpoint_at_all_fits(self):
         clock, outbox = Clock(), Outbox()
         stream = Stream((1,), Checkpoint())

@@ -37,6 +37,7 @@ from mqhooks.outbox.jetstream.layout import (
     encode_checkpoint,
     shortened,
 )
+from mqhooks.support.ratelimit import RateLimit
 
 LEASE = 2.0
 """Lifetime of a lease, in seconds."""
@@ -218,6 +219,7 @@ class Partition:
         self._tending: Deferred[Any] | None = None
         self._idle: Deferred[None] | None = None
         self._begun = self._stopped = False
+        self._complaints = RateLimit(reactor)
         # Callbacks that wait until a message is counted.
         self._awaited: list[tuple[int, Callable[[], object]]] = []
 
@@ -363,7 +365,7 @@ class Partition:
             self._soon(max(RENEWAL - (self._reactor.seconds() - began), 0.0) if result is None else result)
 
         def failed(failure: Any) -> None:
-            if not failure.check(NATSError, ValueError):
+            if not failure.check(NATSError, ValueError) and self._complaints.allow(failure.type) is not None:
                 self.log.failure("tending partition {name} failed", failure, name=self._name)
             self._owner.complain(f"lease {self.number}", failure.getErrorMessage())
             done(0.1)
