@@ -352,6 +352,20 @@ class OrderTests(SinkMixin, SynchronousTestCase):
         arrived = [id_ for id_ in arrived if id_.startswith("c0")]
         self.assertEqual((len(arrived), arrived), (80, sorted(arrived)))
 
+    def test_nothing_goes_early_before_the_window_is_full(self):
+        self.patch(intake, "WINDOW", 16)
+        self.patch(intake, "HELD", 16)
+        self.patch(intake, "SHELVED", 64)
+        self.make(DurableOutbox(1 << 30), merge_window=60, pool_size=4)
+        for time in range(100, 37, -1):
+            self.append(f"c{time}", time, 10)
+            self.clock.advance(0.001)
+        self.clock.advance(1)
+        self.assertEqual(self.in_flight, [])
+        self.append("c7", 7, 10)
+        self.clock.pump([0.001] * 5)
+        self.assertEqual([attempt.id for attempt in self.in_flight], ["c7-00007"])
+
     def test_what_has_to_go_early_is_what_happened_first(self):
         self.patch(intake, "WINDOW", 16)
         self.patch(intake, "HELD", 16)

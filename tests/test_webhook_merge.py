@@ -62,6 +62,42 @@ class MergeWindowTests(SynchronousTestCase):
             window.push([delivery(client, 0, 0)], 0)
             self.assertEqual((client, window.late), (client, late))
 
+    def test_order_holds_among_more_clients_than_are_remembered(self):
+        window = MergeWindow(50)
+        window.push([delivery(f"c{number}", 1, 0) for number in range(merge.REMEMBERED)], 0)
+        window.release(50, 100_000)
+        window.push([delivery("a", 3, 60)], 60)
+        window.push([delivery(f"d{number}", 1, 70) for number in range(merge.REMEMBERED + 1)], 70)
+        window.push([delivery("a", 2, 80)], 80)
+        self.assertEqual(self.release(window, 110), [("a", 2)])
+
+    @given(
+        st.lists(
+            st.one_of(
+                st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=3),
+                st.tuples(st.integers(1, 12), st.integers(1, 9)),
+                st.integers(1, 4),
+            ),
+            max_size=40,
+        )
+    )
+    def test_how_many_clients_are_remembered_does_not_change_the_order(self, steps):
+        def released(remembered):
+            self.patch(merge, "REMEMBERED", remembered)
+            window = MergeWindow(10)
+            now, gone = 0, []
+            for number, step in enumerate(steps):
+                if isinstance(step, list):
+                    window.push([Delivery(f"{number}-{one}", f"c{one[0]}", one[1], b"", now) for one in step], now)
+                elif isinstance(step, tuple):
+                    now += step[0]
+                    gone += window.release(now, step[1])
+                else:
+                    gone += window.release_oldest(step)
+            return [one.id for one in gone + window.release(1 << 60, 1000)]
+
+        self.assertEqual(released(0), released(1000))
+
     def test_what_was_displaced_goes_before_what_came_late_at_the_same_time(self):
         window = MergeWindow(50)
         window.push([Delivery(id_, "a", time, b"x", 100) for id_, time in [("1", 5), ("2", 5), ("3", 9)]], 100)

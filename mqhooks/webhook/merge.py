@@ -17,7 +17,10 @@ from typing import cast
 from mqhooks.delivery import Delivery, Shelved
 
 REMEMBERED = 50_000
-"""Minimum number of clients whose last timestamps are remembered, to recognize deliveries that come late."""
+"""
+Minimum number of clients whose timestamps are remembered after their deliveries have gone, to count those that come late. While
+any of a client's deliveries is held, its timestamp is remembered anyway.
+"""
 
 
 Held = Delivery | Shelved
@@ -85,7 +88,10 @@ class MergeWindow:
         self.size += size
         self._held += len(slots)
         self._arrivals.append((now, slots))
-        self._newest.forget()
+        if len(newest) > REMEMBERED:
+            for client in self.clients - newest.keys():
+                newest[client] = older[client]
+            self._newest.forget()
 
     def release(self, now: float, limit: int) -> list[Held]:
         """
