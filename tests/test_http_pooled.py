@@ -12,12 +12,12 @@ from mqhooks.http.limits import MAX_HEAD
 from mqhooks.http.pooled import PooledTransport
 from mqhooks.http.sockets import EpollSockets, PlainSockets, sockets
 from mqhooks.interfaces import ICallbackTransport
-from tests.contract.transport import TransportContract
+from tests.contract.transport import EarlyAnswerContract, TransportContract
 from tests.endpoints import Connection
 from tests.waiting import Ahead, until
 
 
-class PooledContract(TransportContract):
+class PooledContract(EarlyAnswerContract, TransportContract):
     """What the pooled transport keeps over any sockets, beyond the contract."""
 
     def sockets(self):
@@ -215,16 +215,6 @@ class PooledContract(TransportContract):
         await self.result(transport)
         self.assertIsInstance(await self.result(transport), ConnectionBroken)
         self.assertEqual(len(self.endpoint.requests), 2)
-
-    async def test_answer_before_the_end_of_a_long_request(self):
-        class Hasty(Connection):
-            def dataReceived(self, data):
-                self.transport.pauseProducing()
-                self.reply(413)
-
-        transport = self.start()
-        self.endpoint.protocol = Hasty
-        self.assertEqual(await self.status(transport, bytes(16 << 20)), 413)
 
     async def test_old_connection_is_used_no_more(self):
         transport = self.start(size=1, max_age=100.0)

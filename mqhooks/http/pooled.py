@@ -197,7 +197,10 @@ class PooledTransport:
         """Hand over an answer, and use its connection for the next request, or keep it."""
         now = self._seconds()
         connection.idle_since = now
-        if now > connection.expires:
+        if connection.channel.behind and response.status >= 300:
+            # The endpoint wants no more of this request, and may never read what would come behind it.
+            connection.channel.abort()
+        elif now > connection.expires:
             connection.channel.close()
         elif self._waiting:
             connection.start(self._waiting.popleft())

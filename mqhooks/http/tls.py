@@ -75,6 +75,11 @@ class TLSChannel:
         else:
             self._channel.send(self._outgoing.read())
 
+    @property
+    def behind(self) -> bool:
+        """See :class:`~mqhooks.http.sockets.Channel`."""
+        return self._channel.behind
+
     def pending(self) -> bool:
         """See :class:`~mqhooks.http.sockets.Channel`. The pending bytes may be only a session ticket."""
         return self._ended or self._channel.pending()

@@ -1,5 +1,7 @@
 """The contract that every webhook transport has to keep, tested against real servers on loopback."""
 
+import itertools
+import socket
 import subprocess
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -14,7 +16,7 @@ from mqhooks.delivery import Head, Request, Response
 from mqhooks.errors import BadAnswer, ConnectFailed, ConnectionBroken, DeliveryError, DeliveryTimeout
 from mqhooks.http.limits import KEEP, MAX_BODY
 from mqhooks.interfaces import IWebhookTransport
-from tests.endpoints import Endpoint
+from tests.endpoints import Connection, Endpoint
 from tests.programs import missing, program
 from tests.waiting import until
 
@@ -38,6 +40,9 @@ const server = require("http").createServer((request, response) => {
 server.listen(0, "127.0.0.1", () => console.log(server.address().port));
 """
 """An endpoint that answers with the request that it got."""
+
+ENDS = ("nothing", "close", "reset")
+"""What becomes of a connection after an early answer."""
 
 
 class TransportContract:
@@ -314,3 +319,77 @@ class TransportContract:
             self.elapsed.append(reactor.seconds() - begun)
         self.assertEqual(bodies, [b"%d" % number for number in range(10)] * 3)
         await transport.close()
+
+
+class EarlyAnswerContract:
+    """
+    What a transport keeps when the endpoint answers before it has read a long request. Mix in before the transport contract;
+    nothing that reads the whole request first may be in between.
+    """
+
+    async def early(self, answer, end, **options):
+        """
+        Send a long request to an endpoint that answers its beginning, and then reads nothing more.
+
+        :param end: one of :data:`ENDS`.
+        :returns: the transport, and the result.
+        """
+
+        class Hasty(Connection):
+            def dataReceived(self, data):
+                self.transport.pauseProducing()
+                self.transport.getHandle().send(answer)
+                if end == "close":
+                    self.transport.loseConnection()
+                elif end == "reset":
+                    self.transport.abortConnection()
+
+        transport = self.start(**options)
+        self.endpoint.protocol = Hasty
+        result = await self.result(transport, bytes(16 << 20))
+        self.endpoint.protocol = Connection
+        return transport, result
+
+    async def test_answer_before_the_end_of_a_long_request(self):
+        for status, end in itertools.product((202, 401, 413, 503), ENDS):
+            whole = b"HTTP/1.1 %d Early\r\nContent-Length: 4\r\n\r\nlong" % status
+            transport, response = await self.early(whole, end)
+            self.assertIsInstance(response, Response, f"{status}, {end}: {response}")
+            self.assertEqual((response.status, response.body, response.complete), (status, b"long", True))
+            await transport.close()
+
+    async def test_answer_before_the_end_of_a_long_request_has_no_end(self):
+        for head, end in itertools.product((b"", b"Content-Length: 9\r\n", b"Transfer-Encoding: chunked\r\n"), ENDS):
+            transport, response = await self.early(b"HTTP/1.1 413 Early\r\n" + head + b"\r\n4\r\nlo", end, timeout=1.0)
+            self.assertIsInstance(response, Response, f"{head}, {end}: {response}")
+            self.assertEqual(response.status, 413)
+            await transport.close()
+
+    async def test_connection_that_does_not_take_the_rest_of_a_request_is_not_used_again(self):
+        whole = b"HTTP/1.1 413 Early\r\nContent-Length: 0\r\n\r\n"
+        transport, response = await self.early(whole, "nothing", size=1, timeout=1.0)
+        self.assertEqual(response.status, 413)
+        handle = self.endpoint.connections[0].transport.getHandle()
+        await until(lambda: handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        self.assertEqual(await self.status(transport), 200)
+
+    async def test_close_does_not_wait_for_an_endpoint_that_does_not_read(self):
+        whole = b"HTTP/1.1 413 Early\r\nContent-Length: 0\r\n\r\n"
+        transport, _ = await self.early(whole, "nothing", timeout=600.0)
+        await transport.close()
+        handle = self.endpoint.connections[0].transport.getHandle()
+        await until(lambda: handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    async def test_endpoint_may_answer_first_and_read_then(self):
+        class Hasty(Connection):
+            def dataReceived(self, data):
+                if not self.buffer:
+                    self.reply(202)
+                super().dataReceived(data)
+
+        transport = self.start(lambda request: None)
+        self.endpoint.protocol = Hasty
+        body = bytes(range(256)) * 20_000
+        self.assertEqual(await self.status(transport, body), 202)
+        await until(lambda: self.endpoint.requests)
+        self.assertTrue(self.endpoint.requests[0].body == body)
