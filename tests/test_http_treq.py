@@ -12,11 +12,11 @@ from zope.interface import implementer
 from mqhooks.delivery import Head, Request
 from mqhooks.errors import DeliveryTimeout
 from mqhooks.http.treqtransport import TreqTransport
-from tests.contract.transport import TransportContract
+from tests.contract.transport import EarlyAnswerContract, TransportContract
 from tests.waiting import Ahead, until
 
 
-class OwnAgentTests(TransportContract, TestCase):
+class OwnAgentTests(EarlyAnswerContract, TransportContract, TestCase):
     """Over Twisted's agent, made here."""
 
     def make(self, url, **options):
@@ -46,7 +46,7 @@ class OwnAgentTests(TransportContract, TestCase):
         await until(lambda: not self.endpoint.connections[0].transport.connected)
 
 
-class InjectedAgentTests(TransportContract, TestCase):
+class InjectedAgentTests(EarlyAnswerContract, TransportContract, TestCase):
     """Over an agent that somebody else owns, without persistent connections."""
 
     def make(self, url, timeout=5.0, **options):
@@ -58,6 +58,13 @@ class InjectedAgentTests(TransportContract, TestCase):
     test_connection_is_reused = connections_are_not_kept
     test_answers_of_all_kinds_leave_the_connection_usable = connections_are_not_kept
     test_beginning_of_a_long_body_is_kept = connections_are_not_kept
+
+    def request_has_to_be_written_first(self):
+        """Only its owner can say what this agent does instead."""
+
+    test_answer_before_the_end_of_a_long_request_has_no_end = request_has_to_be_written_first
+    test_connection_that_does_not_take_the_rest_of_a_request_is_not_used_again = request_has_to_be_written_first
+    test_close_does_not_wait_for_an_endpoint_that_does_not_read = request_has_to_be_written_first
 
 
 class TestAgentTests(TestCase):

@@ -3,12 +3,15 @@ The transport for rare cases: it sends through treq, over any agent of Twisted's
 
 - It costs many times as much as the pooled transport and keeps the same contract: one response or typed failure, no redirects,
   no cookies, bounded bodies, and a status that counts as soon as it has come.
+- Twisted's agent hides an answer's status until the whole request is written, so bodies are written at once. After a long body
+  its connection is not used again: the endpoint may have answered without reading it.
 - treq never sees the real URL, since it cannot cope with IPv6 addresses or names with an underscore. Only the agent gets it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -17,9 +20,10 @@ from treq.client import HTTPClient
 from twisted.internet import error as internet
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web import client as web
 from twisted.web.http_headers import Headers
@@ -37,6 +41,9 @@ from mqhooks.http.request import endpoint_for, origin_form, target, unwritable
 from mqhooks.interfaces import IWebhookTransport
 from mqhooks.support.tls import TLSSettings, no_handshake
 
+LONG = 1 << 16
+"""Bytes of a body that a connection which is used again takes without waiting for the endpoint to read."""
+
 _NOT_CONNECTED = (internet.ConnectError, internet.DNSLookupError, internet.UnsupportedAddressFamily)
 _ENDED = (internet.ConnectionDone, internet.ConnectionLost, internet.ConnectionAborted, SSL.Error, CancelledError)
 
@@ -48,7 +55,8 @@ class TreqTransport:
 
     :param reactor: for time, and for connections without an ``agent``.
     :param url: the endpoint: for messages, and for connections without an ``agent``.
-    :param agent: sends the requests; its owner closes it. ``None`` for Twisted's own, made from ``size`` and ``tls``.
+    :param agent: sends the requests; its owner closes it. ``None`` for Twisted's own, made from ``size`` and ``tls``. Another
+        agent decides what becomes of an answer that comes before a long request is written.
     :param timeout: seconds that a request may take.
     :param size: idle connections that Twisted's agent keeps.
     :param tls: for Twisted's agent.
@@ -82,6 +90,7 @@ class TreqTransport:
         self._policy: VerifyingPolicy | None = None
         self._pool: web.HTTPConnectionPool | None = None
         self._under_way: set[_Attempt] = set()
+        self._ending: dict[_Connection, IDelayedCall] = {}
         self._closed = False
         self._size = size
         self._max_age = max_age
@@ -94,6 +103,7 @@ class TreqTransport:
             self._endpoint = endpoint_for(reactor, at, timeout, proxy) if endpoint is None else endpoint
             agent = self._new_agent()
         self._agent = agent
+        self._long_agent = agent if self._pool is None else self._agent_over(None)
         self._cookies: Any = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
     def send(self, request: Request) -> Deferred[Response]:
@@ -128,8 +138,11 @@ class TreqTransport:
 
         attempt.result.addBoth(over)
         method = request.method or head.method
-        client = HTTPClient(_Exactly(self._agent, address), self._cookies)
-        more: dict[str, Any] = {"headers": fields, "data": request.body, "allow_redirects": False, "unbuffered": True}
+        body = request.body
+        client = HTTPClient(_Exactly(self._long_agent if len(body) > LONG else self._agent, address), self._cookies)
+        # An agent of somebody else's may use the connection again before the endpoint has read all.
+        data = _AtOnce(body) if body and self._pool is not None else body
+        more: dict[str, Any] = {"headers": fields, "data": data, "allow_redirects": False, "unbuffered": True}
         attempt.begin(maybeDeferred(client.request, method, "http://endpoint/", **more))
         return attempt.result
 
@@ -141,12 +154,27 @@ class TreqTransport:
             old.closeCachedConnections()
         self._pool.maxPersistentPerHost = self._size
         self._expires = self._clock.seconds() + self._max_age
+        return self._agent_over(self._pool)
+
+    def _agent_over(self, pool: web.HTTPConnectionPool | None) -> IAgent:
+        """Make an agent that keeps its connections in a pool, or uses each of them once."""
+        agent: IAgent
         if self._proxy is not None:
-            through: IAgent = web.ProxyAgent(self._endpoint, self._clock, self._pool)
-            return through
-        endpoints = _Endpoints(self._endpoint, self._policy)
-        agent: IAgent = web.Agent.usingEndpointFactory(self._clock, endpoints, self._pool)
+            agent = web.ProxyAgent(_Ending(self._endpoint, self._end), self._clock, pool)
+        else:
+            agent = web.Agent.usingEndpointFactory(self._clock, _Endpoints(self._endpoint, self._policy, self._end), pool)
         return agent
+
+    def _end(self, connection: _Connection) -> None:
+        """Abort a connection that is to close and cannot: its endpoint does not read the rest of a request."""
+        if connection not in self._ending:
+            self._ending[connection] = self._clock.callLater(self._timeout, connection.abortConnection)
+            connection.lost.addCallback(self._ended)
+
+    def _ended(self, connection: _Connection) -> None:
+        timer = self._ending.pop(connection)
+        if timer.active():
+            timer.cancel()
 
     def _late(self, attempt: _Attempt) -> None:
         if self._policy is not None and self._policy.unanswered:
@@ -162,8 +190,11 @@ class TreqTransport:
             attempt.give_up(ConnectionBroken(f"{self._name}: the transport was closed before an answer came"))
         if self._pool is None:
             return succeed(None)
+        ending = list(self._ending)
+        for connection in ending:
+            connection.abortConnection()
         closed: Deferred[None] = self._pool.closeCachedConnections()
-        if under_way:
+        if under_way or ending:
             # Their connections are closed in the next turn.
             closed.addCallback(lambda _: deferLater(self._clock, 0))
         return closed.addCallback(lambda _: None)
@@ -187,15 +218,80 @@ class TreqTransport:
 class _Endpoints:
     """Returns the same endpoint for every request."""
 
-    def __init__(self, endpoint: IStreamClientEndpoint, policy: VerifyingPolicy | None) -> None:
+    def __init__(
+        self, endpoint: IStreamClientEndpoint, policy: VerifyingPolicy | None, end: Callable[[_Connection], object]
+    ) -> None:
         self._endpoint = endpoint
         self._policy = policy
+        self._end = end
 
     def endpointForURI(self, uri: web.URI) -> IStreamClientEndpoint:
-        if self._policy is None:
-            return self._endpoint
-        endpoint: IStreamClientEndpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), self._endpoint)
-        return endpoint
+        endpoint = self._endpoint
+        if self._policy is not None:
+            endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
+        return _Ending(endpoint, self._end)
+
+
+@implementer(IStreamClientEndpoint)
+class _Ending:
+    """Connects as another endpoint does, and tells when a connection is to be closed."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, end: Callable[[_Connection], object]) -> None:
+        self._endpoint = endpoint
+        self._end = end
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        factory: WrappingFactory[_Connection] = WrappingFactory(protocolFactory)
+        factory.noisy = False
+        factory.protocol = partial(_Connection, self._end)
+        connecting: Deferred[Any] = self._endpoint.connect(factory)
+        return connecting.addCallback(lambda connection: connection.wrappedProtocol)
+
+
+class _Connection(ProtocolWrapper):
+    """
+    The agent's connection.
+
+    :ivar lost: fires with it when it is closed.
+    """
+
+    def __init__(self, end: Callable[[_Connection], object], factory: WrappingFactory[_Connection], wrapped: IProtocol) -> None:
+        super().__init__(factory, wrapped)
+        self.lost: Deferred[_Connection] = Deferred()
+        self._end = end
+
+    def loseConnection(self) -> None:
+        self._end(self)
+        super().loseConnection()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self.lost.callback(self)
+
+
+@implementer(IBodyProducer)
+class _AtOnce:
+    """Writes a body at once, so that the request counts as written."""
+
+    def __init__(self, body: bytes) -> None:
+        self.length = len(body)
+        self._body = body
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        pass
+
+    def resumeProducing(self) -> None:
+        pass
+
+    def stopProducing(self) -> None:
+        pass
 
 
 @implementer(IAgent)
