@@ -361,7 +361,7 @@ def makeService(options: Options) -> IService:
 
     stdout = open(1, "wb", closefd=False)  # noqa: SIM115
     try:
-        return OrderedService([from_options(reactor, options, stdout)])
+        return OrderedService([from_options(reactor, options, stdout)], program="mqhooks-receive")
     except ConfigError as error:
         raise SystemExit(f"mqhooks-receive: {error}") from None
 
