@@ -120,7 +120,7 @@ class StandardOutputTests(SynchronousTestCase):
         options = words if words[0] == "-c" else ["-m", "mqhooks", *words]
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         command = [*before, sys.executable, *options]
-        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
 
     def test_a_full_disk_is_told_in_a_line(self):
         told = "mqhooks: standard output cannot be written: No space left on device\n"
@@ -151,6 +151,19 @@ class StandardOutputTests(SynchronousTestCase):
         for words in (["schema"], self.check):
             done = self.run_to(None, words, "", before=["sh", "-c", 'exec "$@" >&-', "sh"])
             self.assertEqual((done.returncode, done.stderr), (0, ""), words)
+
+    def test_events_have_nowhere_to_go_when_it_is_closed(self):
+        told = "mqhooks: standard output is closed: give --config, --url or --sink log:path=FILE\n"
+        start = ("-c", Twistd.program, "-n", "--pidfile=", "mqhooks", "--sink=filter:hooks=on_publish:sink=log")
+        for words in (["run"], start):
+            done = self.run_to(None, words, "", before=["sh", "-c", 'exec "$@" >&-', "sh"])
+            self.assertEqual((done.returncode, done.stderr), (1, told), words)
+
+    def test_the_exit_status_tells_when_standard_error_cannot(self):
+        for words, status in ((["status", "--url=http://127.0.0.1:1"], 2), (["nonsense"], 2), (["check", "/nowhere"], 1)):
+            for where in ("2>/dev/full", "2>&-", "<&- >&- 2>&-"):
+                done = self.run_to(None, words, "", before=["sh", "-c", f'exec "$@" {where}', "sh"])
+                self.assertEqual(done.returncode, status, (words, where))
 
 
 class OptionsOfTwistdTests(SynchronousTestCase):

@@ -8,7 +8,6 @@ move can be run again; the deliveries that were under way, a thousand at most, m
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from mqhooks.outbox.deadletters import ANY
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox
 from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.support.output import complain
 from mqhooks.support.printable import listed, printable
 
 PIECE = 1000
@@ -56,7 +56,7 @@ def move(source: str, target: str) -> Iterator[str]:
     moved = waited(lambda reactor: Mover(reactor, source, target, left).move())
     if left:
         problem = "dead letters are damaged, or were stored without their bodies, and stay where they are"
-        sys.stderr.write(f"mqhooks: move: {len(left)} {problem}: {listed(left)}\n")
+        complain(f"mqhooks: move: {len(left)} {problem}: {listed(left)}\n")
     for name, (deliveries, letters) in sorted(moved.items()):
         yield f"move: webhook {printable(name, 60)}: {deliveries} deliveries, {letters} dead letters"
     yield "move: done" if moved else "move: there was nothing to move"
