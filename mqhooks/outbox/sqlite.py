@@ -369,6 +369,11 @@ class SqliteStore(Service):
             raise OutboxError(f"{self.path}: is not open")
         return self._file
 
+    @property
+    def untaken(self) -> int:
+        """Number of things that other processes have asked for or handed over and that are not carried out yet."""
+        return self._opened.untaken()
+
     # Once a second.
 
     def _look(self) -> None:
