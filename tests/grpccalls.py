@@ -71,7 +71,7 @@ class StoringSink(Service):
     Commits at once, or when the test says so.
 
     :ivar events: the events that it was given.
-    :ivar waiting: the deferreds that :meth:`commit` fires, if it holds.
+    :ivar waiting: the deferreds that :meth:`commit` fires, if it holds, or has no room.
     """
 
     name = None
@@ -87,7 +87,11 @@ class StoringSink(Service):
         return [event for batch in self.batches for event in batch]
 
     def receive(self, events):
-        raise AssertionError("a source that answers stores")
+        stored = self.store(events)
+        if not self.full:
+            return stored
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
 
     def store(self, events):
         if self.error is not None:

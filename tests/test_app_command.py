@@ -10,6 +10,7 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.error import ProcessTerminated
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import mqhooks
@@ -119,7 +120,7 @@ class StandardOutputTests(SynchronousTestCase):
         options = words if words[0] == "-c" else ["-m", "mqhooks", *words]
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         command = [*before, sys.executable, *options]
-        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
 
     def test_a_full_disk_is_told_in_a_line(self):
         told = "mqhooks: standard output cannot be written: No space left on device\n"
@@ -150,6 +151,19 @@ class StandardOutputTests(SynchronousTestCase):
         for words in (["schema"], self.check):
             done = self.run_to(None, words, "", before=["sh", "-c", 'exec "$@" >&-', "sh"])
             self.assertEqual((done.returncode, done.stderr), (0, ""), words)
+
+    def test_events_have_nowhere_to_go_when_it_is_closed(self):
+        told = "mqhooks: standard output is closed: give --config, --url or --sink log:path=FILE\n"
+        start = ("-c", Twistd.program, "-n", "--pidfile=", "mqhooks", "--sink=filter:hooks=on_publish:sink=log")
+        for words in (["run"], start):
+            done = self.run_to(None, words, "", before=["sh", "-c", 'exec "$@" >&-', "sh"])
+            self.assertEqual((done.returncode, done.stderr), (1, told), words)
+
+    def test_the_exit_status_tells_when_standard_error_cannot(self):
+        for words, status in ((["status", "--url=http://127.0.0.1:1"], 2), (["nonsense"], 2), (["check", "/nowhere"], 1)):
+            for where in ("2>/dev/full", "2>&-", "<&- >&- 2>&-"):
+                done = self.run_to(None, words, "", before=["sh", "-c", f'exec "$@" {where}', "sh"])
+                self.assertEqual(done.returncode, status, (words, where))
 
 
 class OptionsOfTwistdTests(SynchronousTestCase):
@@ -195,11 +209,23 @@ class ProcessTests(TestCase):
     async def test_a_mistake_is_a_line(self):
         for words, mistake in (
             (["run", "--config", "/nowhere.conf"], "mqhooks: /nowhere.conf: cannot be read: No such file or directory\n"),
-            (["simulate", "--rate", "x"], "mqhooks-simulate: --rate: 'x' is not a number of 0 or more\n"),
-            (["replay", "/nowhere.capture"], "mqhooks-simulate: --replay: /nowhere.capture: cannot be read: No such file"),
+            (["simulate", "--rate", "x"], "mqhooks simulate: --rate: 'x' is not a number of 0 or more\n"),
+            (["simulate", "--replay=/nowhere"], "mqhooks simulate: --replay: /nowhere: cannot be read: No such file"),
+            (["replay", "/nowhere.capture"], "mqhooks replay: /nowhere.capture: cannot be read: No such file"),
+            (["replay", "/dev/null", "--speed=x"], "mqhooks replay: --speed: 'x' is not a speed"),
+            (["receive", "--listen=tpc:1"], "mqhooks receive: tpc:1: not a listening endpoint"),
+            (["capture", "a:b", "--max-size=1x"], "mqhooks: --max-size: '1x' is not a size of 1024 bytes or more"),
+            (["capture", ""], "mqhooks: FILE: is empty; give a file\n"),
         ):
             process = Mqhooks(self, *words)
             reason = await process.ended
             self.assertIsInstance(reason, ProcessTerminated)
             self.assertEqual((reason.exitCode, process.stdout, process.stderr.count("\n")), (1, "", 1))
             self.assertTrue(process.stderr.startswith(mistake), process.stderr)
+
+    async def test_a_mistake_at_the_start_is_a_line(self):
+        taken = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+        self.addCleanup(taken.stopListening)
+        process = Mqhooks(self, "receive", f"--port={taken.getHost().port}")
+        self.assertEqual((await process.ended).exitCode, 1)
+        self.assertIn("mqhooks receive: cannot listen on", process.stdout + process.stderr)

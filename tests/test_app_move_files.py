@@ -15,9 +15,11 @@ from twisted.trial.unittest import TestCase
 from mqhooks.__main__ import main
 from mqhooks.app import move
 from mqhooks.errors import OutboxUnavailable
-from mqhooks.outbox import sqlite
+from mqhooks.outbox import schema, sqlite
 from mqhooks.outbox.file import OutboxFile
+from mqhooks.outbox.handed import Handed, hand_over, progress
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.outbox.stored import encode
 from tests.outboxes import PLENTY, Faults, deliveries
 from tests.processes import Running
 
@@ -78,6 +80,15 @@ class FilesTests(TestCase):
         await self.fill()
         self.assertEqual(await self.move(), ["move: webhook w: 9 deliveries, 1 dead letters", "move: done"])
         self.assertEqual(await self.move(), ["move: there was nothing to move"])
+
+    async def test_what_was_handed_over_since_mqhooks_stopped(self):
+        await self.fill()
+        with closing(schema.connect(str(self.directory / "old"))) as target:
+            progress(target, "source")
+            hand_over(target, "source", "batch", [Handed(1, "handed", 0, encode(deliveries(3)), 3)])
+            target.execute("INSERT INTO request (action, dead) VALUES ('purge', 1)")
+        moved = ["move: webhook handed: 3 deliveries, 0 dead letters", "move: webhook w: 9 deliveries, 0 dead letters"]
+        self.assertEqual(await self.move(), [*moved, "move: done"])
 
     async def test_dead_letters_that_the_new_outbox_would_discard_stay(self):
         store = self.opened("old")

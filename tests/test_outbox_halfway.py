@@ -10,6 +10,7 @@ from mqhooks.outbox import deadletters, schema
 from mqhooks.outbox.deadletters import Filter, Letters
 from mqhooks.outbox.file import WEBHOOKS, Changes, NewRow, OutboxFile
 from mqhooks.outbox.handed import PIECE, Handed, hand_over, pieces, progress
+from mqhooks.outbox.sqlite import REQUESTS
 from mqhooks.outbox.store import UNWRITTEN
 from mqhooks.outbox.stored import encode, encode_handed
 from tests.outboxes import StoreCase, deliveries
@@ -52,11 +53,67 @@ class HandedTests(HandedCase):
         self.hand(("w", deliveries(3, 1)), ("one too many", deliveries(3, 4)), ("w", deliveries(3, 7)))
         self.settle()
         self.assertIn("cannot add webhook one too many", self.log())
-        self.assertEqual((self.pending(), self.count("inbox"), self.count("request")), (3, 2, 0))
+        # The rows behind it do not wait for it.
+        self.assertEqual((self.pending(), self.count("inbox"), self.count("request")), (6, 1, 0))
         self.kill(self.store)
         self.store = self.open()
         self.settle()
-        self.assertEqual([delivery.timestamp for delivery in self.claim()], [1, 2, 3])
+        self.assertEqual([delivery.timestamp for delivery in self.claim()], [1, 2, 3, 7, 8, 9])
+
+    def test_what_waits_for_a_place_gets_it(self):
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("INSERT INTO webhook (id, name) VALUES (?, 'last')", (WEBHOOKS - 1,))
+        # More than are tried at once.
+        others = [(f"new {number}", deliveries(1)) for number in range(REQUESTS + 10)]
+        new = [("new", deliveries(2, 1)), ("new", letter(*deliveries(1))), ("new", deliveries(2, 3))]
+        self.hand(*others, *new, ("w", deliveries(1)))
+        self.settle()
+        self.assertEqual((self.count("inbox"), self.pending()), (REQUESTS + 13, 1))
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("DELETE FROM webhook WHERE name = 'last'")
+        self.settle()
+        self.assertEqual((self.count("inbox"), self.store.count_dead("new")), (0, 1))
+        self.assertEqual([delivery.timestamp for delivery in self.claim(outbox=self.store.outbox("new"))], [1, 2, 3, 4])
+
+    def test_full_webhook_holds_up_no_other(self):
+        self.store.resize(2000, "pause", 1000)
+        # More rows than one transaction takes up.
+        rows = [("gone", deliveries(1, number, size=300)) for number in range(3 * REQUESTS)]
+        self.hand(*rows, ("w", deliveries(3)), ("gone", letter(*deliveries(1))))
+        self.settle()
+        gone = self.store.outbox("gone")
+        self.assertEqual(([delivery.timestamp for delivery in self.claim()], gone.letters), ([0, 1, 2], 1))
+        self.assertLess(gone.used, 3000)
+        self.assertIn("what was handed over for webhook gone waits: it has no room (outbox.max_size)", self.log())
+        # A restart changes nothing.
+        self.kill(self.store)
+        self.store = self.open(max_size=2000)
+        gone = self.store.outbox("gone")
+        came = []
+        for _ in range(60):
+            claimed = self.claim(outbox=gone)
+            came += [delivery.timestamp for delivery in claimed]
+            gone.acknowledge(claimed)
+            self.clock.pump([1, 0, 0.005, 0])
+        self.assertEqual((came, self.count("inbox")), ([*range(3 * REQUESTS)], 0))
+
+    def test_webhook_that_cannot_be_added_yet_is_added_later(self):
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            self.hand(("new", deliveries(2, 1)), ("w", deliveries(2, 3)))
+            connection.execute("BEGIN IMMEDIATE")
+            self.clock.advance(1)
+            connection.execute("ROLLBACK")
+        self.settle()
+        self.assertEqual((self.count("inbox"), self.pending()), (0, 2))
+        self.assertEqual([delivery.timestamp for delivery in self.claim(outbox=self.store.outbox("new"))], [1, 2])
+
+    def test_damaged_row_adds_no_webhook(self):
+        self.hand(("new", deliveries(1)), ("newer", letter(*deliveries(1))))
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute("UPDATE inbox SET content = x'00'")
+        self.settle()
+        self.assertEqual((self.count("inbox"), self.query("SELECT name FROM webhook")), (0, [("w",)]))
+        self.assertIn("row 2 of inbox is damaged and is lost", self.log())
 
     def test_dead_letter_that_the_file_refuses_and_then_has_no_room_is_kept_once(self):
         self.hand(("w", letter(*deliveries(1), status=1 << 63)))

@@ -2,6 +2,7 @@
 Sending a capture again.
 """
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,12 @@ class ProcessTests(TestCase):
         with path.open("rb") as file:
             next(file)
             self.assertEqual(len(peer.events), sum(1 for _ in file))
+
+    def test_a_fifo_is_not_read(self) -> None:
+        path = self.mktemp()
+        os.mkfifo(path)
+        error = self.assertRaises(ConfigError, Capture, path)
+        self.assertEqual(str(error), f"{path}: is not a regular file; give a capture")
 
     async def test_a_mistake_is_one_line(self) -> None:
         path = self.write(content(recorded(0)) + b"?\n")

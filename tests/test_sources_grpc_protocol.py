@@ -278,6 +278,17 @@ class ManyTopicsTests(CallsMixin, SynchronousTestCase):
         self.assertEqual(self.status(client, stream), 14)
         self.flushLoggedErrors(OSError)
 
+    def test_pieces_wait_for_room(self):
+        client = self.make()
+        client.call(self.subscribe(2500), flush=False)
+        client.protocol.dataReceived(client.h2.data_to_send())
+        self.sink.full = True
+        for count in (1, 2, 3):
+            for _ in range(9):
+                client.turn()
+            self.assertEqual(len(self.sink.events), count)
+            self.sink.commit()
+
     def test_a_deadline(self):
         client = self.make()
         self.sink.holds = True

@@ -322,6 +322,13 @@ class ProcessTests(OptionsCase, TestCase):
         await bridge.until(r"\n")
         self.assertEqual(json.loads(bridge.stdout)["payload"], "1")
 
+    async def test_json_lines_of_a_sink_within_another(self):
+        # The log does not go between them.
+        bridge = await self.start("--sink", "filter:hooks=on_publish:sink=log")
+        self.publish(1)
+        await bridge.until(r"\n")
+        self.assertEqual(json.loads(bridge.stdout)["payload"], "1")
+
     async def test_url(self):
         endpoint = Endpoint()
         bridge = await self.start("--url", endpoint.listen(self, reactor))

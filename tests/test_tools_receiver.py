@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from dataclasses import replace
 from io import BytesIO
 from random import Random
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
+from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -27,7 +29,8 @@ from mqhooks.support.printable import printable
 from mqhooks.support.signatures import Signer, public_form
 from mqhooks.tools.receiver import Behaviour, Console, Options, from_options, makeService, receiver_site
 from mqhooks.tools.tally import UNPACK_LIMIT, Received, Tally
-from tests.processes import Twistd
+from tests.ports import kept_port
+from tests.processes import Running, Twistd
 from tests.waiting import until
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -510,9 +513,50 @@ class ConsoleTests(SynchronousTestCase):
             console.write("y")
         self.assertEqual(closed, [True])
 
+    def test_a_full_disk(self):
+        told = []
+        with open("/dev/full", "wb", buffering=0) as stream:
+            console = Console(stream, lambda: told.append("closed"), told.append)
+            console.write("x")
+            console.write("y")
+        self.assertEqual(told, ["mqhooks: standard output cannot be written: No space left on device", "closed"])
+
 
 class PluginTests(TestCase):
     timeout = 120
+
+    async def receive(self, where):
+        """Start a receiver with standard output somewhere, and have it receive a request."""
+        port = kept_port(self)
+        command = ["/bin/sh", "-c", f'exec "$@" {where}', "sh", sys.executable, "-m", "mqhooks", "receive", f"--port={port}"]
+        running = Running(self, command, environment={"PYTHONUNBUFFERED": "", "PYTHONPATH": os.pathsep.join(sys.path)})
+
+        async def post():
+            response = await treq.post(f"http://127.0.0.1:{port}/", b"x", persistent=False)
+            await response.content()
+            return response.code
+
+        async def posted():
+            try:
+                return await post()
+            except ConnectError:
+                return None
+
+        await until(posted)
+        return running, post
+
+    async def test_standard_output_on_a_full_disk(self):
+        receiver, _ = await self.receive(">/dev/full")
+        await receiver.ended
+        self.assertEqual(receiver.stderr, "mqhooks: standard output cannot be written: No space left on device\n")
+
+    async def test_standard_output_that_is_closed(self):
+        # Otherwise another file or connection would have its descriptor, and get what is written.
+        receiver, post = await self.receive(">&-")
+        self.assertEqual([await post() for _ in range(3)], [200] * 3)
+        receiver.process.signalProcess("TERM")
+        await receiver.ended
+        self.assertEqual(receiver.stderr, "")
 
     def test_twistd_lists_it(self):
         twistd = Twistd(self, "--help")

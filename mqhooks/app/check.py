@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Generator, Iterable
 from importlib.resources import files
@@ -16,6 +15,7 @@ from mqhooks.app.describe import describe
 from mqhooks.app.parser import CommandParser, words_of
 from mqhooks.app.reactor import install
 from mqhooks.errors import ConfigError, MqhooksError, told
+from mqhooks.support.output import complain
 
 
 def add(parser: CommandParser) -> None:
@@ -52,7 +52,7 @@ def _check(given: Namespace) -> Generator[str, None, int]:
 
 def _tell(mistakes: Iterable[ConfigError], warnings: Iterable[str]) -> int:
     lines = [*map(told, mistakes), *(f"warning: {told(warning)}" for warning in warnings)]
-    sys.stderr.write("".join(f"mqhooks: {line}\n" for line in lines))
+    complain("".join(f"mqhooks: {line}\n" for line in lines))
     return 1
 
 

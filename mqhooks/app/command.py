@@ -20,7 +20,7 @@ import msgspec
 import mqhooks
 from mqhooks.app.parser import CommandParser
 from mqhooks.errors import MqhooksError, NoAnswer, told
-from mqhooks.support.output import flush, put
+from mqhooks.support.output import complain, flush, occupy, put
 from mqhooks.support.printable import printable
 
 _COMMANDS = {
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
     :param write: writes a line.
     :returns: the exit status.
     """
+    occupy()
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
         return 130
     except (MqhooksError, sqlite3.Error, msgspec.MsgspecError, OverflowError) as error:
         mistakes = getattr(error, "mistakes", (error,))
-        sys.stderr.write("".join(f"mqhooks: {printable(told(mistake), 4096)}\n" for mistake in mistakes))
+        complain("".join(f"mqhooks: {printable(told(mistake), 4096)}\n" for mistake in mistakes))
         return error.status if isinstance(error, NoAnswer) else 1
 
 

@@ -22,6 +22,7 @@ from mqhooks.delivery import DeadLetter
 from mqhooks.errors import MqhooksError
 from mqhooks.outbox.deadletters import Filter, Letters, status_range
 from mqhooks.outbox.exchange import described, exported
+from mqhooks.support.output import complain
 from mqhooks.support.printable import listed, printable
 from mqhooks.support.redact import hide, hide_url
 from mqhooks.support.times import moment, written
@@ -231,7 +232,7 @@ def _export(options: Namespace) -> Iterator[str]:
             yield f"export: {_write(options.file, found, left)} dead letters are in {printable(options.file, 4096)}"
         if left:
             problem = "are damaged, or were stored without their bodies, and are left out"
-            sys.stderr.write(f"mqhooks: export: {len(left)} {problem}: {listed(left)}\n")
+            complain(f"mqhooks: export: {len(left)} {problem}: {listed(left)}\n")
 
 
 def _write(path: str, found: Iterator[DeadLetter], left: list[int]) -> int:

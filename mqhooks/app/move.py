@@ -8,7 +8,6 @@ move can be run again; the deliveries that were under way, a thousand at most, m
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from mqhooks.outbox.deadletters import ANY
 from mqhooks.outbox.jetstream.outbox import JetStreamOutbox
 from mqhooks.outbox.jetstream.store import SPILL, JetStreamStore
 from mqhooks.outbox.sqlite import SqliteStore
+from mqhooks.support.output import complain
 from mqhooks.support.printable import listed, printable
 
 PIECE = 1000
@@ -56,7 +56,7 @@ def move(source: str, target: str) -> Iterator[str]:
     moved = waited(lambda reactor: Mover(reactor, source, target, left).move())
     if left:
         problem = "dead letters are damaged, or were stored without their bodies, and stay where they are"
-        sys.stderr.write(f"mqhooks: move: {len(left)} {problem}: {listed(left)}\n")
+        complain(f"mqhooks: move: {len(left)} {problem}: {listed(left)}\n")
     for name, (deliveries, letters) in sorted(moved.items()):
         yield f"move: webhook {printable(name, 60)}: {deliveries} deliveries, {letters} dead letters"
     yield "move: done" if moved else "move: there was nothing to move"
@@ -67,12 +67,13 @@ def _place(config: str) -> object:
     return os.path.realpath(outbox_path(config)) if engine is None else (engine.nats.servers, engine.prefix)
 
 
-def _store(reactor: Any, config: str) -> _Store:
-    """Make the store that a configuration names, with the limits set there."""
+def _store(reactor: Any, config: str, *, old: bool = False) -> _Store:
+    """Make the store that a configuration names, with the limits set there; an old one has room for what was handed over."""
     engine = engine_settings(config)
     max_size, dead_max, path = outbox_limits(config, "sqlite" if engine is None else "jetstream")
     if engine is None:
-        return SqliteStore(reactor, outbox_path(config), sync="full", max_size=max_size, dead_max=dead_max)
+        room = 1 << 62 if old else max_size
+        return SqliteStore(reactor, outbox_path(config), sync="full", max_size=room, dead_max=dead_max)
     spill = path + SPILL
     return JetStreamStore(
         reactor,
@@ -95,7 +96,7 @@ class Mover:
 
     def __init__(self, reactor: Any, source: str, target: str, left: list[int]) -> None:
         self._reactor = reactor
-        self._source, self._target = _store(reactor, source), _store(reactor, target)
+        self._source, self._target = _store(reactor, source, old=True), _store(reactor, target)
         self._moved: dict[str, tuple[int, int]] = {}
         self._left = left
         _, self._dead_max, _ = outbox_limits(target, "sqlite" if isinstance(self._target, SqliteStore) else "jetstream")
@@ -123,10 +124,14 @@ class Mover:
         return self._moved
 
     async def _names(self) -> list[str]:
-        if isinstance(self._source, SqliteStore):
-            return list(self._source.names)
-        await self._until(lambda: self._connected(self._source), self._source)
-        return await self._source.letters.webhooks()
+        source = self._source
+        if isinstance(source, SqliteStore):
+            # Otherwise what was handed over since mqhooks stopped would stay behind.
+            while left := source.untaken:
+                await self._until(lambda: source.untaken < left, source)
+            return list(source.names)
+        await self._until(lambda: self._connected(source), source)
+        return await source.letters.webhooks()
 
     def _connected(self, store: _Store) -> bool:
         return isinstance(store, JetStreamStore) and not store.away

@@ -13,6 +13,7 @@ from inspect import getdoc
 from typing import Any, NoReturn
 
 from mqhooks.support.options import CommandOptions, file_hint
+from mqhooks.support.output import complain
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 """Each shell's completion of file names, for shtab."""
@@ -114,7 +115,7 @@ class CommandParser(ArgumentParser):
             message = f"which command? There are {', '.join(self.commands)}"
         message = message.removeprefix("argument ")
         hint = "" if "did you mean" in message else f"; {self.prog} --help tells more"
-        sys.stderr.write(f"{self.prog}: {message}{hint}\n")
+        complain(f"{self.prog}: {message}{hint}\n")
         sys.exit(2)
 
     def take_over(self, options: type[CommandOptions], *, only: Sequence[str] = (), without: Sequence[str] = ()) -> None:

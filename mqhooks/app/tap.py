@@ -35,7 +35,7 @@ from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.sinks.appending import AppendingSink
 from mqhooks.sources.grpc.settings import GRPC_PORT
 from mqhooks.support.options import CommandOptions, one_of, whole
-from mqhooks.support.output import flush, put
+from mqhooks.support.output import closed, flush, occupy, put
 from mqhooks.support.services import DaemonService, LoggedService
 
 
@@ -127,6 +127,7 @@ def makeService(options: Options) -> IService:
 
     :raises SystemExit: with a line for each setting that is wrong; with status 0 after ``--check``.
     """
+    occupy()
     try:
         return _make(install(), options)
     except MqhooksError as error:
@@ -233,6 +234,8 @@ def _make(reactor: Any, options: Options) -> IService:
         )
     to_stdout = _to_stdout(sinks)
     daemon = bool(twistd) and not twistd.get("nodaemon")
+    if to_stdout and closed():
+        raise ConfigError("standard output is closed: give --config, --url or --sink log:path=FILE")
     if to_stdout and daemon:
         raise ConfigError("a daemon has no standard output: give --config, --url or --sink log:path=FILE, or run twistd -n")
     observer = observer_for(reactor, options.parent, options["log-format"], stdout_taken=to_stdout)
@@ -264,8 +267,12 @@ def _sidecars(options: Options) -> list[str]:
     return descriptions
 
 
-def _to_stdout(sinks: Sequence[IEventSink]) -> bool:
-    return any(isinstance(sink, LogSink) and sink.uses_stdout for sink in sinks)
+def _to_stdout(sinks: Iterable[object]) -> bool:
+    """Return whether one of these sinks, or of those that they are made of, writes to standard output."""
+    return any(
+        sink.uses_stdout if isinstance(sink, LogSink) else IServiceCollection.providedBy(sink) and _to_stdout(sink)
+        for sink in sinks
+    )
 
 
 def _settings(options: Options, config: str | None, directory: str) -> Settings:

@@ -300,6 +300,12 @@ class OutboxFile:
             row: tuple[int, Any, Any, Any, Any, Any] | None = self.reader.execute(question, (after,)).fetchone()
             return row
 
+    def untaken(self) -> int:
+        """Count the requests of other processes, and the inbox's rows."""
+        with self._ours():
+            question = "SELECT (SELECT count(*) FROM request) + (SELECT count(*) FROM inbox)"
+            return int(self.reader.execute(question).fetchone()[0])
+
     def free(self) -> int:
         """Return the number of free bytes inside the file."""
         with self._ours():

@@ -10,8 +10,9 @@ The outboxes of all webhooks, in one SQLite file: accepted deliveries survive th
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import time
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorThreads
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from mqhooks.delivery import DeadLetter
+from mqhooks.delivery import DeadLetter, Delivery
 from mqhooks.errors import OutboxDamaged, OutboxError, OutboxUnavailable
 from mqhooks.outbox import aside, schema
 from mqhooks.outbox.deadletters import Filter, count_dead, list_dead, stretch
@@ -94,10 +95,11 @@ class SqliteStore(Service):
         self._outboxes: dict[str, SqliteOutbox] = {}
         self._poll: IDelayedCall | None = None
         self._more: IDelayedCall | None = None
-        # Numbers of the last request and of the last inbox row that were taken up.
-        self._asked = self._taken = 0
+        # Numbers of the last request that was taken up, and of the last inbox row that was looked at.
+        self._asked = self._looked_at = 0
+        # Numbers of the inbox's rows that wait, oldest first, by webhook.
+        self._waiting: dict[str, deque[int]] = {}
         self._changed = True
-        self._full_inbox = False
         # Requests carried out since this was last logged.
         self._carried_out: Counter[str] = Counter()
 
@@ -108,13 +110,16 @@ class SqliteStore(Service):
         :param name: the webhook's name; the outbox holds whatever was left under it.
         :raises mqhooks.errors.OutboxError: when it is new, the file is open, and it cannot be added.
         """
+        try:
+            return self._outbox(name)
+        except (OutboxUnavailable, OutboxDamaged) as error:
+            raise OutboxError(f"{self.path}: cannot add webhook {name} ({error})") from None
+
+    def _outbox(self, name: str) -> SqliteOutbox:
         if name not in self._outboxes:
             outbox = SqliteOutbox(self._store, name, self._around)
             if self._file is not None:
-                try:
-                    outbox.load(self._file.load(name))
-                except (OutboxUnavailable, OutboxDamaged) as error:
-                    raise OutboxError(f"{self.path}: cannot add webhook {name} ({error})") from None
+                outbox.load(self._file.load(name))
             self._outboxes[name] = outbox
             self._share()
         return self._outboxes[name]
@@ -364,6 +369,11 @@ class SqliteStore(Service):
             raise OutboxError(f"{self.path}: is not open")
         return self._file
 
+    @property
+    def untaken(self) -> int:
+        """Number of things that other processes have asked for or handed over and that are not carried out yet."""
+        return self._opened.untaken()
+
     # Once a second.
 
     def _look(self) -> None:
@@ -382,13 +392,14 @@ class SqliteStore(Service):
             return
         requests: list[int] = []
         inbox: list[int] = []
+        more = False
         try:
             # Earlier requests may be waiting even if the file has not changed.
             self._changed = self._file.changed() or self._changed
             if not self._changed:
                 return
             self._requests(self._file, requests)
-            self._inbox(self._file, inbox)
+            more = self._inbox(self._file, inbox)
             done = True
         except OutboxError as error:
             self._unreadable(error)
@@ -397,8 +408,10 @@ class SqliteStore(Service):
         if requests or inbox:
             self._store.done(requests=requests, inbox=inbox)
             self._store.flushed().addCallback(self._take_up_more)
+        elif more:
+            self._take_up_more(None)
         elif done:
-            self._changed = self._full_inbox
+            self._changed = bool(self._waiting) or self._store.holding
             self._tell_carried_out()
 
     def _take_up_more(self, _: None) -> None:
@@ -432,46 +445,87 @@ class SqliteStore(Service):
         for action, count in done.items():
             self.log.info("{action} done as requested: {count} dead letters", action=action, count=count)
 
-    def _inbox(self, file: OutboxFile, done: list[int]) -> None:
-        """Take over whatever another process hands over, while there is room for it, and add the rows' numbers to ``done``."""
-        self._full_inbox = self._store.holding
+    def _inbox(self, file: OutboxFile, done: list[int]) -> bool:
+        """
+        Take over some of what another process hands over, and add the rows' numbers to ``done``.
+
+        :returns: whether there may be more that was not looked at yet.
+        """
+        before = self._looked_at
         # Dead letters do not count as unwritten.
-        size = 0
-        while not self._store.holding and max(size, self._unwritten()) <= UNWRITTEN and len(done) < REQUESTS:
-            row = file.inbox(self._taken)
+        size = count = 0
+        handed = self._handed(file)
+        while not self._store.holding:
+            if count == REQUESTS or max(size, self._unwritten()) > UNWRITTEN:
+                return self._looked_at != before
+            row = next(handed, None)
             if row is None:
-                break
+                return False
             number, webhook, version, letter, check, content = row
+            count += 1
             size += len(content) if isinstance(content, bytes) else 0
-            if not isinstance(webhook, str):
-                self._taken = number
+            what = _decoded(webhook, version, letter, check, content)
+            if what is None:
+                self.log.critical("{path}: row {number} of inbox is damaged and is lost", path=self.path, number=number)
+            if what is None or self._take_over(number, webhook, what):
                 done.append(number)
-                self._lose(number)
-                continue
-            outbox = self.outbox(webhook)
-            if outbox.used + outbox.unwritten > outbox.max_size and self._limits.on_full == "pause":
-                self._full_inbox = True
-                break
-            self._taken = number
-            done.append(number)
-            if not self._take_over(outbox, version, letter, check, content):
-                self._lose(number)
+        return False
 
-    def _lose(self, number: int) -> None:
-        self.log.critical("{path}: row {number} of inbox is damaged and is lost", path=self.path, number=number)
+    def _handed(self, file: OutboxFile) -> Iterator[tuple[int, Any, Any, Any, Any, Any]]:
+        """Yield the inbox's rows that were not looked at yet, and then those that need not wait any longer."""
+        while (row := file.inbox(self._looked_at)) is not None:
+            self._looked_at = row[0]
+            yield row
+        for name in list(self._waiting):
+            while (numbers := self._waiting.get(name)) and self._may_take(name):
+                row = file.inbox(numbers[0] - 1)
+                numbers.popleft()
+                if not numbers:
+                    del self._waiting[name]
+                if row is not None:
+                    yield row
+                    if row[0] in self._waiting.get(name, ()):
+                        break
 
-    def _take_over(self, outbox: SqliteOutbox, version: Any, letter: Any, check: Any, content: Any) -> bool:
-        if not letter:
-            deliveries = decode_row(0, version, check, content)
-            outbox.take_over([delivery for delivery in deliveries or () if delivery is not None])
-            return deliveries is not None
-        if version != VERSION or not isinstance(content, bytes) or checksum(0, VERSION, content) != check:
-            return False
+    def _wait(self, number: int, webhook: str) -> None:
+        numbers = self._waiting.pop(webhook, deque())
+        insort(numbers, number)
+        # The others have their turn first.
+        self._waiting[webhook] = numbers
+
+    def _may_take(self, name: str) -> bool:
+        outbox = self._outboxes.get(name)
+        return outbox is None or self._limits.on_full != "pause" or outbox.used + outbox.unwritten <= outbox.max_size
+
+    def _take_over(self, number: int, webhook: str, what: DeadLetter | Sequence[Delivery]) -> bool:
+        """
+        Take over a row of the inbox. While its webhook has no room, or cannot be added, it waits, and those of others pass it.
+
+        :returns: whether it was taken over.
+        """
+        older = self._waiting.get(webhook)
+        problem = "it has no room (outbox.max_size)"
         try:
-            outbox.take_over_letter(decode_handed(outbox.name, content))
-        except ValueError:
-            return False
-        return True
+            if isinstance(what, DeadLetter):
+                self._outbox(webhook).take_over_letter(what)
+                return True
+            if not (older and older[0] < number) and self._may_take(webhook):
+                self._outbox(webhook).take_over(what)
+                return True
+        except OutboxUnavailable:
+            self._wait(number, webhook)
+            raise
+        except OutboxError as error:
+            problem = str(error).removeprefix(f"{self.path}: ")
+        self._wait(number, webhook)
+        if self._complaints.allow(("inbox", webhook in self._outboxes)) is not None:
+            self.log.warn(
+                "{path}: what was handed over for webhook {name} waits: {problem}",
+                path=self.path,
+                name=webhook,
+                problem=problem,
+            )
+        return False
 
     def _unwritten(self) -> int:
         return sum([outbox.unwritten for outbox in self._outboxes.values()])
@@ -508,3 +562,18 @@ class SqliteStore(Service):
 
     def _milliseconds(self) -> int:
         return int(self._now() * 1000)
+
+
+def _decoded(webhook: Any, version: Any, letter: Any, check: Any, content: Any) -> DeadLetter | Sequence[Delivery] | None:
+    """Decode a row of the inbox; return ``None`` when it is damaged."""
+    if not isinstance(webhook, str):
+        return None
+    if not letter:
+        deliveries = decode_row(0, version, check, content)
+        return None if deliveries is None else [delivery for delivery in deliveries if delivery is not None]
+    if version != VERSION or not isinstance(content, bytes) or checksum(0, VERSION, content) != check:
+        return None
+    try:
+        return decode_handed(webhook, content)
+    except ValueError:
+        return None

@@ -9,7 +9,7 @@ import select
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EACCES, EISDIR
+from errno import EACCES, EISDIR, ENXIO
 from typing import Any
 
 from twisted.application.service import Service
@@ -93,6 +93,9 @@ class Appender:
                 raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
             if not os.access(path, needed):
                 raise PermissionError(EACCES, os.strerror(EACCES))
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                # Nothing else tells whether a FIFO has a reader.
+                os.close(os.open(path, self._access | os.O_CLOEXEC | os.O_NONBLOCK))
         except (OSError, ValueError) as error:
             raise _unusable(self.path, error) from None
 
@@ -158,7 +161,7 @@ class Appender:
             self._reactor.stop()
 
     def _open(self, path: str) -> int:
-        # Opening a pipe fails when it has no reader, instead of blocking; writing to it then blocks.
+        # Opening a FIFO fails when it has no reader, instead of blocking; writing to it then blocks.
         flags = self._access | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         descriptor = None
         try:
@@ -176,6 +179,8 @@ class Appender:
 
 
 def _unusable(path: str, error: OSError | ValueError) -> ConfigError:
+    if isinstance(error, OSError) and error.errno == ENXIO:
+        return ConfigError("is a FIFO that nothing reads, or a socket; start its reader first, or give another file", path)
     reason = error.strerror if isinstance(error, OSError) else "a path must not contain NUL"
     return ConfigError(f"cannot be opened for appending ({reason}); create its directory and let this user write there", path)
 
@@ -242,7 +247,8 @@ class AppendingSink(Service):
 
     def look(self, directory: str) -> None:
         """
-        Look, without opening or making anything, whether this user can open the file.
+        Look, without making anything, whether this user can open the file. Only a FIFO is opened for that: its reader may see
+        an end of file.
 
         :param directory: where relative paths begin; ``""`` for the current directory.
         :raises mqhooks.errors.ConfigError: what :meth:`startService` would raise.

@@ -57,13 +57,15 @@ class Handover:
         """
         return self._pass_on(events, self._sink.receive)
 
-    def store(self, events: Sequence[Event]) -> Deferred[None] | None:
+    def store(self, events: Sequence[Event], *, room: bool = False) -> Deferred[None] | None:
         """
-        Have the sink commit a batch, whether or not there is room for more.
+        Have the sink commit a batch.
 
+        :param room: whether to wait until there is room for more, too.
         :returns: fires when the batch is committed, or fails when the sink does; ``None`` if it is committed already.
         """
-        return self._pass_on(events, self._sink.receive if self._bounded is None else self._bounded.store, telling=True)
+        receive = self._sink.receive if room or self._bounded is None else self._bounded.store
+        return self._pass_on(events, receive, telling=True)
 
     def _pass_on(
         self, events: Sequence[Event], receive: Callable[[Sequence[Event]], Deferred[None] | None], *, telling: bool = False

@@ -34,12 +34,14 @@ class OrderedService(MultiService):
     A child that cannot start (:class:`~mqhooks.errors.MqhooksError`) ends the process with one line and exit status 1.
 
     :param children: dependencies first: an outbox, the sinks, and last the listener.
+    :param program: the name that the line begins with.
     """
 
     log = Logger()
 
-    def __init__(self, children: Iterable[IService] = ()) -> None:
+    def __init__(self, children: Iterable[IService] = (), *, program: str = "mqhooks") -> None:
         super().__init__()
+        self._program = program
         for child in children:
             child.setServiceParent(self)
 
@@ -48,7 +50,7 @@ class OrderedService(MultiService):
         try:
             super().privilegedStartService()
         except MqhooksError as error:
-            raise StartFailed(f"mqhooks: {error}") from None
+            raise StartFailed(f"{self._program}: {error}") from None
 
     def startService(self) -> None:
         """Start all children."""
@@ -56,7 +58,7 @@ class OrderedService(MultiService):
             super().startService()
         except (MqhooksError, StartFailed) as error:
             self._stop_started()
-            raise error if isinstance(error, StartFailed) else StartFailed(f"mqhooks: {error}") from None
+            raise error if isinstance(error, StartFailed) else StartFailed(f"{self._program}: {error}") from None
 
     def _stop_started(self) -> None:
         # A running thread would keep the process alive. The reactor is not running, so nothing can wait for the children.

@@ -4,7 +4,9 @@ A webhook endpoint that prints what it receives, and misbehaves on request.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ from mqhooks.support.closing import ClosingFactory
 from mqhooks.support.listening import Listener, address_name, stop_listening
 from mqhooks.support.loops import Loop
 from mqhooks.support.options import CommandOptions, duration, share, whole
+from mqhooks.support.output import closed, occupy
 from mqhooks.support.services import OrderedService
 from mqhooks.support.signatures import check_verifying, verify
 from mqhooks.tools.tally import Received, Tally
@@ -194,12 +197,16 @@ class Console:
     Writes lines in UTF-8 for people to read.
 
     :param stream: each line is written to it synchronously.
-    :param when_closed: called once, when the reader of the stream has gone.
+    :param when_closed: called once, when the reader of the stream has gone, or the stream cannot be written for another reason.
+    :param complain: called with that reason, as a line, before.
     """
 
-    def __init__(self, stream: BinaryIO, when_closed: Callable[[], object]) -> None:
+    def __init__(
+        self, stream: BinaryIO, when_closed: Callable[[], object], complain: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._stream = stream
         self._when_closed = when_closed
+        self._complain = complain
         self._closed = False
 
     def write(self, line: str) -> None:
@@ -209,8 +216,10 @@ class Console:
         try:
             self._stream.write(line.encode("utf-8", "backslashreplace") + b"\n")
             self._stream.flush()
-        except OSError:
+        except OSError as error:
             self._closed = True
+            if not isinstance(error, BrokenPipeError):
+                self._complain(f"mqhooks: standard output cannot be written: {error.strerror}")
             self._when_closed()
 
 
@@ -357,28 +366,38 @@ def makeService(options: Options) -> IService:
 
     :raises SystemExit: when the address is not an endpoint.
     """
+    occupy()
     from twisted.internet import reactor
 
-    stdout = open(1, "wb", closefd=False)  # noqa: SIM115
+    stdout = open(os.devnull if closed() else 1, "wb", closefd=closed())  # noqa: SIM115
     try:
-        return OrderedService([from_options(reactor, options, stdout)])
+        return OrderedService([from_options(reactor, options, stdout, _complain)], program="mqhooks-receive")
     except ConfigError as error:
         raise SystemExit(f"mqhooks-receive: {error}") from None
 
 
-def from_options(reactor: Any, options: Options, stream: BinaryIO) -> ReceiverService:
+def _complain(line: str) -> None:
+    # twistd's log goes to standard output too.
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
+def from_options(
+    reactor: Any, options: Options, stream: BinaryIO, complain: Callable[[str], object] = lambda _: None
+) -> ReceiverService:
     """
     Make the receiver that the options describe.
 
     :param reactor: listens, tells the time, and is stopped when the reader of the stream has gone.
     :param stream: gets the lines about requests and counts.
+    :param complain: called with a line when the stream cannot be written.
     :raises mqhooks.errors.ConfigError: when the address is not an endpoint.
     """
     description = options["listen"] or f"tcp:{8080 if options['port'] is None else options['port']}:interface=127.0.0.1"
     fail, fail_status = options["fail"]
     secrets = () if options["secret"] is None else (options["secret"],)
     behaviour = Behaviour(options["status"], fail, fail_status, options["drop"], options["delay"] or 0.0, secrets)
-    console = Console(stream, lambda: reactor.stop() if receiver.running else None)
+    console = Console(stream, lambda: reactor.stop() if receiver.running else None, complain)
 
     def show(received: Received) -> None:
         console.write(received.describe(headers=options["verbose"]))

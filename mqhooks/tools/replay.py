@@ -5,6 +5,7 @@ Replaying the ``capture`` sink's recordings.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -32,6 +33,9 @@ class Capture:
         self.count = 0
         self._path = path
         try:
+            mode = os.stat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ConfigError("is not a regular file; give a capture", path)
             self._file = open(path, "rb")  # noqa: SIM115 - read while frames are sent
             self._end = os.fstat(self._file.fileno()).st_size
             first = latest = None

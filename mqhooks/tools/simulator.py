@@ -23,6 +23,7 @@ from mqhooks.events import HOOKS, Event, Message
 from mqhooks.sources.sidecar.decode import decode
 from mqhooks.sources.sidecar.encode import encode
 from mqhooks.support.options import CommandOptions, number, one_of, speed, whole
+from mqhooks.support.output import occupy
 from mqhooks.support.redact import hide_url
 from mqhooks.tools.calls import CallPool, call_of
 from mqhooks.tools.model import DEFAULT_MIX, Generation, SessionModel
@@ -181,6 +182,7 @@ def makeService(options: Options) -> Sender:
 
     :raises SystemExit: when the target is not an endpoint, or there is no capture to replay.
     """
+    occupy()
     from twisted.internet import reactor
 
     try:

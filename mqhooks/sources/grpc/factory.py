@@ -316,7 +316,8 @@ class GrpcFactory(SourceFactory):
         self._flush()
         awaited = self._current
         seen = [self._sessions.see(event) if event.hook in CONCERNED else event for event in events]
-        stored = self._store(seen)
+        # Between pieces there is time to wait for room.
+        stored = self.handover.store(seen, room=True)
         return None if stored is None else stored.addErrback(self._not_stored, awaited)
 
     def _undecodable_piece(self, awaited: _Awaited, error: MalformedFrame, frames: int) -> None:
@@ -341,7 +342,7 @@ class GrpcFactory(SourceFactory):
             self._hand_over(calls, events, size)
 
     def _hand_over(self, calls: list[Call], events: list[Event], size: int) -> None:
-        stored = self._store(events)
+        stored = self.handover.store(events)
         if stored is None:
             answer(calls, OK)
             return
@@ -354,9 +355,6 @@ class GrpcFactory(SourceFactory):
 
         stored.addBoth(done)
         stored.addCallbacks(lambda _: awaited.end(OK), self._not_stored, errbackArgs=(awaited,))
-
-    def _store(self, events: list[Event]) -> Deferred[None] | None:
-        return self.handover.store(events)
 
     def _not_stored(self, failure: Failure, awaited: _Awaited | None) -> None:
         # The handover has logged it.

@@ -3,6 +3,7 @@ Turning the requests of all of VerneMQ's connections into committed events, and 
 
 - An answer means that the event is committed: VerneMQ acknowledges its client's message only then.
 - The events that all connections bring in one turn of the reactor are one batch, and so one commit. It does not wait for more.
+- An event with very many topics goes piece by piece, each once the one before is committed: a slow disk piles up no pieces.
 - Refusing is better than stalling: a stalled request holds up its client, and 50 of them every hook that goes to this address.
   So an event that cannot be committed is refused at once, and one that is not committed within seconds is given up. Where
   VerneMQ treats the answer as a decision, the answer is still ``next``.
@@ -10,11 +11,10 @@ Turning the requests of all of VerneMQ's connections into committed events, and 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from time import time_ns
-from typing import Any, NamedTuple
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IProtocolNegotiationFactory, IReactorTime
@@ -29,6 +29,7 @@ from mqhooks.sources.connections import SourceFactory
 from mqhooks.sources.listening import CLOSING_TIME
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.longframes import HELD, HELD_COMMON, LongFrames
+from mqhooks.sources.sidecar.pieces import Divided, Pieces
 from mqhooks.sources.webhooks.access import AccessCheck
 from mqhooks.sources.webhooks.answers import NEXT, problem
 from mqhooks.sources.webhooks.counters import WebhooksCounters
@@ -74,15 +75,6 @@ class _Batch:
         self.late: IDelayedCall | None = None
 
 
-class _Divided(NamedTuple):
-    """An event with very many topics, or one that waits behind such an event: its pieces, bytes and deadline."""
-
-    exchange: PendingAnswer
-    pieces: deque[Event]
-    size: int
-    due: float
-
-
 @implementer(IProtocolNegotiationFactory)
 class WebhooksFactory(SourceFactory):
     """
@@ -124,8 +116,12 @@ class WebhooksFactory(SourceFactory):
         self._exchanges: list[PendingAnswer] = []
         self._size = 0
         self._flushing: IDelayedCall | None = None
-        self._pieces: dict[tuple[str, str], deque[_Divided]] = {}
+        # All pieces are decoded before the first is handed over: none can fail.
+        self._pieces = Pieces(reactor, self._store_piece, lambda *_: None, self.tell_empty)
         self._divided = 0
+        # The request of the piece that is handed over, and the deadlines of all requests in pieces.
+        self._exchange: PendingAnswer | None = None
+        self._deadlines: dict[PendingAnswer, IDelayedCall] = {}
         self._uncommitted = 0
         self._overdue = 0
         self._refusing: float | None = None
@@ -185,7 +181,7 @@ class WebhooksFactory(SourceFactory):
     @property
     def empty(self) -> bool:
         """Whether no connection is open and no event waits to be handed over; a client may leave before its event is."""
-        return not (self.connections or self._events or self._pieces)
+        return not (self.connections or self._events or self._pieces.clients)
 
     def _closed(self, _: None, late: IDelayedCall) -> None:
         if late.active():
@@ -194,10 +190,12 @@ class WebhooksFactory(SourceFactory):
 
     def give_up(self) -> None:
         """Abort all connections, and forget events that are not yet handed over."""
-        if self._pieces:
-            count = sum(map(len, self._pieces.values()))
-            self._pieces.clear()
-            self._divided = 0
+        count = self._pieces.drop()
+        self._divided = 0
+        for late in self._deadlines.values():
+            late.cancel()
+        self._deadlines.clear()
+        if count:
             self.log.error("stopped in the middle of {count} requests with many topics: the rest of them is lost", count=count)
         super().give_up()
 
@@ -258,20 +256,45 @@ class WebhooksFactory(SourceFactory):
         if event.hook in CONCERNED:
             event = self._sessions.see(event)
         client = event.mountpoint, event.client_id
-        pieces = deque(divide(event))
-        if len(pieces) == 1 and client not in self._pieces:
+        pieces = divide(event)
+        first, second = next(pieces), next(pieces, None)
+        if second is None and client not in self._pieces.clients:
             self._add(exchange, event, len(body))
         elif self._divided > DIVIDED:
             self.counters.refused += 1
             self.complain(exchange.protocol, "divided", "events with very many topics come too fast: some are refused")
             exchange.finish(NEXT if exchange.chain else _TOO_MANY)
         else:
-            exchange.events = len(pieces)
             self._divided += len(body)
+            self._deadlines[exchange] = self._clock.callLater(ANSWER_TIME, self._late, exchange)
+            events = self._worked_off(exchange, first, second, pieces, len(body))
             # To keep the client's order, its next events wait behind the pieces.
-            divided = _Divided(exchange, pieces, len(body), self._clock.seconds() + ANSWER_TIME)
-            self._pieces.setdefault(client, deque()).append(divided)
-            self._schedule()
+            self._pieces.add(exchange, Divided(events, client, cut=False), len(body))
+
+    def _worked_off(
+        self, exchange: PendingAnswer, piece: Event, following: Event | None, pieces: Iterator[Event], size: int
+    ) -> Iterator[tuple[Event, int]]:
+        """Pass a request's pieces on, each asked for once the one before is committed; the last one's commit answers it."""
+        try:
+            while following is not None:
+                self._exchange = exchange
+                exchange.events += 1
+                yield piece, 0
+                piece, following = following, next(pieces, None)
+            self._exchange = exchange
+            yield piece, 0
+        finally:
+            self._divided -= size
+            late = self._deadlines.pop(exchange, None)
+            if late is not None and late.active():
+                late.cancel()
+
+    def _store_piece(self, events: list[Event], size: int, frames: int) -> Deferred[None] | None:
+        self._flush()
+        exchange = self._exchange
+        assert exchange is not None
+        # Between pieces there is time to wait for room.
+        return self._store(events, _Batch([exchange], size), room=exchange.events > 1)
 
     def _add(self, exchange: PendingAnswer, event: Event, size: int) -> None:
         self._events.append(event)
@@ -285,40 +308,25 @@ class WebhooksFactory(SourceFactory):
 
     def _flush(self) -> None:
         """Hand over the events of this turn of the reactor as one batch."""
-        self._next_piece()
+        if self._flushing is not None and self._flushing.active():
+            self._flushing.cancel()
         self._flushing = None
         events, self._events = self._events, []
         if not events:
             return
         batch = _Batch(self._exchanges, self._size)
         self._exchanges, self._size = [], 0
-        stored = self.handover.store(events)
-        if stored is None:
-            self._committed(None, batch)
-        else:
-            self._uncommitted += batch.size
-            batch.late = self._clock.callLater(ANSWER_TIME, self._give_up_on, batch)
-            stored.addCallbacks(self._committed, self._not_stored, (batch,), errbackArgs=(batch,))
-        if self._pieces:
-            self._schedule()
+        self._store(events, batch)
         self.tell_empty()
 
-    def _next_piece(self) -> None:
-        """Add one piece of a divided event to the batch: one a turn, so that other events are not held up."""
-        if not self._pieces:
-            return
-        client = next(iter(self._pieces))
-        waiting = self._pieces.pop(client)
-        divided = waiting[0]
-        if divided.due <= self._clock.seconds():
-            self._late(divided.exchange)
-        self._add(divided.exchange, divided.pieces.popleft(), 0)
-        if not divided.pieces:
-            self._divided -= divided.size
-            waiting.popleft()
-        if waiting:
-            # The other clients have their turn first.
-            self._pieces[client] = waiting
+    def _store(self, events: list[Event], batch: _Batch, *, room: bool = False) -> Deferred[None] | None:
+        stored = self.handover.store(events, room=room)
+        if stored is None:
+            self._committed(None, batch)
+            return None
+        self._uncommitted += batch.size
+        batch.late = self._clock.callLater(ANSWER_TIME, self._give_up_on, batch)
+        return stored.addCallbacks(self._committed, self._not_stored, (batch,), errbackArgs=(batch,))
 
     def _settle(self, batch: _Batch) -> None:
         if batch.late is not None:
@@ -331,7 +339,7 @@ class WebhooksFactory(SourceFactory):
     def _not_stored(self, _: Failure, batch: _Batch) -> None:
         """Answer requests whose events the sink failed to take. The handover has logged the failure."""
         self._settle(batch)
-        self.counters.refused += len(batch.exchanges)
+        self.counters.refused += sum(exchange.answer is None for exchange in batch.exchanges)
         for exchange in batch.exchanges:
             exchange.finish(NEXT if exchange.chain else _LOST)
 
