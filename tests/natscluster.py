@@ -12,6 +12,7 @@ import subprocess
 import sys
 from base64 import b32encode, urlsafe_b64encode
 from binascii import crc_hqx
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest
 
+from mqhooks.errors import NATSTimeout
 from mqhooks.nats.settings import Server
 from mqhooks.tools.ports import free_port
 from tests.waiting import until
@@ -44,6 +46,16 @@ def program():
 
 
 _JETSTREAM = 'jetstream {{ store_dir: {store}, sync_interval: "{sync}", max_mem: 64MB, max_file: 1GB }}'
+
+
+async def leader(js, stream):
+    """Return the name of the server that leads a stream. While a cluster settles, a question may stay without an answer."""
+
+    async def answer():
+        with suppress(NATSTimeout):
+            return (await js.stream_info(stream))["cluster"].get("leader")
+
+    return await until(answer)
 
 
 class Cluster:

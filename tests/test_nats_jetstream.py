@@ -19,7 +19,7 @@ from mqhooks.errors import (
 from mqhooks.nats.client import NATSClient
 from mqhooks.nats.jetstream import NO_STREAM, WRONG_LAST_SEQUENCE, JetStream
 from mqhooks.nats.settings import NATSSettings
-from tests.natscluster import Cluster
+from tests.natscluster import Cluster, leader
 from tests.waiting import until
 
 ORDERS = {"name": "orders", "subjects": ["o.>"], "allow_direct": True, "allow_rollup_hdrs": True, "max_bytes": 1 << 20}
@@ -176,7 +176,7 @@ class OverLeaders(JetStreamCase):
     """What a leader's end does to what was published."""
 
     async def leader(self, js):
-        return int((await js.stream_info("orders"))["cluster"]["leader"][1:])
+        return int((await leader(js, "orders"))[1:])
 
     async def test_leader_killed(self):
         """Each message is repeated under its id until it is acknowledged, and is stored once."""

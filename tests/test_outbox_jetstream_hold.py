@@ -21,6 +21,7 @@ from mqhooks.webhook.settings import WebhookSettings
 from tests.contract.outbox import make
 from tests.frames import envelope, framed
 from tests.jetstream import JetStreamMixin, Link
+from tests.natscluster import leader
 from tests.test_outbox_jetstream import Consumer
 from tests.waiting import until
 
@@ -222,7 +223,7 @@ class ElectionTests(HoldCase):
         await self.begin(3)
         first, one = self.store(partitions=6)
         await self.ready(one)
-        leaders = [(await self.js.stream_info(one.names.stream(number)))["cluster"]["leader"] for number in range(6)]
+        leaders = [await leader(self.js, one.names.stream(number)) for number in range(6)]
         await first.stopService()
         number = int(leaders[0].removeprefix("n"))
         others = [server for index, server in enumerate(self.nodes.servers) if index != number]
