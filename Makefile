@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
-JOBS := 5
+JOBS := 6
 SECONDS :=
 BENCH :=
 

@@ -160,10 +160,14 @@ class StandardOutputTests(SynchronousTestCase):
             self.assertEqual((done.returncode, done.stderr), (1, told), words)
 
     def test_the_exit_status_tells_when_standard_error_cannot(self):
-        for words, status in ((["status", "--url=http://127.0.0.1:1"], 2), (["nonsense"], 2), (["check", "/nowhere"], 1)):
-            for where in ("2>/dev/full", "2>&-", "<&- >&- 2>&-"):
-                done = self.run_to(None, words, "", before=["sh", "-c", f'exec "$@" {where}', "sh"])
-                self.assertEqual(done.returncode, status, (words, where))
+        for words, where, status in (
+            (["status", "--url=http://127.0.0.1:1"], "2>/dev/full", 2),
+            (["status", "--url=http://127.0.0.1:1"], "<&- >&- 2>&-", 2),
+            (["nonsense"], "2>&-", 2),
+            (["check", "/nowhere"], "2>/dev/full", 1),
+        ):
+            done = self.run_to(None, words, "", before=["sh", "-c", f'exec "$@" {where}', "sh"])
+            self.assertEqual(done.returncode, status, (words, where))
 
 
 class OptionsOfTwistdTests(SynchronousTestCase):

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+from io import StringIO
 from pathlib import Path
 
 from twisted.application.service import IService
@@ -14,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.usage import UsageError
+from twisted.scripts.twistd import run
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mqhooks.app.tap import Options, makeService
@@ -420,7 +422,7 @@ class ProcessTests(OptionsCase, TestCase):
         self.assertEqual(bridge.stderr, "mqhooks: /nowhere.conf: cannot be read: No such file or directory\n")
         self.assertEqual(bridge.stdout, "")
 
-    async def test_a_wrong_command_line_ends_it(self):
+    def test_a_wrong_command_line_ends_it(self):
         for command, args, mistake in (
             ("mqhooks", ["--nope"], "option --nope not recognized; --help lists them"),
             ("mqhooks", ["--chekc"], "option --chekc not recognized; did you mean --check?"),
@@ -442,9 +444,11 @@ class ProcessTests(OptionsCase, TestCase):
             ("mqhooks-receive", ["--quiet", "--verbose"], "--quiet and --verbose contradict each other; give one of them"),
             ("mqhooks-simulate", ["--rate", "x"], "--rate: 'x' is not a number of 0 or more"),
         ):
-            process = Twistd(self, command, *args)
-            reason = await process.ended
-            self.assertEqual((reason.exitCode, process.stdout, process.stderr), (1, "", f"{command}: {mistake}\n"))
+            stdout, stderr = StringIO(), StringIO()
+            for name, value in (("argv", ["twistd", "-n", command, *args]), ("stdout", stdout), ("stderr", stderr)):
+                self.patch(sys, name, value)
+            exit_ = self.assertRaises(SystemExit, run)
+            self.assertEqual((exit_.code, stdout.getvalue(), stderr.getvalue()), (f"{command}: {mistake}", "", ""))
 
     async def test_a_sink_that_cannot_start_ends_the_start(self):
         bridge = Twistd(self, "mqhooks", "--sidecar-port", "0", "--admin-port", "0", "--sink", "log:path=/nowhere/x.jsonl")
