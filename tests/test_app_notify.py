@@ -12,6 +12,7 @@ from mqhooks.app import notify
 from mqhooks.app.notify import Notifier
 from mqhooks.app.settings import NotifySettings
 from mqhooks.errors import ConnectFailed
+from mqhooks.outbox.memory import MemoryOutbox
 from mqhooks.support.signatures import verify
 from mqhooks.webhook.sink import WebhookSink
 from tests.test_reload import BridgeCase
@@ -97,6 +98,16 @@ class NotifierTests(SinkMixin, SynchronousTestCase):
         self.assertEqual(self.kinds(), ["down"])
         self.clock.pump([1] * 300)
         self.assertEqual(self.kinds(), [])
+
+    def test_unexpected_error_is_logged_once_a_minute(self):
+        self.start()
+
+        def broken(_):
+            raise ZeroDivisionError
+
+        self.patch(MemoryOutbox, "counts", property(broken))
+        self.clock.pump([1] * 100)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_held(self):
         self.start()

@@ -20,7 +20,7 @@ import msgspec
 import mqhooks
 from mqhooks.app.parser import CommandParser
 from mqhooks.errors import MqhooksError, NoAnswer, told
-from mqhooks.support.output import complain, flush, occupy, put
+from mqhooks.support.output import complain, occupy, put
 from mqhooks.support.printable import printable
 
 _COMMANDS = {
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, write: Callable[[str], object] 
             options = parser(words).understand(words)
         except SystemExit:
             # The help or a completion script may not have left the buffer.
-            put(flush)
+            put(sys.stdout.flush)
             raise
         return _written(options.command(options), write)
     except BrokenPipeError:
@@ -105,6 +105,6 @@ def _written(lines: Iterator[str], write: Callable[[str], object]) -> int:
         try:
             line = next(lines)
         except StopIteration as end:
-            put(flush)
+            put(sys.stdout.flush)
             return end.value or 0
         put(partial(write, line))

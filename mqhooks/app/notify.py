@@ -167,7 +167,8 @@ class Notifier(Service):
                     self._tell(kind, name, sink.outbox.counts.pending, **values)
             except Exception:
                 # The others have nothing to do with it.
-                self.log.failure("checking webhook {name} for notifications failed", name=name)
+                if self._complaints.allow(("failed", name)) is not None:
+                    self.log.failure("checking webhook {name} for notifications failed", name=name)
 
     def _changes(self, sink: WebhookSink, told: _Told) -> Iterator[tuple[Kind, dict[str, Any]]]:
         counts = sink.outbox.counts

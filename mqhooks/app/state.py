@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Generator
@@ -25,7 +26,7 @@ import msgspec
 from mqhooks.app.parser import CommandParser
 from mqhooks.app.statusview import StatusReply, shown
 from mqhooks.errors import ConfigError, MqhooksError, NoAnswer
-from mqhooks.support.output import flush, put
+from mqhooks.support.output import put
 from mqhooks.support.printable import printable
 from mqhooks.support.redact import hide_url
 
@@ -91,7 +92,7 @@ def _status(options: Namespace) -> Generator[str, None, int]:
             lines = [f"mqhooks: {error}"]
         # Move the cursor home and erase below it, so that the terminal does not flicker.
         yield from [f"\x1b[H\x1b[J{lines[0]}", *lines[1:]] if os.isatty(1) and not options.json else lines
-        put(flush)
+        put(sys.stdout.flush)
         time.sleep(options.watch)
     lines, status = _asked(bridge, options)
     yield from lines

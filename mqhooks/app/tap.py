@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from mqhooks.sinks import LogSink, sinkFromString
 from mqhooks.sinks.appending import AppendingSink
 from mqhooks.sources.grpc.settings import GRPC_PORT
 from mqhooks.support.options import CommandOptions, one_of, whole
-from mqhooks.support.output import closed, flush, occupy, put
+from mqhooks.support.output import closed, occupy, put
 from mqhooks.support.services import DaemonService, LoggedService
 
 
@@ -222,7 +223,7 @@ def _make(reactor: Any, options: Options) -> IService:
         described = describe(settings, planned.sidecars, options["sink"], samples=bool(options["sample"]))
         with suppress(BrokenPipeError):
             put(partial(print, described))
-            put(flush)
+            put(sys.stdout.flush)
         raise SystemExit(0)
     settings, sinks, service = planned.settings, planned.sinks, planned.service
     for warning in settings.warnings:

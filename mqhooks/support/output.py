@@ -39,12 +39,6 @@ def complain(text: str) -> None:
         _give_up_on(sys.stderr)
 
 
-def flush() -> None:
-    """Flush standard output, if it is open at all."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
 def put(write: Callable[[], object]) -> None:
     """
     Call what writes to standard output, or flushes it.

@@ -17,7 +17,7 @@ from mqhooks.sources.webhooks.answers import problem
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 
 
-class AccessCheck:
+class AccessGuard:
     """
     Checks a request's target, and its token or password.
 

@@ -30,11 +30,11 @@ from mqhooks.sources.listening import CLOSING_TIME
 from mqhooks.sources.sessions import CONCERNED, SessionTable
 from mqhooks.sources.sidecar.longframes import HELD, HELD_COMMON, LongFrames
 from mqhooks.sources.sidecar.pieces import Divided, Pieces
-from mqhooks.sources.webhooks.access import AccessCheck
+from mqhooks.sources.webhooks.access import AccessGuard
 from mqhooks.sources.webhooks.answers import NEXT, problem
 from mqhooks.sources.webhooks.counters import WebhooksCounters
 from mqhooks.sources.webhooks.decode import Hook, decode, divide
-from mqhooks.sources.webhooks.protocol import PendingAnswer, WebhooksProtocol
+from mqhooks.sources.webhooks.protocol import HookExchange, WebhooksProtocol
 from mqhooks.sources.webhooks.settings import WebhooksSettings
 from mqhooks.support.loops import Loop
 from mqhooks.support.ratelimit import RateLimit
@@ -68,7 +68,7 @@ class _Batch:
 
     __slots__ = ("exchanges", "late", "overdue", "size")
 
-    def __init__(self, exchanges: list[PendingAnswer], size: int) -> None:
+    def __init__(self, exchanges: list[HookExchange], size: int) -> None:
         self.exchanges = exchanges
         self.size = size
         self.overdue = False
@@ -113,15 +113,15 @@ class WebhooksFactory(SourceFactory):
         self._sessions = SessionTable() if sessions is None else sessions
         self._complaints = RateLimit(reactor)
         self._events: list[Event] = []
-        self._exchanges: list[PendingAnswer] = []
+        self._exchanges: list[HookExchange] = []
         self._size = 0
         self._flushing: IDelayedCall | None = None
         # All pieces are decoded before the first is handed over: none can fail.
         self._pieces = Pieces(reactor, self._store_piece, lambda *_: None, self.tell_empty)
         self._divided = 0
         # The request of the piece that is handed over, and the deadlines of all requests in pieces.
-        self._exchange: PendingAnswer | None = None
-        self._deadlines: dict[PendingAnswer, IDelayedCall] = {}
+        self._exchange: HookExchange | None = None
+        self._deadlines: dict[HookExchange, IDelayedCall] = {}
         self._uncommitted = 0
         self._overdue = 0
         self._refusing: float | None = None
@@ -134,7 +134,7 @@ class WebhooksFactory(SourceFactory):
 
     def change(self, settings: WebhooksSettings) -> None:
         """Replace path, token, user and password, the limit for bodies, and the payloads' encoding."""
-        self.guard = AccessCheck(settings)
+        self.guard = AccessGuard(settings)
         self.max_body = settings.max_body
         self._text = settings.payload_encoding == "text"
 
@@ -238,7 +238,7 @@ class WebhooksFactory(SourceFactory):
         questions[name] += 1
         return True
 
-    def take(self, exchange: PendingAnswer, hook: Hook, body: bytes) -> None:
+    def take(self, exchange: HookExchange, hook: Hook, body: bytes) -> None:
         """Take a request's event, and answer the request: at once if refused, otherwise after the commit."""
         if self._full:
             if self._refusing is None:
@@ -272,7 +272,7 @@ class WebhooksFactory(SourceFactory):
             self._pieces.add(exchange, Divided(events, client, cut=False), len(body))
 
     def _worked_off(
-        self, exchange: PendingAnswer, piece: Event, following: Event | None, pieces: Iterator[Event], size: int
+        self, exchange: HookExchange, piece: Event, following: Event | None, pieces: Iterator[Event], size: int
     ) -> Iterator[tuple[Event, int]]:
         """Pass a request's pieces on, each asked for once the one before is committed; the last one's commit answers it."""
         try:
@@ -296,7 +296,7 @@ class WebhooksFactory(SourceFactory):
         # Between pieces there is time to wait for room.
         return self._store(events, _Batch([exchange], size), room=exchange.events > 1)
 
-    def _add(self, exchange: PendingAnswer, event: Event, size: int) -> None:
+    def _add(self, exchange: HookExchange, event: Event, size: int) -> None:
         self._events.append(event)
         self._exchanges.append(exchange)
         self._size += size
@@ -359,7 +359,7 @@ class WebhooksFactory(SourceFactory):
         for exchange in batch.exchanges:
             self._late(exchange)
 
-    def _late(self, exchange: PendingAnswer) -> None:
+    def _late(self, exchange: HookExchange) -> None:
         if exchange.answer is None:
             self.counters.late += 1
             exchange.finish(NEXT if exchange.chain else _LATE)

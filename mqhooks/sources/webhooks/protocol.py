@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mqhooks.sources.sidecar.longframes import COMMON, LONG, LongFrames
-from mqhooks.sources.webhooks.access import AccessCheck
+from mqhooks.sources.webhooks.access import AccessGuard
 from mqhooks.sources.webhooks.answers import CONTINUE, NEXT, NEXT_BYTES, Answer, problem
 from mqhooks.sources.webhooks.counters import WebhooksCounters
 from mqhooks.sources.webhooks.decode import HOOKS, Hook
@@ -60,7 +60,7 @@ class WebhooksOwner(Protocol):
     :ivar common_bodies: likewise, for bodies of up to a MiB.
     """
 
-    guard: AccessCheck
+    guard: AccessGuard
     counters: WebhooksCounters
     max_body: int
     long_bodies: LongFrames
@@ -78,14 +78,14 @@ class WebhooksOwner(Protocol):
     def count_question(self, hook: bytes) -> bool:
         """Count a request if it is a question to an authorizer, and return whether it is."""
 
-    def take(self, exchange: PendingAnswer, hook: Hook, body: bytes) -> None:
+    def take(self, exchange: HookExchange, hook: Hook, body: bytes) -> None:
         """Take a request's event, and answer the request."""
 
     def complain(self, protocol: WebhooksProtocol, kind: str, complaint: str) -> None:
         """Log what is wrong with a peer's requests."""
 
 
-class PendingAnswer:
+class HookExchange:
     """
     A request that waits for its answer.
 
@@ -142,7 +142,7 @@ class WebhooksProtocol(BaseProtocol):
         self._socket: Any = None
         self._direct: Any = None
         self._parser = HttpRequestParser(self)
-        self._exchanges: deque[PendingAnswer] = deque()
+        self._exchanges: deque[HookExchange] = deque()
         self._choked = False
         self._lost = False
         self._begun = 0
@@ -313,7 +313,7 @@ class WebhooksProtocol(BaseProtocol):
             # The client may or may not send the body now, so there is no telling where the next request begins.
             self._answer(self._refusal, b"close")
         elif self._expects:
-            waiting = PendingAnswer(self, chain=False, connection=b"", bodiless=False)
+            waiting = HookExchange(self, chain=False, connection=b"", bodiless=False)
             self._exchanges.append(waiting)
             waiting.answer = CONTINUE
             self.send()
@@ -371,16 +371,16 @@ class WebhooksProtocol(BaseProtocol):
                 factory.complain(self, "unknown", "requests of an unknown hook are answered and ignored")
             self._answer(NEXT, connection)
             return
-        exchange = PendingAnswer(self, hook.chain, connection, bodiless=False)
+        exchange = HookExchange(self, hook.chain, connection, bodiless=False)
         self._enqueue(exchange)
         factory.take(exchange, hook, bytes(body))
 
     def _answer(self, answer: Answer, connection: bytes) -> None:
-        exchange = PendingAnswer(self, False, connection, self._parser.get_method() == b"HEAD")  # noqa: FBT003
+        exchange = HookExchange(self, False, connection, self._parser.get_method() == b"HEAD")  # noqa: FBT003
         self._enqueue(exchange)
         exchange.finish(answer)
 
-    def _enqueue(self, exchange: PendingAnswer) -> None:
+    def _enqueue(self, exchange: HookExchange) -> None:
         exchanges = self._exchanges
         exchanges.append(exchange)
         if exchange.connection == b"close":
@@ -395,7 +395,7 @@ class WebhooksProtocol(BaseProtocol):
         self.factory.counters.count(kind)
         self.factory.complain(self, kind, reason)
         self._hold(0)
-        exchange = PendingAnswer(self, chain=False, connection=b"close", bodiless=False)
+        exchange = HookExchange(self, chain=False, connection=b"close", bodiless=False)
         self._enqueue(exchange)
         exchange.finish(answer)
 
